@@ -1,0 +1,119 @@
+"""Rows of teacher text from files, directories, hub datasets and the bundled set.
+
+One module per kind of source yields raw records; `rows` checks them. To add a kind, write such a
+module and name it in `_records`.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from gad_jax.data.sources import hub, jsonl, parquet
+from gad_jax.data.sources.rows import Invalid, Record, Row, Rows, parse
+from gad_jax.errors import UserError
+
+_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+_BUNDLED = {"bundled": "train.jsonl", "bundled:heldout": "heldout.jsonl"}
+_BUNDLED_DIRECTORY = Path(__file__).parent.parent / "bundled"
+
+
+def read(
+    name: str | Path,
+    *,
+    skip_invalid: bool = False,
+    split: str = "train",
+    need_response: bool = True,
+) -> Rows:
+    """Returns the rows of a JSONL or Parquet file, a directory of them, a hub dataset, or bundled.
+
+    A row holds a conversation that ends with the user, under `messages` or `content` (lists of
+    {role, content}) or as a single user turn under `prompt`, and one text or a list of texts under
+    `teacher_response` (optional without `need_response`). Other columns are ignored. `split` picks
+    a part of a hub dataset or the files of a directory; a single file is read whole.
+
+    A malformed row raises UserError; with `skip_invalid` it is left out and counted by reason.
+
+        rows = read("train.jsonl")
+        rows[0].messages[-1]["content"], rows[0].responses
+    """
+    rows: list[Row] = []
+    skipped: Counter[str] = Counter()
+    for where, record in _records(str(name), split, need_response):
+        try:
+            rows.append(parse(where, record, need_response))
+        except Invalid as problem:
+            if not skip_invalid:
+                raise UserError(
+                    f"{where}: {problem}; drop the row or pass --data.skip_invalid"
+                ) from None
+            skipped[problem.reason] += 1
+    if not rows:
+        reasons = ", ".join(f"{count}: {reason}" for reason, count in skipped.most_common())
+        found = f"all rows are invalid ({reasons})" if skipped else "no rows"
+        raise UserError(f"{name}: {found}; give a file with at least one valid row")
+    return Rows(str(name), tuple(rows), dict(skipped), skip_invalid)
+
+
+def _records(name: str, split: str, need_response: bool) -> Iterator[Record]:
+    """Yields the raw records of whatever `name` stands for."""
+    if name in _BUNDLED:
+        yield from _file_records(_BUNDLED_DIRECTORY / _BUNDLED[name], need_response)
+    elif Path(name).is_dir():
+        for path in _files(Path(name), split):
+            yield from _file_records(path, need_response)
+    elif Path(name).is_file():
+        yield from _file_records(Path(name), need_response)
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+", name) and _suffix(Path(name)) is None:
+        yield from hub.records(name, split)
+    else:
+        raise UserError(
+            f"{name}: no such file; give a {', '.join(_SUFFIXES)} file or a directory of them, a "
+            f"hub dataset ORG/NAME, or {' or '.join(_BUNDLED)}"
+        )
+
+
+def _files(directory: Path, split: str) -> list[Path]:
+    """Returns the directory's data files in the order of their names.
+
+    Where names begin with a split (train-00000-of-00002.parquet), only those of `split`.
+    """
+    paths = sorted(path for path in directory.iterdir() if _suffix(path) and path.is_file())
+    if not paths:
+        raise UserError(f"{directory}: no {', '.join(_SUFFIXES)} file in this directory; add one")
+    begins = re.compile(r"(train|test|validation|valid|dev|eval|heldout)(?![^\W_])")
+    splits = [match and match[1] for match in (begins.match(path.name) for path in paths)]
+    if not any(splits):
+        return paths
+    chosen = [path for path, of in zip(paths, splits, strict=True) if of == split]
+    if not chosen:
+        raise UserError(
+            f"{directory}: no file name begins with {split!r} (first file: {paths[0].name}); "
+            "name one file"
+        )
+    return chosen
+
+
+def _file_records(path: Path, need_response: bool) -> Iterator[Record]:
+    suffix = _suffix(path)
+    if suffix is None:
+        raise UserError(
+            f"{path}: unknown kind of file; give {', '.join(_SUFFIXES)} (JSONL has one JSON object "
+            "per line)"
+        )
+    try:
+        if suffix == ".parquet":
+            yield from parquet.records(path, need_response)
+        else:
+            yield from jsonl.records(path)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror or error}); check the file"
+        ) from error
+
+
+def _suffix(path: Path) -> str | None:
+    return next((suffix for suffix in _SUFFIXES if path.name.endswith(suffix)), None)
+
+
+__all__ = ["Row", "Rows", "read"]

@@ -1,0 +1,28 @@
+"""Datasets of the Hugging Face hub, through the `datasets` library (optional)."""
+
+from collections.abc import Iterator
+
+from gad_jax.data.sources.rows import Record
+from gad_jax.errors import UserError
+
+
+def records(name: str, split: str) -> Iterator[Record]:
+    """Yields (name:row, object) for each row of a split, counted from 1."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError(
+            f"{name}: no such file, and hub datasets need the package datasets; install it or "
+            "give a file"
+        ) from error
+
+    try:
+        dataset = datasets.load_dataset(name, split=split)
+    except Exception as error:  # offline, unknown, gated, no such split: a kind of its own each
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UserError(
+            f"{name}: neither a file nor a hub dataset that can be loaded now ({reason}); give a "
+            "downloaded file"
+        ) from error
+    for number, record in enumerate(dataset, start=1):
+        yield f"{name}:{number}", record

@@ -1,0 +1,139 @@
+"""What a row of teacher text is, and the checks that a raw record passes to become one."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from gad_jax.data.chat import ROLES
+
+
+class Invalid(Exception):
+    """What is wrong with one record. `reason` is the same for all records of its kind."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason + detail)
+        self.reason = reason
+
+
+Record = tuple[str, Any]
+"""Where a record stands (`train.jsonl:17`), and its value, or Invalid where it has none."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prompt with the teacher's responses.
+
+    `id` names the row in messages and reports: its own, or where it stands. It need not be unique.
+    """
+
+    messages: tuple[dict[str, str], ...]
+    responses: tuple[str, ...]
+    id: str
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The valid rows of a source, and how many were skipped for which reason."""
+
+    name: str
+    rows: tuple[Row, ...]
+    skipped: dict[str, int]
+    skip_invalid: bool = False
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Row:
+        return self.rows[index]
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+
+def parse(where: str, record: Any, need_response: bool = True) -> Row:
+    """Returns the row of a raw record; raises Invalid."""
+    if isinstance(record, Invalid):
+        raise record
+    if not isinstance(record, dict):
+        raise Invalid("not a JSON object", f" but {_kind(record)}")
+    return Row(
+        _messages(record),
+        _responses(record.get("teacher_response"), need_response),
+        _id(record.get("id"), where),
+    )
+
+
+def _messages(record: dict[str, Any]) -> tuple[dict[str, str], ...]:
+    """Returns the conversation under the first of `messages`, `content`, `prompt` that is given."""
+    for key in ("messages", "content"):
+        if record.get(key) is not None:
+            return _conversation(key, record[key])
+    if record.get("prompt") is None:
+        raise Invalid("no 'messages', 'content' or 'prompt'")
+    return ({"role": "user", "content": _text("'prompt'", record["prompt"])},)
+
+
+def _conversation(key: str, messages: Any) -> tuple[dict[str, str], ...]:
+    if not isinstance(messages, list):
+        raise Invalid(f"{key!r} is not a list of messages", f" but {_kind(messages)}")
+    if not messages:
+        raise Invalid(f"{key!r} is empty")
+    for message in messages:
+        if not isinstance(message, dict):
+            raise Invalid(f"{key!r} holds something else than messages", f": {_kind(message)}")
+        if message.get("role") not in ROLES:
+            raise Invalid(
+                f"{key!r} has an unknown role",
+                f": {_shortened(message.get('role'))} is not one of {', '.join(ROLES)}",
+            )
+    if messages[-1]["role"] != "user":
+        raise Invalid(f"{key!r} does not end with a user message")
+    name = f"the content of a message in {key!r}"
+    return tuple(
+        {"role": message["role"], "content": _text(name, message.get("content"))}
+        for message in messages
+    )
+
+
+def _responses(response: Any, needed: bool) -> tuple[str, ...]:
+    if response is None:
+        if needed:
+            raise Invalid("no 'teacher_response'")
+        return ()
+    if isinstance(response, list):
+        if not response:
+            raise Invalid("'teacher_response' is empty")
+        return tuple(_text("'teacher_response'", text, "a text or a list") for text in response)
+    return (_text("'teacher_response'", response, "a text or a list"),)
+
+
+def _id(value: Any, where: str) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, str) and value.strip():
+        return _text("'id'", value)
+    return where
+
+
+def _text(name: str, value: Any, needed: str = "a text") -> str:
+    if not isinstance(value, str):
+        raise Invalid(f"{name} is not {needed}", f" but {_kind(value)}")
+    if not value.strip():
+        raise Invalid(f"{name} is empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        code = ord(value[error.start])
+        raise Invalid(f"{name} has a lone surrogate", f" (U+{code:04X})") from None
+    return value
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
+    if value is None:
+        return "nothing"
+    return names.get(type(value), "a number" if isinstance(value, int | float) else "binary data")
+
+
+def _shortened(value: Any) -> str:
+    return repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:39]}…"

@@ -1,0 +1,251 @@
+"""Hugging Face safetensors ⇄ sharded parameters, a slice at a time. No torch, no pickle.
+
+Loading reads, for each device, only the slices that it holds; names and shapes are checked from the
+files' headers first. Saving writes files of bounded size, complete or not at all.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.typing import DTypeLike
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from gad_jax import sharding
+from gad_jax.errors import UserError
+from gad_jax.models import decoder
+from gad_jax.models.decoder import DecoderConfig
+from gad_jax.models.families import FAMILIES
+from gad_jax.types import Params
+
+SHARD_BYTES = 4 * 2**30
+
+
+def read_config(directory: str | Path) -> DecoderConfig:
+    """Returns the DecoderConfig of a Hugging Face directory.
+
+    Raises UserError for an unknown architecture or a feature that the decoder lacks.
+    """
+    path = Path(directory) / "config.json"
+    try:
+        hf = json.loads(path.read_text(encoding="utf-8"))
+        family = hf.get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read as a JSON object: {error}") from error
+    if family not in FAMILIES:
+        raise UserError(
+            f"{path}: model_type={family!r} is not supported; the known ones are "
+            f"{', '.join(FAMILIES)}"
+        )
+    try:
+        return FAMILIES[family].read(hf)
+    except KeyError as error:
+        raise UserError(f"{path}: the field {error} is missing") from error
+
+
+def load(
+    directory: str | Path, mesh: jax.sharding.Mesh | None = None, dtype: DTypeLike = jnp.float32
+) -> tuple[DecoderConfig, Params]:
+    """Returns the config and the parameters, each laid out over the mesh as the table says.
+
+    Without a mesh they live on the default device. A sequence-classification directory gives a
+    score head, its bias taken from config.json (`score_bias`), where `save` keeps it. Raises
+    UserError that names a missing, misshapen or unreadable tensor.
+    """
+    config = read_config(directory)
+    tensors = _Tensors(Path(directory))
+    shapes = decoder.abstract(config)
+
+    def one(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        name = sharding.path_name(path)
+        if name == "score/bias":
+            return _place(lambda _: _score_bias(directory), leaf.shape, name, mesh)
+        read = _reader(tensors, config, name, leaf.shape, dtype)
+        return _place(read, leaf.shape, name, mesh)
+
+    return config, jax.tree_util.tree_map_with_path(one, shapes)
+
+
+def save(directory: str | Path, config: DecoderConfig, params: Params, tokenizer: Any) -> None:
+    """Writes a directory that transformers and vLLM load: config, safetensors, tokenizer.
+
+    Weights are written in `config.stored_dtype`. The directory appears complete or not at all;
+    one that is there is replaced. transformers' classes have no bias on the score head: it moves
+    all scores alike, and is kept in config.json as `score_bias`.
+    """
+    directory = Path(directory)
+    staging = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    hf = FAMILIES[config.family].write(config)
+    if config.head == "score":
+        hf["score_bias"] = float(jax.device_get(params["score"]["bias"])[0])
+    tokenizer.save_pretrained(str(staging))
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        hf[name] = getattr(tokenizer, name)
+    (staging / "config.json").write_text(json.dumps(hf, indent=2) + "\n", encoding="utf-8")
+    _write_shards(staging, config, params)
+    for path in staging.iterdir():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    if directory.exists():
+        shutil.rmtree(directory)
+    os.replace(staging, directory)
+
+
+class _Tensors:
+    """The tensors of a directory by name: one file, or several with an index."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self.files: dict[str, Path] = {}
+        self.open: dict[Path, Any] = {}
+        index = directory / "model.safetensors.index.json"
+        if index.exists():
+            try:
+                entries = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{index} is not a safetensors index: {error!r}") from error
+            for name, file in entries.items():
+                if Path(file).name != file:
+                    raise UserError(f"{index}: {name} points outside the directory: {file!r}")
+                self.files[name] = directory / file
+        else:
+            file = directory / "model.safetensors"
+            self.files = dict.fromkeys(self._handle(file).keys(), file)
+
+    def slice(self, name: str) -> Any:
+        """Returns the lazily read tensor."""
+        if name not in self.files:
+            raise UserError(f"{self.directory}: the tensor {name} is missing from the weights")
+        try:
+            return self._handle(self.files[name]).get_slice(name)
+        except SafetensorError as error:
+            raise UserError(
+                f"{self.files[name]}: the tensor {name} cannot be read: {error}"
+            ) from error
+
+    def _handle(self, file: Path) -> Any:
+        if file not in self.open:
+            try:
+                self.open[file] = safe_open(file, framework="numpy")
+            except (OSError, SafetensorError) as error:
+                raise UserError(
+                    f"{file} cannot be read as safetensors ({error}); fetch the model again"
+                ) from error
+        return self.open[file]
+
+
+def _reader(
+    tensors: _Tensors, config: DecoderConfig, name: str, shape: tuple[int, ...], dtype: DTypeLike
+) -> Callable[[tuple[slice, ...]], np.ndarray]:
+    """Returns the function that reads any part of one of our parameters."""
+    template = FAMILIES[config.family].NAMES[name]
+    transposed = name.endswith("kernel")
+    stacked = name.startswith("layers/")
+    expected = shape[1:] if stacked else shape
+    expected = expected[::-1] if transposed else expected
+    for layer in range(shape[0] if stacked else 1):
+        tensor = template.format(layer)
+        found = tuple(tensors.slice(tensor).get_shape())
+        if found != expected:
+            raise UserError(
+                f"{tensors.files[tensor]}: the tensor {tensor} has shape {list(found)}, but "
+                f"config.json asks for {list(expected)}"
+            )
+
+    def matrix(layer: int, index: tuple[slice, ...]) -> np.ndarray:
+        part = tensors.slice(template.format(layer))[index[::-1] if transposed else index]
+        return (part.T if transposed else part).astype(dtype)
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        if not stacked:
+            return matrix(0, index)
+        layers = range(shape[0])[index[0]]
+        size = [len(range(n)[i]) for n, i in zip(shape[1:], index[1:], strict=True)]
+        out = np.empty((len(layers), *size), dtype)
+        for row, layer in enumerate(layers):
+            out[row] = matrix(layer, index[1:])
+        return out
+
+    return read
+
+
+def _place(
+    read: Callable[[tuple[slice, ...]], np.ndarray],
+    shape: tuple[int, ...],
+    name: str,
+    mesh: jax.sharding.Mesh | None,
+) -> jax.Array:
+    if mesh is None:
+        return jnp.asarray(read((slice(None),) * len(shape)))
+    layout = NamedSharding(mesh, sharding.parameter_spec(name))
+    return jax.make_array_from_callback(shape, layout, read)
+
+
+def _score_bias(directory: str | Path) -> np.ndarray:
+    hf = json.loads((Path(directory) / "config.json").read_text(encoding="utf-8"))
+    return np.asarray([hf.get("score_bias", 0.0)], np.float32)
+
+
+class _Tensor(NamedTuple):
+    """One Hugging Face tensor to write: its name, its size and how to fetch it to the host."""
+
+    name: str
+    nbytes: int
+    fetch: Callable[[], np.ndarray]
+
+
+def _tensors_to_write(config: DecoderConfig, params: Params) -> Iterator[_Tensor]:
+    dtype = jnp.dtype(config.stored_dtype)
+
+    def fetch(leaf: jax.Array, layer: int | None, transposed: bool) -> np.ndarray:
+        host = np.asarray(jax.device_get(leaf if layer is None else leaf[layer])).astype(dtype)
+        # safetensors writes the buffer and ignores strides
+        return np.ascontiguousarray(host.T if transposed else host)
+
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = sharding.path_name(path)
+        if name == "score/bias":
+            continue
+        template = FAMILIES[config.family].NAMES[name]
+        stacked = name.startswith("layers/")
+        count = leaf.shape[0] if stacked else 1
+        for layer in range(count):
+            yield _Tensor(
+                template.format(layer),
+                leaf.size // count * dtype.itemsize,
+                partial(fetch, leaf, layer if stacked else None, name.endswith("kernel")),
+            )
+
+
+def _write_shards(directory: Path, config: DecoderConfig, params: Params) -> None:
+    """Writes the tensors in files of at most SHARD_BYTES each, with an index if there are several."""
+    shards: list[list[_Tensor]] = [[]]
+    for tensor in _tensors_to_write(config, params):
+        if shards[-1] and sum(t.nbytes for t in shards[-1]) + tensor.nbytes > SHARD_BYTES:
+            shards.append([])
+        shards[-1].append(tensor)
+    files = [f"model-{n:05}-of-{len(shards):05}.safetensors" for n in range(1, len(shards) + 1)]
+    if len(shards) == 1:
+        files = ["model.safetensors"]
+    for file, shard in zip(files, shards, strict=True):
+        save_file({t.name: t.fetch() for t in shard}, directory / file, {"format": "pt"})
+    if len(shards) > 1:
+        index = {
+            "metadata": {"total_size": sum(t.nbytes for shard in shards for t in shard)},
+            "weight_map": {
+                t.name: file for file, shard in zip(files, shards, strict=True) for t in shard
+            },
+        }
+        text = json.dumps(index, indent=2) + "\n"
+        (directory / "model.safetensors.index.json").write_text(text, encoding="utf-8")

@@ -1,0 +1,114 @@
+"""The equations of GAD (arXiv:2511.10643): log-probs, advantages, surrogate, KL, discriminator loss.
+
+Losses are unreduced, per token or per pair, in float32; callers mask, sum, and divide once by the
+global count. Nothing here knows of batches, meshes or models.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+def token_logprobs(logits: Float[Array, "*n V"], tokens: Int[Array, "*n"]) -> Float[Array, "*n"]:
+    """Returns the log-probability of each token under softmax(logits), in float32.
+
+    The token is picked by comparison, not by gather, so that a vocabulary split over devices
+    stays where it is.
+    """
+    logits = logits.astype(jnp.float32)
+    layout = jax.typeof(logits).sharding
+    vocabulary = jax.lax.broadcasted_iota(
+        jnp.int32,
+        logits.shape,
+        logits.ndim - 1,
+        out_sharding=None if layout.mesh.empty else layout,
+    )
+    picked = jnp.sum(jnp.where(tokens[..., None] == vocabulary, logits, 0.0), axis=-1)
+    return picked - jax.nn.logsumexp(logits, axis=-1)
+
+
+def entropy(logits: Float[Array, "*n V"]) -> Float[Array, "*n"]:
+    """Returns the entropy of softmax(logits) in nats, in float32."""
+    logprobs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    return -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
+
+
+def masked_mean(x: Float[Array, "*n"], mask: Bool[Array, "*n"]) -> Float[Array, ""]:
+    """Returns the mean of x where mask is True, 0 if nowhere. Exact over the global batch.
+
+    What lies under a False mask has no influence, even when it is not finite.
+    """
+    return jnp.sum(jnp.where(mask, x, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
+
+
+def group_advantages(rewards: Float[Array, "B N"], eps: float = 1e-6) -> Float[Array, "B N"]:
+    """Returns (r - mean) / (std + eps) within each group (section 2.2 of the paper, GRPO).
+
+    The standard deviation is unbiased (ddof = 1), as in the released code. A group with equal
+    rewards gets zeros. Non-finite rewards are left out of their group and get 0.
+    """
+    rewards = rewards.astype(jnp.float32)
+    valid = jnp.isfinite(rewards)
+    count = jnp.sum(valid, axis=1, keepdims=True)
+    mean = jnp.sum(jnp.where(valid, rewards, 0.0), 1, keepdims=True) / jnp.maximum(count, 1)
+    centred = jnp.where(valid, rewards - mean, 0.0)
+    variance = jnp.sum(jnp.square(centred), 1, keepdims=True) / jnp.maximum(count - 1, 1)
+    return centred / (jnp.sqrt(variance) + eps)
+
+
+def probability_ratio(
+    logprobs: Float[Array, "*n"], old_logprobs: Float[Array, "*n"], limit: float = 20.0
+) -> Float[Array, "*n"]:
+    """Returns exp(clip(log p - log p_old)): how much likelier a token became since sampling."""
+    return jnp.exp(jnp.clip(logprobs - old_logprobs, -limit, limit))
+
+
+def clipped_surrogate(
+    logprobs: Float[Array, "*n"],
+    old_logprobs: Float[Array, "*n"],
+    advantages: Float[Array, "*n"],
+    low: float = 0.2,
+    high: float = 0.2,
+    dual: float = 3.0,
+    limit: float = 20.0,
+) -> Float[Array, "*n"]:
+    """Returns the policy loss per token: PPO's clipped surrogate with the dual clip.
+
+    l = max(-A ρ, -A clip(ρ, 1 - low, 1 + high)); where A < 0, l = min(l, -dual A).
+    With old_logprobs = stop_gradient(logprobs), ρ is 1 and the gradient is REINFORCE's.
+    """
+    ratio = probability_ratio(logprobs, old_logprobs, limit)
+    loss = jnp.maximum(-advantages * ratio, -advantages * jnp.clip(ratio, 1 - low, 1 + high))
+    return jnp.where(advantages < 0, jnp.minimum(loss, -dual * advantages), loss)
+
+
+def kl_k3(
+    logprobs: Float[Array, "*n"],
+    reference_logprobs: Float[Array, "*n"],
+    limit: float = 20.0,
+    maximum: float = 10.0,
+) -> Float[Array, "*n"]:
+    """Returns the k3 estimate of KL(p, p_ref) per sampled token, in nats: exp(d) - d - 1.
+
+    d = clip(log p_ref - log p, ±limit); the estimate is capped at `maximum`.
+    """
+    d = jnp.clip(reference_logprobs - logprobs, -limit, limit)
+    return jnp.minimum(jnp.exp(d) - d - 1, maximum)
+
+
+def bradley_terry_loss(
+    teacher: Float[Array, " B"], student: Float[Array, "B N"]
+) -> Float[Array, "B N"]:
+    """Returns -log σ(D(x, y_t) - D(x, y_s)) for each pair, in nats (equation 1 of the paper).
+
+    The teacher's response is paired with each of the N samples of its prompt.
+    """
+    return jax.nn.softplus(student.astype(jnp.float32) - teacher.astype(jnp.float32)[:, None])
+
+
+def cross_entropy_loss(
+    teacher: Float[Array, " B"], student: Float[Array, "B N"]
+) -> Float[Array, "B N"]:
+    """Returns -log σ(D(x, y_t)) - log(1 - σ(D(x, y_s))) for each pair: the paper's ablation."""
+    teacher, student = teacher.astype(jnp.float32), student.astype(jnp.float32)
+    return jax.nn.softplus(-teacher)[:, None] + jax.nn.softplus(student)

@@ -1,0 +1,1 @@
+"""Sampling responses from a network: the distribution, and the compiled loop."""

@@ -1,0 +1,322 @@
+"""The compiled steps: one optimizer update of the generator, the discriminator, or both.
+
+`gad_step` is GRPO for G and Bradley-Terry for D in one program; `warmup_step` and `seqkd_step` are
+made of the same parts. Each takes the state and packed rows and returns the next state and metrics.
+Everything static lives in a frozen `Program`. A gradient is summed over micro-batches of whole
+groups and divided once by the global count, so that it does not depend on how they were cut.
+
+A step is transactional: unless every loss and gradient norm is finite, neither network nor its
+optimizer changes, and the step is counted as skipped.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from gad_jax import objectives, sharding
+from gad_jax.models import decoder
+from gad_jax.models.decoder import DecoderConfig
+from gad_jax.types import Metrics, Params, Rows, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What a stage's steps are compiled for."""
+
+    generator: DecoderConfig
+    discriminator: DecoderConfig
+    generator_optimizer: optax.GradientTransformation
+    discriminator_optimizer: optax.GradientTransformation
+    discriminator_objective: Literal["bradley_terry", "cross_entropy"]
+    vocabulary_chunk: int
+    temperature: float
+    clip_low: float
+    clip_high: float
+    dual_clip: float
+    kl_coefficient: float
+    kl_max: float
+    log_ratio_max: float
+    entropy_coefficient: float
+    advantage_epsilon: float
+    train_discriminator: bool = True
+
+
+@sharding.jit(static="program", donate="state")
+def seqkd_step(program: Program, state: TrainState, teacher: Rows) -> tuple[TrainState, Metrics]:
+    """Cross-entropy of the generator on the teacher's responses (the SeqKD baseline).
+
+    `teacher` holds one response per prompt.
+    """
+    with jax.named_scope("generator"):
+        gradients, metrics = _imitate(program, state, teacher)
+    return _commit(program, state, gradients, None, metrics)
+
+
+@sharding.jit(static="program", donate="state")
+def discriminator_step(
+    program: Program, state: TrainState, pairs: Rows
+) -> tuple[TrainState, Metrics]:
+    """The discriminator's update alone; `pairs` holds teacher and samples of every prompt."""
+    with jax.named_scope("discriminator"):
+        _, gradients, metrics = _discriminate(program, state, pairs)
+    return _commit(program, state, None, gradients, metrics)
+
+
+@sharding.jit(static="program", donate="state")
+def warmup_step(
+    program: Program, state: TrainState, pairs: Rows, teacher: Rows
+) -> tuple[TrainState, Metrics]:
+    """Warm-up (section 4 of RECIPE): D on the student's own samples, G by cross-entropy."""
+    with jax.named_scope("discriminator"):
+        _, discriminator, metrics = _discriminate(program, state, pairs)
+    with jax.named_scope("generator"):
+        generator, more = _imitate(program, state, teacher)
+    return _commit(program, state, generator, discriminator, metrics | more)
+
+
+@sharding.jit(static="program", donate="state")
+def gad_step(
+    program: Program, state: TrainState, pairs: Rows, samples: Rows
+) -> tuple[TrainState, Metrics]:
+    """One iteration of GAD: both networks' updates, in one program.
+
+    `pairs` holds the teacher's response (first) and the samples of every prompt, `samples` the
+    samples alone. Rewards are the scores of the discriminator's own forward pass, so of D before
+    its update (section 2 of RECIPE).
+    """
+    with jax.named_scope("discriminator"):
+        scores, discriminator, metrics = _discriminate(program, state, pairs)
+    with jax.named_scope("advantages"):
+        rewards = jax.lax.stop_gradient(scores[:, 1:])
+        advantages = objectives.group_advantages(rewards, program.advantage_epsilon)
+        metrics |= _reward_metrics(rewards, advantages)
+    with jax.named_scope("generator"):
+        generator, more = _reinforce(program, state, samples, advantages)
+    if not program.train_discriminator:
+        discriminator = None
+    return _commit(program, state, generator, discriminator, metrics | more)
+
+
+def response_logprobs(
+    config: DecoderConfig, params: Params, rows: Rows, temperature: float, chunk: int
+) -> tuple[Float[Array, "M T"], Float[Array, "M T"]]:
+    """Returns log-probability of each target and entropy at each position of one micro-batch.
+
+    Both are of softmax(logits / temperature). Logits exist for `chunk` tokens of a row at a time,
+    in the backward pass too.
+    """
+    x, _ = decoder.hidden(config, params, rows.tokens, rows.positions, rows.segments)
+    kernel = decoder.head_kernel(config, params)
+    count, length, width = x.shape
+    chunk = min(chunk, length)
+    pieces = -(-length // chunk)
+    padding = ((0, 0), (0, pieces * chunk - length))
+
+    def split(z: Array, *tail: int) -> Array:
+        z = jnp.pad(z, (*padding, *((0, 0),) * len(tail)))
+        axes = ("batch", None, None, *(None for _ in tail))
+        out = z.reshape(count, pieces, chunk, *tail, out_sharding=sharding.spec(*axes))
+        return out.swapaxes(0, 1)
+
+    @jax.checkpoint
+    def one(x: Array, targets: Array, kernel: Array) -> tuple[Array, Array]:
+        flat = sharding.spec("batch", None)
+        x = x.reshape(count * chunk, width, out_sharding=flat)
+        logits = decoder.project(x, kernel) / temperature
+        targets = targets.reshape(count * chunk, out_sharding=sharding.spec("batch"))
+        both = objectives.token_logprobs(logits, targets), objectives.entropy(logits)
+        return tuple(z.reshape(count, chunk, out_sharding=flat) for z in both)
+
+    _, parts = jax.lax.scan(
+        lambda _, part: (None, one(*part, kernel)), None, (split(x, width), split(rows.targets))
+    )
+
+    def join(z: Array) -> Array:
+        whole = sharding.spec("batch", None)
+        z = z.swapaxes(0, 1).reshape(count, pieces * chunk, out_sharding=whole)
+        return z[:, :length]
+
+    return join(parts[0]), join(parts[1])
+
+
+def response_scores(config: DecoderConfig, params: Params, rows: Rows) -> Float[Array, "G S"]:
+    """Returns the score of every response of one micro-batch: that of its last token."""
+    scores = decoder.score(config, params, rows.tokens, rows.positions, rows.segments)
+    # M × T numbers: gathering them is nothing beside the pass that made them.
+    scores = sharding.reshard(scores, None, None)
+    out = sharding.spec(None, None)
+    return scores.at[rows.ends[..., 0], rows.ends[..., 1]].get(out_sharding=out)
+
+
+def _discriminate(
+    program: Program, state: TrainState, pairs: Rows
+) -> tuple[Float[Array, "B S"], Params, Metrics]:
+    """Returns all scores, the gradient of the discriminator's loss, and its metrics."""
+    losses = {
+        "bradley_terry": objectives.bradley_terry_loss,
+        "cross_entropy": objectives.cross_entropy_loss,
+    }
+    pair_loss = losses[program.discriminator_objective]
+    prompts = pairs.groups.size
+    count = prompts * (pairs.ends.shape[2] - 1)
+
+    def loss(params: Params, rows: Rows) -> tuple[Array, Array]:
+        scores = response_scores(program.discriminator, params, rows)
+        return jnp.sum(pair_loss(scores[:, 0], scores[:, 1:])) / count, scores
+
+    if program.train_discriminator:
+        total, gradients, scores = _accumulate(loss, state.discriminator, pairs)
+    else:
+        total, scores = jax.lax.map(lambda rows: loss(state.discriminator, rows), pairs)
+        total, gradients = jnp.sum(total), None
+    order = pairs.groups.reshape(prompts)
+    scores = scores.reshape(prompts, scores.shape[-1])
+    scores = jnp.zeros_like(scores).at[order].set(scores, out_sharding=sharding.spec(None, None))
+    teacher, student = scores[:, :1], scores[:, 1:]
+    metrics = {
+        "discriminator/loss": total,
+        "discriminator/accuracy": jnp.mean((teacher > student).astype(jnp.float32)),
+        "discriminator/margin": jnp.mean(teacher - student),
+        "discriminator/teacher_score": jnp.mean(teacher),
+        "discriminator/student_score": jnp.mean(student),
+    }
+    return scores, gradients, metrics
+
+
+def _imitate(program: Program, state: TrainState, teacher: Rows) -> tuple[Params, Metrics]:
+    """Returns the gradient of the token-mean cross-entropy on the teacher's responses."""
+    count = jnp.maximum(jnp.sum(teacher.mask), 1).astype(jnp.float32)
+
+    def loss(params: Params, rows: Rows) -> tuple[Array, Array]:
+        logprobs, entropy = response_logprobs(
+            program.generator, params, rows, 1.0, program.vocabulary_chunk
+        )
+        entropy = jnp.sum(jnp.where(rows.mask, jax.lax.stop_gradient(entropy), 0.0)) / count
+        return -jnp.sum(jnp.where(rows.mask, logprobs, 0.0)) / count, entropy
+
+    total, gradients, entropy = _accumulate(loss, state.generator, teacher)
+    return gradients, {"generator/loss": total, "entropy": jnp.sum(entropy)}
+
+
+def _reinforce(
+    program: Program, state: TrainState, samples: Rows, advantages: Float[Array, "B N"]
+) -> tuple[Params, Metrics]:
+    """Returns the gradient of the GRPO loss: surrogate, KL to the reference, entropy bonus.
+
+    The samples are fresh, so log p_old is log p with its gradient stopped: ρ = 1 (RECIPE 2).
+    """
+    p = program
+    count = jnp.maximum(jnp.sum(samples.mask), 1).astype(jnp.float32)
+    flat = advantages.reshape(advantages.size)
+
+    def total(rows: Rows, x: Array) -> Array:
+        return jnp.sum(jnp.where(rows.mask, x, 0.0)) / count
+
+    def loss(params: Params, rows: Rows) -> tuple[Array, dict[str, Array]]:
+        logprobs, entropy = response_logprobs(
+            p.generator, params, rows, p.temperature, p.vocabulary_chunk
+        )
+        advantage = flat.at[rows.sequences].get(out_sharding=sharding.spec("batch", None))
+        old = jax.lax.stop_gradient(logprobs)
+        policy = objectives.clipped_surrogate(
+            logprobs, old, advantage, p.clip_low, p.clip_high, p.dual_clip, p.log_ratio_max
+        )
+        parts = {"generator/policy_loss": total(rows, policy)}
+        value = parts["generator/policy_loss"]
+        if p.kl_coefficient > 0:
+            with jax.named_scope("reference"):
+                reference, _ = response_logprobs(
+                    p.generator, state.reference, rows, p.temperature, p.vocabulary_chunk
+                )
+            kl = objectives.kl_k3(logprobs, reference, p.log_ratio_max, p.kl_max)
+            parts["kl/reference"] = total(rows, kl)
+            value += p.kl_coefficient * parts["kl/reference"]
+        if p.entropy_coefficient > 0:
+            value -= p.entropy_coefficient * total(rows, entropy)
+        parts["entropy"] = total(rows, jax.lax.stop_gradient(entropy))
+        return value, parts
+
+    value, gradients, parts = _accumulate(loss, state.generator, samples)
+    return gradients, {"generator/loss": value} | jax.tree.map(jnp.sum, parts)
+
+
+def _accumulate(
+    loss: Callable[[Params, Rows], tuple[Array, Any]], params: Params, rows: Rows
+) -> tuple[Array, Params, Any]:
+    """Returns the sum of the loss over micro-batches, its gradient, and each one's extras."""
+    value_and_grad = jax.value_and_grad(loss, has_aux=True)
+    if rows.tokens.shape[0] == 1:
+        (value, extra), gradients = value_and_grad(params, jax.tree.map(lambda x: x[0], rows))
+        return value, gradients, jax.tree.map(lambda x: x[None], extra)
+
+    def add(carry: Any, micro: Rows) -> tuple[Any, Any]:
+        (value, extra), gradients = value_and_grad(params, micro)
+        return jax.tree.map(jnp.add, carry, (value, gradients)), extra
+
+    start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+    (value, gradients), extra = jax.lax.scan(add, start, rows)
+    return value, gradients, extra
+
+
+def _reward_metrics(
+    rewards: Float[Array, "B N"], advantages: Float[Array, "B N"]
+) -> dict[str, Array]:
+    spread = jnp.std(rewards, axis=1, ddof=1)
+    return {
+        "reward/mean": jnp.mean(rewards),
+        "reward/std": jnp.mean(spread),
+        "advantage/dead_groups": jnp.mean((spread < 1e-6).astype(jnp.float32)),
+        "advantage/norm": jnp.sqrt(jnp.mean(jnp.square(advantages))),
+    }
+
+
+def _commit(
+    program: Program,
+    state: TrainState,
+    generator: Params | None,
+    discriminator: Params | None,
+    metrics: Metrics,
+) -> tuple[TrainState, Metrics]:
+    """Applies the gradients that there are, unless anything is not finite."""
+    norms = {}
+    if generator is not None:
+        norms["generator/gradient_norm"] = optax.tree.norm(generator)
+    if discriminator is not None:
+        norms["discriminator/gradient_norm"] = optax.tree.norm(discriminator)
+    losses = [value for name, value in metrics.items() if name.endswith("/loss")]
+    finite = jnp.all(jnp.isfinite(jnp.stack([*losses, *norms.values()])))
+
+    def update(
+        optimizer: optax.GradientTransformation, gradients: Params | None, params: Any, moments: Any
+    ) -> tuple[Any, Any]:
+        if gradients is None:
+            return params, moments
+        updates, new_moments = optimizer.update(gradients, moments, params)
+        new = (optax.apply_updates(params, updates), new_moments)
+        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, (params, moments))
+
+    with jax.named_scope("optimizer"):
+        new_generator = update(
+            program.generator_optimizer, generator, state.generator, state.generator_optimizer
+        )
+        new_discriminator = update(
+            program.discriminator_optimizer,
+            discriminator,
+            state.discriminator,
+            state.discriminator_optimizer,
+        )
+    skips = jnp.where(finite, jnp.stack([state.skips[0], 0]), state.skips + 1)
+    state = state._replace(
+        step=state.step + 1,
+        generator=new_generator[0],
+        generator_optimizer=new_generator[1],
+        discriminator=new_discriminator[0],
+        discriminator_optimizer=new_discriminator[1],
+        skips=skips,
+    )
+    return state, metrics | norms | {"skips/total": skips[0], "skips/in_a_row": skips[1]}

@@ -1,0 +1,82 @@
+"""Every pytree that travels between modules, and the axis letters used in all annotations.
+
+Axis glossary: B prompts, N responses per prompt, P prompt tokens, R response tokens, M packed rows,
+T row length, U micro-batches, G groups of a micro-batch, S sequences of a group, L layers, D width,
+F mlp width, V vocabulary, H query heads, K key/value heads, C head width.
+"""
+
+from typing import Any, NamedTuple
+
+from jax import Array
+from jaxtyping import Bool, Float, Int, Key
+
+Params = dict[str, Any]
+"""Nested dict of float32 arrays; the paths are the rows of `sharding.PARAMETER_AXES`."""
+
+
+class Segments(NamedTuple):
+    """Who sees whom in a packed row: a token attends to earlier tokens of its segment and prefix.
+
+    Responses of one group share their prompt: each has a segment of its own, and the prompt's
+    segment as prefix. Segment 0 is padding. Leading axes are free.
+
+    Example, a prompt of two tokens and responses of two and one, padded to seven:
+    own = [1 1 2 2 3 0 0], prefix = [1 1 1 1 1 0 0].
+    """
+
+    own: Int[Array, "*M T"]
+    prefix: Int[Array, "*M T"]
+
+
+class Rows(NamedTuple):
+    """Sequences packed into rows of fixed length, in micro-batches of whole groups.
+
+    `targets` holds the token that follows, `mask` is True where that token belongs to a response;
+    `sequences` numbers the response that a position belongs to within the whole step, group by
+    group (0 where the mask is False). `ends` are (row, column) of each response's last token and
+    `groups` the prompts of the micro-batch, both in the order of the groups.
+    """
+
+    tokens: Int[Array, "U M T"]
+    positions: Int[Array, "U M T"]
+    segments: Segments
+    targets: Int[Array, "U M T"]
+    mask: Bool[Array, "U M T"]
+    sequences: Int[Array, "U M T"]
+    ends: Int[Array, "U G S 2"]
+    groups: Int[Array, "U G"]
+
+
+class Rollout(NamedTuple):
+    """The student's responses. Tokens after a response's end are the pad token, log-probs 0.
+
+    `logprobs` are those of the sampled tokens under the sampling distribution. `lengths` count the
+    end token. `finished` is False for a response cut at the limit.
+    """
+
+    tokens: Int[Array, "B N R"]
+    logprobs: Float[Array, "B N R"]
+    lengths: Int[Array, "B N"]
+    finished: Bool[Array, "B N"]
+
+
+class TrainState(NamedTuple):
+    """Everything that a run needs to go on: what a checkpoint holds.
+
+    `discriminator` is None in stages without one and `reference` None unless the stage pays the KL
+    term. `skips` counts the steps left out for a non-finite gradient: all of them, and in a row.
+    """
+
+    step: Int[Array, ""]
+    key: Key[Array, ""]
+    generator: Params
+    generator_optimizer: Any
+    discriminator: Params | None
+    discriminator_optimizer: Any
+    reference: Params | None
+    skips: Int[Array, "2"]
+
+
+Metrics = dict[str, Float[Array, ""]]
+
+__all__ = ["Metrics", "Params", "Rollout", "Rows", "Segments", "TrainState"]
