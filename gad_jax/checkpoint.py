@@ -7,13 +7,16 @@ of itself, and `Checkpoints.restore` checks them. What a state consists of is `t
 but any pytree of arrays will do here. Directories are local or shared file systems.
 """
 
+import contextlib
 import errno
+import gc
 import logging
 import math
 import os
 import shutil
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1
 """Number of the layout below; a later version says what it can read."""
+
+RECORD = "record.json"
+UNREADABLE = (OSError, digest.DamagedRecord)
 
 Meta = dict[str, Any]
 
@@ -52,6 +58,18 @@ def _all_processes(ok: bool) -> bool:
     if jax.process_count() == 1:
         return ok
     return bool(np.min(multihost_utils.process_allgather(np.int32(ok))))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences what Orbax's coroutines and TensorStore's threads print after a failed read."""
+    asyncio_logger = logging.getLogger("asyncio")
+    hook, disabled = sys.unraisablehook, asyncio_logger.disabled
+    sys.unraisablehook, asyncio_logger.disabled = lambda _: None, True
+    try:
+        yield
+    finally:
+        sys.unraisablehook, asyncio_logger.disabled = hook, disabled
 
 
 class _Retention:
@@ -109,14 +127,15 @@ class Checkpoints:
         handlers: Any = {
             # zstd writes 6 times slower, saves 8 % of the disk and needs up to one more copy.
             "state": ocp.PyTreeCheckpointHandler(use_compression=False),
-            "meta": ocp.JsonCheckpointHandler(),
+            "meta": ocp.JsonCheckpointHandler(RECORD),
         }
         self._manager = ocp.CheckpointManager(
             self.directory, options=options, item_handlers=handlers
         )
-        self._scores = {step: self._read_score(step) for step in self.steps()}
-
-    # What there is
+        self._scores: dict[int | None, float | None] = {}
+        for step in self.steps():
+            with contextlib.suppress(UserError, *UNREADABLE):  # `restore` deals with those.
+                self._scores[step] = self._read_record(step)["score"]
 
     def steps(self) -> list[int]:
         """Returns the steps that are completely written, ascending."""
@@ -135,15 +154,11 @@ class Checkpoints:
         """Returns the `meta` of a step. Raises StorageError when it is missing or damaged."""
         try:
             return self._read_record(step)["meta"]
-        except UserError:
-            raise
-        except Exception as error:  # Orbax and TensorStore raise errors of many types.
+        except UNREADABLE as error:
             raise StorageError(
                 f"the record of checkpoint {self.directory / str(step)} cannot be read: "
                 f"{_first_line(error)}"
             ) from error
-
-    # Saving
 
     def save(self, step: int, state: Any, meta: Meta, score: float | None = None) -> bool:
         """Saves the state and returns True; returns False if this step has been saved already.
@@ -160,7 +175,8 @@ class Checkpoints:
         leaves = digest.plain_leaves(state)
         self._bytes = sum(leaf.nbytes for leaf in leaves.values())
         self._pending = step
-        self._check_space()
+        if shutil.disk_usage(self.directory).free < self._bytes:
+            raise self._failed_save(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
         score = None if score is None or math.isnan(score) else float(score)
         record = {
             "format": FORMAT,
@@ -199,8 +215,6 @@ class Checkpoints:
         self.wait()
         self._manager.close()
 
-    # Restoring
-
     def restore(
         self, abstract: Callable[[Meta], Any], step: int | None = None, *, subset: bool = False
     ) -> Restored:
@@ -222,60 +236,51 @@ class Checkpoints:
             raise UserError(f"{self.directory} has no checkpoint {wanted}")
         damaged: dict[int, str] = {}
         for candidate in candidates:
-            restored = self._try_restore(candidate, abstract, subset, damaged)
-            if restored is not None:
+            outcome = self._try_restore(candidate, abstract, subset)
+            if isinstance(outcome, Restored):
                 self._quarantine(damaged)
-                return restored
-            logger.warning("checkpoint %d is damaged (%s)", candidate, damaged[candidate])
+                return outcome
+            damaged[candidate] = outcome
+            logger.warning("checkpoint %d is damaged (%s)", candidate, outcome)
         reasons = "; ".join(f"step {number}: {reason}" for number, reason in damaged.items())
         raise StorageError(
             f"no checkpoint in {self.directory} could be restored; nothing was deleted: {reasons}"
         )
 
     def _try_restore(
-        self,
-        step: int,
-        abstract: Callable[[Meta], Any],
-        subset: bool,
-        damaged: dict[int, str],
-    ) -> Restored | None:
-        """Returns the checkpoint, or None with the reason entered in `damaged`."""
+        self, step: int, abstract: Callable[[Meta], Any], subset: bool
+    ) -> Restored | str:
+        """Returns the checkpoint, or why it cannot be read."""
         record, state, reason = None, None, ""
         try:
             record = self._read_record(step)
-        except UserError:
-            raise
-        except Exception as error:
+        except UNREADABLE as error:
             reason = _first_line(error)
         if _all_processes(record is not None):
             assert record is not None
             expected = abstract(record["meta"])
             self._check_layout(step, record["layout"], expected, subset)
-            try:
-                state = self._read_state(step, expected, record)
-            except Exception as error:
-                reason = _first_line(error)
+            with _quiet():
+                try:
+                    state = self._read_state(step, expected, record)
+                except Exception as error:  # Orbax and TensorStore raise errors of many types.
+                    reason = _first_line(error)
+                if state is None:
+                    gc.collect()  # What was read of it must not stay in memory beside the next.
+                    time.sleep(0.1)  # TensorStore's threads end after the error is known.
             if _all_processes(state is not None):
                 return Restored(step, state, record["meta"])
-        damaged[step] = reason or "another process could not read it"
-        return None
+        return reason or "another process could not read it"
 
     def _read_record(self, step: int) -> Meta:
-        item: dict[str, Any] = {"meta": ocp.args.JsonRestore()}
-        stored = self._manager.restore(step, args=ocp.args.Composite(**item))["meta"]
-        record = digest.unsealed(stored)
+        text = (self.directory / str(step) / "meta" / RECORD).read_bytes()
+        record = digest.unsealed(text)
         if record["format"] != FORMAT:
             raise UserError(
                 f"checkpoint {self.directory / str(step)} has format {record['format']}, and this "
                 f"version reads format {FORMAT}; use the version that wrote it"
             )
         return record
-
-    def _read_score(self, step: int) -> float | None:
-        try:
-            return self._read_record(step)["score"]
-        except Exception:  # A damaged record is dealt with, and reported, by restore.
-            return None
 
     def _read_state(self, step: int, expected: Any, record: Meta) -> Any:
         """Returns the arrays of a step in the shardings of `expected`, verified."""
@@ -317,8 +322,6 @@ class Checkpoints:
         _all_processes(True)
         self._manager.reload()
 
-    # Helpers
-
     def _best_of(self, steps: list[int]) -> int | None:
         scored = [(score, step) for step in steps if (score := self._scores.get(step)) is not None]
         return max(scored)[1] if scored else None
@@ -337,10 +340,6 @@ class Checkpoints:
                 f"the checkpoint directory {self.directory} cannot be used "
                 f"({error.strerror}); choose another --run_dir"
             ) from error
-
-    def _check_space(self) -> None:
-        if shutil.disk_usage(self.directory).free < self._bytes:
-            raise self._failed_save(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
     def _failed_save(self, error: Exception) -> StorageError:
         """Forgets the save that failed and returns the error to raise."""

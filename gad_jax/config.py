@@ -206,8 +206,8 @@ class Stage:
     discriminator_only_steps: int = option(
         0, "first steps that train the discriminator alone; none if it is frozen", "steps"
     )
-    train_generator: bool = option(True, "False freezes the generator")
-    train_discriminator: bool = option(True, "False freezes the discriminator")
+    train_generator: bool = option(True, "false freezes the generator")
+    train_discriminator: bool = option(True, "false freezes the discriminator")
 
     def __post_init__(self) -> None:
         _require_positive(self, "epochs")
@@ -228,15 +228,11 @@ class Stage:
 class Evaluation:
     """Greedy answers to held-out prompts, compared with the teacher's."""
 
-    every: int = option(
-        50, "steps between evaluations inside a stage; 0: only at its ends", "steps"
-    )
+    every: int = option(50, "steps between evaluations in a stage; 0: only at its ends", "steps")
     prompts: int = option(0, "held-out prompts to use; 0: all", "prompts")
     max_new_tokens: int = option(0, "longest answer; 0: as --rollout.max_new_tokens", "tokens")
     batch_prompts: int = option(64, "prompts answered at once", "prompts")
-    examples: int = option(
-        4, "prompts shown side by side in the console and TensorBoard", "prompts"
-    )
+    examples: int = option(4, "prompts shown side by side, in console and TensorBoard", "prompts")
 
     def __post_init__(self) -> None:
         _require_at_least_zero(self, "every", "prompts", "max_new_tokens", "examples")
@@ -265,9 +261,7 @@ class Mesh:
     """The device mesh; the product of its axes is the number of devices."""
 
     replica: int = option(1, "copies of the weights; the batch is split over them", "devices")
-    fsdp: int = option(
-        0, "devices that share one copy of the weights; 0: all that remain", "devices"
-    )
+    fsdp: int = option(0, "devices sharing one copy of the weights; 0: all that remain", "devices")
     tensor: int = option(1, "devices that split each matrix product", "devices")
 
     def __post_init__(self) -> None:

@@ -12,6 +12,10 @@ from jaxtyping import Array, UInt32
 from gad_jax.sharding import jit
 
 
+class DamagedRecord(Exception):
+    """A record that is not as it was written."""
+
+
 def named_leaves(tree: Any) -> dict[str, Any]:
     """Returns the leaves by path, as 'generator_optimizer/0/mu/layers/query/kernel'."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
@@ -91,7 +95,7 @@ def layout_difference(saved: dict[str, str], expected: dict[str, str], subset: b
 
     With `subset`, leaves that only `saved` has are no difference.
     """
-    names = expected if subset else {**saved, **expected}
+    names = expected if subset else {**expected, **saved}
     wrong = [name for name in names if saved.get(name) != expected.get(name)]
     if not wrong:
         return ""
@@ -107,9 +111,13 @@ def sealed(record: dict[str, Any]) -> dict[str, Any]:
     return {**json.loads(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
-def unsealed(record: dict[str, Any]) -> dict[str, Any]:
-    """Returns the record without its checksum. Raises ValueError when that does not match."""
-    contents = {name: value for name, value in record.items() if name != "sha256"}
-    if sealed(contents) != record:
-        raise ValueError("the record does not match its checksum")
+def unsealed(text: bytes) -> dict[str, Any]:
+    """Returns a record without its checksum. Raises DamagedRecord when that does not match."""
+    try:
+        stored = json.loads(text)
+        contents = {name: value for name, value in stored.items() if name != "sha256"}
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise DamagedRecord(f"the record is not JSON: {error}") from error
+    if sealed(contents) != stored:
+        raise DamagedRecord("the record does not match its checksum")
     return contents

@@ -134,7 +134,8 @@ def typed(hint: Any, value: Any, where: str) -> Any:
         except ValueError:  # pydantic's is one; ours says it shorter
             pass
     guess = did_you_mean(str(value), [kind for kind in kinds if isinstance(kind, str)])
-    raise UserError(f"{where}: {_needed(hint)} is needed; got {value!r}{guess}")
+    got = repr(value) if isinstance(value, str) else show(value)
+    raise UserError(f"{where}: {_needed(hint)} is needed; got {got}{guess}")
 
 
 _adapter = functools.cache(TypeAdapter)

@@ -137,9 +137,8 @@ def _parser(kind: type, program: str, description: str, config_default: str | No
     text = "YAML file, or the NAME of configs/NAME.yaml; flags win over it"
     if config_default is not None:
         text += f" (without --config, {config_default} is loaded, whose values are shown below)"
-    group = parser.add_argument_group("files")
-    group.add_argument("--config", action="append", metavar="FILE", help=text)
-    groups: dict[str, Any] = {}
+    parser.add_argument("--config", action="append", metavar="FILE", help=text)
+    groups: dict[str, Any] = {"": parser}
     for leaf, help in zip(leaves, _help(kind, leaves, config_default), strict=True):
         section = leaf.path.rpartition(".")[0]
         if section not in groups:
@@ -154,10 +153,8 @@ def _parser(kind: type, program: str, description: str, config_default: str | No
     return parser
 
 
-def _title(kind: Any, section: str) -> tuple[str, str | None]:
+def _title(kind: Any, section: str) -> tuple[str, str]:
     """A section's heading in `--help`: its dotted path and what it holds."""
-    if not section:
-        return "options", None
     *outer, name = section.split(".")
     for part in outer:
         kind = fields.hints(kind)[part]
@@ -165,25 +162,25 @@ def _title(kind: Any, section: str) -> tuple[str, str | None]:
 
 
 def _help(kind: type, leaves: list[Leaf], config_default: str | None) -> Iterator[str]:
-    """Each field's line: what it is, its default with its unit, the default configuration's."""
+    """Each field's line: what it is, its unit, its default, the default configuration's value."""
     try:
         preset = {} if config_default is None else _read_yaml(kind, _find(config_default))
     except UserError:  # it will be shown where the file is needed; --help always answers
         preset = {}
     for leaf in leaves:
-        notes = "required"
-        if leaf.value is not dataclasses.MISSING:
-            notes = f"default: {fields.show(leaf.value)} {leaf.metadata.get('unit', '')}".rstrip()
+        notes = [leaf.metadata["unit"]] if leaf.metadata["unit"] else []
+        required = leaf.value is dataclasses.MISSING
+        notes += ["required" if required else f"default: {fields.show(leaf.value)}"]
         if leaf.path in preset:
-            notes += f"; {config_default}: {fields.show(preset[leaf.path].value)}"
-        yield f"{leaf.metadata['help']} ({notes})".replace("%", "%%")
+            notes += [f"{config_default}: {fields.show(preset[leaf.path].value)}"]
+        yield f"{leaf.metadata['help']} ({'; '.join(notes)})".replace("%", "%%")
 
 
 def _metavar(hint: Any) -> str:
     """What to write for a value of this type."""
     kinds = typing.get_args(hint)
     if typing.get_origin(hint) is Literal:
-        return "|".join(kinds)
+        return "|".join(map(str, kinds))
     if typing.get_origin(hint) is tuple:
         return f"{_metavar(kinds[0])},…"
     if kinds:
@@ -229,34 +226,40 @@ def _read_yaml(kind: type, path: Path) -> dict[str, Given]:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"{path}{line}: not valid YAML: {error.problem}") from error
+        reason = " ".join(filter(None, (error.context, error.problem)))
+        raise UserError(f"{path}{line}: not valid YAML: {reason}") from error
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from error
+        raise UserError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text; save it as UTF-8") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    return {} if root is None else dict(_walk(kind, root, str(path), ""))
+    return {} if root is None else dict(_walk(kind, root, str(path), "", {}))
 
 
-def _walk(kind: type, node: yaml.Node, file: str, prefix: str) -> Iterator[tuple[str, Given]]:
-    """The values below one mapping of a file."""
+def _walk(
+    kind: type, node: yaml.Node, file: str, prefix: str, seen: dict[str, int]
+) -> Iterator[tuple[str, Given]]:
+    """The values below one mapping of a file; `seen` are the lines of the names so far."""
     if not isinstance(node, yaml.MappingNode):
         what = f"{prefix.removesuffix('.')!r} is a section and" if prefix else "the file"
         raise UserError(f"{_line(file, node)}: {what} needs lines of the form `name: value`")
     leaves = {leaf.path: leaf for leaf in fields.leaves(kind)}
-    seen: dict[str, yaml.Node] = {}
     for key, value in node.value:
-        path, where = f"{prefix}{key.value}", _line(file, key)
+        where = _line(file, key)
+        if not isinstance(key, yaml.ScalarNode):
+            raise UserError(f"{where}: a name is needed before the colon")
+        path = f"{prefix}{key.value}"
         if path in seen:
-            first = seen[path].start_mark.line + 1
-            raise UserError(f"{where}: {path!r} is given twice, first in line {first}; merge them")
-        seen[path] = key
+            raise UserError(
+                f"{where}: {path!r} is given twice, first in line {seen[path]}; keep one"
+            )
+        seen[path] = key.start_mark.line + 1
         if path in leaves:
             yield path, _value(leaves[path], value, file)
         elif any(known.startswith(f"{path}.") for known in leaves):
             if value.tag != "tag:yaml.org,2002:null":  # a section whose lines are commented out
-                yield from _walk(kind, value, file, f"{path}.")
+                yield from _walk(kind, value, file, f"{path}.", seen)
         else:
             raise UserError(f"{where}: {fields.no_such_field(kind, path)}")
 

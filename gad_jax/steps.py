@@ -71,7 +71,7 @@ def discriminator_step(
 def warmup_step(
     program: Program, state: TrainState, pairs: Rows, teacher: Rows
 ) -> tuple[TrainState, Metrics]:
-    """Warm-up (section 4 of RECIPE): D on the student's own samples, G by cross-entropy."""
+    """Warm-up (section 2.3 of the paper): D on the student's own samples, G by cross-entropy."""
     with jax.named_scope("discriminator"):
         _, discriminator, metrics = _discriminate(program, state, pairs)
     with jax.named_scope("generator"):
@@ -87,7 +87,7 @@ def gad_step(
 
     `pairs` holds the teacher's response (first) and the samples of every prompt, `samples` the
     samples alone. Rewards are the scores of the discriminator's own forward pass, so of D before
-    its update (section 2 of RECIPE).
+    its update.
     """
     with jax.named_scope("discriminator"):
         scores, discriminator, metrics = _discriminate(program, state, pairs)
@@ -105,7 +105,7 @@ def gad_step(
 def response_logprobs(
     config: DecoderConfig, params: Params, rows: Rows, temperature: float, chunk: int
 ) -> tuple[Float[Array, "M T"], Float[Array, "M T"]]:
-    """Returns log-probability of each target and entropy at each position of one micro-batch.
+    """Returns the log-probability of each target and the entropy at each position of a micro-batch.
 
     Both are of softmax(logits / temperature). Logits exist for `chunk` tokens of a row at a time,
     in the backward pass too.
@@ -208,7 +208,7 @@ def _reinforce(
 ) -> tuple[Params, Metrics]:
     """Returns the gradient of the GRPO loss: surrogate, KL to the reference, entropy bonus.
 
-    The samples are fresh, so log p_old is log p with its gradient stopped: ρ = 1 (RECIPE 2).
+    The samples are fresh, so log p_old is log p with its gradient stopped: ρ = 1.
     """
     p = program
     count = jnp.maximum(jnp.sum(samples.mask), 1).astype(jnp.float32)
@@ -226,7 +226,10 @@ def _reinforce(
         policy = objectives.clipped_surrogate(
             logprobs, old, advantage, p.clip_low, p.clip_high, p.dual_clip, p.log_ratio_max
         )
-        parts = {"generator/policy_loss": total(rows, policy)}
+        parts = {
+            "generator/policy_loss": total(rows, policy),
+            "logprobs/gap": total(rows, jnp.abs(old - rows.sampled_logprobs)),
+        }
         value = parts["generator/policy_loss"]
         if p.kl_coefficient > 0:
             with jax.named_scope("reference"):

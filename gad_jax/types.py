@@ -33,7 +33,8 @@ class Rows(NamedTuple):
 
     `targets` holds the token that follows, `mask` is True where that token belongs to a response;
     `sequences` numbers the response that a position belongs to within the whole step, group by
-    group (0 where the mask is False). `ends` are (row, column) of each response's last token and
+    group (0 where the mask is False), and `sampled_logprobs` are the targets' under the sampler
+    (0 for a teacher's). `ends` are (row, column) of each response's last token and
     `groups` the prompts of the micro-batch, both in the order of the groups.
     """
 
@@ -43,6 +44,7 @@ class Rows(NamedTuple):
     targets: Int[Array, "U M T"]
     mask: Bool[Array, "U M T"]
     sequences: Int[Array, "U M T"]
+    sampled_logprobs: Float[Array, "U M T"]
     ends: Int[Array, "U G S 2"]
     groups: Int[Array, "U G"]
 

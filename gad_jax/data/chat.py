@@ -7,11 +7,12 @@ tokens, the end token included. Reading rows is the business of `sources`.
 import functools
 import hashlib
 import json
+import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 from gad_jax.data.tokenizer import (
     Control,
@@ -66,8 +67,6 @@ class Chat:
         Raises UserError when the directory has no usable tokenizer or chat template, or when the
         template loses the user's text or does not open the assistant's turn.
         """
-        if template not in WRAPPERS:
-            raise UserError(f"template={template!r} is unknown; use 'alpaca' or 'none'")
         tokenizer = load_tokenizer(directory)
         chat_template = read_chat_template(directory, tokenizer)
         render_probe = functools.partial(render, directory, tokenizer, chat_template)
@@ -137,19 +136,19 @@ class Chat:
         end = [self.end_token] if complete else []
         return [tokens + end for tokens in self._encode(texts, literally=True)]
 
-    def decode(self, tokens: Sequence[int]) -> str:
+    def decode(self, tokens: Iterable[SupportsIndex]) -> str:
         """Returns the text of a response, without end tokens and other control tokens.
 
         A response cut inside a character (byte-level tokens) loses the broken character.
         """
-        tokens = [int(token) for token in tokens]
+        ids = [operator.index(token) for token in tokens]
         ends = {*self.end_tokens, self.pad_token}
         text = self.tokenizer.decode(
-            [token for token in tokens if token not in ends],
+            [token for token in ids if token not in ends],
             skip_special_tokens=True,
             clean_up_tokenization_spaces=False,
         )
-        return text if tokens and tokens[-1] in ends else text.rstrip("\N{REPLACEMENT CHARACTER}")
+        return text if ids and ids[-1] in ends else text.rstrip("\N{REPLACEMENT CHARACTER}")
 
     def _render(self, messages: Sequence[Message]) -> str:
         return render(self.directory, self.tokenizer, self.chat_template, messages, True)

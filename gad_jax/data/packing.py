@@ -1,4 +1,4 @@
-"""Ragged responses → rows of fixed length with segment ids. On the host, in numpy.
+"""Ragged responses → rows of one length with segment ids. On the host, in numpy.
 
 The responses of a prompt share one copy of it in a row. The prompt's segment is all but its last
 token; each response's segment starts with a copy of that last token, so that everywhere in a row
@@ -6,13 +6,17 @@ the next token is the one to predict. A group that does not fit into one row con
 with the prompt repeated.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from gad_jax import buckets, sharding
 from gad_jax.types import Rows, Segments
+
+
+LENGTHS = 8
+"""A step's rows are a multiple of 1/8 of the longest: the few row lengths that are ever compiled."""
 
 
 class _Piece(NamedTuple):
@@ -26,6 +30,7 @@ class _Piece(NamedTuple):
 def pack(
     prompts: list[np.ndarray],
     responses: list[list[np.ndarray]],
+    logprobs: list[list[np.ndarray]] | None = None,
     *,
     row_tokens: int,
     micro_batches: int = 1,
@@ -33,9 +38,10 @@ def pack(
 ) -> Rows:
     """Returns the responses of every prompt packed into `micro_batches` of whole groups.
 
+    `logprobs` are the sampler's, one for each token of each response; None for a teacher's.
     Every prompt has the same number of responses, and every micro-batch the same number of
-    prompts and of rows: a bucket, and a multiple of `shards`. `row_tokens` must hold the longest
-    prompt and response together.
+    prompts and of rows: a bucket, and a multiple of `shards`. `row_tokens` is the longest row and
+    must hold the longest prompt and response together.
 
     Example: prompt [7 8], responses [[5 2] [6]], rows of 8 → tokens [7 8 5 2 8 6 0 0],
     positions [0 1 2 3 1 2 0 0], own [1 2 2 2 3 3 0 0], prefix [1 1 1 1 1 1 0 0],
@@ -43,17 +49,12 @@ def pack(
     """
     assert len(prompts) % micro_batches == 0, (len(prompts), micro_batches)
     micro = _balance(prompts, responses, micro_batches)
-    layouts = [
-        _first_fit(
-            [p for g in groups for p in _pieces(g, prompts, responses, row_tokens)], row_tokens
-        )
-        for groups in micro
-    ]
+    length, layouts = _cheapest(micro, prompts, responses, row_tokens, shards)
     rows = buckets.round_up(max(len(layout) for layout in layouts), shards)
-    packed = _empty(micro, rows, row_tokens, len(responses[0]))
+    packed = _empty(micro, rows, length, len(responses[0]))
     for number, (groups, layout) in enumerate(zip(micro, layouts, strict=True)):
         for row, pieces in enumerate(layout):
-            _fill_row(packed, number, row, pieces, groups, prompts, responses)
+            _fill_row(packed, number, row, pieces, groups, prompts, responses, logprobs)
     return packed
 
 
@@ -105,6 +106,34 @@ def _pieces(
     return pieces
 
 
+def _cheapest(
+    micro: list[list[int]],
+    prompts: list[np.ndarray],
+    responses: list[list[np.ndarray]],
+    row_tokens: int,
+    shards: int,
+) -> tuple[int, list[list[list[_Piece]]]]:
+    """Returns the row length, of LENGTHS shares of `row_tokens`, that leaves the fewest positions
+    to process, and the layout of every micro-batch."""
+    best: tuple[int, int, list[list[list[_Piece]]]] | None = None
+    longest = max(
+        len(p) + len(r) for p, group in zip(prompts, responses, strict=True) for r in group
+    )
+    for share in range(LENGTHS, 0, -1):
+        length = row_tokens * share // LENGTHS
+        if length < longest:
+            break
+        layouts = [
+            _first_fit([p for g in groups for p in _pieces(g, prompts, responses, length)], length)
+            for groups in micro
+        ]
+        rows = buckets.round_up(max(len(layout) for layout in layouts), shards)
+        if best is None or rows * length < best[0]:
+            best = rows * length, length, layouts
+    assert best is not None, (longest, row_tokens)
+    return best[1], best[2]
+
+
 def _first_fit(pieces: list[_Piece], row_tokens: int) -> list[list[_Piece]]:
     """Places pieces into rows, the longest first, each into the first row with room."""
     rows: list[list[_Piece]] = []
@@ -123,7 +152,7 @@ def _first_fit(pieces: list[_Piece], row_tokens: int) -> list[list[_Piece]]:
 
 
 def _empty(micro: list[list[int]], rows: int, row_tokens: int, members: int) -> Rows:
-    def zeros(dtype: type = np.int32) -> np.ndarray:
+    def zeros(dtype: Any = np.int32) -> np.ndarray:
         return np.zeros((len(micro), rows, row_tokens), dtype)
 
     return Rows(
@@ -133,6 +162,7 @@ def _empty(micro: list[list[int]], rows: int, row_tokens: int, members: int) -> 
         targets=zeros(),
         mask=zeros(np.bool_),
         sequences=zeros(),
+        sampled_logprobs=zeros(np.float32),
         ends=np.zeros((len(micro), len(micro[0]), members, 2), np.int32),
         groups=np.asarray(micro, np.int32),
     )
@@ -146,6 +176,7 @@ def _fill_row(
     groups: list[int],
     prompts: list[np.ndarray],
     responses: list[list[np.ndarray]],
+    logprobs: list[list[np.ndarray]] | None,
 ) -> None:
     cursor, segment = 0, 0
     for piece in pieces:
@@ -171,5 +202,7 @@ def _fill_row(
             packed.targets[scored] = response
             packed.mask[scored] = True
             packed.sequences[scored] = piece.group * len(responses[0]) + member
+            if logprobs is not None:
+                packed.sampled_logprobs[scored] = logprobs[piece.group][member]
             cursor += length
             packed.ends[number, groups.index(piece.group), member] = (row, cursor - 1)

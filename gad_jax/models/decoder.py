@@ -151,7 +151,7 @@ def init(config: DecoderConfig, key: Array) -> Params:
 
 
 def init_score(config: DecoderConfig, key: Array, stddev: float = 0.02) -> Params:
-    """Returns a fresh score head: weights from N(0, stddev), bias 0 (RECIPE section 3)."""
+    """Returns a fresh score head: weights from N(0, stddev), bias 0 (section 2 of the paper)."""
     kernel = stddev * jax.random.normal(key, (config.width, 1), jnp.float32)
     return {"kernel": kernel, "bias": jnp.zeros(1, jnp.float32)}
 
@@ -283,7 +283,7 @@ def score(
 ) -> Float[Array, "M T"]:
     """Returns the score at every position, float32; a response's score is that of its last token.
 
-    The head works in float32: rounding scores to bfloat16 drowns a group's spread (RECIPE 8).
+    The head works in float32: rounding scores to bfloat16 drowns a group's spread.
     """
     x, _ = hidden(config, params, tokens, positions, segments)
     head = params["score"]

@@ -4,6 +4,7 @@ Loading reads, for each device, only the slices that it holds; names and shapes 
 files' headers first. Saving writes files of bounded size, complete or not at all.
 """
 
+import copy
 import json
 import os
 import shutil
@@ -75,7 +76,13 @@ def load(
     return config, jax.tree_util.tree_map_with_path(one, shapes)
 
 
-def save(directory: str | Path, config: DecoderConfig, params: Params, tokenizer: Any) -> None:
+def save(
+    directory: str | Path,
+    config: DecoderConfig,
+    params: Params,
+    tokenizer: Any,
+    end_tokens: tuple[int, ...],
+) -> None:
     """Writes a directory that transformers and vLLM load: config, safetensors, tokenizer.
 
     Weights are written in `config.stored_dtype`. The directory appears complete or not at all;
@@ -87,19 +94,44 @@ def save(directory: str | Path, config: DecoderConfig, params: Params, tokenizer
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     hf = FAMILIES[config.family].write(config)
+    hf |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    hf["pad_token_id"] = tokenizer.pad_token_id
     if config.head == "score":
+        tokenizer = _with_harmless_padding(tokenizer, end_tokens)
+        hf["pad_token_id"] = tokenizer.pad_token_id
         hf["score_bias"] = float(jax.device_get(params["score"]["bias"])[0])
+    else:
+        tokens = {name: hf[name] for name in ("bos_token_id", "pad_token_id")}
+        _write_json(staging / "generation_config.json", tokens | {"eos_token_id": list(end_tokens)})
     tokenizer.save_pretrained(str(staging))
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        hf[name] = getattr(tokenizer, name)
-    (staging / "config.json").write_text(json.dumps(hf, indent=2) + "\n", encoding="utf-8")
+    _write_json(staging / "config.json", hf)
     _write_shards(staging, config, params)
     for path in staging.iterdir():
+        path.chmod(0o644)  # safetensors makes files that only their owner can read
         with open(path, "rb") as file:
             os.fsync(file.fileno())
     if directory.exists():
         shutil.rmtree(directory)
     os.replace(staging, directory)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _with_harmless_padding(tokenizer: Any, end_tokens: tuple[int, ...]) -> Any:
+    """Returns the tokenizer with a pad token that ends no response.
+
+    transformers reads a score at the last token that is not padding: where the pad token is also
+    an end token, it would read the token before the end.
+    """
+    tokenizer = copy.deepcopy(tokenizer)
+    first = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id)
+    candidates = (*first, *tokenizer.all_special_ids)
+    harmless = [token for token in candidates if token is not None and token not in end_tokens]
+    if harmless:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(harmless[0])
+    return tokenizer
 
 
 class _Tensors:
@@ -247,5 +279,4 @@ def _write_shards(directory: Path, config: DecoderConfig, params: Params) -> Non
                 t.name: file for file, shard in zip(files, shards, strict=True) for t in shard
             },
         }
-        text = json.dumps(index, indent=2) + "\n"
-        (directory / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+        _write_json(directory / "model.safetensors.index.json", index)

@@ -6,9 +6,9 @@ Lines end at a line feed only: U+2028 and its like may stand inside a string.
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 from gad_jax.data.sources.rows import Invalid, Record
 from gad_jax.errors import UserError
@@ -22,19 +22,20 @@ def records(path: Path) -> Iterator[Record]:
     compressed = path.name.endswith(".gz")
     try:
         with gzip.open(path) if compressed else open(path, "rb") as file:
-            for number, line in enumerate(_lines(cast(BinaryIO, file)), start=1):
+            for number, line in enumerate(_lines(file.readline), start=1):
                 if isinstance(line, Invalid) or line.strip():
                     yield f"{path.name}:{number}", _parse(line)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path}: not a whole gzip file ({error}); download it again") from error
 
 
-def _lines(file: BinaryIO) -> Iterator[bytes | Invalid]:
+def _lines(readline: Callable[[int], bytes]) -> Iterator[bytes | Invalid]:
+    """Yields the lines of a file, Invalid for those beyond the limit; holds no more than that."""
     first = True
-    while line := file.readline(MAX_LINE_BYTES + 1):
+    while line := readline(MAX_LINE_BYTES + 1):
         if len(line) > MAX_LINE_BYTES:
             while line and not line.endswith(b"\n"):
-                line = file.readline(MAX_LINE_BYTES)
+                line = readline(MAX_LINE_BYTES)
             yield Invalid(f"the line is longer than {MAX_LINE_BYTES >> 20} MiB")
         else:
             yield line.removeprefix(_BOM) if first else line
@@ -46,7 +47,7 @@ def _parse(line: bytes | Invalid) -> Any:
     if isinstance(line, Invalid):
         return line
     try:
-        return json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
+        return json.loads(line.rstrip(b"\r\n").decode(), parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
         return Invalid("not UTF-8", f" at byte {error.start + 1}")
     except json.JSONDecodeError as error:

@@ -103,8 +103,10 @@ def _responses(response: Any, needed: bool) -> tuple[str, ...]:
     if isinstance(response, list):
         if not response:
             raise Invalid("'teacher_response' is empty")
-        return tuple(_text("'teacher_response'", text, "a text or a list") for text in response)
-    return (_text("'teacher_response'", response, "a text or a list"),)
+        return tuple(
+            _text("'teacher_response'", text, "a text or a list of texts") for text in response
+        )
+    return (_text("'teacher_response'", response, "a text or a list of texts"),)
 
 
 def _id(value: Any, where: str) -> str:

@@ -1,0 +1,191 @@
+"""What a run shows: a line per step, a progress bar, tables and answers side by side.
+
+In a terminal lines are coloured and a bar stays below them; in a file or pipe there are plain lines
+without control codes. Text of models is shown with its control characters replaced.
+"""
+
+import contextlib
+import io
+import math
+import re
+import sys
+from collections import deque
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+# A part is shown if the step has all metrics that it names.
+LINE = (
+    "G loss {generator/loss:.4f}",
+    "D loss {discriminator/loss:.4f}",
+    "D accuracy {discriminator/accuracy:.2f}",
+    "margin {discriminator/margin:+.2f}",
+    "reward {reward/mean:+.2f} ± {reward/std:.2f}",
+    "length {response/length:.0f}",
+    "{response/length_ratio:.2f}× teacher",
+    "cut {response/cut_share:.0%}",
+    "KL {kl/reference:.4f}",
+    "G grad {generator/gradient_norm:.3g}",
+    "D grad {discriminator/gradient_norm:.3g}",
+    "{tokens_per_second/rollout:,.0f} sampled tokens/s",
+    "{tokens_per_second/update:,.0f} trained tokens/s",
+    "{seconds/step:.1f} s/step",
+)
+SIDE_BY_SIDE_WIDTH = 34
+FILE_WIDTH = 100
+SHOWN_CHARACTERS = 1200
+
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"  # C0, C1, bidi, lone
+)
+
+
+def printable(text: str) -> str:
+    """Returns text that cannot move the cursor or reorder what is around it."""
+    return _UNPRINTABLE.sub("\ufffd", text)
+
+
+def step_parts(metrics: Mapping[str, float]) -> list[str]:
+    """Returns the parts of a step's line for which there are metrics."""
+    parts = []
+    for template in LINE:
+        try:
+            parts.append(template.format_map(metrics))
+        except KeyError:
+            continue
+    return parts
+
+
+def format_seconds(seconds: float) -> str:
+    """Returns a duration as '1:02:03', or '–' when it is not known."""
+    return "–" if not math.isfinite(seconds) else str(timedelta(seconds=round(seconds)))
+
+
+class _SteadyConsole(Console):
+    """A console that never hides the cursor: a run that is killed could not bring it back."""
+
+    def show_cursor(self, show: bool = True) -> bool:
+        return False
+
+
+def make_console() -> Console:
+    """Returns the console of a command, on stdout."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # A narrow encoding must not end a run.
+    console = _SteadyConsole(highlight=False)
+    if not console.is_terminal:
+        console = _SteadyConsole(highlight=False, width=FILE_WIDTH)
+    return console
+
+
+class Display:
+    """The console of one run; `close` removes the bar."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = make_console() if console is None else console
+        self._total = 0
+        self._stage = "starting"
+        self._recent: deque[float] = deque(maxlen=20)
+        self._bar: Progress | None = None
+        if self.console.is_terminal and not self.console.is_dumb_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[left]}"),
+                console=self.console,
+                transient=True,
+                expand=True,
+            )
+            self._task = self._bar.add_task(self._stage, total=None, left="")
+
+    def start(self, step: int, total_steps: int) -> None:
+        """Sets how far the run is and how far it goes."""
+        self._total = total_steps
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, total=total_steps)
+
+    def step(self, step: int, stage: str, metrics: Mapping[str, float]) -> None:
+        """Shows a step; the time left follows from `seconds/step` of the stage's last ones."""
+        if stage != self._stage:  # Steps of another stage cost something else.
+            self._stage = stage
+            self._recent.clear()
+        self._recent.extend([metrics["seconds/step"]] if "seconds/step" in metrics else [])
+        mean = sum(self._recent) / len(self._recent) if self._recent else math.nan
+        left = format_seconds(mean * (self._total - step))
+        parts = step_parts(metrics)
+        if self._bar is None:
+            parts = [f"step {step}/{self._total}", stage, *parts, f"left {left}"]
+            self.console.print("  ".join(parts), soft_wrap=True, markup=False, highlight=False)
+            return
+        line = Text(f"step {step}/{self._total}  ", style="bold")
+        line.append(f"{stage}  ", style="cyan")
+        line.append("  ".join(parts), style="not bold")
+        self._bar.start()
+        self.console.print(line)
+        self._bar.update(self._task, completed=step, description=stage, left=f"{left} left")
+
+    @contextlib.contextmanager
+    def busy(self, label: str) -> Iterator[None]:
+        """Says what the run does meanwhile, when that is no step."""
+        if self._bar is None:
+            self.console.print(label, soft_wrap=True, markup=False, highlight=False)
+            yield
+            return
+        self._bar.start()
+        self._bar.update(self._task, description=label)
+        yield
+        self._bar.update(self._task, description=self._stage)
+
+    def table(self, title: str, rows: Mapping[str, Mapping[str, float | str]]) -> None:
+        """Shows rows by name, with a column for every quantity that any of them has."""
+        columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+        table = Table(title=title, title_justify="left", title_style="bold")
+        table.add_column("")
+        for name in columns:
+            table.add_column(name, justify="right")
+        for name, row in rows.items():
+            table.add_row(Text(name), *(_cell(row.get(column, "–")) for column in columns))
+        self.console.print(table)
+
+    def side_by_side(self, title: str, texts: Mapping[str, str]) -> None:
+        """Shows texts by name in columns, or one below the other where columns would be narrow."""
+        shown = {name: Text(_shortened(printable(text))) for name, text in texts.items()}
+        body: RenderableType
+        if self.console.width >= SIDE_BY_SIDE_WIDTH * max(len(shown), 1):
+            grid = Table(expand=True, show_lines=False)
+            for name in shown:
+                grid.add_column(name, ratio=1, overflow="fold")
+            grid.add_row(*shown.values())
+            body = grid
+        else:
+            body = Group(
+                *(
+                    Panel(text, title=name, title_align="left", border_style="dim")
+                    for name, text in shown.items()
+                )
+            )
+        self.console.print(Text(_shortened(printable(title)), style="bold"))
+        self.console.print(body)
+
+    def close(self) -> None:
+        """Removes the progress bar."""
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _cell(value: float | str) -> Text:
+    if isinstance(value, float):
+        value = f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
+    return Text(str(value))
+
+
+def _shortened(text: str) -> str:
+    text = text.strip()
+    more = len(text) - SHOWN_CHARACTERS
+    return text if more <= 0 else f"{text[:SHOWN_CHARACTERS]} … ({more} more characters)"

@@ -1,0 +1,65 @@
+"""`python -m gad_jax.export RUN`: a run's networks as Hugging Face directories."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Literal
+
+from gad_jax import guard, options
+from gad_jax.config import option
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """What to write, and where."""
+
+    run: str = option(
+        dataclasses.MISSING, "run directory, or one step: RUN/checkpoints/STEP", positional=True
+    )
+    out: str = option("", "directory to write into; empty: RUN/export")
+    part: Literal["all", "student", "discriminator"] = option("all", "which network")
+    dtype: Literal["same", "float32", "bfloat16"] = option(
+        "same", "of the weights; same: as in the model that the run started from"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    export = options.parse(
+        Export,
+        sys.argv[1:] if argv is None else argv,
+        program="python -m gad_jax.export",
+        description=(
+            "Writes a run's student, and its discriminator as a reward model with one label, as "
+            "directories that transformers and vLLM load."
+        ),
+    )
+    return guard.run_guarded(lambda: _export(export))
+
+
+def _export(export: Export) -> int:
+    import jax
+
+    from gad_jax import runs, sharding
+    from gad_jax.data.chat import Chat
+    from gad_jax.models import weights
+
+    run, _ = runs.split_step(export.run)
+    out = Path(export.out) if export.out else run / "export"
+    parts = {"student": "generator", "discriminator": "discriminator"}
+    chosen = parts if export.part == "all" else {export.part: parts[export.part]}
+    mesh = sharding.make_mesh()
+    with jax.set_mesh(mesh):
+        for name, part in chosen.items():
+            network = runs.load_from_run(export.run, part, mesh)
+            config = network.config
+            if export.dtype != "same":
+                config = dataclasses.replace(config, stored_dtype=export.dtype)
+            chat = Chat.load(network.tokenizer, network.template)
+            weights.save(out / name, config, network.params, chat.tokenizer, chat.end_tokens)
+            print(f"{out / name}: {name} of {network.origin}, {config.stored_dtype}", flush=True)
+    return guard.Exit.OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""How a command begins and ends: exit codes, signals, the run's lock, the watchdog, safe writes.
+
+Imports no jax, so that `--help` and a second run on a busy directory answer at once.
+"""
+
+import contextlib
+import enum
+import errno
+import faulthandler
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import filelock
+
+from gad_jax.errors import CollapseError, NumericsError, StorageError, UserError
+
+
+class Exit(enum.IntEnum):
+    """Exit codes of every command; 1 is the watchdog's, 130 and 143 an interrupted start."""
+
+    OK = 0
+    USER = 2
+    NUMERICS = 10
+    COLLAPSE = 11
+    STORAGE = 12
+    UNEXPECTED = 13
+
+
+EXIT_CODES: dict[type[Exception], Exit] = {
+    UserError: Exit.USER,
+    NumericsError: Exit.NUMERICS,
+    CollapseError: Exit.COLLAPSE,
+    StorageError: Exit.STORAGE,
+}
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
+
+
+def run_guarded(main: Callable[[], int]) -> int:
+    """Returns what `main` returns; an exception ends the process here, at once.
+
+    Our own errors are shown as one sentence and others with a traceback; `EXIT_CODES` gives the
+    code. The process is left by `os._exit`: an ordinary exit joins Orbax's threads, which wait for
+    the other processes while those wait for this one.
+    """
+    try:
+        return main()
+    except SystemExit:  # argparse, after --help or a wrong flag
+        raise
+    except KeyboardInterrupt:
+        _say("interrupted")
+        _leave(128 + signal.SIGINT)
+    except tuple(EXIT_CODES) as error:
+        _say(str(error))
+        _leave(next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind)))
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            traceback.print_exc()
+            _leave(Exit.UNEXPECTED)
+        _say(f"{error.filename or 'a file of the run'} could not be written: {error.strerror}")
+        _leave(Exit.STORAGE)
+    except BaseException:
+        traceback.print_exc()
+        _leave(Exit.UNEXPECTED)
+    raise AssertionError("not reached")
+
+
+def _say(line: str) -> None:
+    """Writes a line to stderr, past Python's buffers: signal handlers may not use those."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{_clear_bar()}{line}\n".encode(errors="replace"))
+
+
+def _clear_bar() -> str:
+    """Returns what removes a progress bar from the terminal's last line."""
+    return "\r\x1b[K" if os.isatty(2) else ""
+
+
+def _leave(code: int) -> None:
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    with contextlib.suppress(OSError):
+        os.write(2, _clear_bar().encode())
+    os._exit(code)
+
+
+class StopRequest:
+    """Turns Ctrl-C and SIGTERM into a request to stop after the current step.
+
+    The loop sets `ready` when its first step is done and looks at `requested` after each. A signal
+    before that ends the process at once, as there is nothing to save; a second Ctrl-C always does.
+    A second SIGTERM is ignored, so that it cannot cut the last save short.
+
+        with StopRequest() as stop:
+            while not stop.requested: ...; stop.ready = True
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.ready = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if not self.ready:
+            _say("stopped before the first step; nothing was saved")
+            os._exit(128 + number)
+        if self.requested and number == signal.SIGINT:
+            _say("stopped at once; the last complete checkpoint is intact")
+            os._exit(128 + number)
+        if not self.requested:
+            _say("stopping after this step; press Ctrl-C again to stop at once")
+        self.requested = True
+
+
+@contextlib.contextmanager
+def lock_run(run_dir: str | os.PathLike[str]) -> Iterator[None]:
+    """Holds the run directory, which is made if needed, against a second run.
+
+    The system releases the lock when its process ends, however it ends. Raises UserError naming the
+    holder, or when the directory cannot be used.
+    """
+    directory = Path(run_dir)
+    holder = directory / ".lock.json"
+    lock = filelock.FileLock(directory / ".lock", timeout=0)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise UserError(
+            f"{run_dir} is in use by {_read_holder(holder)}; stop that run, or choose another "
+            "--run_dir"
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"the run directory {run_dir} cannot be used ({error.strerror}); choose another "
+            "--run_dir"
+        ) from error
+    try:
+        started = time.strftime("%Y-%m-%d %H:%M:%S")
+        about = {"pid": os.getpid(), "host": socket.gethostname(), "started": started}
+        write_atomic(holder, json.dumps(about))
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def _read_holder(path: Path) -> str:
+    try:
+        about = json.loads(path.read_text())
+        return f"process {about['pid']} on {about['host']}, started {about['started']}"
+    except (OSError, ValueError, KeyError):
+        return "another process"
+
+
+def watchdog(seconds: float) -> None:
+    """Ends the process with code 1 and the stacks of all threads, unless called again in time.
+
+    Each call replaces the one before; 0 switches it off. A step that hangs, with its peers waiting
+    for it, is not noticed otherwise. Compiling, restoring and evaluation need more time.
+    """
+    faulthandler.cancel_dump_traceback_later()
+    if seconds > 0:
+        faulthandler.dump_traceback_later(seconds, exit=True, file=2)
+
+
+def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Writes a small file so that a crash leaves the old content or the new, never a part."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

@@ -1,0 +1,132 @@
+"""`python -m gad_jax.train`: distil a student from teacher text, or go on with a run.
+
+Start-up is in order: settings, run directory, devices, models and data, state. The loop is in
+`trainer.py`, a step's arithmetic in `steps.py`.
+"""
+
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gad_jax import guard, options
+from gad_jax.config import Config
+from gad_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from gad_jax.trainer import Trainer
+
+CAN_CHANGE = ("run_dir", "export", "evaluation.", "checkpoint.", "mesh.", "student.remat")
+"""Settings that may differ when a run goes on: they do not change what it computes."""
+
+DESCRIPTION = (
+    "Distils a student from a teacher's text: warm-up, then generative adversarial distillation, "
+    "then a comparison on held-out prompts. The same command again resumes the run."
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    config = options.parse(
+        Config,
+        sys.argv[1:] if argv is None else argv,
+        program="python -m gad_jax.train",
+        description=DESCRIPTION,
+        config_default="quickstart",
+    )
+    return guard.run_guarded(lambda: _run(config))
+
+
+def _run(config: Config) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for noisy in ("absl", "jax", "orbax", "httpx", "huggingface_hub"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    with guard.StopRequest() as stop, guard.lock_run(config.run_dir):
+        _write_config(config)
+        return _train(config, stop)
+
+
+def _write_config(config: Config) -> None:
+    """Prints and stores the settings; refuses to go on with a run that has others."""
+    path = Path(config.run_dir) / "config.yaml"
+    text = options.to_yaml(config)
+    if path.exists():
+        before = options.load(Config, path)
+        changed = [
+            line for line in options.differences(before, config) if not line.startswith(CAN_CHANGE)
+        ]
+        if changed:
+            raise UserError(
+                f"{config.run_dir} holds a run with other settings ({'; '.join(changed)}); "
+                "choose another --run_dir, or give the settings that it has"
+            )
+    guard.write_atomic(path, text)
+    print(f"# {path}\n{text}", flush=True)
+
+
+def _train(config: Config, stop: guard.StopRequest) -> int:
+    # Here, so that --help and mistakes in flags answer before jax is loaded.
+    import jax
+
+    from gad_jax import sharding
+    from gad_jax.cache import cache_dir
+    from gad_jax.checkpoint import Checkpoints
+    from gad_jax.data import pipeline, sources
+    from gad_jax.data.chat import Chat
+    from gad_jax.models import source
+    from gad_jax.trainer import Trainer
+
+    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
+    mesh = sharding.make_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor)
+    chat = Chat.load(source.resolve(config.student.path), config.data.template)
+
+    def prepare(name: str) -> pipeline.Prepared:
+        rows = sources.read(name, skip_invalid=config.data.skip_invalid)
+        prepared = pipeline.prepare(
+            rows,
+            chat,
+            max_prompt_tokens=config.data.max_prompt_tokens,
+            max_response_tokens=config.rollout.max_new_tokens,
+        )
+        print(f"{name}: {prepared.stats}", flush=True)
+        return prepared
+
+    data = prepare(config.data.train)
+    held_out = prepare(config.data.heldout) if config.data.heldout else None
+    checkpoints = Checkpoints(
+        Path(config.run_dir) / "checkpoints",
+        keep=config.checkpoint.keep,
+        keep_best=config.checkpoint.keep_best,
+    )
+    with jax.set_mesh(mesh):
+        trainer = Trainer(config, mesh, chat, data, held_out, checkpoints)
+        if trainer.step > 0:
+            print(f"going on after step {trainer.step} of {trainer.total_steps}", flush=True)
+        finished = trainer.run(stop)
+        checkpoints.close()
+        if finished:
+            trainer.compare()
+        trainer.tracker.close()
+        if finished and config.export:
+            _export(config, trainer)
+        elif not finished:
+            print(
+                f"stopped after step {trainer.step} of {trainer.total_steps}, which is saved; "
+                "the same command goes on from there"
+            )
+    return guard.Exit.OK
+
+
+def _export(config: Config, trainer: "Trainer") -> None:
+    """Writes the student as a Hugging Face directory, unless it has been written before."""
+    from gad_jax.models import weights
+
+    directory = Path(config.run_dir) / "export" / "student"
+    if not directory.exists():
+        network, params, chat = trainer.networks[0], trainer.state.generator, trainer.chat
+        weights.save(directory, network, params, chat.tokenizer, chat.end_tokens)
+    print(f"the student is in {directory}; python -m gad_jax.generate --model {directory} asks it")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,326 @@
+import inspect
+import json
+import subprocess
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from gad_jax.data import sources
+from gad_jax.data.chat import Chat
+from gad_jax.data.pipeline import batches, prepare
+from gad_jax.data.sources import Row, Rows
+from gad_jax.errors import UserError
+
+LIMITS = {"max_prompt_tokens": 200, "max_response_tokens": 100}
+
+
+def rows_of(*pairs, **options):
+    """Rows of (prompt, response or responses)."""
+    rows = [
+        Row(({"role": "user", "content": prompt},), (y,) if isinstance(y, str) else y, f"row {n}")
+        for n, (prompt, y) in enumerate(pairs)
+    ]
+    return Rows("rows.jsonl", tuple(rows), {}, **options)
+
+
+def numbered(count):
+    return rows_of(*((f"question {n}", f"answer {n}") for n in range(count)))
+
+
+def user(text):
+    return [{"role": "user", "content": text}]
+
+
+# --- prepare ------------------------------------------------------------------------------------
+
+
+def test_fifty_rows_with_one_of_each_trouble(chat, tmp_path):
+    """A broken row, an empty answer and an over-long prompt are counted; the rest is untouched."""
+    emoji = "family \U0001f468\u200d\U0001f469\u200d\U0001f467"
+    lines = [json.dumps({"prompt": f"q{n}", "teacher_response": emoji}) for n in range(50)]
+    lines[10] = lines[10][:-1]
+    lines[20] = json.dumps({"prompt": "q20", "teacher_response": ""})
+    lines[30] = json.dumps({"prompt": "long " * 500, "teacher_response": "a"})
+    path = tmp_path / "train.jsonl"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    rows = sources.read(path, skip_invalid=True)
+    prepared = prepare(rows, chat, **LIMITS)
+    assert len(prepared) == prepared.stats.rows == prepared.stats.responses == 47
+    assert prepared.stats.skipped == {"not JSON": 1, "'teacher_response' is empty": 1}
+    assert prepared.stats.dropped_long == 1
+    assert prepared.stats.cut_responses == 0
+    for index, row in enumerate(prepared.rows):
+        np.testing.assert_array_equal(prepared.prompt(index), chat.encode_prompt(row.messages))
+        (response,) = prepared.responses(index)
+        assert chat.decode(response.tolist()) == emoji
+        assert response[-1] == chat.end_token
+    assert [row.id for row in prepared.rows if row.id.endswith((":11", ":21", ":31"))] == []
+    for part in ("47 rows", "1 dropped for a long prompt", "1 skipped (not JSON)"):
+        assert part in str(prepared.stats)
+
+
+def test_limits_are_inclusive(chat):
+    prompt, response = chat.encode_prompt(user("Hello there")), chat.encode_response("Goodbye now")
+    rows = rows_of(("Hello there", "Goodbye now"))
+    whole = prepare(rows, chat, max_prompt_tokens=len(prompt), max_response_tokens=len(response))
+    assert whole.prompt(0).tolist() == prompt
+    assert whole.responses(0)[0].tolist() == response
+    assert whole.stats.cut_responses == 0
+    assert whole.prompt(0).dtype == whole.responses(0)[0].dtype == np.int32
+    with pytest.raises(UserError) as caught:
+        prepare(rows, chat, max_prompt_tokens=len(prompt) - 1, max_response_tokens=9)
+    assert str(caught.value) == (
+        f"rows.jsonl: none of the 1 prompts has at most {len(prompt) - 1} tokens; raise "
+        "--data.max_prompt_tokens"
+    )
+
+
+@pytest.mark.parametrize("missing", [1, 2, 3])
+def test_cut_responses_lack_the_end_token(chat, missing):
+    """One token too many is the end token itself: then the text is whole and the end is not."""
+    tokens = chat.encode_response("Goodbye now")
+    limit = len(tokens) - missing
+    rows = rows_of(("x", "Goodbye now"), ("x", ("a", "Goodbye now")))
+    prepared = prepare(rows, chat, max_prompt_tokens=99, max_response_tokens=limit)
+    assert prepared.responses(0)[0].tolist() == tokens[:limit]
+    assert chat.end_token not in prepared.responses(0)[0]
+    assert prepared.responses(1)[0].tolist() == chat.encode_response("a")
+    assert prepared.stats.cut_responses == 2
+
+
+def test_stats_by_hand(chat):
+    words = ["a", "abcdefgh", "The quick"]
+    prepared = prepare(rows_of(*((word, word) for word in words)), chat, **LIMITS)
+    for lengths, encoded in (
+        (prepared.stats.prompt_tokens, [chat.encode_prompt(user(word)) for word in words]),
+        (prepared.stats.response_tokens, [chat.encode_response(word) for word in words]),
+    ):
+        short, middle, long = sorted(map(len, encoded))
+        assert lengths.mean == pytest.approx((short + middle + long) / 3)
+        assert lengths.p95 == pytest.approx(middle + 0.9 * (long - middle))
+
+
+def test_a_row_that_the_template_refuses(write_tokenizer, tmp_path, chatml):
+    refusal = "{% if 'bad' in messages[0]['content'] %}{{ raise_exception('never') }}{% endif %}"
+    chat = Chat.load(write_tokenizer(tmp_path, chat_template=refusal + chatml), "none")
+    pairs = [("good", "a"), ("bad", "b"), ("fine", "c")]
+    with pytest.raises(UserError, match=r"^row 1: .* refuses the conversation \(never\); .*, or p"):
+        prepare(rows_of(*pairs), chat, **LIMITS)
+    prepared = prepare(rows_of(*pairs, skip_invalid=True), chat, **LIMITS)
+    assert [row.id for row in prepared.rows] == ["row 0", "row 2"]
+    assert prepared.stats.skipped == {"the chat template refuses the conversation": 1}
+    assert prepared.stats.dropped_long == 0
+
+
+def test_a_row_without_a_response(chat):
+    with pytest.raises(
+        UserError, match=r"^row 0: no teacher response; collect one or drop the row"
+    ):
+        prepare(rows_of(("x", ())), chat, **LIMITS)
+
+
+# --- fingerprint --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def same_rows(tmp_path):
+    """Five rows as objects, and a JSONL file of them."""
+    rows = [
+        {
+            "content": [{"role": "user", "content": f"question {n} \U0001f600"}],
+            "teacher_response": f"answer {n}",
+            "score": n,
+        }
+        for n in range(5)
+    ]
+    path = tmp_path / "rows.jsonl"
+    lines = [json.dumps(row, ensure_ascii=n < 2) for n, row in enumerate(rows)]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return rows, path
+
+
+def fingerprint(name, chat):
+    return prepare(sources.read(name), chat, **LIMITS).fingerprint
+
+
+def test_fingerprint_is_of_the_rows_not_of_the_file(chat, same_rows, tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows, path = same_rows
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "b.parquet")
+    prompts = [
+        {"id": "x", "teacher_response": [row["teacher_response"]], "prompt": content["content"]}
+        for row in rows
+        for content in row["content"]
+    ]
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, prompts)))
+    paths = (path, tmp_path / "b.parquet", tmp_path / "c.jsonl")
+    assert len({fingerprint(path, chat) for path in paths}) == 1
+
+
+def test_fingerprint_of_a_hub_dataset(chat, same_rows, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    rows, path = same_rows
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_list(rows))
+    assert fingerprint("org/name", chat) == fingerprint(path, chat)
+
+
+def test_fingerprint_changes_with_rows_order_and_chat(chat, student):
+    pairs = [("a", "b"), ("c", "d")]
+    variants = [
+        rows_of(*pairs),
+        rows_of(*pairs[::-1]),
+        rows_of(pairs[0], ("c", "e")),
+        rows_of(pairs[0], ("c", ("d", "d"))),
+        rows_of(*pairs, ("e", "f")),
+    ]
+    prints = {prepare(rows, chat, **LIMITS).fingerprint for rows in variants}
+    prints.add(prepare(variants[0], Chat.load(student, "alpaca"), **LIMITS).fingerprint)
+    assert len(prints) == 6
+    with_long = rows_of(*pairs, ("long " * 500, "x"))  # dropped: the same rows are trained on
+    assert prepare(with_long, chat, **LIMITS).fingerprint in prints
+
+
+# --- batches ------------------------------------------------------------------------------------
+
+
+def indices(batch):
+    return batch.indices.tolist()
+
+
+def test_a_batch_holds_the_rows_that_its_indices_name(chat):
+    prepared = prepare(numbered(7), chat, **LIMITS)
+    batch = batches(prepared, prompts_per_step=3, seed=0)[4]
+    assert len(batch) == 3
+    assert batch.indices.dtype == np.int32
+    for prompt, response, index in zip(batch.prompts, batch.responses, batch.indices, strict=True):
+        row = prepared.rows[index]
+        assert prompt.tolist() == chat.encode_prompt(row.messages)
+        assert response.tolist() == chat.encode_response(row.responses[0])
+
+
+@pytest.mark.parametrize(("rows", "size"), [(12, 4), (11, 4), (4, 4), (5, 1)])
+def test_an_epoch_has_each_row_at_most_once(chat, rows, size):
+    data = batches(prepare(numbered(rows), chat, **LIMITS), prompts_per_step=size, seed=3)
+    assert data.steps_per_epoch == rows // size
+    left_out = set()
+    for epoch in range(20):
+        steps = range(epoch * data.steps_per_epoch, (epoch + 1) * data.steps_per_epoch)
+        seen = Counter(index for step in steps for index in indices(data[step]))
+        assert len(seen) == seen.total() == rows - rows % size
+        left_out |= set(range(rows)) - set(seen)
+    if rows % size:  # not the same rows each time
+        assert len(left_out) > rows % size
+
+
+def test_each_epoch_and_seed_has_an_order_of_its_own(chat):
+    prepared = prepare(numbered(12), chat, **LIMITS)
+    data = batches(prepared, prompts_per_step=12, seed=0)
+    other = batches(prepared, prompts_per_step=12, seed=1)
+    orders = [indices(data[0]), indices(data[1]), indices(other[0]), list(range(12))]
+    assert len(set(map(tuple, orders))) == 4
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_the_process_count_changes_nothing_but_who_gets_a_row(chat, processes):
+    rows = rows_of(*((f"q{n}", (f"a{n}", f"b{n}", f"c{n}")) for n in range(22)))
+    prepared = prepare(rows, chat, **LIMITS)
+    alone = batches(prepared, prompts_per_step=8, seed=5)
+    parts = [
+        batches(prepared, prompts_per_step=8, seed=5, process_index=n, process_count=processes)
+        for n in range(processes)
+    ]
+    assert {part.steps_per_epoch for part in parts} == {alone.steps_per_epoch} == {2}
+    for step in range(7):  # over three ends of an epoch
+        whole, shares = alone[step], [part[step] for part in parts]
+        for n, share in enumerate(shares):
+            assert indices(share) == indices(whole)[n::processes]
+            for name in ("prompts", "responses"):
+                ours, theirs = getattr(share, name), getattr(whole, name)[n::processes]
+                assert [tokens.tolist() for tokens in ours] == [t.tolist() for t in theirs]
+
+
+def test_each_epoch_draws_one_of_several_responses(chat):
+    answers = ("first", "second", "third")
+    prepared = prepare(rows_of(*((f"q{n}", answers) for n in range(8))), chat, **LIMITS)
+    assert [chat.decode(tokens) for tokens in prepared.responses(7)] == list(answers)
+    data = batches(prepared, prompts_per_step=8, seed=0)
+    drawn = {}
+    for epoch in range(60):
+        batch = data[epoch]
+        for index, tokens in zip(indices(batch), batch.responses, strict=True):
+            drawn[epoch, index] = chat.decode(tokens)
+    # 480 draws, 160 of each expected with standard deviation 10.3: four of them are 41.
+    counts = Counter(drawn.values())
+    assert set(counts) == set(answers)
+    assert all(abs(count - 160) < 41 for count in counts.values())
+    for index in range(8):
+        assert len({drawn[epoch, index] for epoch in range(60)}) == 3
+    assert len({drawn[0, index] for index in range(8)}) > 1
+    # The draw belongs to the row and the epoch, not to the batch size.
+    smaller = batches(prepared, prompts_per_step=4, seed=0)
+    for step in range(8):
+        batch = smaller[step]
+        for index, tokens in zip(indices(batch), batch.responses, strict=True):
+            assert chat.decode(tokens) == drawn[step // 2, index]
+
+
+def lines_of_a_run(directory, file, first, last):
+    """The fingerprint and a line per step; also run by a process of its own, from its source."""
+    import json
+
+    from gad_jax.data import sources
+    from gad_jax.data.chat import Chat
+    from gad_jax.data.pipeline import batches, prepare
+
+    prepared = prepare(
+        sources.read(file), Chat.load(directory), max_prompt_tokens=200, max_response_tokens=50
+    )
+    data = batches(prepared, prompts_per_step=4, seed=7)
+    lines = [prepared.fingerprint]
+    for step in range(first, last):
+        batch = data[step]
+        tokens = [[t.tolist() for t in part] for part in (batch.prompts, batch.responses)]
+        lines.append(json.dumps([batch.indices.tolist(), *tokens]))
+    return lines
+
+
+def test_a_fresh_process_goes_on_at_any_step(student, tmp_path):
+    path = tmp_path / "train.jsonl"
+    rows = [{"prompt": f"q{n}", "teacher_response": ["a", "b", "c"]} for n in range(10)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    first, *uninterrupted = lines_of_a_run(student, path, 0, 9)
+    assert len(uninterrupted) == 9
+    code = f"{inspect.getsource(lines_of_a_run)}\nprint(*lines_of_a_run({str(student)!r}, "
+    code += f"{str(path)!r}, 5, 9), sep='\\n')"
+    command = [sys.executable, "-c", code]
+    resumed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert resumed.splitlines() == [first, *uninterrupted[5:]]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompts_per_step": 6}, "batch.prompts=6 does not fit 5 rows; use 1 to 5, or give more"),
+        ({"prompts_per_step": 0}, "batch.prompts=0 does not fit 5 rows"),
+        (
+            {"prompts_per_step": 3, "process_count": 2},
+            "batch.prompts=3 does not split over 2 processes; use a multiple of 2",
+        ),
+        ({"seed": -1}, "seed=-1 must be from 0 to 4294967295"),
+        ({"seed": 2**32}, "seed=4294967296 must be from 0 to 4294967295"),
+    ],
+)
+def test_sizes_that_do_not_fit(chat, options, message):
+    prepared = prepare(numbered(5), chat, **LIMITS)
+    with pytest.raises(UserError) as caught:
+        batches(prepared, **{"prompts_per_step": 2, "seed": 0, **options})
+    assert str(caught.value).startswith(message)
+
+
+def test_steps_are_not_negative(chat):
+    data = batches(prepare(numbered(5), chat, **LIMITS), prompts_per_step=2, seed=0)
+    with pytest.raises(IndexError, match="step -1 is negative"):
+        data[-1]
