@@ -138,7 +138,7 @@ class Display:
             yield
             return
         self._bar.start()
-        self._bar.update(self._task, description=label)
+        self._bar.update(self._task, description=label, refresh=True)
         yield
         self._bar.update(self._task, description=self._stage)
 

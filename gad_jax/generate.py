@@ -1,4 +1,4 @@
-"""`python -m gad_jax.generate`: answers of a student to one prompt, a file of them, or interactively."""
+"""`python -m gad_jax.generate`: a student's answers to one prompt, a file of them, or at a prompt."""
 
 import dataclasses
 import json

@@ -80,8 +80,9 @@ class Evaluation(Protocol):
 class Tracker:
     """The writers of one run, in `run_dir`: metrics.jsonl, tensorboard/, samples/ and the console.
 
-    When a call returns, a process that is killed loses nothing of what was given. In a run of
-    several processes one writes: in the others `enabled` is False and nothing happens.
+    A process that is killed loses no row that was logged, and of TensorBoard's events those of the
+    last second. In a run of several processes one writes: in the others `enabled` is False and
+    nothing happens.
     """
 
     def __init__(
@@ -114,7 +115,7 @@ class Tracker:
         """Writes the metrics of a step. A number that is not finite is null in metrics.jsonl."""
         if not self._enabled:
             return
-        numbers = {name: _json_number(value) for name, value in metrics.items()}
+        numbers = {name: _json_number(float(value)) for name, value in metrics.items()}
         row = {"step": step, "stage": stage} | numbers
         self._rows.write(json.dumps(row, allow_nan=False) + "\n")
         self._rows.flush()
@@ -167,7 +168,8 @@ class Tracker:
 
     def _scalars(self, step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
-            self._writer.add_scalar(name, float(value), step)
+            if math.isfinite(value):
+                self._writer.add_scalar(name, float(value), step)
         self._writer.flush()
 
     def _examples(self, step: int, name: str, results: Sequence[Evaluation], count: int) -> None:
@@ -187,8 +189,13 @@ class Tracker:
         if self._tensorboard is None:
             from tensorboardX import SummaryWriter  # Imports protobuf, which takes a while.
 
-            directory = str(self._run_dir / "tensorboard")
-            self._tensorboard = SummaryWriter(directory, purge_step=self._next_step)
+            self._tensorboard = SummaryWriter(
+                str(self._run_dir / "tensorboard"),
+                purge_step=self._next_step,
+                flush_secs=1,
+                # Names have seconds only, and a file of the same name would be overwritten.
+                filename_suffix=f".{os.getpid()}.{self._next_step}",
+            )
         return self._tensorboard
 
 
@@ -210,7 +217,4 @@ def _markdown(name: str, text: str) -> str:
 
 
 def _json_number(value: float) -> float | None:
-    if isinstance(value, int):
-        return value
-    value = float(value)
     return value if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""The equations of GAD (arXiv:2511.10643): log-probs, advantages, surrogate, KL, discriminator loss.
+"""The equations of GAD (arXiv:2511.10643): log-probs, advantages, surrogate, KL, pair losses.
 
 Losses are unreduced, per token or per pair, in float32; callers mask, sum, and divide once by the
 global count. Nothing here knows of batches, meshes or models.
@@ -49,6 +49,9 @@ def group_advantages(rewards: Float[Array, "B N"], eps: float = 1e-6) -> Float[A
     """
     rewards = rewards.astype(jnp.float32)
     valid = jnp.isfinite(rewards)
+    # Measured from the best: the mean of eight times 12.3 is off by one unit in the last place,
+    # and the division by the spread would make that an advantage of -0.5 for each of them.
+    rewards = rewards - jnp.max(jnp.where(valid, rewards, -jnp.inf), axis=1, keepdims=True)
     count = jnp.sum(valid, axis=1, keepdims=True)
     mean = jnp.sum(jnp.where(valid, rewards, 0.0), 1, keepdims=True) / jnp.maximum(count, 1)
     centred = jnp.where(valid, rewards - mean, 0.0)

@@ -44,7 +44,8 @@ def split_step(path: str | Path) -> tuple[Path, int | None]:
 
 
 def load_student(name: str, mesh: Mesh) -> Network:
-    """Returns the student called `name`: a model as in `--student.path`, a run, or a step of one."""
+    """Returns the student called `name`: a model as in `--student.path`, a run, or one of its
+    steps. Raises UserError for a name that is none of these."""
     run, _ = split_step(name)
     if is_run(run):
         return load_from_run(name, "generator", mesh)
@@ -63,10 +64,10 @@ def load_from_run(name: str | Path, part: str, mesh: Mesh) -> Network:
         raise UserError(f"{run} is not a run directory: it has no config.yaml")
     config = options.load(settings.Config, run / "config.yaml")
     checkpoints = Checkpoints(run / "checkpoints", read_only=True)
-    networks = dict(zip(("generator", "discriminator"), state.network_configs(config), strict=True))
+    generator, discriminator = state.network_configs(config)
 
     def expected(meta: dict[str, Any]) -> dict[str, Any]:
-        program = state.make_program(config, meta["stage"], *networks.values())
+        program = state.make_program(config, meta["stage"], generator, discriminator)
         whole = state.abstract(config, meta["stage"], program, mesh)
         found = getattr(whole, part)
         if found is None:
@@ -76,7 +77,7 @@ def load_from_run(name: str | Path, part: str, mesh: Mesh) -> Network:
     restored = checkpoints.restore(expected, step, subset=True)
     origin = f"{run}, step {restored.step} ({restored.meta['stage']})"
     return Network(
-        networks[part],
+        generator if part == "generator" else discriminator,
         restored.state[part],
         source.resolve(config.student.path),
         config.data.template,

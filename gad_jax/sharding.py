@@ -58,8 +58,7 @@ def make_mesh(replica: int = 1, fsdp: int = 0, tensor: int = 1, devices: Any = N
 
     fsdp = 0 takes what the other two leave. Raises UserError when the product does not fit.
     """
-    devices = jax.devices() if devices is None else devices
-    count = len(devices)
+    count = jax.device_count() if devices is None else len(devices)
     fsdp = fsdp or max(count // (replica * tensor), 1)
     if replica * fsdp * tensor != count:
         raise UserError(
@@ -68,7 +67,7 @@ def make_mesh(replica: int = 1, fsdp: int = 0, tensor: int = 1, devices: Any = N
             "--mesh.fsdp and --mesh.tensor to a product of that number"
         )
     shape = (replica, fsdp, tensor)
-    if devices is jax.devices():
+    if devices is None:  # laid out by how they are wired
         return jax.make_mesh(shape, AXIS_NAMES, axis_types=(AxisType.Explicit,) * 3)
     grid = np.asarray(devices).reshape(shape)
     return Mesh(grid, AXIS_NAMES, axis_types=(AxisType.Explicit,) * 3)
@@ -150,7 +149,7 @@ def put(tree: Any, mesh: Mesh, *logical: str | None) -> Any:
 
 
 def fetch(tree: Any) -> Any:
-    """Returns device arrays as numpy arrays on this host, whole even where shards live elsewhere."""
+    """Returns device arrays as whole numpy arrays, also where shards live on other hosts."""
 
     def one(leaf: jax.Array) -> np.ndarray:
         if not leaf.is_fully_addressable:
@@ -181,10 +180,10 @@ class CompileCounter:
         self.seconds = 0.0
         jax.monitoring.register_event_duration_secs_listener(self._listen)
 
-    def _listen(self, event: str, duration: float, **_: Any) -> None:
+    def _listen(self, event: str, duration_secs: float, **_: Any) -> None:
         if event == self._EVENT:
             self.count += 1
-            self.seconds += duration
+            self.seconds += duration_secs
 
 
 def jit(function: Callable[..., Any] | None = None, *, static: Any = (), donate: Any = ()) -> Any:

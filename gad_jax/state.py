@@ -112,10 +112,10 @@ def begin_stage(
 
 
 def abstract(config: settings.Config, stage: str, program: Program, mesh: Mesh) -> TrainState:
-    """Returns the state inside a stage as shapes with shardings, for a checkpoint to be read into."""
+    """Returns the state inside a stage as shapes with shardings, for a checkpoint to fill."""
     rates: settings.Stage = getattr(config, stage)
 
-    def network(config: DecoderConfig) -> Params:
+    def network(config: DecoderConfig) -> Any:
         params = decoder.abstract(config)
         return jax.tree.map(
             lambda leaf, spec: jax.ShapeDtypeStruct(
@@ -125,17 +125,21 @@ def abstract(config: settings.Config, stage: str, program: Program, mesh: Mesh) 
             sharding.parameter_specs(params),
         )
 
-    def moments(optimizer: optax.GradientTransformation, params: Params) -> Any:
+    def moments(optimizer: optax.GradientTransformation, params: Any) -> Any:
         return sharding.with_shardings(jax.eval_shape(optimizer.init, params), mesh)
 
     everywhere = NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+    def scalar(shape: tuple[int, ...], dtype: Any) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=everywhere)
+
     key = jax.eval_shape(lambda: jax.random.key(0))
     generator = network(program.generator)
     discriminator = network(program.discriminator) if has_discriminator(config, stage) else None
     trains_discriminator = discriminator is not None and rates.train_discriminator
     return TrainState(
-        step=jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere),
-        key=jax.ShapeDtypeStruct((), key.dtype, sharding=everywhere),
+        step=scalar((), jnp.int32),
+        key=scalar((), key.dtype),
         generator=generator,
         generator_optimizer=(
             moments(program.generator_optimizer, generator) if rates.train_generator else None
@@ -147,7 +151,7 @@ def abstract(config: settings.Config, stage: str, program: Program, mesh: Mesh) 
             else None
         ),
         reference=network(program.generator) if has_reference(config, stage) else None,
-        skips=jax.ShapeDtypeStruct((2,), jnp.int32, sharding=everywhere),
+        skips=scalar((2,), jnp.int32),
     )
 
 

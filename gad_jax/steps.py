@@ -97,8 +97,6 @@ def gad_step(
         metrics |= _reward_metrics(rewards, advantages)
     with jax.named_scope("generator"):
         generator, more = _reinforce(program, state, samples, advantages)
-    if not program.train_discriminator:
-        discriminator = None
     return _commit(program, state, generator, discriminator, metrics | more)
 
 
@@ -130,7 +128,8 @@ def response_logprobs(
         logits = decoder.project(x, kernel) / temperature
         targets = targets.reshape(count * chunk, out_sharding=sharding.spec("batch"))
         both = objectives.token_logprobs(logits, targets), objectives.entropy(logits)
-        return tuple(z.reshape(count, chunk, out_sharding=flat) for z in both)
+        logprobs, entropy = (z.reshape(count, chunk, out_sharding=flat) for z in both)
+        return logprobs, entropy
 
     _, parts = jax.lax.scan(
         lambda _, part: (None, one(*part, kernel)), None, (split(x, width), split(rows.targets))
@@ -155,8 +154,9 @@ def response_scores(config: DecoderConfig, params: Params, rows: Rows) -> Float[
 
 def _discriminate(
     program: Program, state: TrainState, pairs: Rows
-) -> tuple[Float[Array, "B S"], Params, Metrics]:
-    """Returns all scores, the gradient of the discriminator's loss, and its metrics."""
+) -> tuple[Float[Array, "B S"], Params | None, Metrics]:
+    """Returns all scores, the gradient of the discriminator's loss (None where it is frozen), and
+    its metrics."""
     losses = {
         "bradley_terry": objectives.bradley_terry_loss,
         "cross_entropy": objectives.cross_entropy_loss,
@@ -269,7 +269,8 @@ def _accumulate(
 def _reward_metrics(
     rewards: Float[Array, "B N"], advantages: Float[Array, "B N"]
 ) -> dict[str, Array]:
-    spread = jnp.std(rewards, axis=1, ddof=1)
+    # From the first: equal rewards have no spread, not even that of a rounded mean.
+    spread = jnp.std(rewards - rewards[:, :1], axis=1, ddof=1)
     return {
         "reward/mean": jnp.mean(rewards),
         "reward/std": jnp.mean(spread),

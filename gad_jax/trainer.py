@@ -40,7 +40,7 @@ class Span:
 
 
 def plan(config: Config, data: Prepared) -> tuple[Span, ...]:
-    """Returns the spans of the run's stages; each stage shuffles the rows with a seed of its own."""
+    """Returns the spans of the run's stages; each shuffles the rows with a seed of its own."""
     spans: list[Span] = []
     start = 0
     for stage in config.stages:
@@ -78,9 +78,7 @@ class Trainer:
             max_new_tokens=config.rollout.max_new_tokens,
             end_tokens=chat.end_tokens,
             pad_token=chat.pad_token,
-            sampler=Sampler(
-                config.rollout.temperature, config.rollout.top_k, config.rollout.top_p
-            ),
+            sampler=Sampler(config.rollout.temperature, config.rollout.top_k, config.rollout.top_p),
         )
         self.state: TrainState = self._restore() or state.load(config, self.networks[0], mesh)
         self.step = int(self.state.step)
@@ -221,9 +219,7 @@ class Trainer:
             [row[:n] for row, n in zip(group, lengths, strict=True)]
             for group, lengths in zip(rollout.tokens, counts, strict=True)
         ]
-        shown = [
-            [self._as_teacher_would_end(sample) for sample in group] for group in samples
-        ]
+        shown = [[self._as_teacher_would_end(sample) for sample in group] for group in samples]
         pairs = self._rows(batch, [t + s for t, s in zip(teacher, shown, strict=True)])
         first_steps = self.step - span.start < options.discriminator_only_steps
         if (first_steps and options.train_discriminator) or not options.train_generator:
@@ -236,9 +232,7 @@ class Trainer:
         ]
         return steps.gad_step, [pairs, self._rows(batch, samples, logprobs)]
 
-    def _rows(
-        self, batch: PromptBatch, responses: list[list[Any]], logprobs: Any = None
-    ) -> Rows:
+    def _rows(self, batch: PromptBatch, responses: list[list[Any]], logprobs: Any = None) -> Rows:
         options = self.config.batch
         rows = packing.pack(
             batch.prompts,
@@ -289,8 +283,8 @@ class Trainer:
             broken = [name for name, value in metrics.items() if not math.isfinite(value)]
             raise NumericsError(
                 f"step {self.step}: {int(in_a_row)} steps in a row were skipped because "
-                f"{', '.join(broken) or 'a gradient'} was not finite; the weights are as before the "
-                "first of them, and saved; lower the learning rate of the network at fault"
+                f"{', '.join(broken) or 'a gradient'} was not finite; the weights from before "
+                "the first of them are saved; lower the learning rate of the network at fault"
             )
 
     def _save(self, span: Span, result: heldout.Result | None) -> None:
@@ -310,8 +304,8 @@ class Trainer:
             if meta["data"] != self.data.fingerprint:
                 raise UserError(
                     f"{self.config.run_dir} was trained on other rows or another tokenizer "
-                    f"(fingerprint {meta['data'][:12]}, now {self.data.fingerprint[:12]}); give the "
-                    "data it had, or choose another --run_dir"
+                    f"(fingerprint {meta['data'][:12]}, now {self.data.fingerprint[:12]}); give "
+                    "the data it had, or choose another --run_dir"
                 )
             program = state.make_program(self.config, meta["stage"], *self.networks)
             return state.abstract(self.config, meta["stage"], program, self.mesh)

@@ -65,17 +65,18 @@ class Rollout(NamedTuple):
 class TrainState(NamedTuple):
     """Everything that a run needs to go on: what a checkpoint holds.
 
-    `discriminator` is None in stages without one and `reference` None unless the stage pays the KL
-    term. `skips` counts the steps left out for a non-finite gradient: all of them, and in a row.
+    Networks are `Params`; `discriminator` is None in stages without one, `reference` unless the
+    stage pays the KL term, and the moments of a frozen network are None. `skips` counts the steps
+    left out for a non-finite gradient: all of them, and in a row.
     """
 
     step: Int[Array, ""]
     key: Key[Array, ""]
     generator: Params
     generator_optimizer: Any
-    discriminator: Params | None
+    discriminator: Any
     discriminator_optimizer: Any
-    reference: Params | None
+    reference: Any
     skips: Int[Array, "2"]
 
 

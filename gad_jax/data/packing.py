@@ -14,9 +14,8 @@ import numpy as np
 from gad_jax import buckets, sharding
 from gad_jax.types import Rows, Segments
 
-
 LENGTHS = 8
-"""A step's rows are a multiple of 1/8 of the longest: the few row lengths that are ever compiled."""
+"""A step's rows have a multiple of 1/8 of the longest length: few lengths are ever compiled."""
 
 
 class _Piece(NamedTuple):
@@ -43,7 +42,8 @@ def pack(
     prompts and of rows: a bucket, and a multiple of `shards`. `row_tokens` is the longest row and
     must hold the longest prompt and response together.
 
-    Example: prompt [7 8], responses [[5 2] [6]], rows of 8 → tokens [7 8 5 2 8 6 0 0],
+    Example: prompt [7 8], responses [[5 2] [6]], row_tokens = 32 → one row of 8 (4, 8, .. 32 are
+    tried), tokens [7 8 5 2 8 6 0 0],
     positions [0 1 2 3 1 2 0 0], own [1 2 2 2 3 3 0 0], prefix [1 1 1 1 1 1 0 0],
     targets [0 5 2 0 6 0 0 0], ends [(0 3) (0 5)].
     """
@@ -139,11 +139,8 @@ def _first_fit(pieces: list[_Piece], row_tokens: int) -> list[list[_Piece]]:
     rows: list[list[_Piece]] = []
     room: list[int] = []
     for piece in sorted(pieces, key=lambda p: -p.length):
-        for row, free in enumerate(room):
-            if piece.length <= free:
-                break
-        else:
-            row = len(rows)
+        row = next((row for row, free in enumerate(room) if piece.length <= free), len(rows))
+        if row == len(rows):
             rows.append([])
             room.append(row_tokens)
         rows[row].append(piece)
@@ -152,8 +149,11 @@ def _first_fit(pieces: list[_Piece], row_tokens: int) -> list[list[_Piece]]:
 
 
 def _empty(micro: list[list[int]], rows: int, row_tokens: int, members: int) -> Rows:
-    def zeros(dtype: Any = np.int32) -> np.ndarray:
+    def zeros(dtype: Any = np.int32) -> Any:  # the fields are typed as device arrays
         return np.zeros((len(micro), rows, row_tokens), dtype)
+
+    ends: Any = np.zeros((len(micro), len(micro[0]), members, 2), np.int32)
+    groups: Any = np.asarray(micro, np.int32)
 
     return Rows(
         tokens=zeros(),
@@ -163,13 +163,13 @@ def _empty(micro: list[list[int]], rows: int, row_tokens: int, members: int) -> 
         mask=zeros(np.bool_),
         sequences=zeros(),
         sampled_logprobs=zeros(np.float32),
-        ends=np.zeros((len(micro), len(micro[0]), members, 2), np.int32),
-        groups=np.asarray(micro, np.int32),
+        ends=ends,
+        groups=groups,
     )
 
 
 def _fill_row(
-    packed: Rows,
+    packed: Any,
     number: int,
     row: int,
     pieces: list[_Piece],

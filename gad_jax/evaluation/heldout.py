@@ -48,7 +48,7 @@ def evaluate(
     max_new_tokens: int,
     batch_prompts: int,
 ) -> Result:
-    """Returns the student's greedy answers to the first `prompts` rows, compared with the teacher's.
+    """Returns the greedy answers to the first `prompts` rows, compared with the teacher's.
 
     Lengths are in tokens and count the end token.
     """

@@ -1,4 +1,4 @@
-"""Attention over packed rows: who sees whom, and which kernel computes it. The choice is made here."""
+"""Attention over packed rows: who sees whom, and which kernel computes it."""
 
 import jax
 import jax.numpy as jnp

@@ -196,13 +196,13 @@ def rotate(
 
 def embed(config: DecoderConfig, params: Params, tokens: Int[Array, " n"]) -> Float[Array, "n D"]:
     """Returns the embeddings of the tokens in the compute dtype."""
-    table = sharding.gather(
-        params["embedding"].astype(config.compute_dtype), "vocabulary", "embed"
-    )
+    table = sharding.gather(params["embedding"].astype(config.compute_dtype), "vocabulary", "embed")
     return table.at[tokens].get(out_sharding=sharding.spec("batch", None))
 
 
-def final_norm(config: DecoderConfig, params: Params, x: Float[Array, "n D"]) -> Float[Array, "n D"]:
+def final_norm(
+    config: DecoderConfig, params: Params, x: Float[Array, "n D"]
+) -> Float[Array, "n D"]:
     """Returns the hidden state after the last norm: what both heads read."""
     graph = nnx.graphdef(nnx.eval_shape(lambda: Norm(config.width, config.norm_epsilon)))
     return nnx.merge(graph, params["final_norm"])(x)

@@ -221,7 +221,8 @@ def _place(
     if mesh is None:
         return jnp.asarray(read((slice(None),) * len(shape)))
     layout = NamedSharding(mesh, sharding.parameter_spec(name))
-    return jax.make_array_from_callback(shape, layout, read)
+    callback: Any = read  # annotated in jax as if an index could be None
+    return jax.make_array_from_callback(shape, layout, callback)
 
 
 def _score_bias(directory: str | Path) -> np.ndarray:
@@ -261,7 +262,7 @@ def _tensors_to_write(config: DecoderConfig, params: Params) -> Iterator[_Tensor
 
 
 def _write_shards(directory: Path, config: DecoderConfig, params: Params) -> None:
-    """Writes the tensors in files of at most SHARD_BYTES each, with an index if there are several."""
+    """Writes files of at most SHARD_BYTES each, with an index if there are several."""
     shards: list[list[_Tensor]] = [[]]
     for tensor in _tensors_to_write(config, params):
         if shards[-1] and sum(t.nbytes for t in shards[-1]) + tensor.nbytes > SHARD_BYTES:

@@ -4,8 +4,8 @@ The prompt's cache is held once per group and shared by its samples; each sample
 own. The weights are the training weights, gathered, cast and split by layer once per rollout:
 a loop over unrolled layers updates its caches in place, where a scan would copy them.
 
-Randomness is folded from (key, prompt index, sample index, position), so a sample does not depend on
-which others are drawn beside it, nor on the devices.
+Randomness is folded from (key, prompt index, sample index, position), so a sample does not depend
+on which others are drawn beside it, nor on the devices.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ class Weights(NamedTuple):
 
 
 class Prefix(NamedTuple):
-    """What `prefill` leaves of a batch of prompts: caches per layer, and the next token's logits."""
+    """What `prefill` leaves of a batch of prompts: caches by layer, and the next logits."""
 
     keys: tuple[Float[Array, "B K P C"], ...]
     values: tuple[Float[Array, "B K P C"], ...]
@@ -281,7 +281,9 @@ class _LayerCache:
         in_prompt = jnp.arange(self.prompt_keys.shape[2]) < self.prompt_lengths[:, None]
         sampled = jnp.arange(limit) <= self.newest
         kind = jnp.float32
-        to_prompt = jnp.einsum("bnkgc,bkpc->bnkgp", q, self.prompt_keys, preferred_element_type=kind)
+        to_prompt = jnp.einsum(
+            "bnkgc,bkpc->bnkgp", q, self.prompt_keys, preferred_element_type=kind
+        )
         to_own = jnp.einsum("bnkgc,bnkrc->bnkgr", q, keys, preferred_element_type=kind)
         to_prompt = jnp.where(in_prompt[:, None, None, None], to_prompt, -jnp.inf)
         to_own = jnp.where(sampled, to_own, -jnp.inf)
@@ -289,7 +291,9 @@ class _LayerCache:
         to_prompt, to_own = jnp.exp(to_prompt - top), jnp.exp(to_own - top)
         total = to_prompt.sum(-1, keepdims=True) + to_own.sum(-1, keepdims=True)
         mixed = jnp.einsum(
-            "bnkgp,bkpc->bnkgc", to_prompt.astype(q.dtype), self.prompt_values,
+            "bnkgp,bkpc->bnkgc",
+            to_prompt.astype(q.dtype),
+            self.prompt_values,
             preferred_element_type=kind,
         ) + jnp.einsum(
             "bnkgr,bnkrc->bnkgc", to_own.astype(q.dtype), values, preferred_element_type=kind

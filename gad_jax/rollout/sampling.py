@@ -11,7 +11,7 @@ _BLOCK = 256
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """How a token is drawn. temperature = 0 takes the likeliest; top_k = 0 and top_p = 1 keep all."""
+    """How a token is drawn: temperature 0 takes the likeliest, top_k 0 and top_p 1 keep all."""
 
     temperature: float = 1.0
     top_k: int = 0

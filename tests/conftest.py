@@ -1,0 +1,42 @@
+"""What every test runs under: eight simulated CPU devices, checked shapes, no network."""
+
+import atexit
+import os
+import shutil
+import socket
+import tempfile
+from pathlib import Path
+
+import pytest
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["JAX_DEBUG_KEY_REUSE"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["GAD_JAX_CACHE"] = tempfile.mkdtemp(prefix="gad_jax-tests-")
+atexit.register(shutil.rmtree, os.environ["GAD_JAX_CACHE"], ignore_errors=True)
+
+from jaxtyping import install_import_hook  # noqa: E402  (it imports what reads the variables above)
+
+PACKAGE = Path(__file__).parents[1] / "gad_jax"
+# The pytrees of types.py also hold shapes and shardings (eval_shape), which no annotation names.
+UNCHECKED = ("__init__", "types")
+
+install_import_hook(
+    [f"gad_jax.{path.stem}" for path in PACKAGE.iterdir() if path.stem not in UNCHECKED],
+    "beartype.beartype",
+)
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuses connections other than to this computer."""
+    connect = socket.socket.connect
+
+    def connect_here(self: socket.socket, address: object) -> None:
+        local = self.family == getattr(socket, "AF_UNIX", None)
+        if not local and str(address[0]) not in ("127.0.0.1", "::1", "localhost"):  # pyright: ignore
+            raise OSError(f"a test tried to reach {address}; tests run without the network")
+        connect(self, address)  # pyright: ignore
+
+    monkeypatch.setattr(socket.socket, "connect", connect_here)

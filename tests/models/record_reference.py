@@ -1,0 +1,62 @@
+"""Records what transformers computes for random-tiny of each family: reference/logits.npz.
+
+`python -m tests.models.record_reference` writes it, in the repository's root, with torch installed.
+test_decoder.py compares with it, so that parity is tested where torch is missing.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gad_jax.models.tiny import write_tiny
+
+FILE = Path(__file__).parent / "reference" / "logits.npz"
+LENGTH = 48
+STRIDE = 16
+"""Every 16th logit is recorded, with the log of the sum over the whole vocabulary."""
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "llama-tied": {"family": "llama", "tied": True},
+    "llama": {"family": "llama", "tied": False},
+    "llama3-rope": {"family": "llama", "tied": False, "llama3_rope": True},
+    "qwen2-tied": {"family": "qwen2", "tied": True},
+    "qwen2": {"family": "qwen2", "tied": False},
+    "qwen3-tied": {"family": "qwen3", "tied": True},
+    "qwen3": {"family": "qwen3", "tied": False},
+}
+
+
+def tokens(rows: int = 1, length: int = LENGTH) -> np.ndarray:
+    """Returns the tokens that are compared."""
+    return np.random.default_rng(0).integers(0, 512, (rows, length)).astype(np.int32)
+
+
+def summary(logits: np.ndarray) -> np.ndarray:
+    """Returns what is recorded of one row's logits [T V]: [T 1 + V / 16], float32."""
+    logits = np.asarray(logits, np.float64)
+    top = logits.max(-1, keepdims=True)
+    total = top + np.log(np.exp(logits - top).sum(-1, keepdims=True))
+    return np.concatenate([total, logits[:, ::STRIDE]], axis=-1).astype(np.float32)
+
+
+def record() -> None:
+    """Writes the file."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    recorded = {}
+    for name, variant in VARIANTS.items():
+        with tempfile.TemporaryDirectory() as directory:
+            write_tiny(Path(directory), **variant)
+            model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+            with torch.no_grad():
+                logits = model(torch.from_numpy(tokens()).long()).logits[0].numpy()
+        recorded[name] = summary(logits)
+    FILE.parent.mkdir(exist_ok=True)
+    np.savez(FILE, **recorded)
+
+
+if __name__ == "__main__":
+    record()

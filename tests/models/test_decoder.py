@@ -1,0 +1,370 @@
+"""The decoder computes what transformers does, packed or not, recomputed or not."""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend.core import jaxprs_in_params
+
+from gad_jax.models import decoder, weights
+from gad_jax.models.decoder import DecoderConfig
+from gad_jax.models.tiny import write_tiny
+from gad_jax.types import Params, Segments
+from tests.models.record_reference import FILE, LENGTH, VARIANTS, summary, tokens
+
+# Float32 sums in another order, through two layers, and angles of up to 48 radians: logits of
+# magnitude 1 differ by about 2e-6. A wrong epsilon, mask or head order moves them by 1e-3 or more.
+PARITY = 1e-4
+# The same sums over blocks of other lengths.
+SAME = 1e-5
+
+Rows = tuple[jax.Array, jax.Array, Segments]
+
+REMAT = ("full", "dots", "none")
+
+logits = jax.jit(decoder.logits, static_argnums=0)
+scores = jax.jit(decoder.score, static_argnums=0)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Returns a function: name of a variant → (directory, config, params)."""
+
+    @functools.cache
+    def load(name: str) -> tuple[Path, DecoderConfig, Params]:
+        directory = tmp_path_factory.mktemp(name)
+        # two files where torch reads along: names must be found through the index too
+        write_tiny(directory, **VARIANTS[name], num_shards=1 if VARIANTS[name]["tied"] else 2)
+        return directory, *weights.load(directory)
+
+    return load
+
+
+def rows(ids: np.ndarray, shift: int = 0, stretch: int = 1) -> Rows:
+    """Returns tokens, positions and segments of rows that hold one sequence each."""
+    positions = np.broadcast_to(shift + stretch * np.arange(ids.shape[1]), ids.shape)
+    one = np.ones_like(ids)
+    return jax.tree.map(jnp.asarray, (ids, positions, Segments(one, one)))
+
+
+def as_score(config: DecoderConfig, params: Params, **changes: Any) -> tuple[DecoderConfig, Params]:
+    """Returns the network with a score head in the place of its vocabulary."""
+    params = {name: part for name, part in params.items() if name != "head"}
+    params["score"] = decoder.init_score(config, jax.random.key(1), 0.3)
+    params["score"]["bias"] = jnp.asarray([0.25])
+    return dataclasses.replace(config, head="score", **changes), params
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_logits_are_those_that_transformers_computed(models: Any, name: str) -> None:
+    _, config, params = models(name)
+    with np.load(FILE) as recorded:
+        expected = recorded[name]
+    ours = summary(logits(config, params, *rows(tokens()))[0])
+    assert expected.shape == (LENGTH, 1 + 512 // 16)
+    np.testing.assert_allclose(ours, expected, atol=PARITY, rtol=0)
+
+
+def test_the_reference_tells_the_variants_apart() -> None:
+    with np.load(FILE) as recorded:
+        table = {name: recorded[name] for name in VARIANTS}
+    names = list(table)
+    for index, name in enumerate(names):
+        for other in names[:index]:
+            assert np.abs(table[name] - table[other]).max() > 1000 * PARITY, (name, other)
+
+
+def test_only_the_distance_between_positions_counts(models: Any) -> None:
+    for name in ("llama", "llama3-rope", "qwen3"):
+        _, config, params = models(name)
+        at_zero = logits(config, params, *rows(tokens()))
+        shifted = logits(config, params, *rows(tokens(), shift=100))
+        # the angle of position 148, in float32, is off by up to 148 · 6e-8 radians
+        np.testing.assert_allclose(shifted, at_zero, atol=PARITY)
+        stretched = logits(config, params, *rows(tokens(), stretch=2))
+        assert np.abs(stretched - at_zero).max() > 1000 * PARITY
+
+
+def test_rotary_angles_by_hand() -> None:
+    config = DecoderConfig(
+        family="llama", vocabulary=8, width=8, mlp_width=8, layers=1, heads=2, kv_heads=1,
+        head_width=4, rope_theta=100.0, norm_epsilon=1e-6, max_positions=64,
+    )  # fmt: skip
+    # frequencies 100^0 = 1 and 100^(-1/2) = 0.1
+    cos, sin = decoder.rotation(config, jnp.asarray([0, 1, 5]))
+    angles = np.array([[0, 0], [1, 0.1], [5, 0.5]])
+    np.testing.assert_allclose(cos, np.cos(angles), atol=1e-6)  # float32
+    np.testing.assert_allclose(sin, np.sin(angles), atol=1e-6)
+    # wavelengths 2π and 20π; from 64 positions, kept above 16 and divided by 8 below 64 / 1:
+    # the first is kept (10.2 turns ≥ 4), the second interpolated (1.0186 turns)
+    smooth = (64 / (20 * np.pi) - 1) / (4 - 1)
+    scaling = decoder.RopeScaling(8.0, 1.0, 4.0, 64)
+    cos, _ = decoder.rotation(dataclasses.replace(config, rope_scaling=scaling), jnp.asarray([1]))
+    second = 0.1 * (smooth + (1 - smooth) / 8)
+    np.testing.assert_allclose(cos, [np.cos([1.0, second])], atol=1e-6)
+
+
+def test_a_rotation_turns_halves_of_a_head() -> None:
+    quarter = (jnp.zeros((1, 2)), jnp.ones((1, 2)))  # cosine 0, sine 1
+    turned = decoder.rotate(jnp.asarray([[[1.0, 2.0, 3.0, 4.0]]]), quarter)
+    assert turned.tolist() == [[[-3.0, -4.0, 1.0, 2.0]]]
+
+
+def packed_row() -> tuple[Rows, list[np.ndarray], list[np.ndarray]]:
+    """Returns a row of two groups and padding, its sequences, and each one's places in the row.
+
+    Prompt of 5, responses of 3 and 4; prompt of 2, responses of 6 and 1; padded to 24.
+    """
+    ids = tokens(1, 24)
+    own, prefix, positions = (np.zeros_like(ids) for _ in range(3))
+    sequences, places = [], []
+    start, segment = 0, 1
+    for prompt, responses in ((5, (3, 4)), (2, (6, 1))):
+        shared = np.arange(start, start + prompt)
+        own[0, shared] = prefix[0, shared] = first = segment
+        positions[0, shared] = np.arange(prompt)
+        start += prompt
+        for response in responses:
+            segment += 1
+            here = np.arange(start, start + response)
+            own[0, here], prefix[0, here] = segment, first
+            positions[0, here] = prompt + np.arange(response)
+            places.append(np.concatenate([shared, here]))
+            sequences.append(ids[:, places[-1]])
+            start += response
+        segment += 1
+    row = jax.tree.map(jnp.asarray, (ids, positions, Segments(own, prefix)))
+    return row, sequences, places
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
+def test_a_packed_row_equals_its_sequences_apart(models: Any, name: str) -> None:
+    _, config, params = models(name)
+    row, sequences, places = packed_row()
+    together = logits(config, params, *row)[0]
+    judge, judge_params = as_score(config, params)
+    scores_together = scores(judge, judge_params, *row)[0]
+    # as rows padded on the right, so that one program serves all
+    apart = np.zeros((len(sequences), 24), np.int32)
+    own = np.zeros_like(apart)
+    for index, sequence in enumerate(sequences):
+        apart[index, : sequence.size] = sequence
+        own[index, : sequence.size] = 1
+    padded = (*rows(apart)[:2], Segments(own, own))
+    logits_apart = logits(config, params, *padded)
+    scores_apart = scores(judge, judge_params, *padded)
+    for index, here in enumerate(places):
+        size = here.size
+        np.testing.assert_allclose(together[here], logits_apart[index, :size], atol=SAME)
+        np.testing.assert_allclose(scores_together[here], scores_apart[index, :size], atol=SAME)
+
+
+def test_padding_and_later_tokens_change_nothing(models: Any) -> None:
+    _, config, params = models("llama")
+    (ids, positions, segments), _, places = packed_row()
+    before = logits(config, params, ids, positions, segments)[0]
+    changed = np.array(ids)
+    changed[0, 21:] = 7  # padding
+    changed[0, 5:8] = 9  # the first response
+    after = logits(config, params, changed, positions, segments)[0]
+    kept = np.setdiff1d(np.concatenate(places), np.arange(5, 8))
+    # the same program on the same numbers
+    np.testing.assert_array_equal(after[kept], before[kept])
+    assert np.abs(after[5:8] - before[5:8]).max() > 0.01
+
+
+def test_remat_changes_memory_and_not_the_result(models: Any) -> None:
+    _, config, params = models("qwen3")
+    row, _, _ = packed_row()
+    real = np.asarray(row[2].own > 0, np.float32)
+
+    def loss(params: Params, config: DecoderConfig) -> jax.Array:
+        logprobs = jax.nn.log_softmax(decoder.logits(config, params, *row))
+        return -jnp.sum(logprobs[..., 3] * real)
+
+    results = []
+    for policy in REMAT:
+        value_and_grad = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+        results.append(value_and_grad(params, dataclasses.replace(config, remat=policy)))
+    value, gradient = results[0]
+    # Sums over 21 tokens of order 1; a recomputed layer may be fused otherwise.
+    for other_value, other in results[1:]:
+        np.testing.assert_allclose(other_value, value, rtol=1e-6)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), other, gradient)
+    assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(gradient))
+
+
+def equations(jaxpr: Any) -> list[Any]:
+    """Returns the equations of a program and, after each, those inside of it."""
+    found = []
+    for equation in jaxpr.eqns:
+        found.append(equation)
+        for inner in jaxprs_in_params(equation.params):
+            found += equations(inner)
+    return found
+
+
+def is_scan(equation: Any) -> bool:
+    return equation.primitive.name == "scan"
+
+
+def test_layers_are_one_scan_and_remat_says_what_it_keeps(models: Any) -> None:
+    _, config, params = models("llama")
+    row = rows(tokens())
+    kept = {}
+    for policy in REMAT:
+        network = dataclasses.replace(config, remat=policy)
+
+        def total(params: Params, network: DecoderConfig = network) -> jax.Array:
+            return jnp.sum(decoder.logits(network, params, *row))
+
+        forward = [e for e in equations(jax.make_jaxpr(total)(params).jaxpr) if is_scan(e)]
+        assert [scan.params["length"] for scan in forward] == [2]
+        program = jax.make_jaxpr(jax.grad(total))(params)
+        scans = [e for e in equations(program.jaxpr) if is_scan(e)]
+        assert [scan.params["reverse"] for scan in scans] == [False, True]
+        stacked = scans[0].outvars[scans[0].params["num_carry"] :]
+        kept[policy] = sum(variable.aval.size for variable in stacked) / (2 * LENGTH)
+    # Of each layer and token: its input; with "dots" also q, k, v, o, gate and up. The backward
+    # pass does not read the output of down.
+    assert kept["full"] == 32
+    assert kept["dots"] == 32 + (32 + 16 + 16 + 32 + 64 + 64)
+    assert kept["none"] > 2 * kept["dots"]
+
+
+def test_the_score_head_works_in_float32(models: Any) -> None:
+    _, config, params = models("llama")
+    row = rows(tokens())
+    half, judge = as_score(config, params, compute_dtype="bfloat16")
+    given = scores(half, judge, *row)
+    assert given.dtype == jnp.float32
+    hidden, _ = jax.jit(decoder.hidden, static_argnums=0)(half, judge, *row)
+    assert hidden.dtype == jnp.bfloat16
+    kernel = np.asarray(judge["score"]["kernel"], np.float64)[:, 0]
+    expected = np.asarray(hidden, np.float64) @ kernel + 0.25
+    # float32 sums of 32 products
+    np.testing.assert_allclose(given, expected, atol=2e-6)
+    rounded = np.asarray(given.astype(jnp.bfloat16), np.float64)
+    assert np.abs(rounded - expected).max() > 1e-3
+
+
+def test_half_precision_stays_near_float32(models: Any) -> None:
+    _, config, params = models("qwen2")
+    row = rows(tokens())
+    half = logits(dataclasses.replace(config, compute_dtype="bfloat16"), params, *row)
+    assert half.dtype == jnp.float32
+    # bfloat16 keeps 8 bits: 0.4 % of logits of up to 2, a few times over through the layers
+    np.testing.assert_allclose(half, logits(config, params, *row), atol=0.1)
+
+
+def test_the_cache_holds_rotated_keys_per_layer(models: Any) -> None:
+    _, config, params = models("qwen3")
+    hidden = jax.jit(decoder.hidden, static_argnums=(0, 5))
+    _, (keys, values) = hidden(config, params, *rows(tokens(2, 8)), True)
+    assert keys.shape == values.shape == (2, 2, 2, 8, 8)  # L M K T C
+    _, (moved, unmoved) = hidden(config, params, *rows(tokens(2, 8), shift=3), True)
+    assert np.abs(moved[0] - keys[0]).max() > 0.1
+    np.testing.assert_array_equal(unmoved[0], values[0])
+    assert hidden(config, params, *rows(tokens(2, 8)), False)[1] is None
+
+
+def test_init_has_the_tree_that_load_has(models: Any) -> None:
+    for name in VARIANTS:
+        _, config, params = models(name)
+        shapes = jax.tree.map(lambda x: (x.shape, x.dtype), decoder.abstract(config))
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), params) == shapes
+
+
+def test_a_fresh_score_head_is_normal_without_bias(models: Any) -> None:
+    _, config, _ = models("llama")
+    wide = dataclasses.replace(config, width=4096)
+    head = decoder.init_score(wide, jax.random.key(0), 0.02)
+    assert head["kernel"].shape == (4096, 1)
+    assert head["bias"].tolist() == [0.0]
+    # 4096 draws: the standard deviation is known to 1.1 %, so 5 % is beyond four of its errors
+    np.testing.assert_allclose(np.std(head["kernel"]), 0.02, rtol=0.05)
+
+
+def torch_logits(directory: Path, ids: np.ndarray) -> np.ndarray:
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM
+
+    model, loading = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, output_loading_info=True
+    )
+    assert not any(loading.values()), loading
+    with torch.no_grad():
+        return model(torch.from_numpy(ids).long()).logits.numpy()
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", VARIANTS)
+def test_parity_with_live_transformers(models: Any, name: str) -> None:
+    directory, config, params = models(name)
+    ids = tokens(2, 100)
+    ours = logits(config, params, *rows(ids))
+    np.testing.assert_allclose(ours, torch_logits(directory, ids), atol=PARITY, rtol=0)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", ["llama3-rope", "qwen2-tied", "qwen3"])
+def test_parity_with_what_transformers_saves(models: Any, tmp_path: Path, name: str) -> None:
+    pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM
+
+    directory, config, _ = models(name)
+    AutoModelForCausalLM.from_pretrained(directory).save_pretrained(tmp_path)
+    text = (tmp_path / "config.json").read_text()
+    assert "rope_parameters" in text, "this version writes the older form: nothing was tested"
+    again, params = weights.load(tmp_path)
+    assert again == config
+    ids = tokens(1, 100)
+    ours = logits(again, params, *rows(ids))
+    np.testing.assert_allclose(ours, torch_logits(tmp_path, ids), atol=PARITY, rtol=0)
+
+
+PROMPTS = ("What is the capital of France?", "Write a haiku about rain.", "Explain 2 + 2 = 4.")
+
+
+@pytest.mark.slow
+@pytest.mark.torch
+def test_the_real_student_says_what_it_says_in_transformers() -> None:
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM
+
+    from gad_jax import sharding
+    from gad_jax.data.chat import Chat
+    from gad_jax.models import source
+    from gad_jax.rollout import engine
+
+    directory = source.resolve("smollm2-135m-instruct")
+    chat = Chat.load(directory, "none")
+    prompts = [
+        np.asarray(chat.encode_prompt([{"role": "user", "content": text}]), np.int32)
+        for text in PROMPTS
+    ]
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        config, params = weights.load(directory, mesh)
+        settings = engine.Settings(1, 32, chat.end_tokens, chat.pad_token)
+        indices = np.arange(3, dtype=np.int32)
+        rollout = engine.generate(
+            config, params, prompts, indices, jax.random.key(0), settings, mesh
+        )
+    config, params = weights.load(directory)
+    for index, prompt in enumerate(prompts):
+        ids = prompt[None]
+        with torch.no_grad():
+            theirs = model.generate(
+                torch.from_numpy(ids).long(), max_new_tokens=32, do_sample=False
+            )[0, len(prompt) :]
+        length = int(rollout.lengths[index, 0])
+        assert rollout.tokens[index, 0, :length].tolist() == theirs.tolist()
+        ours = logits(config, params, *rows(ids))
+        np.testing.assert_allclose(ours, torch_logits(directory, ids), atol=PARITY, rtol=0)
