@@ -1,4 +1,4 @@
-"""`python -m gad_jax.generate`: a student's answers to one prompt, a file of them, or at a prompt."""
+"""`python -m gad_jax.generate`: a student's answers to a prompt, a file, or at a prompt line."""
 
 import dataclasses
 import json

@@ -1,6 +1,7 @@
 """Reading networks back: from a Hugging Face directory, a run directory, or one of its steps."""
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ def load_from_run(name: str | Path, part: str, mesh: Mesh) -> Network:
     if not is_run(run):
         raise UserError(f"{run} is not a run directory: it has no config.yaml")
     config = options.load(settings.Config, run / "config.yaml")
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of what read_only implies
     checkpoints = Checkpoints(run / "checkpoints", read_only=True)
     generator, discriminator = state.network_configs(config)
 

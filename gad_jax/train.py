@@ -14,6 +14,8 @@ from gad_jax.config import Config
 from gad_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from gad_jax.trainer import Trainer
 
 CAN_CHANGE = ("run_dir", "export", "evaluation.", "checkpoint.", "mesh.", "student.remat")
@@ -70,14 +72,39 @@ def _train(config: Config, stop: guard.StopRequest) -> int:
 
     from gad_jax import sharding
     from gad_jax.cache import cache_dir
+
+    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
+    mesh = sharding.make_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor)
+    with jax.set_mesh(mesh):
+        trainer = build(config, mesh)
+        if trainer.step > 0:
+            print(f"going on after step {trainer.step} of {trainer.total_steps}", flush=True)
+        finished = trainer.run(stop)
+        trainer.checkpoints.close()
+        if finished:
+            trainer.compare()
+        trainer.tracker.close()
+        if finished and config.export:
+            _export(config, trainer)
+        elif not finished:
+            print(
+                f"stopped after step {trainer.step} of {trainer.total_steps}, which is saved; "
+                "the same command goes on from there"
+            )
+    return guard.Exit.OK
+
+
+def build(config: Config, mesh: "Mesh") -> "Trainer":
+    """Returns the run that the settings describe, where its newest checkpoint left it.
+
+    Raises UserError for settings, data and models that do not fit each other.
+    """
     from gad_jax.checkpoint import Checkpoints
     from gad_jax.data import pipeline, sources
     from gad_jax.data.chat import Chat
     from gad_jax.models import source
     from gad_jax.trainer import Trainer
 
-    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
-    mesh = sharding.make_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor)
     chat = Chat.load(source.resolve(config.student.path), config.data.template)
 
     def prepare(name: str) -> pipeline.Prepared:
@@ -91,30 +118,13 @@ def _train(config: Config, stop: guard.StopRequest) -> int:
         print(f"{name}: {prepared.stats}", flush=True)
         return prepared
 
-    data = prepare(config.data.train)
-    held_out = prepare(config.data.heldout) if config.data.heldout else None
     checkpoints = Checkpoints(
         Path(config.run_dir) / "checkpoints",
         keep=config.checkpoint.keep,
         keep_best=config.checkpoint.keep_best,
     )
-    with jax.set_mesh(mesh):
-        trainer = Trainer(config, mesh, chat, data, held_out, checkpoints)
-        if trainer.step > 0:
-            print(f"going on after step {trainer.step} of {trainer.total_steps}", flush=True)
-        finished = trainer.run(stop)
-        checkpoints.close()
-        if finished:
-            trainer.compare()
-        trainer.tracker.close()
-        if finished and config.export:
-            _export(config, trainer)
-        elif not finished:
-            print(
-                f"stopped after step {trainer.step} of {trainer.total_steps}, which is saved; "
-                "the same command goes on from there"
-            )
-    return guard.Exit.OK
+    held_out = prepare(config.data.heldout) if config.data.heldout else None
+    return Trainer(config, mesh, chat, prepare(config.data.train), held_out, checkpoints)
 
 
 def _export(config: Config, trainer: "Trainer") -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -36,6 +36,7 @@ GENERATOR = DecoderConfig(
     norm_epsilon=1e-6,
     max_positions=64,
     qkv_bias=True,
+    remat="none",
 )
 DISCRIMINATOR = dataclasses.replace(GENERATOR, head="score")
 
@@ -69,8 +70,27 @@ GAD = steps.Program(
     entropy_coefficient=0.0,
     advantage_epsilon=1e-6,
 )
-NO_KL = dataclasses.replace(GAD, kl_coefficient=0.0)
-FROZEN = dataclasses.replace(NO_KL, train_discriminator=False, entropy_coefficient=0.1)
+FROZEN = dataclasses.replace(
+    GAD,
+    kl_coefficient=0.0,
+    entropy_coefficient=0.1,
+    discriminator_objective="cross_entropy",
+    train_discriminator=False,
+)
+# As real runs do, this one recomputes activations in the backward pass.
+MESH_GAD = dataclasses.replace(
+    GAD,
+    generator=dataclasses.replace(GENERATOR, remat="full"),
+    discriminator=dataclasses.replace(DISCRIMINATOR, remat="full"),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_compiles() -> Iterator[None]:
+    """The programs run for milliseconds here: a third of the compile time is enough for them."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 # The data
@@ -97,7 +117,9 @@ def texts(seed: int = 0) -> Texts:
     return Texts(prompts, responses, logprobs)
 
 
-def rows(texts: Texts, which: str = "pairs", micro_batches: int = 1, mesh: Mesh | None = None):
+def rows(
+    texts: Texts, which: str = "pairs", micro_batches: int = 1, mesh: Mesh | None = None
+) -> Rows:
     """Returns packed rows, the same on one device as for the four data shards of the mesh."""
     of = {"pairs": slice(None), "samples": slice(1, None), "teacher": slice(0, 1)}[which]
     packed = packing.pack(
@@ -269,7 +291,10 @@ def moved(before: Any, after: Any) -> bool:
 # The losses by hand: one response per row, whole logits
 
 
-def logprobs_by_hand(params: Params, x: Alone, temperature: float) -> tuple[jax.Array, jax.Array]:
+@jax.jit
+def logprobs_by_hand(
+    params: Params, x: Alone, temperature: float = 0.8
+) -> tuple[jax.Array, jax.Array]:
     """Returns log-probs of the targets and entropies, [B·N T]."""
     logits = decoder.logits(GENERATOR, params, x.tokens, x.positions, x.segments)
     every = jax.nn.log_softmax(logits / temperature)
@@ -277,43 +302,39 @@ def logprobs_by_hand(params: Params, x: Alone, temperature: float) -> tuple[jax.
     return picked, -jnp.sum(jnp.exp(every) * every, axis=-1)
 
 
+@jax.jit
 def scores_by_hand(params: Params, x: Alone) -> jax.Array:
     """Returns the score at the last token of every row."""
     scores = decoder.score(DISCRIMINATOR, params, x.tokens, x.positions, x.segments)
     return jnp.take_along_axis(scores, x.last[:, None], axis=1)[:, 0]
 
 
-@functools.partial(jax.jit, static_argnames="temperature")
+@jax.jit
 def reinforce_by_hand(
-    params: Params,
-    reference: Params,
-    x: Alone,
-    advantages: jax.Array,
-    kl: float,
-    bonus: float,
-    temperature: float,
-) -> tuple[jax.Array, Params]:
-    """Returns REINFORCE's token-mean loss, with k3 to the reference and an entropy bonus; and its
-    gradient."""
+    params: Params, reference: Params, x: Alone, advantages: jax.Array, kl: float, bonus: float
+) -> Params:
+    """Returns the gradient of REINFORCE's token-mean loss, with k3 to the reference and an entropy
+    bonus."""
 
     def loss(params: Params) -> jax.Array:
-        logprobs, entropy = logprobs_by_hand(params, x, temperature)
-        other, _ = logprobs_by_hand(reference, x, temperature)
+        logprobs, entropy = logprobs_by_hand(params, x)
+        other, _ = logprobs_by_hand(reference, x)
         d = other - logprobs
         k3 = jnp.exp(d) - d - 1
         each = -advantages[:, None] * logprobs + kl * jnp.minimum(k3, 10) - bonus * entropy
         return jnp.sum(each * x.mask) / jnp.sum(x.mask)
 
-    return jax.value_and_grad(loss)(params)
+    return jax.grad(loss)(params)
 
 
 @functools.cache
 def all_scores_by_hand() -> tuple[np.ndarray, np.ndarray]:
     """Returns the scores of teacher (repeated) and samples at the start, [B N] each."""
-    every = jax.jit(scores_by_hand)
     params = put(networks()[2])
     return tuple(
-        np.asarray(every(params, alone(texts(), which)), np.float64).reshape(PROMPTS, SAMPLES)
+        np.asarray(scores_by_hand(params, alone(texts(), which)), np.float64).reshape(
+            PROMPTS, SAMPLES
+        )
         for which in ("teacher", "samples")
     )
 
@@ -324,26 +345,13 @@ def advantages_by_hand() -> np.ndarray:
     return (deviation / (rewards.std(axis=1, ddof=1, keepdims=True) + 1e-6)).astype(np.float32)
 
 
-def generator_by_hand(kl: float, bonus: float) -> tuple[float, Params]:
-    generator, other, _ = networks()
-    loss, gradient = reinforce_by_hand(
-        put(generator),
-        put(other),
-        alone(texts(), "samples"),
-        jnp.asarray(advantages_by_hand().ravel()),
-        kl,
-        bonus,
-        0.8,
-    )
-    return float(loss), gradient
+def generator_by_hand(kl: float = 0.0, bonus: float = 0.0) -> Params:
+    generator, other, _ = (put(network) for network in networks())
+    advantages = jnp.asarray(advantages_by_hand().ravel())
+    return reinforce_by_hand(generator, other, alone(texts(), "samples"), advantages, kl, bonus)
 
 
 # Packed rows against rows of one response
-
-
-@functools.cache
-def packed_logprobs() -> Callable[..., Any]:
-    return jax.jit(lambda params, x: steps.response_logprobs(GENERATOR, params, x, 0.8, 16))
 
 
 @functools.cache
@@ -354,8 +362,9 @@ def packed_scores() -> Callable[..., Any]:
 def test_packed_logprobs_and_entropies_are_those_of_each_response_alone() -> None:
     params = put(networks()[0])
     packed, x = first(rows(texts(), "samples")), alone(texts(), "samples")
-    found = packed_logprobs()(params, packed)
-    wanted = jax.jit(lambda params: logprobs_by_hand(params, x, 0.8))(params)
+    packed_logprobs = jax.jit(lambda *a: steps.response_logprobs(GENERATOR, *a, 0.8, 16))
+    found = packed_logprobs(params, packed)
+    wanted = logprobs_by_hand(params, x)
     for one, other in zip(found, wanted, strict=True):
         for sequence in range(PROMPTS * SAMPLES):
             mine = packed.mask & (packed.sequences == sequence)
@@ -384,32 +393,28 @@ def test_identical_ids_get_identical_scores() -> None:
 
 
 def test_the_generators_gradient_is_reinforce() -> None:
-    found = stepped("gad", NO_KL)
-    loss, gradient = generator_by_hand(kl=0.0, bonus=0.0)
-    # The advantage divides by a spread of scores: rounding grows by the inverse.
-    close(gradients(found)[0], gradient, 2e-5)
-    # On policy ρ = 1, so the loss is the mean of -A, while REINFORCE's is that of -A log p.
+    # The reference is the generator itself: the KL and its gradient are zero.
+    found = history().outcomes[0]
+    # An advantage divides by a spread of scores: rounding grows by the inverse.
+    close(gradients(found)[0], generator_by_hand(), 2e-5)
+    # ρ = 1, so the loss is the mean of -A, while REINFORCE's would be that of -A log p.
     lengths = np.asarray([[len(r) for r in group[1:]] for group in texts().responses])
     wanted = -np.sum(advantages_by_hand() * lengths) / lengths.sum()
-    np.testing.assert_allclose(found.metrics["generator/loss"], wanted, atol=1e-5)
-    assert np.isfinite(loss)
+    np.testing.assert_allclose(found.metrics["generator/policy_loss"], wanted, atol=1e-5)
 
 
 def test_the_kl_term_and_its_gradient() -> None:
-    found, without = stepped("gad"), stepped("gad", NO_KL)
-    _, gradient = generator_by_hand(kl=0.1, bonus=0.0)
-    close(gradients(found)[0], gradient, 2e-5)
-    kl = found.metrics["kl/reference"]
-    assert 0 < kl < 10
-    np.testing.assert_allclose(
-        found.metrics["generator/loss"], without.metrics["generator/loss"] + 0.1 * kl, rtol=1e-5
-    )
+    found = stepped("gad")
+    close(gradients(found)[0], generator_by_hand(kl=0.1), 2e-5)
+    metrics = found.metrics
+    assert 0 < metrics["kl/reference"] < 10
+    wanted = metrics["generator/policy_loss"] + 0.1 * metrics["kl/reference"]
+    np.testing.assert_allclose(metrics["generator/loss"], wanted, rtol=1e-6)
 
 
-def test_the_entropy_bonus() -> None:
+def test_the_entropy_bonus_and_its_gradient() -> None:
     found = stepped("gad", FROZEN)
-    _, gradient = generator_by_hand(kl=0.0, bonus=0.1)
-    close(found.state.generator_optimizer[0], gradient, 2e-5)
+    close(found.state.generator_optimizer[0], generator_by_hand(bonus=0.1), 2e-5)
     metrics = found.metrics
     assert metrics["entropy"] > 1
     wanted = metrics["generator/policy_loss"] - 0.1 * metrics["entropy"]
@@ -447,12 +452,10 @@ def test_discriminator_metrics_are_of_fresh_scores() -> None:
 
 
 def test_the_cross_entropy_discriminator() -> None:
-    program = dataclasses.replace(GAD, discriminator_objective="cross_entropy")
     teacher, samples = all_scores_by_hand()
     wanted = np.mean(np.log1p(np.exp(-teacher)) + np.log1p(np.exp(samples)))
-    found = stepped("discriminator", program).metrics["discriminator/loss"]
+    found = stepped("gad", FROZEN).metrics["discriminator/loss"]
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
-    assert abs(found - stepped("discriminator").metrics["discriminator/loss"]) > 0.1
 
 
 def test_rewards_are_the_scores_of_the_discriminator_before_its_update() -> None:
@@ -467,16 +470,23 @@ def test_rewards_are_the_scores_of_the_discriminator_before_its_update() -> None
     assert found.metrics["advantage/dead_groups"] == 0
 
 
+def test_a_group_of_equal_rewards_is_counted_as_dead() -> None:
+    # The rounded mean of eight times 12.3 is not 12.3.
+    rewards = jnp.asarray([[12.3] * 8, [12.3] * 7 + [12.4]])
+    found = steps._reward_metrics(rewards, jnp.zeros_like(rewards))
+    assert found["advantage/dead_groups"] == 0.5
+    np.testing.assert_allclose(found["reward/std"], 0.1 / np.sqrt(8) / 2, rtol=1e-4)
+
+
 def test_the_kl_is_not_mixed_into_rewards() -> None:
-    with_kl, without = stepped("gad").metrics, stepped("gad", NO_KL).metrics
+    with_kl, without = stepped("gad").metrics, stepped("gad", FROZEN).metrics
     for name in ("reward/mean", "reward/std", "advantage/norm", "generator/policy_loss"):
-        np.testing.assert_allclose(with_kl[name], without[name], rtol=1e-6, atol=1e-7)
-    assert "kl/reference" not in without
+        np.testing.assert_allclose(with_kl[name], without[name], rtol=1e-5, atol=1e-6)
 
 
 def test_the_gap_to_the_sampler_is_measured() -> None:
     x = alone(texts(), "samples")
-    found, _ = jax.jit(lambda params: logprobs_by_hand(params, x, 0.8))(put(networks()[0]))
+    found, _ = logprobs_by_hand(put(networks()[0]), x)
     sampled = np.concatenate([r for group in texts().logprobs for r in group[1:]])
     wanted = np.mean(np.abs(np.asarray(found)[np.asarray(x.mask)] - sampled))
     np.testing.assert_allclose(stepped("gad").metrics["logprobs/gap"], wanted, rtol=1e-5)
@@ -484,7 +494,7 @@ def test_the_gap_to_the_sampler_is_measured() -> None:
 
 def test_imitation_is_the_token_mean_cross_entropy_at_temperature_one() -> None:
     x = alone(texts(), "teacher")
-    logprobs, entropy = jax.jit(lambda params: logprobs_by_hand(params, x, 1.0))(put(networks()[0]))
+    logprobs, entropy = logprobs_by_hand(put(networks()[0]), x, 1.0)
     # each response stands there SAMPLES times: the mean is the same
     metrics = stepped("seqkd").metrics
     wanted = -np.sum(logprobs * x.mask) / np.sum(x.mask)
@@ -504,16 +514,19 @@ def test_the_warmup_is_both_updates_at_once() -> None:
     identical(generator.state.discriminator, networks()[2])
     identical(discriminator.state.generator, networks()[0])
     losses = ("discriminator/loss", "generator/loss")
-    alone = discriminator.metrics["discriminator/loss"], generator.metrics["generator/loss"]
-    np.testing.assert_allclose([both.metrics[name] for name in losses], alone, rtol=1e-6)
+    apart = discriminator.metrics["discriminator/loss"], generator.metrics["generator/loss"]
+    np.testing.assert_allclose([both.metrics[name] for name in losses], apart, rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["gad", "warmup"])
+@pytest.mark.parametrize("kind", ["gad", "seqkd"])
 def test_micro_batches_give_what_the_whole_gives(kind: str) -> None:
+    halves = np.asarray(rows(texts(), "teacher", 2).groups)
+    assert halves.tolist() != [[0, 1, 2, 3], [4, 5, 6, 7]]  # dealt by length, so the order counts
     whole, cut = stepped(kind), stepped(kind, micro_batches=2)
     # Other rows and other orders of sums; 1e-5 also covers advantages, which divide by a spread.
     close(gradients(cut), gradients(whole), 2e-5)
-    close((cut.state.generator, cut.state.discriminator), (whole.state[2], whole.state[4]), 1e-5)
+    close(cut.state.generator, whole.state.generator, 1e-5)
+    close(cut.state.discriminator, whole.state.discriminator, 1e-5)
     assert cut.metrics.keys() == whole.metrics.keys()
     close(cut.metrics, whole.metrics, 1e-5)
 
@@ -544,32 +557,26 @@ def test_padding_and_what_is_masked_have_no_influence() -> None:
 
 
 def test_a_masked_token_has_no_gradient() -> None:
-    packed = rows(texts(), "samples")
-    teacherless = packed._replace(mask=packed.mask & (packed.sequences != 4))
+    def generator_gradient(teacher: Rows) -> Params:
+        return gradients(host(steps.seqkd_step(GAD, start(), teacher)))[0]
 
-    @jax.jit
-    def gradient(params: Params, packed: Rows) -> Params:
-        def loss(params: Params) -> jax.Array:
-            logprobs, _ = steps.response_logprobs(GENERATOR, params, packed, 1.0, 16)
-            return jnp.sum(jnp.where(packed.mask, logprobs, 0.0))
-
-        return jax.grad(loss)(params)
-
-    params = put(networks()[0])
-    nothing = first(packed._replace(mask=jnp.zeros_like(packed.mask)))
-    identical(gradient(params, nothing), jax.tree.map(np.zeros_like, networks()[0]))
-    # Other ids inside of the response that is left out change nothing either.
-    inside = (
-        packed.segments.own == jnp.max(packed.segments.own * (packed.sequences == 4), -1)[..., None]
-    )
-    inside &= jnp.any(packed.sequences == 4, axis=-1, keepdims=True)
-    other = teacherless._replace(tokens=jnp.where(inside, UNUSED, packed.tokens))
-    assert (np.asarray(other.tokens) != np.asarray(packed.tokens)).any()
-    identical(gradient(params, first(other)), gradient(params, first(teacherless)))
+    teacher = rows(texts(), "teacher")
+    nothing = teacher._replace(mask=jnp.zeros_like(teacher.mask))
+    identical(generator_gradient(nothing), jax.tree.map(np.zeros_like, networks()[0]))
+    # Without one response, other ids inside of it change nothing; with it they do.
+    (row, last), length = np.asarray(teacher.ends[0, 4, 0]), len(texts().responses[4][0])
+    inside = (0, row, slice(last - length + 1, last + 1))
+    other = teacher._replace(tokens=teacher.tokens.at[inside].set(UNUSED))
+    left_out = teacher.mask & (teacher.sequences != 4)
+    found, wanted = (generator_gradient(x._replace(mask=left_out)) for x in (other, teacher))
+    identical(found, wanted)
+    assert moved(generator_gradient(other), generator_gradient(teacher))
 
 
 def test_the_mesh_gives_what_one_device_gives() -> None:
     found, one = mesh_history(), history()
+    # Sums over shards come in another order; an advantage divides by a spread of scores, and the
+    # second step starts from what the first has left of the difference.
     for step in range(2):
         close(gradients(found.outcomes[step]), gradients(one.outcomes[step]), 1e-4)
         close(found.outcomes[step].metrics, one.outcomes[step].metrics, 1e-4)
@@ -582,45 +589,46 @@ def test_the_mesh_gives_what_one_device_gives() -> None:
 
 class History(NamedTuple):
     outcomes: list[Outcome]
-    programs: list[int]
-    """Compiled programs of gad_step before the first step and after each."""
+    compiled: list[int]
+    """Programs that each step compiled."""
 
 
-def walk(mesh: Mesh | None) -> History:
-    state = start(reference="same", mesh=mesh)
-    outcomes, programs = [], [steps.gad_step._cache_size()]
+def walk(program: steps.Program, mesh: Mesh | None) -> History:
+    counter = sharding.CompileCounter()
+    state, outcomes, compiled = start(reference="same", mesh=mesh), [], []
     for seed in range(3):
-        batch = (rows(texts(seed), which, mesh=mesh) for which in ("pairs", "samples"))
-        state, metrics = steps.gad_step(GAD, state, *batch)
-        programs.append(steps.gad_step._cache_size())
+        batch = [rows(texts(seed), which, mesh=mesh) for which in ("pairs", "samples")]
+        before = counter.count
+        state, metrics = steps.gad_step(program, state, *batch)
+        compiled.append(counter.count - before)
         copy = jax.tree.map(jnp.copy, state._replace(key=None)), metrics
         outcomes.append(Outcome(*sharding.fetch(copy)))
-    return History(outcomes, programs)
+    return History(outcomes, compiled)
 
 
 @functools.cache
 def history() -> History:
-    return walk(None)
+    return walk(GAD, None)
 
 
 @functools.cache
 def mesh_history() -> History:
     mesh = sharding.make_mesh(1, 4, 2)
     with jax.set_mesh(mesh):
-        return walk(mesh)
+        return walk(MESH_GAD, mesh)
 
 
-@pytest.mark.parametrize("walked", [history, mesh_history])
-def test_one_program_serves_all_steps_of_a_shape(walked: Callable[[], History]) -> None:
-    before, *after = walked().programs
-    assert after in ([before] * 3, [before + 1] * 3)
+def test_one_program_serves_all_steps_of_a_shape() -> None:
+    assert mesh_history().compiled == [1, 0, 0]
+    # on one device an earlier test may have compiled it
+    assert history().compiled in ([1, 0, 0], [0, 0, 0])
 
 
 def test_the_kl_is_zero_at_the_first_step_and_grows() -> None:
-    first, *others = (outcome.metrics["kl/reference"] for outcome in history().outcomes)
+    at_start, *later = (outcome.metrics["kl/reference"] for outcome in history().outcomes)
     # the same function of the same weights, compiled apart
-    assert abs(first) < 1e-6
-    assert min(others) > 1e-5
+    assert abs(at_start) < 1e-6
+    assert min(later) > 1e-5
 
 
 def test_steps_count() -> None:
@@ -629,8 +637,9 @@ def test_steps_count() -> None:
 
 
 def test_a_stage_without_kl_needs_no_reference() -> None:
-    assert stepped("gad", NO_KL).state.reference is None
-    assert np.isfinite(stepped("gad", NO_KL).metrics["generator/loss"])
+    found = stepped("gad", FROZEN)
+    assert found.state.reference is None
+    assert "kl/reference" not in found.metrics
 
 
 def test_the_reference_and_the_key_stay() -> None:
@@ -644,7 +653,7 @@ def test_a_frozen_discriminator_pays_rewards_and_stays_bit_identical() -> None:
     identical(found.state.discriminator, networks()[2])
     assert found.state.discriminator_optimizer is None
     assert "discriminator/gradient_norm" not in found.metrics
-    for name in ("reward/mean", "reward/std", "discriminator/loss"):
+    for name in ("reward/mean", "reward/std"):
         np.testing.assert_allclose(found.metrics[name], stepped("gad").metrics[name], rtol=1e-5)
     assert moved(networks()[0], found.state.generator)
 
@@ -711,7 +720,7 @@ def test_seqkd_skips_as_well() -> None:
 def test_all_shards_of_a_mesh_skip_together() -> None:
     mesh = sharding.make_mesh(1, 4, 2)
     with jax.set_mesh(mesh):
-        bad = start(mesh=mesh, reference="same")
+        bad = start(mesh=mesh)
         # one number, on one shard of the embedding: the rest of the network is healthy
         table = jax.device_get(bad.discriminator["embedding"]).copy()
         table[np.asarray(texts().prompts[0][0]), 0] = np.nan
@@ -719,7 +728,7 @@ def test_all_shards_of_a_mesh_skip_together() -> None:
         bad = bad._replace(discriminator=bad.discriminator | {"embedding": table})
         before = sharding.fetch(bad._replace(key=None))
         batch = (rows(texts(), which, mesh=mesh) for which in ("pairs", "samples"))
-        state, _ = steps.gad_step(GAD, bad, *batch)
+        state, _ = steps.gad_step(MESH_GAD, bad, *batch)
         after = sharding.fetch(state._replace(key=None))
     identical(after._replace(step=0, skips=0), before._replace(step=0, skips=0))
     assert after.skips.tolist() == [1, 1]

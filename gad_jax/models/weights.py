@@ -127,7 +127,8 @@ def _with_harmless_padding(tokenizer: Any, end_tokens: tuple[int, ...]) -> Any:
     """
     tokenizer = copy.deepcopy(tokenizer)
     first = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id)
-    candidates = (*first, *tokenizer.all_special_ids)
+    added = (token for token, kind in tokenizer.added_tokens_decoder.items() if kind.special)
+    candidates = (*first, *tokenizer.all_special_ids, *added)
     harmless = [token for token in candidates if token is not None and token not in end_tokens]
     if harmless:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(harmless[0])
@@ -144,11 +145,11 @@ class _Tensors:
         index = directory / "model.safetensors.index.json"
         if index.exists():
             try:
-                entries = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            except (ValueError, KeyError, TypeError) as error:
+                entries = json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise UserError(f"{index} is not a safetensors index: {error!r}") from error
-            for name, file in entries.items():
-                if Path(file).name != file:
+            for name, file in entries:
+                if Path(str(file)).name != file:
                     raise UserError(f"{index}: {name} points outside the directory: {file!r}")
                 self.files[name] = directory / file
         else:

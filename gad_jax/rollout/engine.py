@@ -9,6 +9,7 @@ on which others are drawn beside it, nor on the devices.
 """
 
 import dataclasses
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -86,7 +87,10 @@ def prepare(config: DecoderConfig, params: Params) -> Weights:
 def prefill(
     config: DecoderConfig, params: Params, prompts: Int[Array, "B P"], lengths: Int[Array, " B"]
 ) -> Prefix:
-    """Runs the prompts, padded on the right, and keeps what sampling needs of them."""
+    """Runs the prompts, padded on the right, and keeps what sampling needs of them.
+
+    A length of 0 is no prompt: a row that only completes the batch, whose responses stay empty.
+    """
     count, width = prompts.shape
     index = jnp.arange(width)
     real = (index < lengths[:, None]).astype(jnp.int32)
@@ -94,7 +98,8 @@ def prefill(
     x, cache = decoder.hidden(
         config, params, prompts, positions, Segments(real, real), collect_cache=True
     )
-    last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)[:, 0]
+    ends = jnp.maximum(lengths - 1, 0)
+    last = jnp.take_along_axis(x, ends[:, None, None], axis=1)[:, 0]
     logits = decoder.project(last, decoder.head_kernel(config, params))
     keys, values = (tuple(z[i] for i in range(config.layers)) for z in cache)
     return Prefix(keys, values, lengths, sharding.reshard(logits, "batch", None))
@@ -146,7 +151,7 @@ def generate(
     padded = -(-count // sharding.data_shards(mesh)) * sharding.data_shards(mesh)
     longest = max(len(prompt) for prompt in prompts)
     tokens = np.full((padded, buckets.round_up(longest, PROMPT_MULTIPLE)), settings.pad_token)
-    lengths = np.ones(padded, np.int32)
+    lengths = np.zeros(padded, np.int32)
     numbers = np.zeros(padded, np.int32)
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)] = prompt
@@ -160,9 +165,15 @@ def generate(
 
 
 def _sample_keys(key: Array, indices: Int[Array, " B"], samples: int) -> Array:
-    prompt_keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
-    fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
-    return jax.vmap(lambda k: fold(k, jnp.arange(samples)))(prompt_keys)
+    """Returns the keys of all responses, [B·N]."""
+    flat = sharding.spec("batch")
+    prompt = jnp.repeat(indices, samples, out_sharding=flat)
+    sample = jnp.broadcast_to(
+        jnp.arange(samples), (indices.size, samples), out_sharding=sharding.spec("batch", None)
+    )
+    sample = sample.reshape(prompt.size, out_sharding=flat)
+    fold = jax.random.fold_in
+    return jax.vmap(lambda p, s: fold(fold(key, p), s))(prompt, sample)
 
 
 def _empty(config: DecoderConfig, settings: Settings, prefix: Prefix) -> Loop:
@@ -186,19 +197,20 @@ def _empty(config: DecoderConfig, settings: Settings, prefix: Prefix) -> Loop:
         tokens=zeros(response, jnp.int32, None) + settings.pad_token,
         logprobs=zeros(response, jnp.float32, None),
         lengths=zeros((), jnp.int32),
-        finished=zeros((), jnp.bool_),
+        finished=jnp.broadcast_to(
+            prefix.lengths[:, None] == 0, size, out_sharding=sharding.spec("batch", None)
+        ),
     )
 
 
 def _append(settings: Settings, state: Loop, logits: Float[Array, "BN V"], keys: Array) -> Loop:
     """Draws the next token of every response that goes on, and writes it down."""
     shape = state.finished.shape
-    flat = keys.reshape(keys.size, out_sharding=sharding.spec("batch"))
-    here = jax.vmap(lambda k: jax.random.fold_in(k, state.position))(flat)
+    here = jax.vmap(lambda k: jax.random.fold_in(k, state.position))(keys)
     uniform = jax.vmap(lambda k: jax.random.uniform(k))(here)
     token, logprob = (
         x.reshape(shape, out_sharding=sharding.spec("batch", None))
-        for x in sample(logits, uniform, settings.sampler)
+        for x in _sample_locally(logits, uniform, settings.sampler)
     )
     going_on = ~state.finished
     token = jnp.where(going_on, token, settings.pad_token)
@@ -214,6 +226,20 @@ def _append(settings: Settings, state: Loop, logits: Float[Array, "BN V"], keys:
         logprobs=write(state.logprobs, logprob),
         lengths=state.lengths + going_on,
         finished=state.finished | (going_on & ended),
+    )
+
+
+def _sample_locally(
+    logits: Float[Array, "BN V"], uniform: Float[Array, " BN"], sampler: Sampler
+) -> tuple[Int[Array, " BN"], Float[Array, " BN"]]:
+    """Returns `sample` of each row, computed where the row lives."""
+    rows = sharding.spec("batch")
+    draw = partial(sample, sampler=sampler)
+    if rows is None:
+        return draw(logits, uniform)
+    specs = (sharding.spec("batch", None), rows)
+    return jax.shard_map(draw, in_specs=specs, out_specs=(rows, rows), check_vma=False)(
+        logits, uniform
     )
 
 

@@ -1,0 +1,277 @@
+"""The compiled loop samples from the network, and a sample depends on nothing but its own key."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gad_jax import sharding
+from gad_jax.models import decoder, weights
+from gad_jax.models.decoder import DecoderConfig
+from gad_jax.models.tiny import write_tiny
+from gad_jax.rollout import engine
+from gad_jax.rollout.engine import Settings
+from gad_jax.rollout.sampling import Sampler
+from gad_jax.types import Params, Rollout, Segments
+
+PAD, LIMIT = 256, 12
+NO_END = (512,)  # which is beyond the vocabulary: no response ends
+# Two sums of the same float32 products: over a cache, and over a whole row.
+SAME = 1e-5
+
+SAMPLING = Settings(3, LIMIT, NO_END, PAD, Sampler(temperature=0.8))
+GREEDY = Settings(1, LIMIT, NO_END, PAD)
+
+logits = jax.jit(decoder.logits, static_argnums=0)
+
+
+def prompts(*lengths: int) -> list[np.ndarray]:
+    random = np.random.default_rng(0)
+    return [random.integers(0, 256, length).astype(np.int32) for length in lengths]
+
+
+PROMPTS = prompts(5, 9, 30, 17)
+
+
+class Model:
+    """A random-tiny on a mesh, and what it answers."""
+
+    def __init__(self, directory: Any, mesh: jax.sharding.Mesh):
+        self.mesh = mesh
+        self.config: DecoderConfig
+        self.params: Params
+        self.config, self.params = weights.load(directory, mesh)
+
+    def answer(
+        self,
+        settings: Settings = SAMPLING,
+        prompts: list[np.ndarray] = PROMPTS,
+        indices: Any = None,
+        step: int = 0,
+    ) -> Rollout:
+        indices = np.arange(len(prompts)) if indices is None else np.asarray(indices)
+        with jax.set_mesh(self.mesh):
+            key = jax.random.fold_in(jax.random.key(1), step)
+            return engine.generate(
+                self.config, self.params, prompts, indices, key, settings, self.mesh
+            )
+
+    def forced(self, prompts: list[np.ndarray], rollout: Rollout) -> list[np.ndarray]:
+        """Returns the logits [length V] of each response, from one pass over its whole row."""
+        sequences, starts = [], []
+        for prompt, group in zip(prompts, rollout.tokens, strict=True):
+            for tokens in group:
+                sequences.append(np.concatenate([prompt, tokens]))
+                starts.append(len(prompt) - 1)
+        width = max(map(len, sequences))
+        ids = np.zeros((len(sequences), width), np.int32)
+        own = np.zeros_like(ids)
+        for row, sequence in enumerate(sequences):
+            ids[row, : len(sequence)] = sequence
+            own[row, : len(sequence)] = 1
+        positions = np.broadcast_to(np.arange(width, dtype=np.int32), ids.shape)
+        with jax.set_mesh(self.mesh):
+            arrays = sharding.put((ids, positions, Segments(own, own)), self.mesh, "batch")
+            whole = sharding.fetch(logits(self.config, self.params, *arrays))
+        return [row[start : start + LIMIT] for row, start in zip(whole, starts, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Returns a function: family → Model on one device."""
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+
+    @functools.cache
+    def load(family: str) -> Model:
+        directory = tmp_path_factory.mktemp(family)
+        write_tiny(directory, family, tied=family != "qwen2")
+        return Model(directory, mesh)
+
+    return load
+
+
+@pytest.fixture(scope="module")
+def llama(models: Any) -> Model:
+    return models("llama")
+
+
+@pytest.fixture(scope="module")
+def sampled(llama: Model) -> Rollout:
+    """What `llama` answers to PROMPTS, three times each, none of them ended."""
+    return llama.answer()
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_logprobs_are_those_of_the_whole_row(models: Any, family: str) -> None:
+    model = models(family)
+    rollout = model.answer()
+    assert rollout.tokens.shape == rollout.logprobs.shape == (4, 3, LIMIT)
+    forced = model.forced(PROMPTS, rollout)
+    flat = rollout.tokens.reshape(12, LIMIT)
+    for row, tokens, logprobs in zip(
+        forced, flat, rollout.logprobs.reshape(12, LIMIT), strict=True
+    ):
+        expected = jax.device_get(jax.nn.log_softmax(row / 0.8))
+        np.testing.assert_allclose(logprobs, expected[np.arange(LIMIT), tokens], atol=SAME)
+    assert len({tuple(tokens) for tokens in flat}) == 12
+
+
+def test_greedy_takes_the_likeliest_token(llama: Model) -> None:
+    rollout = llama.answer(GREEDY)
+    for row, tokens, logprobs in zip(
+        llama.forced(PROMPTS, rollout), rollout.tokens[:, 0], rollout.logprobs[:, 0], strict=True
+    ):
+        assert tokens.tolist() == row.argmax(-1).tolist()
+        expected = jax.device_get(jax.nn.log_softmax(row))[np.arange(LIMIT), tokens]
+        np.testing.assert_allclose(logprobs, expected, atol=SAME)
+
+
+def assert_same(rollout: Rollout, expected: Rollout) -> None:
+    np.testing.assert_array_equal(rollout.tokens, expected.tokens)
+    np.testing.assert_allclose(rollout.logprobs, expected.logprobs, atol=SAME)
+    np.testing.assert_array_equal(rollout.lengths, expected.lengths)
+    np.testing.assert_array_equal(rollout.finished, expected.finished)
+
+
+def take(rollout: Rollout, rows: Any, samples: int = 3) -> Rollout:
+    return Rollout(*(x[np.asarray(rows), :samples] for x in rollout))
+
+
+def test_a_sample_is_the_same_in_another_batch(llama: Model, sampled: Rollout) -> None:
+    for rows in ([3, 1, 0, 2], [2]):  # in another order; alone
+        chosen = [PROMPTS[row] for row in rows]
+        assert_same(llama.answer(prompts=chosen, indices=rows), take(sampled, rows))
+
+
+def test_the_first_samples_are_the_same_among_fewer(llama: Model, sampled: Rollout) -> None:
+    fewer = Settings(2, LIMIT, NO_END, PAD, Sampler(temperature=0.8))
+    assert_same(llama.answer(fewer), take(sampled, range(4), 2))
+
+
+def test_a_longer_neighbour_changes_nothing(llama: Model, sampled: Rollout) -> None:
+    # the longest prompt decides the padding of all: 64 instead of 32
+    longer = llama.answer(prompts=[*PROMPTS[:3], *prompts(40)])
+    assert_same(take(longer, [0, 1, 2]), take(sampled, [0, 1, 2]))
+
+
+def test_eight_devices_sample_what_one_does(tmp_path: Any, sampled: Rollout) -> None:
+    write_tiny(tmp_path, "llama")
+    model = Model(tmp_path, sharding.make_mesh(1, 4, 2))
+    assert_same(model.answer(), sampled)
+    # three prompts do not split over four shards: a row is added, and taken away
+    assert_same(model.answer(prompts=PROMPTS[:3]), take(sampled, [0, 1, 2]))
+
+
+def test_a_row_without_a_prompt_answers_nothing(llama: Model, sampled: Rollout) -> None:
+    """Such rows complete a batch; the loop must not go on for them."""
+    tokens = np.full((4, 32), PAD, np.int32)
+    tokens[0, :5] = PROMPTS[0]
+    lengths = np.array([5, 0, 0, 0], np.int32)
+    with jax.set_mesh(llama.mesh):
+        arrays = sharding.put((tokens, lengths, np.arange(4, dtype=np.int32)), llama.mesh, "batch")
+        prefix = engine.prefill(llama.config, llama.params, *arrays[:2])
+        prepared = engine.prepare(llama.config, llama.params)
+        key = jax.random.fold_in(jax.random.key(1), 0)
+        rollout = engine.decode(llama.config, SAMPLING, prepared, prefix, key, arrays[2])
+        rollout = sharding.fetch(rollout)
+    assert_same(take(rollout, [0]), take(sampled, [0]))
+    assert rollout.lengths[1:].tolist() == [[0] * 3] * 3
+    assert rollout.finished[1:].all()
+    assert (rollout.tokens[1:] == PAD).all()
+    assert np.isfinite(rollout.logprobs).all()
+
+
+def cut(sampled: Rollout, ends: tuple[int, ...], pad: int) -> Rollout:
+    """Returns what a rollout must be if it stops at `ends`, from one that did not."""
+    tokens, logprobs = sampled.tokens.copy(), sampled.logprobs.copy()
+    found = np.isin(tokens, ends)
+    finished = found.any(-1)
+    lengths = np.where(finished, found.argmax(-1) + 1, LIMIT)
+    after = np.arange(LIMIT) >= lengths[..., None]
+    tokens[after], logprobs[after] = pad, 0
+    return Rollout(tokens, logprobs, lengths, finished)
+
+
+def test_a_response_stops_at_any_end_token(llama: Model, sampled: Rollout) -> None:
+    places = ((0, 0, 0), (1, 1, 5), (2, 2, LIMIT - 1))  # a first token, one midway, a last one
+    ends = tuple(int(sampled.tokens[place]) for place in places)
+    expected = cut(sampled, ends, pad=ends[1])
+    assert {1, 6, LIMIT} <= {*expected.lengths.flat}
+    assert expected.finished[2, 2]
+    assert not expected.finished.all()
+    # the pad token may be an end token: lengths and masks do not come from it
+    stopping = Settings(3, LIMIT, ends, ends[1], Sampler(temperature=0.8))
+    assert_same(llama.answer(stopping), expected)
+
+
+def test_an_unfinished_response_has_the_limit_s_length(sampled: Rollout) -> None:
+    assert not sampled.finished.any()
+    assert (sampled.lengths == LIMIT).all()
+    assert (sampled.logprobs < 0).all()
+
+
+def test_another_step_or_place_in_the_data_is_another_sample(
+    llama: Model, sampled: Rollout
+) -> None:
+    assert not np.any(np.all(llama.answer(step=1).tokens == sampled.tokens, axis=-1))
+    moved = llama.answer(indices=[4, 5, 6, 7])
+    assert not np.any(np.all(moved.tokens == sampled.tokens, axis=-1))
+    assert_same(llama.answer(), sampled)
+
+
+def test_every_token_has_a_draw_of_its_own(llama: Model, sampled: Rollout) -> None:
+    """A token says which uniform number drew it: one between two sums of probabilities."""
+    probabilities = jax.nn.softmax(np.stack(llama.forced(PROMPTS, sampled)) / 0.8)
+    above = np.cumsum(np.asarray(probabilities, np.float64), axis=-1)
+    flat = sampled.tokens.reshape(12, LIMIT, 1)
+    upper = np.take_along_axis(above, flat, axis=-1)[..., 0]
+    lower = upper - np.take_along_axis(np.asarray(probabilities), flat, axis=-1)[..., 0]
+    for responses in (lower, upper), (lower.T, upper.T):  # along a response, and across them
+        low, high = responses
+        assert (low.max(axis=1) > high.min(axis=1)).all(), "one number could have drawn them all"
+    draws = (lower + upper) / 2
+    # 144 uniform draws: their mean is known to 0.289 / 12 = 0.024, the share below 1/4 to 0.036
+    np.testing.assert_allclose(draws.mean(), 0.5, atol=4 * 0.024)
+    np.testing.assert_allclose((draws < 0.25).mean(), 0.25, atol=4 * 0.036)
+
+
+def test_a_bucket_is_compiled_once(llama: Model, sampled: Rollout) -> None:
+    del sampled  # which compiled the bucket of 32
+    caches = engine.prefill, engine.decode
+    before = [function._cache_size() for function in caches]
+    llama.answer(prompts=prompts(1, 32, 2, 3), step=2)
+    assert [function._cache_size() for function in caches] == before
+    llama.answer(prompts=prompts(1, 65, 2, 3))
+    added = [function._cache_size() for function in caches]
+    assert added == [size + 1 for size in before]
+    llama.answer(prompts=prompts(96, 7, 70, 8), step=3)
+    assert [function._cache_size() for function in caches] == added
+
+
+def test_prepared_weights_are_the_same_numbers(llama: Model, sampled: Rollout) -> None:
+    with jax.set_mesh(llama.mesh):
+        prepared = engine.prepare(llama.config, llama.params)
+        key = jax.random.fold_in(jax.random.key(1), 0)
+        rollout = engine.generate(
+            llama.config, llama.params, PROMPTS, np.arange(4), key, SAMPLING, llama.mesh, prepared
+        )
+    assert_same(rollout, sampled)
+    assert len(prepared.layers) == 2
+    kernel = prepared.layers[1]["up"]["kernel"]
+    np.testing.assert_array_equal(kernel, llama.params["layers"]["up"]["kernel"][1])
+
+
+def test_prepared_weights_are_half_where_that_computes(llama: Model) -> None:
+    half = dataclasses.replace(llama.config, compute_dtype="bfloat16")
+    with jax.set_mesh(llama.mesh):
+        prepared = engine.prepare(half, llama.params)
+    kinds = {
+        sharding.path_name(path).split("/")[-1]: leaf.dtype
+        for path, leaf in jax.tree_util.tree_leaves_with_path(prepared)
+    }
+    assert kinds["kernel"] == jnp.bfloat16
+    assert kinds["scale"] == jnp.float32

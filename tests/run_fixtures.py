@@ -1,0 +1,91 @@
+"""Fixtures of several test files: a finished run, and commands as a user starts them."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gad_jax import guard
+
+ROOT = Path(__file__).parents[1]
+
+FLAGS = (
+    "--stage=gad",
+    "--gad.steps=2",
+    "--gad.discriminator_only_steps=1",  # so that step 1 has the first student
+    "--gad.generator_learning_rate=0.01",  # so that step 2 answers otherwise
+    "--grpo.kl_coefficient=0",
+    "--checkpoint.every=1",
+    "--data.heldout=",
+)
+
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def command() -> Command:
+    """Returns a function: a module and its arguments → what `python -m gad_jax.MODULE …` did.
+
+    It runs on one device, where this process simulates eight.
+    """
+    flags = {
+        # LLVM's optimisations take half of the time that compiling takes.
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        # Where torch is not installed, transformers says so on stderr.
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+
+    def run(module: str, *arguments: object, typed: str = "") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", f"gad_jax.{module}", *map(str, arguments)],
+            env=os.environ | flags,
+            input=typed,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_run(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory with the checkpoints 1 and 2; not to be changed.
+
+    At step 1 the discriminator alone has learnt, the student is still random-tiny.
+    """
+    directory = tmp_path_factory.mktemp("tiny_run") / "run"
+    done = command("train", "--config", "tiny", f"--run_dir={directory}", *FLAGS)
+    assert done.returncode == 0, done.stderr
+    return directory
+
+
+@pytest.fixture
+def refused(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """Returns a function: a command's `main` and its arguments → the sentence that it ends with.
+
+    The process is not left: what ends it raises SystemExit instead.
+    """
+
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(guard, "_leave", leave)
+
+    def run(main: Callable[[list[str]], int], *arguments: object) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        assert ended.value.code == 2
+        error = capfd.readouterr().err
+        assert error.endswith("\n")
+        assert error.count("\n") == 1, error
+        return error.strip()
+
+    return run

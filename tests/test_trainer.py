@@ -1,0 +1,203 @@
+"""Whole runs of the tiny model, in this process: resuming, stages and ablations, refusals."""
+
+import json
+
+import jax
+import pytest
+
+from gad_jax import digest, guard, options, sharding, train
+from gad_jax.config import Config
+from gad_jax.errors import NumericsError, UserError
+
+VARYING = ("seconds/", "tokens_per_second/", "compiles")
+
+
+class StopAt(guard.StopRequest):
+    """A stop request that comes after a given step, as a signal would."""
+
+    def __init__(self, trainer, step):
+        self.trainer, self.step, self.ready = trainer, step, False
+
+    @property
+    def requested(self):
+        return self.step is not None and self.trainer.step >= self.step
+
+
+def settings(directory, *flags):
+    chosen = ["--config=tiny", f"--run_dir={directory}", "--evaluation.prompts=2", *flags]
+    return options.read(Config, chosen, program="test", description="")
+
+
+def run(config, stop_at=None):
+    """Runs until the step, or to the end; returns the trainer, closed."""
+    mesh = sharding.make_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor)
+    with jax.set_mesh(mesh):
+        trainer = train.build(config, mesh)
+        trainer.finished = trainer.run(StopAt(trainer, stop_at))
+        trainer.checkpoints.close()
+        trainer.tracker.close()
+    return trainer
+
+
+def rows(directory):
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    return [
+        {k: v for k, v in json.loads(line).items() if not k.startswith(VARYING)} for line in lines
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("whole")
+    return directory, run(settings(directory))
+
+
+def test_a_run_writes_every_metric_that_is_promised(whole):
+    directory, trainer = whole
+    assert trainer.finished
+    by_stage = {row["stage"]: row for row in rows(directory)}
+    assert list(by_stage) == ["warmup", "gad"]
+    shared = {
+        "discriminator/loss",
+        "discriminator/accuracy",
+        "discriminator/margin",
+        "generator/loss",
+        "generator/gradient_norm",
+        "discriminator/gradient_norm",
+        "entropy",
+        "response/length",
+        "response/length_p95",
+        "response/cut_share",
+        "response/length_ratio",
+        "skips/total",
+    }
+    paid = {"reward/mean", "reward/std", "advantage/dead_groups", "advantage/norm"}
+    assert shared <= set(by_stage["warmup"])
+    assert shared | paid | {"kl/reference", "logprobs/gap"} <= set(by_stage["gad"])
+    timed = json.loads((directory / "metrics.jsonl").read_text().splitlines()[-1])
+    for name in ("seconds/rollout", "seconds/update", "seconds/step", "compiles"):
+        assert timed[name] >= 0
+    # The trainer sees the log-probs that the sampler drew from, to float32 rounding.
+    assert by_stage["gad"]["logprobs/gap"] < 1e-5
+    # At the first GAD step the policy is the reference.
+    first = next(row for row in rows(directory) if row["stage"] == "gad")
+    assert first["kl/reference"] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 3])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(whole, tmp_path, stop_at):
+    """Step 2 is the end of warm-up: the next stage begins in another process."""
+    directory, uninterrupted = whole
+    config = settings(tmp_path)
+    assert not run(config, stop_at).finished
+    resumed = run(config)
+    assert resumed.finished
+    assert resumed.step == uninterrupted.step
+    with jax.set_mesh(resumed.mesh):
+        assert digest.digests(resumed.state) == digest.digests(uninterrupted.state)
+    assert rows(tmp_path) == rows(directory)
+    for file in (directory / "evaluations").iterdir():
+        assert (tmp_path / "evaluations" / file.name).read_text() == file.read_text()
+
+
+def test_a_finished_run_does_nothing_when_started_again(whole):
+    directory, trainer = whole
+    before = (directory / "metrics.jsonl").read_bytes()
+    again = run(settings(directory))
+    assert again.finished
+    assert again.step == trainer.step
+    assert (directory / "metrics.jsonl").read_bytes() == before
+
+
+def test_the_device_count_does_not_matter(whole, tmp_path):
+    """Eight devices against four data shards with tensor parallelism of two."""
+    directory, _ = whole
+    run(settings(tmp_path, "--mesh.tensor=2"))
+    for one, other in zip(rows(directory), rows(tmp_path), strict=True):
+        for name in ("discriminator/loss", "generator/loss", "response/length", "entropy"):
+            if name in one:
+                # float32 sums in another order, through two optimizer steps
+                assert one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-5), name
+
+
+ABLATIONS = {
+    "seqkd": ["--stage=seqkd", "--seqkd.steps=2"],
+    "no warm-up": ["--stage=gad"],
+    "no discriminator warm-up": ["--warmup.train_discriminator=false"],
+    "off-policy discriminator": [
+        "--stage=warmup,offpolicy,gad",
+        "--warmup.train_discriminator=false",
+        "--offpolicy.steps=1",
+        "--gad.train_discriminator=false",
+    ],
+    "cross-entropy discriminator": ["--discriminator.objective=cross_entropy"],
+    "no KL": ["--grpo.kl_coefficient=0"],
+    "micro-batches": ["--batch.prompts=16", "--batch.micro_batch_prompts=8"],
+}
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_every_ablation_runs_and_changes_what_it_names(tmp_path, name):
+    trainer = run(settings(tmp_path, "--data.heldout=", *ABLATIONS[name]))
+    assert trainer.finished
+    logged = rows(tmp_path)
+    last = logged[-1]
+    assert last["skips/total"] == 0
+    if name == "seqkd":
+        assert trainer.state.discriminator is None
+        assert "discriminator/loss" not in last
+        assert logged[1]["generator/loss"] != logged[0]["generator/loss"]
+    if name == "no discriminator warm-up":
+        assert "discriminator/loss" not in logged[0]
+        assert "discriminator/loss" in last
+    if name == "off-policy discriminator":
+        assert [row["stage"] for row in logged].count("offpolicy") == 1
+        assert "discriminator/gradient_norm" not in last
+        assert trainer.state.discriminator_optimizer is None
+        assert "reward/mean" in last
+    if name == "no KL":
+        assert trainer.state.reference is None
+        assert "kl/reference" not in last
+    if name == "cross-entropy discriminator":
+        assert last["discriminator/loss"] > 1  # 2 ln 2 at equal scores
+
+
+def test_other_data_is_refused_for_a_run_that_goes_on(whole, tmp_path):
+    directory, _ = whole
+    other = tmp_path / "other.jsonl"
+    line = {"prompt": "Hi there", "teacher_response": "Hello."}
+    other.write_text("".join(json.dumps(line | {"id": i}) + "\n" for i in range(20)))
+    with pytest.raises(UserError, match="trained on other rows"):
+        run(settings(directory, f"--data.train={other}"))
+
+
+def test_settings_that_would_change_a_run_are_refused(tmp_path):
+    train._write_config(settings(tmp_path))
+    train._write_config(settings(tmp_path, "--checkpoint.keep=5"))
+    with pytest.raises(UserError, match=r"gad.steps: 2 → 3.*another --run_dir"):
+        train._write_config(settings(tmp_path, "--gad.steps=3"))
+
+
+def test_sizes_that_do_not_fit_are_refused(tmp_path):
+    with pytest.raises(UserError, match="positions of random-tiny; lower one of them"):
+        run(settings(tmp_path, "--rollout.max_new_tokens=100000"))
+    with pytest.raises(UserError, match=r"mesh replica=3 .* needs .* devices, but 8 are present"):
+        run(settings(tmp_path, "--mesh.replica=3"))
+
+
+def test_a_run_whose_gradients_stay_broken_stops_and_is_saved(tmp_path):
+    """A learning rate that overflows the weights in one step breaks every step after it."""
+    config = settings(
+        tmp_path,
+        "--stage=seqkd",
+        "--seqkd.steps=9",
+        "--seqkd.generator_learning_rate=1e38",
+        "--optimizer.max_skips=2",
+        "--data.heldout=",
+    )
+    with pytest.raises(NumericsError, match="2 steps in a row were skipped because generator/loss"):
+        run(config)
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 3
+    mesh = sharding.make_mesh()
+    with jax.set_mesh(mesh):
+        assert train.build(config, mesh).step == 3
