@@ -1,11 +1,11 @@
-"""Seconds per step: a full GAD step (policy and discriminator) here, a policy-only GRPO step in TRL.
+"""Seconds per step: a full GAD step (both networks) here, a policy-only GRPO step in TRL.
 
     python benchmarks/gad_step.py ours           in the project's environment
     python benchmarks/gad_step.py trl            in one with torch and trl installed
 
 Both: SmolLM2-135M-Instruct in float32, 8 prompts of the bundled set × 4 samples × at most 64 new
-tokens, temperature 0.8, one optimizer step. Further flags go to our run (`--student.remat=full`). Run them one after the other on an idle machine, and
-compare medians: absolute times say more about the machine.
+tokens, temperature 0.8, one optimizer step. Further flags go to our run (`--student.remat=full`).
+Run them one after the other on an idle machine and compare medians.
 """
 
 import argparse

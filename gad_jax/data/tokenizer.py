@@ -4,6 +4,7 @@ Read once when `chat.Chat` is loaded; encoding itself lives there.
 """
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,8 @@ def load_tokenizer(directory: str | Path) -> Any:
     """Returns the directory's tokenizer; reads local files only and runs no code of it."""
     if not Path(directory).is_dir():
         raise UserError(f"{directory}: no such directory; give a downloaded Hugging Face model")
+    # It warns when torch is not installed, which is as it should be here.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer
 
     try:

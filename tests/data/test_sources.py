@@ -267,3 +267,11 @@ def test_hub_dataset_that_cannot_be_loaded(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match="hub datasets need the package datasets; install it"):
         sources.read("org/name")
+
+
+def test_a_name_can_end_in_its_split(tmp_path):
+    for split in ("train", "test"):
+        row = {"prompt": f"from {split}", "teacher_response": "yes"}
+        (tmp_path / f"{split}-0.jsonl").write_text(json.dumps(row) + "\n")
+    assert sources.read(tmp_path)[0].messages[-1]["content"] == "from train"
+    assert sources.read(f"{tmp_path}:test")[0].messages[-1]["content"] == "from test"

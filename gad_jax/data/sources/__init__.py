@@ -13,6 +13,7 @@ from gad_jax.data.sources import hub, jsonl, parquet
 from gad_jax.data.sources.rows import Invalid, Record, Row, Rows, parse
 from gad_jax.errors import UserError
 
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 _BUNDLED = {"bundled": "train.jsonl", "bundled:heldout": "heldout.jsonl"}
 _BUNDLED_DIRECTORY = Path(__file__).parent.parent / "bundled"
@@ -29,8 +30,9 @@ def read(
 
     A row holds a conversation that ends with the user, under `messages` or `content` (lists of
     {role, content}) or as a single user turn under `prompt`, and one text or a list of texts under
-    `teacher_response` (optional without `need_response`). Other columns are ignored. `split` picks
-    a part of a hub dataset or the files of a directory; a single file is read whole.
+    `teacher_response` (optional without `need_response`). Other columns are ignored. `split`, or
+    what a name ends in (`ORG/NAME:test`), picks a part of a hub dataset or the files of a
+    directory; a single file is read whole.
 
     A malformed row raises UserError; with `skip_invalid` it is left out and counted by reason.
 
@@ -39,7 +41,8 @@ def read(
     """
     rows: list[Row] = []
     skipped: Counter[str] = Counter()
-    for where, record in _records(str(name), split, need_response):
+    name, split = _with_split(str(name), split)
+    for where, record in _records(name, split, need_response):
         try:
             rows.append(parse(where, record, need_response))
         except Invalid as problem:
@@ -55,6 +58,14 @@ def read(
     return Rows(str(name), tuple(rows), dict(skipped), skip_invalid)
 
 
+def _with_split(name: str, split: str) -> tuple[str, str]:
+    """Returns the name without the split that it may end in, and the split."""
+    base, _, suffix = name.rpartition(":")
+    if base and suffix.isidentifier() and (Path(base).is_dir() or _HUB_NAME.fullmatch(base)):
+        return base, suffix
+    return name, split
+
+
 def _records(name: str, split: str, need_response: bool) -> Iterator[Record]:
     """Yields the raw records of whatever `name` stands for."""
     if name in _BUNDLED:
@@ -64,7 +75,7 @@ def _records(name: str, split: str, need_response: bool) -> Iterator[Record]:
             yield from _file_records(path, need_response)
     elif Path(name).is_file():
         yield from _file_records(Path(name), need_response)
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+", name) and _suffix(Path(name)) is None:
+    elif _HUB_NAME.fullmatch(name) and _suffix(Path(name)) is None:
         yield from hub.records(name, split)
     else:
         raise UserError(
