@@ -41,8 +41,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(config: Config) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for noisy in ("absl", "jax", "orbax", "httpx", "huggingface_hub"):
+    for noisy in ("jax", "orbax", "httpx", "huggingface_hub"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of every wait
     with guard.StopRequest() as stop, guard.lock_run(config.run_dir):
         _write_config(config)
         return _train(config, stop)
