@@ -34,7 +34,8 @@ def parse(
 ) -> T:
     """The settings that a command line asks for: defaults, then `--config`, then flags.
 
-    Flags are `--section.field=value` or `--section.field value`. Without `--config`, the
+    Flags are `--section.field=value` or `--section.field value`; a truth value may be left out, and
+    is true then. Without `--config`, the
     configuration called `config_default` is loaded, if there is one. `program` is the command as
     `--help` shows it. As argparse does, this exits: with 0 after `--help`, with 2 and one sentence
     on stderr after a mistake; `read` raises instead.
@@ -148,8 +149,10 @@ def _parser(kind: type, program: str, description: str, config_default: str | No
                 leaf.path, nargs="?", type=lambda text: [text], metavar=leaf.flag, help=help
             )
         else:
-            metavar = _metavar(leaf.type)
-            groups[section].add_argument(leaf.flag, action="append", metavar=metavar, help=help)
+            bare: dict[str, Any] = {"nargs": "?", "const": "true"} if leaf.type is bool else {}
+            groups[section].add_argument(
+                leaf.flag, action="append", metavar=_metavar(leaf.type), help=help, **bare
+            )
     return parser
 
 

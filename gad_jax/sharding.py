@@ -159,17 +159,6 @@ def fetch(tree: Any) -> Any:
     return jax.tree.map(one, tree)
 
 
-def check_batch(count: int, what: str, mesh: Mesh) -> None:
-    """Raises UserError when `count` does not split over the mesh's data shards."""
-    shards = data_shards(mesh)
-    if count % shards:
-        shape = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
-        raise UserError(
-            f"{what}={count} does not split over {shards} data shards (mesh {shape}); "
-            f"use a multiple of {shards}"
-        )
-
-
 class CompileCounter:
     """Counts the programs that XLA compiled (or took from its cache on disk) in this process."""
 

@@ -5,6 +5,7 @@ Start-up is in order: settings, run directory, devices, models and data, state. 
 """
 
 import logging
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,8 +19,18 @@ if TYPE_CHECKING:
 
     from gad_jax.trainer import Trainer
 
-CAN_CHANGE = ("run_dir", "export", "evaluation.", "checkpoint.", "mesh.", "student.remat")
-"""Settings that may differ when a run goes on: they do not change what it computes."""
+CAN_CHANGE = (
+    "run_dir",
+    "export",
+    "evaluation.",
+    "checkpoint.",
+    "mesh.",
+    "student.remat",
+    "batch.micro_batch_prompts",
+    "batch.row_tokens",
+    "batch.vocabulary_chunk",
+)
+"""Settings that may differ when a run goes on: they change no more than rounding."""
 
 DESCRIPTION = (
     "Distils a student from a teacher's text: warm-up, then generative adversarial distillation, "
@@ -50,19 +61,22 @@ def _run(config: Config) -> int:
 
 
 def _write_config(config: Config) -> None:
-    """Prints and stores the settings; refuses to go on with a run that has others."""
-    path = Path(config.run_dir) / "config.yaml"
+    """Prints and stores the settings; refuses to go on with a run that has others.
+
+    A run without a checkpoint has not begun: what a failed start left is replaced.
+    """
+    run = Path(config.run_dir)
+    path = run / "config.yaml"
     text = options.to_yaml(config)
-    if path.exists():
-        before = options.load(Config, path)
-        changed = [
-            line for line in options.differences(before, config) if not line.startswith(CAN_CHANGE)
-        ]
-        if changed:
-            raise UserError(
-                f"{config.run_dir} holds a run with other settings ({'; '.join(changed)}); "
-                "choose another --run_dir, or give the settings that it has"
-            )
+    changed = [] if not path.exists() else options.differences(options.load(Config, path), config)
+    changed = [line for line in changed if not line.startswith(CAN_CHANGE)]
+    if changed and any(run.glob("checkpoints/[0-9]*")):
+        raise UserError(
+            f"{config.run_dir} holds a run with other settings ({'; '.join(changed)}); "
+            "choose another --run_dir, or give the settings that it has"
+        )
+    if changed:
+        shutil.rmtree(run / "evaluations", ignore_errors=True)
     guard.write_atomic(path, text)
     print(f"# {path}\n{text}", flush=True)
 

@@ -166,7 +166,8 @@ class Trainer:
 
     def _train_step(self, span: Span, program: steps.Program) -> dict[str, float]:
         """Runs one step and returns its metrics."""
-        started, compiled = time.perf_counter(), self.compiles.count
+        started = time.perf_counter()
+        compiled = self.compiles.count, self.compiles.seconds
         batch = span.batches[self.step - span.start]
         options: Stage = getattr(self.config, span.stage)
         metrics: dict[str, float] = {}
@@ -191,7 +192,8 @@ class Trainer:
             "tokens_per_second/update": positions / (ended - update_started),
             "padding": sum(piece.tokens.size * packing.padding_share(piece) for piece in rows)
             / positions,
-            "compiles": float(self.compiles.count - compiled),
+            "seconds/compile": self.compiles.seconds - compiled[1],
+            "compiles": float(self.compiles.count - compiled[0]),
         }
         return metrics
 
@@ -267,7 +269,9 @@ class Trainer:
         ends_stage = self.step == span.end
         every = self.config.evaluation.every
         result = None
-        if ends_stage and not stop.requested:
+        if stop.requested:
+            pass  # saving comes first; the end of a stage is evaluated when the run goes on
+        elif ends_stage:
             result = self.evaluate(f"after {span.stage}")
         elif every and self.step % every == 0:
             result = self.evaluate(f"step {self.step}")

@@ -303,7 +303,14 @@ def test_help_of_flat_settings(capsys: pytest.CaptureFixture[str]) -> None:
     assert entries["--sizes"] == "--sizes INT,… sizes (tokens; default: 1,2)"
     assert entries["--limit"] == "--limit INT|none at most this many (default: none)"
     assert entries["--folder"] == "--folder PATH a path (default: a)"
-    assert entries["--verbose"] == "--verbose true|false say more, 100% (default: false)"
+    assert entries["--verbose"] == "--verbose [true|false] say more, 100% (default: false)"
+
+
+def test_a_bare_truth_value_is_true() -> None:
+    for flags in (["--data.skip_invalid"], ["--data.skip_invalid", "--seed=1"]):
+        assert options.read(Config, flags, program="test", description="").data.skip_invalid
+    chosen = ["--data.skip_invalid", "false"]
+    assert not options.read(Config, chosen, program="test", description="").data.skip_invalid
 
 
 def test_parse_shows_one_sentence_and_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:

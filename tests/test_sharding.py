@@ -133,17 +133,6 @@ def test_a_mesh_that_does_not_fit_names_its_axes(asked: tuple[int, ...], product
         sharding.make_mesh(*asked)
 
 
-def test_a_batch_that_does_not_split() -> None:
-    mesh = sharding.make_mesh(tensor=2)
-    sharding.check_batch(12, "--batch.prompts", mesh)
-    message = (
-        "--batch.prompts=7 does not split over 4 data shards "
-        "(mesh replica=1, fsdp=4, tensor=2); use a multiple of 4"
-    )
-    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
-        sharding.check_batch(7, "--batch.prompts", mesh)
-
-
 def test_put_and_fetch_are_inverse() -> None:
     mesh = sharding.make_mesh(2, 2, 2)
     random = np.random.default_rng(0)

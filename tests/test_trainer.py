@@ -33,9 +33,11 @@ def run(config, stop_at=None):
     mesh = sharding.make_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor)
     with jax.set_mesh(mesh):
         trainer = train.build(config, mesh)
-        trainer.finished = trainer.run(StopAt(trainer, stop_at))
-        trainer.checkpoints.close()
-        trainer.tracker.close()
+        try:
+            trainer.finished = trainer.run(StopAt(trainer, stop_at))
+        finally:
+            trainer.checkpoints.close()
+            trainer.tracker.close()
     return trainer
 
 
@@ -86,7 +88,7 @@ def test_a_run_writes_every_metric_that_is_promised(whole):
 
 @pytest.mark.parametrize("stop_at", [1, 2, 3])
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(whole, tmp_path, stop_at):
-    """Step 2 is the end of warm-up: the next stage begins in another process."""
+    """Step 2 is the end of warm-up: the next stage begins, and its evaluation is made, later."""
     directory, uninterrupted = whole
     config = settings(tmp_path)
     assert not run(config, stop_at).finished
@@ -95,7 +97,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(whole, tmp_path, 
     assert resumed.step == uninterrupted.step
     with jax.set_mesh(resumed.mesh):
         assert digest.digests(resumed.state) == digest.digests(uninterrupted.state)
-    assert rows(tmp_path) == rows(directory)
+    expected = rows(directory)
+    if stop_at == 2:
+        expected[1] = {k: v for k, v in expected[1].items() if not k.startswith("evaluation/")}
+    assert rows(tmp_path) == expected
     for file in (directory / "evaluations").iterdir():
         assert (tmp_path / "evaluations" / file.name).read_text() == file.read_text()
 
@@ -173,9 +178,18 @@ def test_other_data_is_refused_for_a_run_that_goes_on(whole, tmp_path):
 
 def test_settings_that_would_change_a_run_are_refused(tmp_path):
     train._write_config(settings(tmp_path))
+    (tmp_path / "checkpoints" / "2").mkdir(parents=True)
     train._write_config(settings(tmp_path, "--checkpoint.keep=5"))
     with pytest.raises(UserError, match=r"gad.steps: 2 → 3.*another --run_dir"):
         train._write_config(settings(tmp_path, "--gad.steps=3"))
+
+
+def test_a_start_that_failed_does_not_bind_the_next_one(tmp_path):
+    train._write_config(settings(tmp_path))
+    (tmp_path / "evaluations").mkdir()
+    train._write_config(settings(tmp_path, "--gad.steps=3"))
+    assert not (tmp_path / "evaluations").exists()
+    assert options.load(Config, tmp_path / "config.yaml").gad.steps == 3
 
 
 def test_sizes_that_do_not_fit_are_refused(tmp_path):
@@ -195,7 +209,7 @@ def test_a_run_whose_gradients_stay_broken_stops_and_is_saved(tmp_path):
         "--optimizer.max_skips=2",
         "--data.heldout=",
     )
-    with pytest.raises(NumericsError, match="2 steps in a row were skipped because generator/loss"):
+    with pytest.raises(NumericsError, match="2 steps in a row were skipped because generator/"):
         run(config)
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 3
     mesh = sharding.make_mesh()

@@ -26,17 +26,6 @@ def test_rouge_l(reference: str, answer: str, expected: float) -> None:
     assert overlap.rouge_l(reference, answer) == pytest.approx(expected, abs=1e-12)
 
 
-def test_summarise_averages_over_prompts() -> None:
-    found = overlap.summarise(["the cat sat", "yes"], ["the cat", "no"], [2, 4], [3, 1])
-    assert found == {
-        "evaluation/rouge_l": pytest.approx(0.4),
-        "evaluation/length": 3.0,
-        "evaluation/length_ratio": 1.5,
-    }
-    with pytest.raises(ValueError, match=r"shorter|longer"):
-        overlap.summarise(["one"], ["one", "two"], [1, 1], [1, 1])
-
-
 def test_import_is_lazy_and_silent() -> None:
     code = (
         "import sys; from gad_jax.evaluation import overlap;"
