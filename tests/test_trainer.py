@@ -214,4 +214,6 @@ def test_a_run_whose_gradients_stay_broken_stops_and_is_saved(tmp_path):
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 3
     mesh = sharding.make_mesh()
     with jax.set_mesh(mesh):
-        assert train.build(config, mesh).step == 3
+        trainer = train.build(config, mesh)
+    trainer.tracker.close()
+    assert trainer.step == 3
