@@ -88,7 +88,9 @@ class Data:
     """Teacher text and how it becomes prompts."""
 
     train: str = option(
-        "bundled", "teacher rows: JSONL or Parquet file, hub dataset id, or 'bundled'"
+        "bundled",
+        "teacher rows: JSONL or Parquet file, a directory of them or a hub dataset (ORG/NAME), "
+        "both with :SPLIT if it is not train, or 'bundled'",
     )
     heldout: str = option("bundled:heldout", "rows for evaluation, as above; empty: no evaluation")
     template: Literal["alpaca", "none"] = option(

@@ -137,6 +137,7 @@ ABLATIONS = {
     ],
     "cross-entropy discriminator": ["--discriminator.objective=cross_entropy"],
     "no KL": ["--grpo.kl_coefficient=0"],
+    "bfloat16": ["--student.compute_dtype=bfloat16"],
     "micro-batches": ["--batch.prompts=16", "--batch.micro_batch_prompts=8"],
 }
 
@@ -163,6 +164,9 @@ def test_every_ablation_runs_and_changes_what_it_names(tmp_path, name):
     if name == "no KL":
         assert trainer.state.reference is None
         assert "kl/reference" not in last
+    if name == "bfloat16":
+        # eight bits of mantissa on log-probabilities of about -6
+        assert 1e-5 < last["logprobs/gap"] < 0.05
     if name == "cross-entropy discriminator":
         assert last["discriminator/loss"] > 1  # 2 ln 2 at equal scores
 
