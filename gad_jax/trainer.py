@@ -216,11 +216,7 @@ class Trainer:
         teacher = [[response] for response in batch.responses]
         if rollout is None:
             return steps.seqkd_step, [self._rows(batch, teacher)]
-        counts = rollout.lengths
-        samples = [
-            [row[:n] for row, n in zip(group, lengths, strict=True)]
-            for group, lengths in zip(rollout.tokens, counts, strict=True)
-        ]
+        samples = _ragged(rollout.tokens, rollout.lengths)
         shown = [[self._as_teacher_would_end(sample) for sample in group] for group in samples]
         pairs = self._rows(batch, [t + s for t, s in zip(teacher, shown, strict=True)])
         first_steps = self.step - span.start < options.discriminator_only_steps
@@ -228,10 +224,7 @@ class Trainer:
             return steps.discriminator_step, [pairs]
         if span.stage == "warmup":
             return steps.warmup_step, [pairs, self._rows(batch, teacher)]
-        logprobs = [
-            [row[:n] for row, n in zip(group, lengths, strict=True)]
-            for group, lengths in zip(rollout.logprobs, counts, strict=True)
-        ]
+        logprobs = _ragged(rollout.logprobs, rollout.lengths)
         return steps.gad_step, [pairs, self._rows(batch, samples, logprobs)]
 
     def _rows(self, batch: PromptBatch, responses: list[list[Any]], logprobs: Any = None) -> Rows:
@@ -315,3 +308,11 @@ class Trainer:
             return state.abstract(self.config, meta["stage"], program, self.mesh)
 
         return self.checkpoints.restore(expected).state
+
+
+def _ragged(values: Any, lengths: Any) -> list[list[np.ndarray]]:
+    """Returns each response's values without what lies after its end: [B N R] and [B N] → lists."""
+    return [
+        [row[:length] for row, length in zip(group, counts, strict=True)]
+        for group, counts in zip(values, lengths, strict=True)
+    ]
