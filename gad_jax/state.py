@@ -97,14 +97,13 @@ def begin_stage(
     discriminator = state.discriminator
     if discriminator is None and has_discriminator(config, stage):
         discriminator = _load_discriminator(config, program.discriminator, mesh)
-    trains_discriminator = discriminator is not None and rates.train_discriminator
     generator_moments = jax.jit(program.generator_optimizer.init)
     discriminator_moments = jax.jit(program.discriminator_optimizer.init)
     return state._replace(
         generator_optimizer=generator_moments(state.generator) if rates.train_generator else None,
         discriminator=discriminator,
         discriminator_optimizer=(
-            discriminator_moments(discriminator) if trains_discriminator else None
+            discriminator_moments(discriminator) if rates.train_discriminator else None
         ),
         reference=_copy(state.generator) if has_reference(config, stage) else None,
         skips=sharding.put(np.zeros(2, np.int32), mesh),
@@ -136,7 +135,6 @@ def abstract(config: settings.Config, stage: str, program: Program, mesh: Mesh) 
     key = jax.eval_shape(lambda: jax.random.key(0))
     generator = network(program.generator)
     discriminator = network(program.discriminator) if has_discriminator(config, stage) else None
-    trains_discriminator = discriminator is not None and rates.train_discriminator
     return TrainState(
         step=scalar((), jnp.int32),
         key=scalar((), key.dtype),
@@ -147,7 +145,7 @@ def abstract(config: settings.Config, stage: str, program: Program, mesh: Mesh) 
         discriminator=discriminator,
         discriminator_optimizer=(
             moments(program.discriminator_optimizer, discriminator)
-            if trains_discriminator
+            if rates.train_discriminator
             else None
         ),
         reference=network(program.generator) if has_reference(config, stage) else None,
