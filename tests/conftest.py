@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,19 @@ install_import_hook(
     [f"gad_jax.{path.stem}" for path in PACKAGE.iterdir() if path.stem not in UNCHECKED],
     "beartype.beartype",
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _drop_compiled_programs() -> Iterator[None]:
+    """Frees a module's compiled programs at its end.
+
+    Each holds several memory maps and Linux allows a process 65530: a whole session's worth of
+    them ends in a segmentation fault inside the compiler.
+    """
+    yield
+    import jax  # not above: it reads the variables set here
+
+    jax.clear_caches()
 
 
 @pytest.fixture(autouse=True)
