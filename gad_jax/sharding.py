@@ -13,12 +13,14 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gad_jax.errors import UserError
 
 AXIS_NAMES = ("replica", "fsdp", "tensor")
+DATA_AXES = ("replica", "fsdp")
+"""The mesh axes over which a batch is split."""
 
 MESH_AXES: dict[str | None, str | tuple[str, ...] | None] = {
     # parameters
@@ -31,7 +33,7 @@ MESH_AXES: dict[str | None, str | tuple[str, ...] | None] = {
     "vocabulary": "tensor",
     "scale": None,
     # activations; "embed" of an activation is never split, so it is written None
-    "batch": ("replica", "fsdp"),
+    "batch": DATA_AXES,
     None: None,
 }
 
@@ -73,19 +75,33 @@ def make_mesh(replica: int = 1, fsdp: int = 0, tensor: int = 1, devices: Any = N
     return Mesh(grid, AXIS_NAMES, axis_types=(AxisType.Explicit,) * 3)
 
 
-def data_shards(mesh: Mesh) -> int:
+def data_shards(mesh: Mesh | AbstractMesh) -> int:
     """Returns the number of parts in which a batch is split."""
     return mesh.shape["replica"] * mesh.shape["fsdp"]
+
+
+def manual_axes() -> tuple[str, ...]:
+    """Returns the mesh axes that an enclosing `jax.shard_map` has taken over."""
+    return jax.sharding.get_abstract_mesh().manual_axes
 
 
 def spec(*logical: str | None) -> P | None:
     """Returns the PartitionSpec of these logical axes, or None where no mesh is set.
 
     It is meant for `out_sharding` arguments, for which None says that there is nothing to decide.
+    Axes that an enclosing `jax.shard_map` has taken over are left out.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return None
-    return P(*(MESH_AXES[axis] for axis in logical))
+    manual = manual_axes()
+
+    def axes(name: str | None) -> str | tuple[str, ...] | None:
+        mesh_axes = MESH_AXES[name]
+        if not isinstance(mesh_axes, tuple):
+            return None if mesh_axes in manual else mesh_axes
+        return tuple(axis for axis in mesh_axes if axis not in manual) or None
+
+    return P(*(axes(name) for name in logical))
 
 
 def reshard(x: jax.Array, *logical: str | None) -> jax.Array:
