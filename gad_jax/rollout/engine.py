@@ -35,14 +35,15 @@ from gad_jax.types import Params, Rollout, Segments
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What a compiled rollout is specialised for; `slots` are those of one data shard."""
+    """What a compiled rollout is specialised for; `slots` are those of one data shard, and 0 takes
+    `default_slots`."""
 
     samples: int
     max_new_tokens: int
     end_tokens: tuple[int, ...]
     pad_token: int
     sampler: Sampler = GREEDY
-    slots: int = 32
+    slots: int = 0
 
 
 class Weights(NamedTuple):
@@ -89,6 +90,14 @@ class Status(NamedTuple):
     busy: Int[Array, ""]
     needed: Int[Array, ""]
     waiting: Int[Array, ""]
+
+
+class Segment(NamedTuple):
+    """One call of `decode`: so many slots and columns per shard, for so many steps."""
+
+    slots: int
+    columns: int
+    steps: int
 
 
 @sharding.jit(static="config")
@@ -261,6 +270,21 @@ def generate(
 
     Example: two prompts, `settings.samples` = 4, at most 16 tokens → tokens [2, 4, 16].
     """
+    return trace(config, params, prompts, indices, key, settings, mesh, weights, limits)[0]
+
+
+def trace(
+    config: DecoderConfig,
+    params: Params,
+    prompts: list[np.ndarray],
+    indices: np.ndarray,
+    key: Array,
+    settings: Settings,
+    mesh: jax.sharding.Mesh,
+    weights: Weights | None = None,
+    limits: np.ndarray | None = None,
+) -> tuple[Rollout, tuple[Segment, ...]]:
+    """Returns what `generate` does, and how the loop went."""
     shards = sharding.data_shards(mesh)
     if limits is None:
         limits = np.full(len(prompts), settings.max_new_tokens)
@@ -270,13 +294,15 @@ def generate(
     weights = prepare(config, params) if weights is None else weights
     prefix = prefill(config, params, packed.size, *rows)
     samples = packed.prompts_per_shard * settings.samples
-    slots = min(settings.slots, samples)
+    slots = min(settings.slots or default_slots(), samples)
     columns = capacity(packed.longest)
     state = start(config, settings, slots, columns, samples)
+    segments: list[Segment] = []
     while True:
         fewer = fewer_slots(slots)
         state, status = decode(config, settings, fewer, weights, prefix, queue, key, state)
-        busy, needed, waiting = (int(x) for x in sharding.fetch(status))
+        busy, needed, waiting, ended = (int(x) for x in sharding.fetch((*status, state.column)))
+        segments.append(Segment(slots, columns, ended - sum(part.steps for part in segments)))
         if busy + waiting == 0:
             break
         if waiting == 0 and busy <= fewer:
@@ -284,7 +310,24 @@ def generate(
         columns = capacity(needed)
         state = resize(state, slots, columns)
     results = sharding.fetch((state.tokens, state.logprobs, state.lengths, state.finished))
-    return Rollout(*(packed.in_order(x, settings.samples) for x in results))
+    return Rollout(*(packed.in_order(x, settings.samples) for x in results)), tuple(segments)
+
+
+def occupancy(rollout: Rollout, segments: tuple[Segment, ...], shards: int) -> float:
+    """Returns the share of the slots' steps that drew a token of a response."""
+    steps = shards * sum(part.slots * part.steps for part in segments)
+    return float(np.sum(rollout.lengths)) / steps
+
+
+def default_slots() -> int:
+    """Returns the slots of a data shard: a CPU is busy with few, an accelerator waits for memory."""
+    return 32 if jax.default_backend() == "cpu" else 256
+
+
+def cache_bytes(config: DecoderConfig, slots: int, longest: int) -> int:
+    """Returns the largest size of a data shard's caches while sequences are at most `longest`."""
+    token = 2 * config.layers * config.kv_heads * config.head_width
+    return token * jnp.dtype(config.compute_dtype).itemsize * slots * capacity(longest)
 
 
 def _status(settings: Settings, queue: Queue, state: Slots) -> Status:

@@ -64,8 +64,7 @@ class PackedPrompts:
 
 def capacity(columns: int) -> int:
     """Returns the cache size that holds so many columns and a third more, a power of two."""
-    wanted = max(columns + columns // 3, LEAST_COLUMNS)
-    return 1 << (wanted - 1).bit_length()
+    return _power_of_two(max(columns + columns // 3, LEAST_COLUMNS))
 
 
 def fewer_slots(slots: int) -> int:
@@ -82,7 +81,7 @@ def make_queue(
     by_length = np.argsort(-lengths, kind="stable")
     width = buckets.round_up(int(lengths.max()), ROW_MULTIPLE)
     rows = [_fill_rows(by_length[shard::shards], lengths, width) for shard in range(shards)]
-    count = buckets.round_up(max(len(shard) for shard in rows))
+    count = _power_of_two(max(len(shard) for shard in rows))
     arrays = PromptRows(*(np.zeros((shards * count, width), np.int32) for _ in range(3)))
     entries = shards * per_shard
     queue = Queue(*(np.zeros(n, np.int32) for n in (entries,) * 5 + (shards,)))
@@ -107,8 +106,12 @@ def make_queue(
         queue.last_tokens[place] = prompts[prompt][-1]
         queue.indices[place] = indices[prompt]
         queue.limits[place] = limits[prompt]
-    size = 1 << (count * width - 1).bit_length()
+    size = _power_of_two(count * width)
     return PackedPrompts(arrays, queue, size, int(lengths.max()), order)
+
+
+def _power_of_two(size: int) -> int:
+    return 1 << (size - 1).bit_length()
 
 
 def _fill_rows(members: np.ndarray, lengths: np.ndarray, width: int) -> list[list[int]]:
