@@ -4,26 +4,13 @@ Defaults are the paper's (arXiv:2511.10643) or, where the paper is silent, those
 scripts. Loading files, overrides and `--help` live in `options.py`.
 """
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from gad_jax.fields import option, section
+from gad_jax.health import Health
+
 STAGES = ("seqkd", "warmup", "offpolicy", "gad")
-
-
-def option(default: Any, help: str, unit: str = "", positional: bool = False) -> Any:
-    """Returns a dataclass field with its default, its line in `--help` and its unit.
-
-    The default `dataclasses.MISSING` makes the option required. A positional option is given by
-    its place instead of a flag: `run: str = option(MISSING, "run directory", positional=True)`.
-    """
-    words = {"help": help, "unit": unit, "positional": positional}
-    return dataclasses.field(default=default, metadata=words)
-
-
-def section(kind: Any, help: str, **overrides: Any) -> Any:
-    """Returns a dataclass field that holds a section of settings, its defaults overridden."""
-    return dataclasses.field(default_factory=lambda: kind(**overrides), metadata={"help": help})
 
 
 def _require(condition: bool, message: str) -> None:
@@ -311,6 +298,7 @@ class Config:
     )
     evaluation: Evaluation = section(Evaluation, "held-out evaluation")
     checkpoint: Checkpoint = section(Checkpoint, "checkpoints")
+    health: Health = section(Health, "what counts as a sick run, and what is done about it")
     mesh: Mesh = section(Mesh, "device mesh")
 
     def __post_init__(self) -> None:

@@ -24,6 +24,7 @@ CAN_CHANGE = (
     "export",
     "evaluation.",
     "checkpoint.",
+    "health.",
     "mesh.",
     "student.remat",
     "batch.micro_batch_prompts",

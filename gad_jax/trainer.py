@@ -15,15 +15,15 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from gad_jax import guard, sharding, state, steps
+from gad_jax import guard, health, sharding, state, steps
 from gad_jax.checkpoint import Checkpoints
 from gad_jax.config import STAGES, Config, Stage
 from gad_jax.data import packing, pipeline
 from gad_jax.data.chat import Chat
 from gad_jax.data.pipeline import Prepared, PromptBatch, PromptBatches
-from gad_jax.errors import NumericsError, UserError
+from gad_jax.errors import CollapseError, NumericsError, UserError
 from gad_jax.evaluation import heldout
-from gad_jax.metrics import Tracker, response_metrics
+from gad_jax.metrics import Tracker, repetition, response_metrics
 from gad_jax.rollout import engine
 from gad_jax.rollout.sampling import Sampler
 from gad_jax.types import Rollout, Rows, TrainState
@@ -80,6 +80,7 @@ class Trainer:
             pad_token=chat.pad_token,
             sampler=Sampler(config.rollout.temperature, config.rollout.top_k, config.rollout.top_p),
         )
+        self.health: health.State = {}
         self.state: TrainState = self._restore() or state.load(config, self.networks[0], mesh)
         self.step = int(self.state.step)
         self.total_steps = self.spans[-1].end
@@ -89,8 +90,10 @@ class Trainer:
     def run(self, stop: guard.StopRequest) -> bool:
         """Runs what is left; returns False when a stop request ended it early.
 
-        Raises NumericsError after `optimizer.max_skips` skipped steps in a row.
+        Raises NumericsError after `optimizer.max_skips` skipped steps in a row, and CollapseError
+        when an alarm stops the run.
         """
+        self._refuse_to_go_on_sick()
         if self.step == 0:
             self.evaluate("before")
         for span in self.spans:
@@ -170,6 +173,9 @@ class Trainer:
         compiled = self.compiles.count, self.compiles.seconds
         batch = span.batches[self.step - span.start]
         options: Stage = getattr(self.config, span.stage)
+        resting = self._sits_out(span)
+        if resting == "discriminator":
+            program = dataclasses.replace(program, train_discriminator=False)
         metrics: dict[str, float] = {}
         if options.train_discriminator or span.stage == "gad":
             with jax.profiler.TraceAnnotation("rollout"):
@@ -182,6 +188,7 @@ class Trainer:
         update_started = time.perf_counter()
         self.state, device_metrics = update(program, self.state, *rows)
         metrics |= {name: float(value) for name, value in jax.device_get(device_metrics).items()}
+        metrics |= {f"health/{resting}_sits_out": 1.0} if resting else {}
         ended = time.perf_counter()
         self.step += 1
         positions = sum(piece.tokens.size for piece in rows)
@@ -219,13 +226,27 @@ class Trainer:
         samples = _ragged(rollout.tokens, rollout.lengths)
         shown = [[self._as_teacher_would_end(sample) for sample in group] for group in samples]
         pairs = self._rows(batch, [t + s for t, s in zip(teacher, shown, strict=True)])
-        first_steps = self.step - span.start < options.discriminator_only_steps
-        if (first_steps and options.train_discriminator) or not options.train_generator:
+        alone = self._discriminator_is_alone(span) or self._sits_out(span) == "generator"
+        if alone or not options.train_generator:
             return steps.discriminator_step, [pairs]
         if span.stage == "warmup":
             return steps.warmup_step, [pairs, self._rows(batch, teacher)]
         logprobs = _ragged(rollout.logprobs, rollout.lengths)
         return steps.gad_step, [pairs, self._rows(batch, samples, logprobs)]
+
+    def _discriminator_is_alone(self, span: Span) -> bool:
+        """Returns whether the step is one of the stage's first that train D alone."""
+        options: Stage = getattr(self.config, span.stage)
+        first_steps = self.step - span.start < options.discriminator_only_steps
+        return first_steps and options.train_discriminator
+
+    def _sits_out(self, span: Span) -> health.Side | None:
+        """Returns the network that an alarm keeps out of this step; the other one has to play."""
+        side = health.sits_out(self.config.health, self.health)
+        options: Stage = getattr(self.config, span.stage)
+        if self._discriminator_is_alone(span) or not options.train_generator:
+            return None
+        return None if side == "generator" and not options.train_discriminator else side
 
     def _rows(self, batch: PromptBatch, responses: list[list[Any]], logprobs: Any = None) -> Rows:
         options = self.config.batch
@@ -249,9 +270,16 @@ class Trainer:
     def _rollout_metrics(
         self, rollout: Rollout, batch: PromptBatch, seconds: float
     ) -> dict[str, float]:
-        teacher = np.asarray([len(response) for response in batch.responses])
         lengths = np.asarray(rollout.lengths)
-        metrics = response_metrics(lengths, ~np.asarray(rollout.finished), teacher)
+        metrics = response_metrics(
+            lengths,
+            ~np.asarray(rollout.finished),
+            [len(response) for response in batch.responses],
+            [response[-1] not in self.chat.end_tokens for response in batch.responses],
+        )
+        samples = [sample for group in _ragged(rollout.tokens, lengths) for sample in group]
+        metrics["response/repetition"] = repetition(samples)
+        metrics["response/teacher_repetition"] = repetition(batch.responses)
         return metrics | {
             "seconds/rollout": seconds,
             "tokens_per_second/rollout": float(lengths.sum()) / seconds,
@@ -270,11 +298,16 @@ class Trainer:
             result = self.evaluate(f"step {self.step}")
         if result is not None:
             metrics = metrics | result.metrics
+        self.health, events = health.observe(self.config.health, self.health, span.stage, metrics)
+        metrics = metrics | {"health/alarms": float(len(health.alarms(self.health)))}
         self.tracker.log(self.step, span.stage, metrics)
+        for event in events:
+            self.tracker.notice(f"step {self.step}: {event.sentence}")
+        stops = [event for event in events if event.action == "stop"]
         in_a_row = metrics["skips/in_a_row"]
         too_many = in_a_row >= self.config.optimizer.max_skips
         due = self.step % self.config.checkpoint.every == 0
-        if due or ends_stage or stop.requested or too_many:
+        if due or ends_stage or stop.requested or too_many or stops:
             self._save(span, result)
         if too_many:
             broken = [name for name, value in metrics.items() if not math.isfinite(value)]
@@ -284,6 +317,34 @@ class Trainer:
                 "the first of them are saved; lower the learning rate of the network at fault"
             )
 
+        for event in stops:
+            raise CollapseError(
+                f"step {self.step}: {event.sentence}; the run is saved and stopped; "
+                f"{self._way_back(event.monitor)}"
+            )
+
+    def _refuse_to_go_on_sick(self) -> None:
+        """Raises CollapseError where the checkpoint has an alarm that stops a run."""
+        for name in health.alarms(self.health):
+            if getattr(self.config.health, name).action == "stop":
+                raise CollapseError(
+                    f"{self.config.run_dir} was stopped after step {self.step} by the alarm "
+                    f"{name!r}; {self._way_back(name)}"
+                )
+
+    def _way_back(self, monitor: str) -> str:
+        """Returns what to do about a run that a monitor stopped."""
+        return (
+            f"{self._last_good(monitor)}; docs/reliability.md says what to do, and "
+            f"--health.{monitor}.action=warn goes on from here all the same"
+        )
+
+    def _last_good(self, monitor: str) -> str:
+        """Returns which checkpoint is the last without the monitor's alarm, or a sign of it."""
+        metas = {step: self.checkpoints.read_meta(step) for step in self.checkpoints.steps()}
+        good = [s for s, meta in metas.items() if health.is_well(meta.get("health", {}), monitor)]
+        return f"the last good checkpoint is {max(good, default='none that was kept')}"
+
     def _save(self, span: Span, result: heldout.Result | None) -> None:
         score = None
         if result is not None:
@@ -291,6 +352,7 @@ class Trainer:
             if ratio <= self.config.checkpoint.best_max_length_ratio:
                 score = result.metrics["evaluation/rouge_l"]
         meta = {"step": self.step, "stage": span.stage, "data": self.data.fingerprint}
+        meta["health"] = self.health
         self.checkpoints.save(self.step, self.state, meta, score)
 
     def _restore(self) -> TrainState | None:
@@ -307,7 +369,9 @@ class Trainer:
             program = state.make_program(self.config, meta["stage"], *self.networks)
             return state.abstract(self.config, meta["stage"], program, self.mesh)
 
-        return self.checkpoints.restore(expected).state
+        restored = self.checkpoints.restore(expected)
+        self.health = restored.meta.get("health", {})
+        return restored.state
 
 
 def _ragged(values: Any, lengths: Any) -> list[list[np.ndarray]]:
