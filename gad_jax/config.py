@@ -4,6 +4,7 @@ Defaults are the paper's (arXiv:2511.10643) or, where the paper is silent, those
 scripts. Loading files, overrides and `--help` live in `options.py`.
 """
 
+import datetime
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -233,6 +234,15 @@ class Checkpoint:
     """What is kept to resume from, and which step counts as the best."""
 
     every: int = option(50, "steps between checkpoints", "steps")
+    every_minutes: float = option(30.0, "also save after this time; 0: by steps alone", "minutes")
+    must_save_by: str = option(
+        "",
+        "time by which the run must have saved and stopped, as 2027-01-31T18:00; empty: the end of "
+        "the Slurm job, if it is one",
+    )
+    margin_minutes: float = option(
+        5.0, "how long before that time the run begins to save, a step's time ahead", "minutes"
+    )
     keep: int = option(2, "newest checkpoints kept", "checkpoints")
     keep_best: bool = option(
         True, "also keep the checkpoint with the best evaluation of acceptable length"
@@ -243,6 +253,11 @@ class Checkpoint:
 
     def __post_init__(self) -> None:
         _require_positive(self, "every", "keep", "best_max_length_ratio")
+        _require_at_least_zero(self, "every_minutes", "margin_minutes")
+        try:
+            datetime.datetime.fromisoformat(self.must_save_by or "2027-01-31")
+        except ValueError:
+            _require(False, f"must_save_by={self.must_save_by!r} must be as 2027-01-31T18:00")
 
 
 @dataclass(frozen=True)
@@ -256,6 +271,26 @@ class Mesh:
     def __post_init__(self) -> None:
         _require_positive(self, "replica", "tensor")
         _require_at_least_zero(self, "fsdp")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a run that does not go on is ended, instead of waiting for ever."""
+
+    step_minutes: float = option(
+        30.0, "a longer step ends the run with the stacks of its threads; 0: never", "minutes"
+    )
+    other_minutes: float = option(
+        120.0, "the same for start-up, compiling, restoring, evaluating, saving", "minutes"
+    )
+    heartbeat_seconds: int = option(60, "a process silent for longer is taken for dead", "seconds")
+    join_seconds: int = option(
+        300, "longest wait for the other processes at the start and at the end", "seconds"
+    )
+
+    def __post_init__(self) -> None:
+        _require_at_least_zero(self, "step_minutes", "other_minutes")
+        _require_positive(self, "heartbeat_seconds", "join_seconds")
 
 
 @dataclass(frozen=True)
@@ -300,6 +335,7 @@ class Config:
     checkpoint: Checkpoint = section(Checkpoint, "checkpoints")
     health: Health = section(Health, "what counts as a sick run, and what is done about it")
     mesh: Mesh = section(Mesh, "device mesh")
+    limits: Limits = section(Limits, "time limits")
 
     def __post_init__(self) -> None:
         _require_text(self, "run_dir")

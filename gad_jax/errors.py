@@ -24,3 +24,7 @@ class CollapseError(RuntimeError):
 
 class StorageError(RuntimeError):
     """A checkpoint could not be written or read; exit code 12."""
+
+
+class LostProcessError(RuntimeError):
+    """Another process of the run ended; exit code 14."""

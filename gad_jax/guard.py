@@ -4,11 +4,13 @@ Imports no jax, so that `--help` and a second run on a busy directory answer at 
 """
 
 import contextlib
+import datetime
 import enum
 import errno
 import faulthandler
 import json
 import logging
+import math
 import os
 import signal
 import socket
@@ -22,7 +24,13 @@ from typing import Any
 
 import filelock
 
-from gad_jax.errors import CollapseError, NumericsError, StorageError, UserError
+from gad_jax.errors import (
+    CollapseError,
+    LostProcessError,
+    NumericsError,
+    StorageError,
+    UserError,
+)
 
 
 class Exit(enum.IntEnum):
@@ -34,6 +42,7 @@ class Exit(enum.IntEnum):
     COLLAPSE = 11
     STORAGE = 12
     UNEXPECTED = 13
+    LOST_PROCESS = 14
 
 
 EXIT_CODES: dict[type[Exception], Exit] = {
@@ -41,6 +50,7 @@ EXIT_CODES: dict[type[Exception], Exit] = {
     NumericsError: Exit.NUMERICS,
     CollapseError: Exit.COLLAPSE,
     StorageError: Exit.STORAGE,
+    LostProcessError: Exit.LOST_PROCESS,
 }
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 
@@ -133,6 +143,26 @@ class StopRequest:
         self.requested = True
 
 
+def stop_time(must_save_by: str, margin_minutes: float) -> float:
+    """Returns when the run must begin to save for the last time, in seconds since 1970.
+
+    That is `margin_minutes` before the given time (ISO 8601, local unless it says otherwise) or
+    before the end of the Slurm job, whichever is earlier; infinity where neither is known. Raises
+    UserError when that is past.
+    """
+    job = os.environ.get("SLURM_JOB_END_TIME", "")
+    end = float(job) if job.isdigit() else math.inf
+    if must_save_by:
+        end = min(end, datetime.datetime.fromisoformat(must_save_by).timestamp())
+    if time.time() > end - 60 * margin_minutes:
+        when = datetime.datetime.fromtimestamp(end).isoformat(" ", "minutes")
+        raise UserError(
+            f"the run has to end at {when}, which leaves no step before the "
+            f"--checkpoint.margin_minutes={margin_minutes:g} for saving; give it more time"
+        )
+    return end - 60 * margin_minutes
+
+
 @contextlib.contextmanager
 def lock_run(run_dir: str | os.PathLike[str]) -> Iterator[None]:
     """Holds the run directory, which is made if needed, against a second run.
@@ -183,6 +213,13 @@ def watchdog(seconds: float) -> None:
     faulthandler.cancel_dump_traceback_later()
     if seconds > 0:
         faulthandler.dump_traceback_later(seconds, exit=True, file=2)
+
+
+def clear_partials(directory: Path) -> None:
+    """Removes what `write_atomic` left in processes that were killed, anywhere below."""
+    for path in directory.rglob(".*.partial"):
+        if path.is_file():
+            path.unlink()
 
 
 def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:

@@ -356,8 +356,11 @@ def _judge(
 def _read(monitor: Monitor, metrics: Mapping[str, float]) -> float | None:
     """Returns a monitor's quantity, or None where there is none."""
     value = metrics.get(monitor.metric, math.nan)
+    skipped = metrics.get("skips/in_a_row", 0.0) > 0
     if monitor.metric == "skips/in_a_row":
-        value = float(value > 0)
+        value = float(skipped)
+    elif skipped:  # what a step that failed has measured is not to be relied on
+        return None
     if monitor.minus:
         value -= metrics.get(monitor.minus, 0.0)
     return value if math.isfinite(value) else None

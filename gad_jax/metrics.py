@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from rich.console import Console
 
+from gad_jax import guard
 from gad_jax.console import Display
 
 
@@ -82,6 +83,17 @@ def truncate_rows(path: str | os.PathLike[str], step: int) -> int:
     return kept
 
 
+def amend_last_row(path: str | os.PathLike[str], step: int, metrics: Mapping[str, float]) -> None:
+    """Adds metrics to the last row of a metrics.jsonl if it is that of `step`, all at once."""
+    lines = Path(path).read_bytes().splitlines(keepends=True)
+    if not lines or (row := json.loads(lines[-1]))["step"] != step:
+        return
+    numbers = {name: _json_number(float(value)) for name, value in metrics.items()}
+    if row | numbers != row:
+        last = json.dumps(row | numbers, allow_nan=False) + "\n"
+        guard.write_atomic(path, b"".join(lines[:-1]) + last.encode())
+
+
 @runtime_checkable
 class Evaluation(Protocol):
     """What is shown of an evaluation; `evaluation.heldout.Result` is one.
@@ -144,6 +156,15 @@ class Tracker:
         self._rows.flush()
         self._scalars(step, metrics)
         self._display.step(step, stage, metrics)
+
+    def amend(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Adds to the row of the last step what became known after it was logged."""
+        if not self._enabled:
+            return
+        self._rows.close()
+        amend_last_row(self._run_dir / "metrics.jsonl", step, metrics)
+        self._rows = open(self._run_dir / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+        self._scalars(step, metrics)
 
     def evaluation(self, result: Evaluation, examples: int) -> None:
         """Shows an evaluation and some of its answers, and writes those as `text` does."""

@@ -5,7 +5,6 @@ the training state or follows from (seed, step), so a run that resumes goes on a
 """
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,44 +14,19 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from gad_jax import guard, health, sharding, state, steps
+from gad_jax import guard, health, processes, sharding, state, steps, stops
 from gad_jax.checkpoint import Checkpoints
-from gad_jax.config import STAGES, Config, Stage
-from gad_jax.data import packing, pipeline
+from gad_jax.config import Config, Stage
+from gad_jax.data import packing
 from gad_jax.data.chat import Chat
-from gad_jax.data.pipeline import Prepared, PromptBatch, PromptBatches
-from gad_jax.errors import CollapseError, NumericsError, UserError
+from gad_jax.data.pipeline import Prepared, PromptBatch
+from gad_jax.errors import UserError
 from gad_jax.evaluation import heldout
 from gad_jax.metrics import Tracker, repetition, response_metrics
 from gad_jax.rollout import engine
 from gad_jax.rollout.sampling import Sampler
+from gad_jax.schedule import Span, plan
 from gad_jax.types import Rollout, Rows, TrainState
-
-
-@dataclasses.dataclass(frozen=True)
-class Span:
-    """The steps [start, end) of the run that belong to a stage, and the stage's batches."""
-
-    stage: str
-    start: int
-    end: int
-    batches: PromptBatches
-
-
-def plan(config: Config, data: Prepared) -> tuple[Span, ...]:
-    """Returns the spans of the run's stages; each shuffles the rows with a seed of its own."""
-    spans: list[Span] = []
-    start = 0
-    for stage in config.stages:
-        options: Stage = getattr(config, stage)
-        seeds = np.random.SeedSequence([config.seed, STAGES.index(stage)])
-        batches = pipeline.batches(
-            data, prompts_per_step=config.batch.prompts, seed=int(seeds.generate_state(1)[0])
-        )
-        length = options.steps or math.ceil(options.epochs * batches.steps_per_epoch)
-        spans.append(Span(stage, start, start + length, batches))
-        start += length
-    return tuple(spans)
 
 
 class Trainer:
@@ -81,25 +55,32 @@ class Trainer:
             sampler=Sampler(config.rollout.temperature, config.rollout.top_k, config.rollout.top_p),
         )
         self.health: health.State = {}
+        self.broken_leaves: dict[str, str] = {}
         self.state: TrainState = self._restore() or state.load(config, self.networks[0], mesh)
         self.step = int(self.state.step)
         self.total_steps = self.spans[-1].end
-        self.tracker = Tracker(config.run_dir)
+        self.stop_by = guard.stop_time(
+            config.checkpoint.must_save_by, config.checkpoint.margin_minutes
+        )
+        self.stopping = self.save_is_late = False
+        self.saved_at = time.monotonic()
+        self.tracker = Tracker(config.run_dir, enabled=processes.is_first())
         self.tracker.start(self.step, self.total_steps)
 
     def run(self, stop: guard.StopRequest) -> bool:
-        """Runs what is left; returns False when a stop request ended it early.
+        """Runs what is left; returns False when a stop request, of any process, ended it early.
 
         Raises NumericsError after `optimizer.max_skips` skipped steps in a row, and CollapseError
         when an alarm stops the run.
         """
-        self._refuse_to_go_on_sick()
+        stops.refuse_collapsed(self.config.health, self.health, self.checkpoints)
         if self.step == 0:
-            self.evaluate("before")
+            self.evaluate("before", stop)
+        else:
+            self._catch_up(stop)
+        first = self.step
         for span in self.spans:
             if self.step >= span.end:
-                if self.step == span.end:  # stopped between the stage's last step and this
-                    self.evaluate(f"after {span.stage}")
                 continue
             program = state.make_program(self.config, span.stage, *self.networks)
             if self.step == span.start:
@@ -107,20 +88,28 @@ class Trainer:
                     self.state, self.config, span.stage, program, self.mesh
                 )
             while self.step < span.end:
+                alone = getattr(self.config, span.stage).discriminator_only_steps
+                compiles = self.step in (first, span.start, span.start + alone)
+                compiles |= self._sits_out(span) is not None
+                limits = self.config.limits
+                guard.watchdog(60 * (limits.other_minutes if compiles else limits.step_minutes))
                 metrics = self._train_step(span, program)
                 stop.ready = True
                 self._after_step(span, metrics, stop)
-                if stop.requested:
-                    return self.step == self.total_steps
+                if self.stopping:
+                    return False
         return True
 
-    def evaluate(self, label: str) -> heldout.Result | None:
-        """Returns the student's held-out evaluation at this step; a stored one is read again."""
+    def evaluate(self, label: str, stop: guard.StopRequest) -> heldout.Result | None:
+        """Returns the student's held-out evaluation at this step; a stored one is read again.
+
+        Returns None without held-out rows, and when a stop request cut it short.
+        """
         if self.held_out is None:
             return None
         path = self._evaluation_path(label)
-        if path.exists():
-            return heldout.read(path)
+        if stored := processes.from_first(lambda: path.read_text("utf-8") if path.exists() else ""):
+            return heldout.parse(stored)
         options = self.config.evaluation
         prompts = min(options.prompts or len(self.held_out), len(self.held_out))
         with self.tracker.busy(f"evaluating {label}: {prompts} held-out prompts"):
@@ -135,14 +124,18 @@ class Trainer:
                 prompts=prompts,
                 max_new_tokens=options.max_new_tokens or self.config.rollout.max_new_tokens,
                 batch_prompts=options.batch_prompts,
+                going_on=lambda: not self._must_stop(stop),
             )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        guard.write_atomic(path, result.to_json())
-        self.tracker.evaluation(result, options.examples)
+        if result is not None and processes.is_first():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            guard.write_atomic(path, result.to_json())
+            self.tracker.evaluation(result, options.examples)
         return result
 
     def compare(self) -> None:
         """Shows the evaluations at the start and at the end of each stage side by side."""
+        if not processes.is_first():
+            return
         labels = ["before", *(f"after {span.stage}" for span in self.spans)]
         paths = [path for label in labels if (path := self._evaluation_path(label)).exists()]
         results = [heldout.read(path) for path in paths]
@@ -185,9 +178,11 @@ class Trainer:
             rollout = None
         packing_started = time.perf_counter()
         update, rows = self._pack(span, program, batch, rollout)
+        placed = [packing.place(piece, self.mesh) for piece in rows]
         update_started = time.perf_counter()
-        self.state, device_metrics = update(program, self.state, *rows)
+        self.state, device_metrics = update(program, self.state, *placed)
         metrics |= {name: float(value) for name, value in jax.device_get(device_metrics).items()}
+        self.broken_leaves = stops.take_broken_leaves(metrics, self.state)
         metrics |= {f"health/{resting}_sits_out": 1.0} if resting else {}
         ended = time.perf_counter()
         self.step += 1
@@ -218,7 +213,7 @@ class Trainer:
     def _pack(
         self, span: Span, program: steps.Program, batch: PromptBatch, rollout: Rollout | None
     ) -> tuple[Callable[..., Any], list[Rows]]:
-        """Returns the compiled step to run and the packed rows that it takes."""
+        """Returns the compiled step to run and the packed rows that it takes, on the host."""
         options: Stage = getattr(self.config, span.stage)
         teacher = [[response] for response in batch.responses]
         if rollout is None:
@@ -250,7 +245,7 @@ class Trainer:
 
     def _rows(self, batch: PromptBatch, responses: list[list[Any]], logprobs: Any = None) -> Rows:
         options = self.config.batch
-        rows = packing.pack(
+        return packing.pack(
             batch.prompts,
             responses,
             logprobs,
@@ -258,7 +253,6 @@ class Trainer:
             micro_batches=options.prompts // (options.micro_batch_prompts or options.prompts),
             shards=sharding.data_shards(self.mesh),
         )
-        return packing.place(rows, self.mesh)
 
     def _as_teacher_would_end(self, sample: np.ndarray) -> np.ndarray:
         """Returns a sample whose end token is the teacher's: which of a model's several end tokens
@@ -287,15 +281,12 @@ class Trainer:
 
     def _after_step(self, span: Span, metrics: dict[str, float], stop: guard.StopRequest) -> None:
         """Evaluates, saves and logs what is due after a step."""
-        ends_stage = self.step == span.end
-        every = self.config.evaluation.every
+        guard.watchdog(60 * self.config.limits.other_minutes)
+        label = span.evaluation_due(self.step, self.config.evaluation.every)
         result = None
-        if stop.requested:
-            pass  # saving comes first; the end of a stage is evaluated when the run goes on
-        elif ends_stage:
-            result = self.evaluate(f"after {span.stage}")
-        elif every and self.step % every == 0:
-            result = self.evaluate(f"step {self.step}")
+        # Saving comes first; an evaluation that is due then is made when the run goes on.
+        if not self._must_stop(stop, metrics["seconds/step"]) and label:
+            result = self.evaluate(label, stop)
         if result is not None:
             metrics = metrics | result.metrics
         self.health, events = health.observe(self.config.health, self.health, span.stage, metrics)
@@ -303,57 +294,51 @@ class Trainer:
         self.tracker.log(self.step, span.stage, metrics)
         for event in events:
             self.tracker.notice(f"step {self.step}: {event.sentence}")
-        stops = [event for event in events if event.action == "stop"]
+        ending = [event for event in events if event.action == "stop"]
         in_a_row = metrics["skips/in_a_row"]
         too_many = in_a_row >= self.config.optimizer.max_skips
         due = self.step % self.config.checkpoint.every == 0
-        if due or ends_stage or stop.requested or too_many or stops:
+        due = due or self.step == span.end or self.stopping or self.save_is_late
+        if due or too_many or ending:
             self._save(span, result)
         if too_many:
-            broken = [name for name, value in metrics.items() if not math.isfinite(value)]
-            raise NumericsError(
-                f"step {self.step}: {int(in_a_row)} steps in a row were skipped because "
-                f"{', '.join(broken) or 'a gradient'} was not finite; the weights from before "
-                "the first of them are saved; lower the learning rate of the network at fault"
-            )
+            rows = span.batches[self.step - 1 - span.start].indices
+            ids = [self.data.rows[index].id for index in rows]
+            raise stops.numerics(self.step, metrics, self.broken_leaves, ids, self.checkpoints)
+        for event in ending:
+            raise stops.collapse(self.step, event, self.checkpoints)
 
-        for event in stops:
-            raise CollapseError(
-                f"step {self.step}: {event.sentence}; the run is saved and stopped; "
-                f"{self._way_back(event.monitor)}"
-            )
+    def _catch_up(self, stop: guard.StopRequest) -> None:
+        """Makes up for the evaluation that a stop request put off, in all places that show it."""
+        span = next(span for span in self.spans if self.step <= span.end)
+        label = span.evaluation_due(self.step, self.config.evaluation.every)
+        if label and (result := self.evaluate(label, stop)):
+            self.tracker.amend(self.step, result.metrics)
+            self.checkpoints.rescore(self.step, self._score(result))
 
-    def _refuse_to_go_on_sick(self) -> None:
-        """Raises CollapseError where the checkpoint has an alarm that stops a run."""
-        for name in health.alarms(self.health):
-            if getattr(self.config.health, name).action == "stop":
-                raise CollapseError(
-                    f"{self.config.run_dir} was stopped after step {self.step} by the alarm "
-                    f"{name!r}; {self._way_back(name)}"
-                )
+    def _must_stop(self, stop: guard.StopRequest, next_step_seconds: float = 0.0) -> bool:
+        """Returns whether the run ends here: a process was asked to, or time is up. All agree, on
+        that and on whether the last save is too long ago."""
+        minutes = self.config.checkpoint.every_minutes
+        late = minutes > 0 and time.monotonic() - self.saved_at > 60 * minutes
+        asked = stop.requested or time.time() + next_step_seconds > self.stop_by
+        asked, self.save_is_late = processes.any_of(asked, late)
+        self.stopping = self.stopping or asked
+        return self.stopping
 
-    def _way_back(self, monitor: str) -> str:
-        """Returns what to do about a run that a monitor stopped."""
-        return (
-            f"{self._last_good(monitor)}; docs/reliability.md says what to do, and "
-            f"--health.{monitor}.action=warn goes on from here all the same"
-        )
-
-    def _last_good(self, monitor: str) -> str:
-        """Returns which checkpoint is the last without the monitor's alarm, or a sign of it."""
-        metas = {step: self.checkpoints.read_meta(step) for step in self.checkpoints.steps()}
-        good = [s for s, meta in metas.items() if health.is_well(meta.get("health", {}), monitor)]
-        return f"the last good checkpoint is {max(good, default='none that was kept')}"
+    def _score(self, result: heldout.Result | None) -> float | None:
+        """Returns what ranks a checkpoint: ROUGE-L, if the answers are of acceptable length."""
+        if result is None:
+            return None
+        ratio = result.metrics["evaluation/length_ratio"]
+        acceptable = ratio <= self.config.checkpoint.best_max_length_ratio
+        return result.metrics["evaluation/rouge_l"] if acceptable else None
 
     def _save(self, span: Span, result: heldout.Result | None) -> None:
-        score = None
-        if result is not None:
-            ratio = result.metrics["evaluation/length_ratio"]
-            if ratio <= self.config.checkpoint.best_max_length_ratio:
-                score = result.metrics["evaluation/rouge_l"]
         meta = {"step": self.step, "stage": span.stage, "data": self.data.fingerprint}
         meta["health"] = self.health
-        self.checkpoints.save(self.step, self.state, meta, score)
+        self.checkpoints.save(self.step, self.state, meta, self._score(result))
+        self.saved_at = time.monotonic()
 
     def _restore(self) -> TrainState | None:
         if self.checkpoints.latest() is None:

@@ -21,7 +21,7 @@ from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from gad_jax import sharding
+from gad_jax import processes, sharding
 from gad_jax.errors import UserError
 from gad_jax.models import decoder
 from gad_jax.models.decoder import DecoderConfig
@@ -86,12 +86,20 @@ def save(
     """Writes a directory that transformers and vLLM load: config, safetensors, tokenizer.
 
     Weights are written in `config.stored_dtype`. The directory appears complete or not at all;
-    one that is there is replaced. transformers' classes have no bias on the score head: it moves
+    one that is there is replaced. Every process of a run calls it, the first writes. transformers'
+    classes have no bias on the score head: it moves
     all scores alike, and is kept in config.json as `score_bias`.
     """
+    if not processes.is_first():
+        for tensor in _tensors_to_write(config, params):  # each takes part in gathering
+            tensor.fetch()
+        return
     directory = Path(directory)
-    staging = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(staging, ignore_errors=True)
+    staging, before = (directory.with_name(f".{directory.name}.{e}") for e in ("partial", "before"))
+    if before.exists() and not directory.exists():  # killed between the two renames below
+        os.replace(before, directory)
+    for remains in (staging, before):
+        shutil.rmtree(remains, ignore_errors=True)
     staging.mkdir(parents=True)
     hf = FAMILIES[config.family].write(config)
     hf |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
@@ -111,8 +119,9 @@ def save(
         with open(path, "rb") as file:
             os.fsync(file.fileno())
     if directory.exists():
-        shutil.rmtree(directory)
+        os.replace(directory, before)
     os.replace(staging, directory)
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
@@ -243,7 +252,7 @@ def _tensors_to_write(config: DecoderConfig, params: Params) -> Iterator[_Tensor
     dtype = jnp.dtype(config.stored_dtype)
 
     def fetch(leaf: jax.Array, layer: int | None, transposed: bool) -> np.ndarray:
-        host = np.asarray(jax.device_get(leaf if layer is None else leaf[layer])).astype(dtype)
+        host = sharding.fetch(leaf if layer is None else leaf[layer]).astype(dtype)
         # safetensors writes the buffer and ignores strides
         return np.ascontiguousarray(host.T if transposed else host)
 
