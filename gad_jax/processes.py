@@ -8,6 +8,7 @@ here, so that they take the same decision. Each call is one that all processes m
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -155,13 +156,14 @@ def require_shared(path: Path, wait_seconds: float = 30.0) -> None:
 def lost_peer(error: BaseException) -> str | None:
     """Returns the sentence for an error that means that another process ended, else None.
 
-    The transports (Gloo, NCCL, gRPC) have no error type of their own for it.
+    The transports (Gloo, NCCL, gRPC) have no error type of their own for it: they raise ValueError
+    or RuntimeError, whose text begins with a status code.
     """
-    signs = ("gloo", "nccl", "connection", "heartbeat", "coordination", "unavailable", "barrier")
-    if jax.process_count() == 1 or not isinstance(error, jax.errors.JaxRuntimeError):
-        return None
+    signs = r"(?is)gloo|nccl|connection|heartbeat|coordination|socket closed|barrier"
     text = " ".join(str(error).split())
-    if not any(sign in text.lower() for sign in signs):
+    ours = isinstance(error, UserError) or not isinstance(error, (ValueError, RuntimeError))
+    status = re.match(r"[A-Z_]{4,}: ", text)
+    if jax.process_count() == 1 or ours or not status or not re.search(signs, text):
         return None
     return (
         f"process {jax.process_index()} of {jax.process_count()} lost another one, whose output "

@@ -127,9 +127,10 @@ class Trainer:
                 going_on=lambda: not self._must_stop(stop),
             )
         if result is not None and processes.is_first():
+            # The file last: it says that the evaluation is done.
+            self.tracker.evaluation(result, options.examples)
             path.parent.mkdir(parents=True, exist_ok=True)
             guard.write_atomic(path, result.to_json())
-            self.tracker.evaluation(result, options.examples)
         return result
 
     def compare(self) -> None:

@@ -48,6 +48,12 @@ def rows(directory):
     ]
 
 
+def scores(directory):
+    """What ranks the checkpoints that are kept, by step."""
+    records = [json.loads(path.read_text()) for path in directory.glob("checkpoints/*/meta/*.json")]
+    return {record["step"]: record["score"] for record in records}
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     directory = tmp_path_factory.mktemp("whole")
@@ -88,7 +94,7 @@ def test_a_run_writes_every_metric_that_is_promised(whole):
 
 @pytest.mark.parametrize("stop_at", [1, 2, 3])
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(whole, tmp_path, stop_at):
-    """Step 2 is the end of warm-up: the next stage begins, and its evaluation is made, later."""
+    """Step 2 is the end of warm-up: its evaluation is made, and the next stage begins, later."""
     directory, uninterrupted = whole
     config = settings(tmp_path)
     assert not run(config, stop_at).finished
@@ -97,12 +103,23 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(whole, tmp_path, 
     assert resumed.step == uninterrupted.step
     with jax.set_mesh(resumed.mesh):
         assert digest.digests(resumed.state) == digest.digests(uninterrupted.state)
-    expected = rows(directory)
-    if stop_at == 2:
-        expected[1] = {k: v for k, v in expected[1].items() if not k.startswith("evaluation/")}
-    assert rows(tmp_path) == expected
+    assert rows(tmp_path) == rows(directory)
+    # A stop saves where nothing else would, and of more checkpoints others are kept.
+    kept = scores(tmp_path)
+    assert {step: kept[step] for step in kept if step % 2 == 0}.items() <= scores(directory).items()
     for file in (directory / "evaluations").iterdir():
         assert (tmp_path / "evaluations" / file.name).read_text() == file.read_text()
+
+
+def test_a_stop_at_the_last_step_leaves_evaluation_and_export_for_later(whole, tmp_path):
+    directory, uninterrupted = whole
+    config = settings(tmp_path)
+    assert not run(config, uninterrupted.step).finished
+    assert not (tmp_path / "evaluations" / "after-gad.json").exists()
+    assert run(config).finished
+    assert rows(tmp_path) == rows(directory)
+    assert scores(tmp_path) == scores(directory)
+    assert scores(tmp_path)[4] is not None
 
 
 def test_a_finished_run_does_nothing_when_started_again(whole):
