@@ -39,6 +39,11 @@ def start(heartbeat_seconds: int, start_seconds: int) -> None:
     # jax's own SIGTERM handler would replace `guard.StopRequest`.
     jax.config.update("jax_enable_preemption_service", False)
     address, count, index = _manual()
+    if address is not None:  # before jax, which aborts the process when it fails
+        logger.warning(
+            "process %s of %s joins at %s; it waits %d s for the others",
+            *(index, count, address, start_seconds),
+        )
     try:
         jax.distributed.initialize(
             address,
@@ -60,7 +65,6 @@ def start(heartbeat_seconds: int, start_seconds: int) -> None:
             f"({str(error).splitlines()[0]}); check that all are started with the same "
             f"{TRIPLE[0]} and {TRIPLE[1]}, and that its port is open"
         ) from error
-    logger.info("process %d of %d", jax.process_index(), jax.process_count())
 
 
 def stop() -> None:
