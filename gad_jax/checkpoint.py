@@ -110,6 +110,7 @@ class Checkpoints:
         self._read_only = read_only
         self._other = "" if read_only else "; or choose another --run_dir"
         self._check_directory()
+        self._keep = keep
         self._pending: int | None = None
         self._bytes = 0
         options = ocp.CheckpointManagerOptions(
@@ -146,6 +147,21 @@ class Checkpoints:
     def best(self) -> int | None:
         """Returns the complete step with the highest score (of equals the newest), or None."""
         return self._best_of(self.steps())
+
+    def require_space(self, nbytes: int) -> None:
+        """Raises StorageError where the disk is too small for the checkpoints of a run whose state
+        has `nbytes`: those kept and the one being written."""
+        files = (path for path in self.directory.rglob("*") if path.is_file())
+        present = sum(path.stat().st_size for path in files)
+        needed = nbytes * (self._keep + 1) - present
+        free = shutil.disk_usage(self.directory).free
+        if needed > free:
+            raise StorageError(
+                f"{self.directory} has {free / 1e9:.2f} GB free and this run needs "
+                f"{needed / 1e9:.2f} (checkpoint.keep={self._keep} and one more, of "
+                f"{nbytes / 1e9:.2f} GB each); free some, lower --checkpoint.keep or choose "
+                "another --run_dir"
+            )
 
     def read_meta(self, step: int) -> Meta:
         """Returns the `meta` of a step. Raises StorageError when it is missing or damaged."""

@@ -86,10 +86,15 @@ class Data:
     )
     max_prompt_tokens: int = option(2048, "longer prompts are dropped and counted", "tokens")
     skip_invalid: bool = option(False, "skip and count malformed rows instead of stopping")
+    max_invalid_share: float = option(
+        0.01, "with skip_invalid, stop if a larger share of the rows is malformed"
+    )
 
     def __post_init__(self) -> None:
         _require_text(self, "train")
         _require_positive(self, "max_prompt_tokens")
+        share = self.max_invalid_share
+        _require(0 <= share <= 1, f"max_invalid_share={share} must be in [0, 1]")
 
 
 @dataclass(frozen=True)
@@ -339,6 +344,9 @@ class Config:
 
     def __post_init__(self) -> None:
         _require_text(self, "run_dir")
+        _require(
+            self.run_dir.isprintable(), f"run_dir={self.run_dir!r}: remove what is unprintable"
+        )
         _require(0 <= self.seed < 2**32, f"seed={self.seed} must be in [0, 2**32)")
         for name in self.stages:
             known = f"{', '.join(STAGES)}, several with commas, or all"

@@ -30,7 +30,9 @@ from gad_jax.errors import (
     NumericsError,
     StorageError,
     UserError,
+    sentence,
 )
+from gad_jax.redaction import redact, redact_logs
 
 
 class Exit(enum.IntEnum):
@@ -52,16 +54,21 @@ EXIT_CODES: dict[type[Exception], Exit] = {
     StorageError: Exit.STORAGE,
     LostProcessError: Exit.LOST_PROCESS,
 }
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
+DISK_ERRORS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO),
+    *(errno.EACCES, errno.EPERM),
+}
 
 
 def run_guarded(main: Callable[[], int]) -> int:
     """Returns what `main` returns; an exception ends the process here, at once.
 
-    Our own errors are shown as one sentence and others with a traceback; `EXIT_CODES` gives the
-    code. The process is left by `os._exit`: an ordinary exit joins Orbax's threads, which wait for
-    the other processes while those wait for this one.
+    Our own errors are shown as one sentence (with --debug, after a traceback) and others with a
+    traceback, all without secrets; `EXIT_CODES` gives the code. The process is left by `os._exit`:
+    an ordinary exit joins Orbax's threads, which wait for the other processes while those wait for
+    this one.
     """
+    redact_logs()
     try:
         return main()
     except SystemExit:  # argparse, after --help or a wrong flag
@@ -70,16 +77,17 @@ def run_guarded(main: Callable[[], int]) -> int:
         _say("interrupted")
         _leave(128 + signal.SIGINT)
     except tuple(EXIT_CODES) as error:
-        _say(str(error))
+        _say(sentence(error))
         _leave(next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind)))
     except OSError as error:
         if error.errno not in DISK_ERRORS:
-            traceback.print_exc()
+            _say(redact(traceback.format_exc().rstrip()))
             _leave(Exit.UNEXPECTED)
-        _say(f"{error.filename or 'a file of the run'} could not be written: {error.strerror}")
+        place = error.filename or "a file of the run"
+        _say(sentence(StorageError(f"{place} could not be read or written: {error.strerror}")))
         _leave(Exit.STORAGE)
     except BaseException:
-        traceback.print_exc()
+        _say(redact(traceback.format_exc().rstrip()))
         _leave(Exit.UNEXPECTED)
     raise AssertionError("not reached")
 
@@ -220,6 +228,21 @@ def clear_partials(directory: Path) -> None:
     for path in directory.rglob(".*.partial"):
         if path.is_file():
             path.unlink()
+
+
+def make_writable(directory: str | os.PathLike[str], flag: str) -> None:
+    """Makes a directory if needed. Raises UserError, led by the flag, where no file can be made in
+    it: better before the work than after it."""
+    directory = Path(directory)
+    probe = directory / f".probe-{os.getpid()}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{flag}: {directory} cannot be written ({error.strerror}); choose another place"
+        ) from error
 
 
 def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:

@@ -59,7 +59,8 @@ def _run(config: Config) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("jax", "orbax", "httpx", "huggingface_hub"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of every wait
+    # Orbax warns of every wait, and logs with a traceback what it raises afterwards.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     # Here, so that --help and mistakes in flags answer before jax is loaded.
     from gad_jax import processes
 
@@ -87,7 +88,7 @@ def _run(config: Config) -> int:
                 raise
             raise LostProcessError(sentence) from error
         processes.stop()
-    guard.watchdog(0)
+    guard.watchdog(0.0)
     return code
 
 
@@ -164,9 +165,11 @@ def _read(config: Config) -> "tuple[Chat, Prepared, Prepared | None]":
     from gad_jax import processes
     from gad_jax.data import pipeline, sources
     from gad_jax.data.chat import Chat
-    from gad_jax.models import source
+    from gad_jax.models import source, weights
 
-    chat = Chat.load(source.resolve(config.student.path), config.data.template)
+    directory = source.resolve(config.student.path)
+    weights.read_config(directory)  # whose mistakes transformers would take for the tokenizer's
+    chat = Chat.load(directory, config.data.template)
 
     def prepare(name: str) -> pipeline.Prepared:
         rows = sources.read(name, skip_invalid=config.data.skip_invalid)
@@ -175,6 +178,7 @@ def _read(config: Config) -> "tuple[Chat, Prepared, Prepared | None]":
             chat,
             max_prompt_tokens=config.data.max_prompt_tokens,
             max_response_tokens=config.rollout.max_new_tokens,
+            max_invalid_share=config.data.max_invalid_share,
         )
         if processes.is_first():
             print(f"{name}: {prepared.stats}", flush=True)

@@ -5,6 +5,7 @@ the training state or follows from (seed, step), so a run that resumes goes on a
 """
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,7 @@ class Trainer:
         self.spans = plan(config, data)
         self.networks = state.network_configs(config)
         self._check_sizes()
+        checkpoints.require_space(self._state_bytes())
         self.compiles = sharding.CompileCounter()
         self.sampling = engine.Settings(
             samples=config.rollout.samples,
@@ -160,6 +162,16 @@ class Trainer:
                     f"data.max_prompt_tokens + rollout.max_new_tokens = {longest} is more than the "
                     f"{network.max_positions} positions of {config.student.path}; lower one of them"
                 )
+
+    def _state_bytes(self) -> int:
+        """Returns the size of the largest state that a stage has."""
+
+        def size(stage: str) -> int:
+            program = state.make_program(self.config, stage, *self.networks)
+            leaves = jax.tree.leaves(state.abstract(self.config, stage, program, self.mesh))
+            return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+
+        return max(size(span.stage) for span in self.spans)
 
     def _train_step(self, span: Span, program: steps.Program) -> dict[str, float]:
         """Runs one step and returns its metrics."""
