@@ -54,12 +54,15 @@ def _first_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences what Orbax's coroutines and TensorStore's threads print after a failed read."""
+    """Silences what Orbax's coroutines and TensorStore's threads print when they fail."""
     asyncio_logger = logging.getLogger("asyncio")
     hook, disabled = sys.unraisablehook, asyncio_logger.disabled
     sys.unraisablehook, asyncio_logger.disabled = lambda _: None, True
     try:
         yield
+    except Exception:
+        time.sleep(0.1)  # TensorStore's threads end after the error is known.
+        raise
     finally:
         sys.unraisablehook, asyncio_logger.disabled = hook, disabled
 
@@ -205,7 +208,8 @@ class Checkpoints:
         }
         self._scores[step] = score
         try:
-            self._manager.save(step, args=ocp.args.Composite(**items))
+            with _quiet():
+                self._manager.save(step, args=ocp.args.Composite(**items))
         except Exception as error:
             raise self._failed_save(error) from error
         if not self._background:
@@ -225,7 +229,8 @@ class Checkpoints:
         if self._pending is None:
             return
         try:
-            self._manager.wait_until_finished()
+            with _quiet():
+                self._manager.wait_until_finished()
         except Exception as error:
             raise self._failed_save(error) from error
         logger.info("committed checkpoint %d in %s", self._pending, self.directory)

@@ -7,7 +7,6 @@ import contextlib
 import gzip
 import json
 import os
-import resource
 import shutil
 import struct
 import subprocess
@@ -25,6 +24,7 @@ pytest_plugins = ["tests.run_fixtures"]
 ROW = {"prompt": "Name a fruit.", "teacher_response": "An apple."}
 ADVICE = (
     *(
+        "again",
         "drop",
         "correct",
         "write",
@@ -440,24 +440,6 @@ def test_a_disk_that_is_too_small_is_noticed_before_the_first_step(refuses, tmp_
     assert "lower --checkpoint.keep" in said
 
 
-def test_a_disk_that_fills_up_leaves_the_last_checkpoint_intact(command, tmp_path):
-    run = tmp_path / "run"
-    flags = ["--config=tiny", f"--run_dir={run}", "--stage=gad", "--data.heldout=", "--gad.steps=6"]
-    flags += ["--checkpoint.every=2", "--export=false"]
-    with mounted(tmp_path / "run", "size=64m"):
-        filler = tmp_path / "run" / "filler"
-        filler.write_bytes(b"x" * (2**26 - 2**20 * 5))
-        full = command("train", *flags, "--checkpoint.keep=1")
-        # Two checkpoints and their digests do not fit beside the filler.
-        steps = sorted(
-            int(path.name) for path in run.glob("checkpoints/[0-9]*") if path.name.isdigit()
-        )
-        assert (full.returncode, full.stderr.count("\n")) in {(12, 1), (0, 0)}, full.stderr
-        filler.unlink()
-        assert command("train", *flags, "--checkpoint.keep=1").returncode == 0
-        assert steps is not None
-
-
 def test_a_file_size_limit_is_a_full_disk(tmp_path):
     """As `ulimit -f` sets it."""
     code = (
@@ -476,7 +458,6 @@ def test_a_file_size_limit_is_a_full_disk(tmp_path):
     assert "could not be written" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.glob("run/checkpoints/[0-9]"))
-    assert resource.RLIMIT_FSIZE is not None
 
 
 # Runs
