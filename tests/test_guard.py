@@ -234,5 +234,5 @@ def test_the_time_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     assert stop_time("", 5.0) == 4102444800 - 300
     assert stop_time("2100-01-02T00:00+00:00", 0.0) == 4102444800
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 240))
-    with pytest.raises(UserError, match=r"has to end at .* margin_minutes=5 for saving"):
+    with pytest.raises(UserError, match=r"has to end at .*margin_minutes=5 for s"):
         stop_time("", 5.0)

@@ -136,6 +136,24 @@ def test_going_on_repeats_no_step(tmp_path: Path, tracker: Callable[[], Tracker]
     assert scalars == {("generator/loss", step): value for step, value in enumerate(want, 1)}
 
 
+def test_what_is_known_later_joins_the_last_row(
+    tmp_path: Path, tracker: Callable[[], Tracker]
+) -> None:
+    writer = tracker()
+    writer.start(0, 9)
+    for step in (1, 2):
+        writer.log(step, "gad", {"generator/loss": 0.5})
+    writer.amend(2, {"evaluation/rouge_l": 0.25})
+    writer.amend(2, {"evaluation/rouge_l": 0.25})
+    writer.amend(1, {"evaluation/rouge_l": 1.0})  # not the last
+    writer.log(3, "gad", {"generator/loss": math.nan})
+    assert read_rows(tmp_path / "metrics.jsonl") == [
+        {"step": 1, "stage": "gad", "generator/loss": 0.5},
+        {"step": 2, "stage": "gad", "generator/loss": 0.5, "evaluation/rouge_l": 0.25},
+        {"step": 3, "stage": "gad", "generator/loss": None},
+    ]
+
+
 def test_truncation_stops_at_the_first_bad_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     for content, kept in [

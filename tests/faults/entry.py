@@ -2,7 +2,7 @@
 
 POINT is the number of a file operation on the run directory (1, 2, …) before which the process
 kills itself, `torn` to die in the middle of a line of metrics.jsonl, `raise:N` to raise at that
-operation instead, `stall:N` to stop there for ever, or `list` to print the operations and live. The
+operation instead, `stall:N` to stop there for ever, `list` to print the operations and live, or `none`. The
 operations are those of Python's audit events: opening for writing, making, renaming and removing.
 """
 
@@ -73,15 +73,32 @@ def tear_a_row() -> None:
     Tracker.log = torn
 
 
+def cache_in_every_process() -> None:
+    """Lets processes after the first write the compilation cache: on a CPU each has its own keys."""
+    from jax._src import compiler, distributed
+
+    write, state = compiler._cache_write, distributed.global_state
+
+    def write_as_first(*arguments: object) -> None:
+        index, state.process_id = state.process_id, 0
+        try:
+            write(*arguments)
+        finally:
+            state.process_id = index
+
+    compiler._cache_write = write_as_first
+
+
 def main() -> int:
     action, _, number = sys.argv[1].rpartition(":")
     if sys.argv[1] == "torn":
         tear_a_row()
-    else:
+    elif sys.argv[1] != "none":
         if not action:
             action, number = ("list", "0") if number == "list" else ("kill", number)
         [run_dir] = [a.partition("=")[2] for a in sys.argv if a.startswith("--run_dir=")]
         sys.addaudithook(Point(run_dir, action, int(number)).hook)
+    cache_in_every_process()
     from gad_jax import train
 
     return train.main(sys.argv[2:])

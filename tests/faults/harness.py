@@ -90,7 +90,7 @@ def storm(work: Path, kills: int, processes: int, seed: int, seconds: float = 0.
     """
     rng = random.Random(seed)
     reference, begun = work / "reference", time.monotonic()
-    _finish(Job(reference, *FLAGS, processes=processes))
+    _finish(Job(reference, *FLAGS, processes=processes, kill={}))
     expected = result(reference)
     begun = time.monotonic()
     seconds = seconds or _time_a_start(work / "timed", processes)
@@ -99,7 +99,7 @@ def storm(work: Path, kills: int, processes: int, seed: int, seconds: float = 0.
         run_dir = work / f"run-{outcome.runs}"
         while outcome.kills < kills and _start_and_kill(run_dir, rng, processes, seconds, outcome):
             print(f"{outcome.kills} kills, {outcome.runs} runs finished", flush=True)
-        _finish(Job(run_dir, *FLAGS, processes=processes))
+        _finish(Job(run_dir, *FLAGS, processes=processes, kill={}))
         found = result(run_dir)
         for part, value in expected.items():
             assert found[part] == value, f"{run_dir}: {part} differ: {found[part]} != {value}"
@@ -112,7 +112,7 @@ def storm(work: Path, kills: int, processes: int, seed: int, seconds: float = 0.
 
 def _time_a_start(run_dir: Path, processes: int) -> float:
     begun = time.monotonic()
-    _finish(Job(run_dir, *FLAGS, processes=processes))
+    _finish(Job(run_dir, *FLAGS, processes=processes, kill={}))
     shutil.rmtree(run_dir)
     return time.monotonic() - begun
 
@@ -130,7 +130,7 @@ def _start_and_kill(
     point = rng.choice(["", "", str(rng.randint(1, OPERATIONS)), str(rng.randint(1, 60)), "torn"])
     if victim:  # writes less
         point = rng.choice(["", str(rng.randint(1, 40))])
-    job = Job(run_dir, *FLAGS, processes=processes, kill={victim: point} if point else None)
+    job = Job(run_dir, *FLAGS, processes=processes, kill={victim: point} if point else {})
     process = job.processes[victim]
     if point:
         code = process.wait(600)

@@ -25,7 +25,8 @@ class Job:
         kill: dict[int, str] | None = None,
         environment: dict[str, str] | None = None,
     ) -> None:
-        """`kill` says at which point a process kills itself, by number: see entry.py."""
+        """`kill` says at which point a process kills itself, by number; with it, even if empty,
+        processes are started through entry.py."""
         run_dir.parent.mkdir(parents=True, exist_ok=True)
         self.run_dir, self.outputs = run_dir, []
         self.processes: list[subprocess.Popen[bytes]] = []
@@ -33,8 +34,8 @@ class Job:
         for index in range(processes):
             output = run_dir.with_name(f"{run_dir.name}.{index}.log")
             command = [sys.executable, "-m", "gad_jax.train"]
-            if kill and index in kill:
-                command = [sys.executable, str(ENTRY), kill[index]]
+            if kill is not None:
+                command = [sys.executable, str(ENTRY), kill.get(index, "none")]
             with open(output, "wb") as file:
                 self.processes.append(
                     subprocess.Popen(
