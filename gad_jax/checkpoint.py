@@ -10,6 +10,7 @@ but any pytree of arrays will do here. Directories are local or shared file syst
 import contextlib
 import errno
 import gc
+import json
 import logging
 import math
 import os
@@ -21,11 +22,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
-from gad_jax import digest
+from gad_jax import digest, guard, processes
 from gad_jax.errors import StorageError, UserError
 
 logger = logging.getLogger(__name__)
@@ -53,21 +52,17 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:300]}".rstrip(": ")
 
 
-def _all_processes(ok: bool) -> bool:
-    """Returns whether `ok` holds in every process, so that all take the same decision."""
-    if jax.process_count() == 1:
-        return ok
-    return bool(np.min(multihost_utils.process_allgather(np.int32(ok))))
-
-
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences what Orbax's coroutines and TensorStore's threads print after a failed read."""
+    """Silences what Orbax's coroutines and TensorStore's threads print when they fail."""
     asyncio_logger = logging.getLogger("asyncio")
     hook, disabled = sys.unraisablehook, asyncio_logger.disabled
     sys.unraisablehook, asyncio_logger.disabled = lambda _: None, True
     try:
         yield
+    except Exception:
+        time.sleep(0.1)  # TensorStore's threads end after the error is known.
+        raise
     finally:
         sys.unraisablehook, asyncio_logger.disabled = hook, disabled
 
@@ -116,7 +111,9 @@ class Checkpoints:
         self.directory = Path(directory).absolute()
         self._background = jax.default_backend() != "cpu" if background is None else background
         self._read_only = read_only
+        self._other = "" if read_only else "; or choose another --run_dir"
         self._check_directory()
+        self._keep = keep
         self._pending: int | None = None
         self._bytes = 0
         options = ocp.CheckpointManagerOptions(
@@ -142,13 +139,32 @@ class Checkpoints:
         names = [entry.name for entry in self.directory.iterdir() if entry.is_dir()]
         return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
+    def _agreed_steps(self) -> list[int]:
+        """Returns `steps` as the first process sees them: a network file system shows late."""
+        return json.loads(processes.from_first(lambda: json.dumps(self.steps())))
+
     def latest(self) -> int | None:
-        """Returns the newest complete step, or None."""
-        return max(self.steps(), default=None)
+        """Returns the newest complete step, or None; the same in all processes."""
+        return max(self._agreed_steps(), default=None)
 
     def best(self) -> int | None:
         """Returns the complete step with the highest score (of equals the newest), or None."""
         return self._best_of(self.steps())
+
+    def require_space(self, nbytes: int) -> None:
+        """Raises StorageError where the disk is too small for the checkpoints of a run whose state
+        has `nbytes`: those kept and the one being written."""
+        files = (path for path in self.directory.rglob("*") if path.is_file())
+        present = sum(path.stat().st_size for path in files)
+        needed = nbytes * (self._keep + 1) - present
+        free = shutil.disk_usage(self.directory).free
+        if needed > free:
+            raise StorageError(
+                f"{self.directory} has {free / 1e9:.2f} GB free and this run needs "
+                f"{needed / 1e9:.2f} (checkpoint.keep={self._keep} and one more, of "
+                f"{nbytes / 1e9:.2f} GB each); free some, lower --checkpoint.keep or choose "
+                "another --run_dir"
+            )
 
     def read_meta(self, step: int) -> Meta:
         """Returns the `meta` of a step. Raises StorageError when it is missing or damaged."""
@@ -170,12 +186,12 @@ class Checkpoints:
         failed; then the earlier steps are intact.
         """
         self.wait()
-        if step in self.steps():
+        if step in self._agreed_steps():
             return False
         leaves = digest.plain_leaves(state)
         self._bytes = sum(leaf.nbytes for leaf in leaves.values())
         self._pending = step
-        if shutil.disk_usage(self.directory).free < self._bytes:
+        if any(processes.any_of(shutil.disk_usage(self.directory).free < self._bytes)):
             raise self._failed_save(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
         score = None if score is None or math.isnan(score) else float(score)
         record = {
@@ -192,19 +208,29 @@ class Checkpoints:
         }
         self._scores[step] = score
         try:
-            self._manager.save(step, args=ocp.args.Composite(**items))
+            with _quiet():
+                self._manager.save(step, args=ocp.args.Composite(**items))
         except Exception as error:
             raise self._failed_save(error) from error
         if not self._background:
             self.wait()
         return True
 
+    def rescore(self, step: int, score: float | None) -> None:
+        """Gives a complete step another score, in its record too."""
+        score = None if score is None or math.isnan(score) else float(score)
+        if processes.is_first() and (record := self._read_record(step))["score"] != score:
+            path = self.directory / str(step) / "meta" / RECORD
+            guard.write_atomic(path, json.dumps(digest.sealed(record | {"score": score})))
+        self._scores[step] = score
+
     def wait(self) -> None:
         """Returns when no save is in progress. Raises StorageError if the last one failed."""
         if self._pending is None:
             return
         try:
-            self._manager.wait_until_finished()
+            with _quiet():
+                self._manager.wait_until_finished()
         except Exception as error:
             raise self._failed_save(error) from error
         logger.info("committed checkpoint %d in %s", self._pending, self.directory)
@@ -230,7 +256,7 @@ class Checkpoints:
         Raises UserError when an intact checkpoint does not have the expected leaves, and
         StorageError when none is intact, naming each with its reason; none is renamed then.
         """
-        candidates = [known for known in self.steps()[::-1] if step in (None, known)]
+        candidates = [known for known in self._agreed_steps()[::-1] if step in (None, known)]
         if not candidates:
             wanted = "to restore" if step is None else f"of step {step}; it has {self.steps()}"
             raise UserError(f"{self.directory} has no checkpoint {wanted}")
@@ -256,7 +282,7 @@ class Checkpoints:
             record = self._read_record(step)
         except UNREADABLE as error:
             reason = _first_line(error)
-        if _all_processes(record is not None):
+        if processes.all_of(record is not None):
             assert record is not None
             expected = abstract(record["meta"])
             self._check_layout(step, record["layout"], expected, subset)
@@ -268,7 +294,7 @@ class Checkpoints:
                 if state is None:
                     gc.collect()  # What was read of it must not stay in memory beside the next.
                     time.sleep(0.1)  # TensorStore's threads end after the error is known.
-            if _all_processes(state is not None):
+            if processes.all_of(state is not None):
                 return Restored(step, state, record["meta"])
         return reason or "another process could not read it"
 
@@ -305,7 +331,7 @@ class Checkpoints:
         if difference:
             raise UserError(
                 f"checkpoint {self.directory / str(step)} does not fit these settings: "
-                f"{difference}; use the settings that the run was made with, or another --run_dir"
+                f"{difference}; use the settings that the run was made with{self._other}"
             )
 
     def _quarantine(self, damaged: dict[int, str]) -> None:
@@ -316,10 +342,10 @@ class Checkpoints:
         for step, reason in damaged.items():
             self._scores.pop(step, None)
             target = self.directory / f"{step}.{suffix}"
-            if jax.process_index() == 0:
+            if processes.is_first():
                 (self.directory / str(step)).rename(target)
             logger.warning("checkpoint %d was renamed to %s: %s", step, target.name, reason)
-        _all_processes(True)
+        processes.all_of(True)
         self._manager.reload()
 
     def _best_of(self, steps: list[int]) -> int | None:
@@ -338,7 +364,7 @@ class Checkpoints:
         except OSError as error:
             raise UserError(
                 f"the checkpoint directory {self.directory} cannot be used "
-                f"({error.strerror}); choose another --run_dir"
+                f"({error.strerror}){self._other or '; is it that of a run?'}"
             ) from error
 
     def _failed_save(self, error: Exception) -> StorageError:

@@ -69,6 +69,10 @@ def _run(generate: Generate) -> int:
     from gad_jax.data.chat import Chat
 
     # before the model is loaded
+    if generate.out:
+        guard.make_writable(Path(generate.out).absolute().parent, "--out")
+        if Path(generate.out).is_dir():
+            raise UserError(f"--out={generate.out} is a directory; name a file in it")
     rows = sources.read(generate.file, need_response=False) if generate.file else None
     mesh = sharding.make_mesh()
     with jax.set_mesh(mesh):

@@ -5,18 +5,22 @@ A parameter's path gives its logical axes (`PARAMETER_AXES`), a logical axis giv
 FSDP shards stand in the program, and a mistake fails when a function is traced.
 """
 
+import logging
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gad_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 AXIS_NAMES = ("replica", "fsdp", "tensor")
 DATA_AXES = ("replica", "fsdp")
@@ -68,11 +72,53 @@ def make_mesh(replica: int = 1, fsdp: int = 0, tensor: int = 1, devices: Any = N
             f"{replica * fsdp * tensor} devices, but {count} are present; set --mesh.replica, "
             "--mesh.fsdp and --mesh.tensor to a product of that number"
         )
-    shape = (replica, fsdp, tensor)
-    if devices is None:  # laid out by how they are wired
-        return jax.make_mesh(shape, AXIS_NAMES, axis_types=(AxisType.Explicit,) * 3)
-    grid = np.asarray(devices).reshape(shape)
+    grid = _arrange((replica, fsdp, tensor), jax.devices() if devices is None else devices)
     return Mesh(grid, AXIS_NAMES, axis_types=(AxisType.Explicit,) * 3)
+
+
+def _arrange(shape: tuple[int, int, int], devices: Sequence[Any]) -> np.ndarray:
+    """Returns the devices in this shape by how they are wired: across nodes go replicas, then fsdp.
+
+    A tensor axis across nodes works, and is slow: there is a warning.
+    """
+    attribute, nodes = _nodes(devices)
+    if nodes == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    across, left = [], nodes
+    for size in shape:
+        across.append(math.gcd(left, size))
+        left //= across[-1]
+    if across[2] > 1:
+        if attribute == "slice_index":
+            logger.warning(
+                "mesh.tensor=%d spans nodes of %d devices, whose network is slow; use a tensor "
+                "axis that divides a node, and fsdp or replica for the rest",
+                shape[2],
+                len(devices) // nodes,
+            )
+        return np.asarray(devices).reshape(shape)
+    inside = [size // parts for size, parts in zip(shape, across, strict=True)]
+    return mesh_utils.create_hybrid_device_mesh(
+        inside,
+        across,
+        devices,
+        process_is_granule=attribute == "process_index",
+        allow_split_physical_axes=True,
+    )
+
+
+def _nodes(devices: Sequence[Any]) -> tuple[str, int]:
+    """Returns the attribute that tells fast-wired groups of devices apart, and their number.
+
+    That is a GPU node or a TPU slice where the platform says so (`slice_index`), else a process,
+    but not on a TPU, whose wires lead out of the host. Groups of different sizes count as one.
+    """
+    attribute = "slice_index" if hasattr(devices[0], "slice_index") else "process_index"
+    if attribute == "process_index" and devices[0].platform == "tpu":
+        return attribute, 1
+    groups = [getattr(device, attribute) for device in devices]
+    counts = {groups.count(group) for group in groups}
+    return attribute, len(set(groups)) if len(counts) == 1 else 1
 
 
 def data_shards(mesh: Mesh | AbstractMesh) -> int:
@@ -102,6 +148,22 @@ def spec(*logical: str | None) -> P | None:
         return tuple(axis for axis in mesh_axes if axis not in manual) or None
 
     return P(*(axes(name) for name in logical))
+
+
+def along(axis: int) -> P:
+    """Returns the spec of an array whose `axis` is split over the data shards."""
+    return P(*(None,) * axis, DATA_AXES)
+
+
+def locally(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+    """Returns what applies the function in each data shard; in it the tensor axis is as before."""
+    return jax.shard_map(
+        function,
+        in_specs=in_specs,
+        out_specs=out_specs,
+        axis_names=set(DATA_AXES),
+        check_vma=False,
+    )
 
 
 def reshard(x: jax.Array, *logical: str | None) -> jax.Array:

@@ -199,5 +199,5 @@ def _copy(params: Params) -> Params:
 
 
 def _put_key(seed: int, mesh: Mesh) -> jax.Array:
-    everywhere = NamedSharding(mesh, jax.sharding.PartitionSpec())
-    return jax.device_put(jax.random.key(seed), everywhere)
+    words = jax.random.key_data(jax.random.key(seed))
+    return jax.random.wrap_key_data(sharding.put(jax.device_get(words), mesh))

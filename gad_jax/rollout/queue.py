@@ -5,6 +5,7 @@ cache for long prompts is needed once and not again and again. Everything here i
 """
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ ROW_MULTIPLE = 32
 class Queue(NamedTuple):
     """The prompts of each data shard, B a shard: of every one, where its tokens start in the
     prefix, its length, its last token, its number for the random keys, and the most tokens of a
-    response; `count` are real.
+    response; `real` counts those that are not there to complete the shard.
 
     Sample q of a shard belongs to its prompt q // N.
     """
@@ -29,7 +30,7 @@ class Queue(NamedTuple):
     last_tokens: Int[Array, " B"]
     indices: Int[Array, " B"]
     limits: Int[Array, " B"]
-    count: Int[Array, " 1"]
+    real: Int[Array, " 1"]
 
 
 class PromptRows(NamedTuple):
@@ -55,7 +56,7 @@ class PackedPrompts:
     @property
     def prompts_per_shard(self) -> int:
         """Entries of a shard's queue, the last of which may be empty."""
-        return len(self.queue.lengths) // len(self.queue.count)
+        return len(self.queue.lengths) // len(self.queue.real)
 
     def in_order(self, results: Any, samples: int) -> np.ndarray:
         """Returns results [shards·B·N …] as [prompts N …], in the order of the prompts."""
@@ -82,32 +83,36 @@ def make_queue(
     width = buckets.round_up(int(lengths.max()), ROW_MULTIPLE)
     rows = [_fill_rows(by_length[shard::shards], lengths, width) for shard in range(shards)]
     count = _power_of_two(max(len(shard) for shard in rows))
-    arrays = PromptRows(*(np.zeros((shards * count, width), np.int32) for _ in range(3)))
+    grids: list[Any] = [np.zeros((shards * count, width), np.int32) for _ in range(3)]
+    arrays = PromptRows(*grids)
     entries = shards * per_shard
-    queue = Queue(*(np.zeros(n, np.int32) for n in (entries,) * 5 + (shards,)))
+    columns: list[Any] = [np.zeros(n, np.int32) for n in (*(entries,) * 5, shards)]
+    queue = Queue(*columns)
     order = np.zeros(len(prompts), np.int64)
     for shard, mine in enumerate(rows):
-        queue.count[shard] = len(by_length[shard::shards])
-        place = shard * per_shard
-        for prompt in by_length[shard::shards]:
-            order[prompt] = place
-            place += 1
-        for row, members in enumerate(mine):
-            column = 0
-            for number, prompt in enumerate(members, start=1):
-                here = (shard * count + row, slice(column, column + lengths[prompt]))
-                arrays.tokens[here] = prompts[prompt]
-                arrays.positions[here] = np.arange(lengths[prompt])
-                arrays.own[here] = number
-                queue.starts[order[prompt]] = row * width + column
-                column += lengths[prompt]
-    for prompt, place in enumerate(order):
-        queue.lengths[place] = lengths[prompt]
-        queue.last_tokens[place] = prompts[prompt][-1]
-        queue.indices[place] = indices[prompt]
-        queue.limits[place] = limits[prompt]
-    size = _power_of_two(count * width)
-    return PackedPrompts(arrays, queue, size, int(lengths.max()), order)
+        members = by_length[shard::shards]
+        queue.real[shard] = len(members)
+        order[members] = shard * per_shard + np.arange(len(members))
+        for row, number, column, prompt in _places(mine, lengths):
+            here = (shard * count + row, slice(column, column + lengths[prompt]))
+            arrays.tokens[here] = prompts[prompt]
+            arrays.positions[here] = np.arange(lengths[prompt])
+            arrays.own[here] = number
+            queue.starts[order[prompt]] = row * width + column
+    queue.lengths[order] = lengths
+    queue.last_tokens[order] = [prompt[-1] for prompt in prompts]
+    queue.indices[order] = indices
+    queue.limits[order] = limits
+    return PackedPrompts(arrays, queue, _power_of_two(count * width), int(lengths.max()), order)
+
+
+def _places(rows: list[list[int]], lengths: np.ndarray) -> Iterator[tuple[int, int, int, int]]:
+    """Yields the row, the number in it from 1, the first column, and the prompt of each place."""
+    for row, members in enumerate(rows):
+        column = 0
+        for number, prompt in enumerate(members, start=1):
+            yield row, number, column, prompt
+            column += int(lengths[prompt])
 
 
 def _power_of_two(size: int) -> int:
@@ -119,11 +124,8 @@ def _fill_rows(members: np.ndarray, lengths: np.ndarray, width: int) -> list[lis
     rows: list[list[int]] = []
     left: list[int] = []
     for prompt in members:
-        for row, space in enumerate(left):
-            if lengths[prompt] <= space:
-                break
-        else:
-            row = len(rows)
+        row = next((i for i, space in enumerate(left) if lengths[prompt] <= space), len(rows))
+        if row == len(rows):
             rows.append([])
             left.append(width)
         rows[row].append(int(prompt))

@@ -52,7 +52,6 @@ def test_the_three_forms_of_a_prompt(tmp_path):
     "text",
     [
         "line\u2028separator, next\u0085line",
-        "nul\x00",
         "\U0001f468\u200d\U0001f469\u200d\U0001f467 e\u0301 \u202eabc\u202c \ud55c\uad6d\uc5b4",
         "<|im_end|>",
         "  padded\n",

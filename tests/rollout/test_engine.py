@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from gad_jax import sharding
+from gad_jax.errors import UserError
 from gad_jax.models import decoder, weights
 from gad_jax.models.decoder import DecoderConfig
 from gad_jax.models.tiny import write_tiny
-from gad_jax.rollout import engine
+from gad_jax.rollout import engine, loop
 from gad_jax.rollout.engine import Settings
 from gad_jax.rollout.sampling import Sampler
 from gad_jax.types import Params, Rollout, Segments
@@ -257,6 +258,17 @@ def test_the_largest_cache_is_known_before(llama: Model) -> None:
     assert engine.cache_bytes(c, 8, 64 + 12) == 2 * 4 * 2 * 2 * 8 * 8 * 128
 
 
+def test_a_cache_beyond_the_memory_is_refused(llama: Model) -> None:
+    def check(slots: int) -> str:
+        settings = dataclasses.replace(SAMPLING, slots=slots)
+        return engine.check_cache(llama.config, settings, 76, llama.mesh)
+
+    # 256 bytes a token
+    assert check(8) == "decode cache: at most 0.00026 GB a device for 8 slots of 128 tokens"
+    with pytest.raises(UserError, match=r"lower --rollout\.slots"):
+        check(10**8)
+
+
 def cut(sampled: Rollout, ends: tuple[int, ...], pad: int) -> Rollout:
     """Returns what a rollout must be if it stops at `ends`, from one that did not."""
     tokens, logprobs = sampled.tokens.copy(), sampled.logprobs.copy()
@@ -313,7 +325,7 @@ def test_every_token_has_a_draw_of_its_own(llama: Model, sampled: Rollout) -> No
 
 def test_a_bucket_is_compiled_once(llama: Model, sampled: Rollout) -> None:
     del sampled  # which compiled what prompts like these need
-    caches = engine.prefill, engine.decode
+    caches = engine.prefill, loop.decode
     before = [function._cache_size() for function in caches]
     llama.answer(prompts=prompts(8, 31, 12, 11), step=2)
     assert [function._cache_size() for function in caches] == before

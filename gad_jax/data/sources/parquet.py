@@ -31,7 +31,7 @@ def records(path: Path, need_response: bool = True) -> Iterator[Record]:
                     yield f"{path.name}:{number}", record
     except pyarrow.ArrowException as error:
         reason = str(error).partition("\n")[0]
-        raise UserError(f"{path}: not a whole Parquet file ({reason})") from error
+        raise UserError(f"{path}: not a whole Parquet file ({reason}); fetch it again") from error
 
 
 def _columns(path: Path, names: list[str], need_response: bool) -> list[str]:

@@ -23,7 +23,8 @@ Record = tuple[str, Any]
 class Row:
     """One prompt with the teacher's responses.
 
-    `id` names the row in messages and reports: its own, or where it stands. It need not be unique.
+    `id` names the row in messages and reports: its own, or where it stands. No two rows of a file
+    have the same.
     """
 
     messages: tuple[dict[str, str], ...]
@@ -122,6 +123,8 @@ def _text(name: str, value: Any, needed: str = "a text") -> str:
         raise Invalid(f"{name} is not {needed}", f" but {_kind(value)}")
     if not value.strip():
         raise Invalid(f"{name} is empty")
+    if "\0" in value:
+        raise Invalid(f"{name} has a NUL character")
     try:
         value.encode()
     except UnicodeEncodeError as error:
