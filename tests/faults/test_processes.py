@@ -71,9 +71,13 @@ def two_by_four(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
-def test_two_processes_train_as_one_and_as_one_device(two_by_four: Path, tmp_path: Path) -> None:
+def test_two_processes_train_as_one(two_by_four: Path, tmp_path: Path) -> None:
     in_this_process(tmp_path / "eight", 8, 1, 4, 2)
     assert_same_run(two_by_four, tmp_path / "eight")
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_device(two_by_four: Path, tmp_path: Path) -> None:
     in_this_process(tmp_path / "one", 1, 1, 1, 1)
     assert_same_run(two_by_four, tmp_path / "one")
 
