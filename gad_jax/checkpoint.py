@@ -78,8 +78,11 @@ class _Retention:
         """Returns for each checkpoint, oldest first, whether it stays."""
         del context
         steps = [checkpoint.step for checkpoint in checkpoints]
-        kept = {*steps[-self._newest :], self._best(steps)}
-        return [step in kept for step in steps]
+        return [step in self.kept(steps) for step in steps]
+
+    def kept(self, steps: list[int]) -> set[int | None]:
+        """Returns those of the steps, which ascend, that stay."""
+        return {*steps[-self._newest :], self._best(steps)}
 
 
 class Checkpoints:
@@ -116,8 +119,9 @@ class Checkpoints:
         self._keep = keep
         self._pending: int | None = None
         self._bytes = 0
+        self._retention = _Retention(keep, self._best_of if keep_best else lambda _: None)
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=_Retention(keep, self._best_of if keep_best else lambda _: None),
+            preservation_policy=self._retention,
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
         )
@@ -265,6 +269,8 @@ class Checkpoints:
             outcome = self._try_restore(candidate, abstract, subset)
             if isinstance(outcome, Restored):
                 self._quarantine(damaged)
+                if step is None and not self._read_only:
+                    self._remove_surplus()
                 return outcome
             damaged[candidate] = outcome
             logger.warning("checkpoint %d is damaged (%s)", candidate, outcome)
@@ -345,6 +351,18 @@ class Checkpoints:
             if processes.is_first():
                 (self.directory / str(step)).rename(target)
             logger.warning("checkpoint %d was renamed to %s: %s", step, target.name, reason)
+        processes.all_of(True)
+        self._manager.reload()
+
+    def _remove_surplus(self) -> None:
+        """Removes older steps that a process was removing, or about to, when it was killed."""
+        steps = self._agreed_steps()
+        surplus = [step for step in steps if step not in self._retention.kept(steps)]
+        if not surplus:
+            return
+        if processes.is_first():
+            for step in surplus:
+                shutil.rmtree(self.directory / str(step), ignore_errors=True)
         processes.all_of(True)
         self._manager.reload()
 

@@ -103,7 +103,7 @@ def _write_config(config: Config) -> None:
     text = options.to_yaml(config)
     changed = [] if not path.exists() else options.differences(options.load(Config, path), config)
     changed = [line for line in changed if not line.startswith(CAN_CHANGE)]
-    if changed and any(run.glob("checkpoints/[0-9]*")):
+    if changed and any(step.name.isdigit() for step in run.glob("checkpoints/*")):
         raise UserError(
             f"{config.run_dir} holds a run with other settings ({'; '.join(changed)}); "
             "choose another --run_dir, or give the settings that it has"

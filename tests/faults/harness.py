@@ -102,7 +102,7 @@ def storm(work: Path, kills: int, processes: int, seed: int, seconds: float = 0.
         _finish(Job(run_dir, *FLAGS, processes=processes, kill={}))
         found = result(run_dir)
         for part, value in expected.items():
-            assert found[part] == value, f"{run_dir}: {part} differ: {found[part]} != {value}"
+            assert found[part] == value, f"the {part} of {run_dir} and {reference} differ"
         assert not debris(run_dir), f"{run_dir}: left behind: {debris(run_dir)}"
         outcome.runs += 1
         shutil.rmtree(run_dir)
