@@ -80,6 +80,7 @@ class Trainer:
             pad_token=chat.pad_token,
             sampler=Sampler(config.rollout.temperature, config.rollout.top_k, config.rollout.top_p),
         )
+        self.shapes: set[packing.Shape] = set()  # of the rows so far
         self.state: TrainState = self._restore() or state.load(config, self.networks[0], mesh)
         self.step = int(self.state.step)
         self.total_steps = self.spans[-1].end
@@ -223,20 +224,33 @@ class Trainer:
         if (first_steps and options.train_discriminator) or not options.train_generator:
             return steps.discriminator_step, [pairs]
         if span.stage == "warmup":
-            return steps.warmup_step, [pairs, self._rows(batch, teacher)]
+            # No more at once than the discriminator's micro-batch has, which is there anyway.
+            count = packing.fewest_micro_batches(
+                batch.prompts, teacher, pairs.tokens.shape[0], pairs.tokens[0].size
+            )
+            return steps.warmup_step, [pairs, self._rows(batch, teacher, micro_batches=count)]
         logprobs = _ragged(rollout.logprobs, rollout.lengths)
         return steps.gad_step, [pairs, self._rows(batch, samples, logprobs)]
 
-    def _rows(self, batch: PromptBatch, responses: list[list[Any]], logprobs: Any = None) -> Rows:
+    def _rows(
+        self,
+        batch: PromptBatch,
+        responses: list[list[Any]],
+        logprobs: Any = None,
+        micro_batches: int = 0,
+    ) -> Rows:
         options = self.config.batch
+        configured = options.prompts // (options.micro_batch_prompts or options.prompts)
         rows = packing.pack(
             batch.prompts,
             responses,
             logprobs,
             row_tokens=self.config.row_tokens,
-            micro_batches=options.prompts // (options.micro_batch_prompts or options.prompts),
+            micro_batches=micro_batches or configured,
             shards=sharding.data_shards(self.mesh),
+            known=self.shapes,
         )
+        self.shapes.add(rows.tokens.shape)
         return packing.place(rows, self.mesh)
 
     def _as_teacher_would_end(self, sample: np.ndarray) -> np.ndarray:
@@ -290,7 +304,12 @@ class Trainer:
             ratio = result.metrics["evaluation/length_ratio"]
             if ratio <= self.config.checkpoint.best_max_length_ratio:
                 score = result.metrics["evaluation/rouge_l"]
-        meta = {"step": self.step, "stage": span.stage, "data": self.data.fingerprint}
+        meta = {
+            "step": self.step,
+            "stage": span.stage,
+            "data": self.data.fingerprint,
+            "shapes": sorted(self.shapes),  # a run that goes on packs as this one would have
+        }
         self.checkpoints.save(self.step, self.state, meta, score)
 
     def _restore(self) -> TrainState | None:
@@ -304,6 +323,7 @@ class Trainer:
                     f"(fingerprint {meta['data'][:12]}, now {self.data.fingerprint[:12]}); give "
                     "the data it had, or choose another --run_dir"
                 )
+            self.shapes = {tuple(shape) for shape in meta.get("shapes", ())}
             program = state.make_program(self.config, meta["stage"], *self.networks)
             return state.abstract(self.config, meta["stage"], program, self.mesh)
 
