@@ -5,8 +5,10 @@ A parameter's path gives its logical axes (`PARAMETER_AXES`), a logical axis giv
 FSDP shards stand in the program, and a mistake fails when a function is traced.
 """
 
+import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -85,6 +87,11 @@ def spec(*logical: str | None) -> P | None:
     """
     if jax.sharding.get_abstract_mesh().empty:
         return None
+    return mesh_spec(*logical)
+
+
+def mesh_spec(*logical: str | None) -> P:
+    """Returns the PartitionSpec of these logical axes."""
     return P(*(MESH_AXES[axis] for axis in logical))
 
 
@@ -157,6 +164,24 @@ def fetch(tree: Any) -> Any:
         return np.asarray(jax.device_get(leaf))
 
     return jax.tree.map(one, tree)
+
+
+_platform: ContextVar[str | None] = ContextVar("platform", default=None)
+
+
+def platform() -> str:
+    """Returns what programs are compiled for: 'cpu', 'gpu' or 'tpu'."""
+    return _platform.get() or jax.default_backend()
+
+
+@contextlib.contextmanager
+def compiling_for(name: str) -> Iterator[None]:
+    """Makes `platform` answer `name` inside: for programs that will run on another machine."""
+    token = _platform.set(name)
+    try:
+        yield
+    finally:
+        _platform.reset(token)
 
 
 class CompileCounter:
