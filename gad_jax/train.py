@@ -25,6 +25,7 @@ CAN_CHANGE = (
     "evaluation.",
     "checkpoint.",
     "mesh.",
+    "profile.",
     "student.remat",
     "batch.micro_batch_prompts",
     "batch.row_tokens",
@@ -95,6 +96,7 @@ def _train(config: Config, stop: guard.StopRequest) -> int:
         if trainer.step > 0:
             print(f"going on after step {trainer.step} of {trainer.total_steps}", flush=True)
         finished = trainer.run(stop)
+        trainer.profiler.close()
         trainer.checkpoints.close()
         if finished:
             trainer.compare()

@@ -24,6 +24,7 @@ from gad_jax.data.pipeline import Prepared, PromptBatch, PromptBatches
 from gad_jax.errors import NumericsError, UserError
 from gad_jax.evaluation import heldout
 from gad_jax.metrics import Tracker, response_metrics
+from gad_jax.profiling import Profiler
 from gad_jax.rollout import engine
 from gad_jax.rollout.sampling import Sampler
 from gad_jax.types import Rollout, Rows, TrainState
@@ -81,6 +82,7 @@ class Trainer:
             sampler=Sampler(config.rollout.temperature, config.rollout.top_k, config.rollout.top_p),
         )
         self.shapes: set[packing.Shape] = set()  # of the rows so far
+        self.profiler = Profiler(config.profile.window, config.run_dir, self.networks)
         self.state: TrainState = self._restore() or state.load(config, self.networks[0], mesh)
         self.step = int(self.state.step)
         self.total_steps = self.spans[-1].end
@@ -167,6 +169,7 @@ class Trainer:
 
     def _train_step(self, span: Span, program: steps.Program) -> dict[str, float]:
         """Runs one step and returns its metrics."""
+        self.profiler.begin(self.step + 1)
         started = time.perf_counter()
         compiled = self.compiles.count, self.compiles.seconds
         batch = span.batches[self.step - span.start]
@@ -196,6 +199,7 @@ class Trainer:
             "seconds/compile": self.compiles.seconds - compiled[1],
             "compiles": float(self.compiles.count - compiled[0]),
         }
+        self.profiler.end(self.step, update.__name__, metrics)
         return metrics
 
     def _sample(self, batch: PromptBatch) -> Rollout:
@@ -251,6 +255,7 @@ class Trainer:
             known=self.shapes,
         )
         self.shapes.add(rows.tokens.shape)
+        self.profiler.saw(rows)
         return packing.place(rows, self.mesh)
 
     def _as_teacher_would_end(self, sample: np.ndarray) -> np.ndarray:

@@ -7,6 +7,8 @@ import pytest
 from gad_jax import plan, sharding
 from gad_jax.planning import targets
 
+pytest_plugins = ["tests.run_fixtures"]
+
 FLAGS = ("--config=tiny", "--stage=gad", "--target=cpu:8")
 
 
