@@ -73,13 +73,3 @@ def processed_work(rows: Rows) -> Work:
     micro, count, length = rows.tokens.shape
     positions = micro * count * length
     return Work(positions, positions * (length + 1) // 2, positions)
-
-
-def released_recipe_flops(config: DecoderConfig, pair: Work, prompts: int, samples: int) -> float:
-    """Returns what the released scripts spend on one GAD step, in forward-pass operations.
-
-    `pair` is the work of one padded [prompt, response] row. Per sample: the discriminator scores
-    it and a copy of the teacher's for the reward, trains on both, and the policy has an old, a
-    reference and a training pass.
-    """
-    return prompts * samples * forward_flops(config, pair) * (1 + 2 * TRAINING + 2 + TRAINING)

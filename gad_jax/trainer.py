@@ -254,7 +254,8 @@ class Trainer:
             shards=sharding.data_shards(self.mesh),
             known=self.shapes,
         )
-        self.shapes.add(rows.tokens.shape)
+        count, height, length = rows.tokens.shape
+        self.shapes.add((count, height, length))
         self.profiler.saw(rows)
         return packing.place(rows, self.mesh)
 

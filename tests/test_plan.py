@@ -1,5 +1,7 @@
 """Plans of small runs on simulated devices, and what is said of a run that fits nowhere."""
 
+import contextlib
+import io
 import json
 
 import pytest
@@ -9,22 +11,20 @@ from gad_jax.planning import targets
 
 pytest_plugins = ["tests.run_fixtures"]
 
-FLAGS = ("--config=tiny", "--stage=gad", "--target=cpu:8")
+FLAGS = ("--config=tiny", "--stage=gad")  # and the default target, cpu:8
 
 
 @pytest.fixture(scope="module")
 def planned() -> dict:
     """The plan of the tiny run on eight devices, as JSON."""
-    with pytest.MonkeyPatch.context() as patch:
-        lines: list[str] = []
-        patch.setattr("builtins.print", lambda text, **_: lines.append(text))
+    with contextlib.redirect_stdout(io.StringIO()) as out:
         assert plan.main([*FLAGS, "--json", "--mesh.tensor=2"]) == 0
-    return json.loads("".join(lines))
+    return json.loads(out.getvalue())
 
 
 def test_every_program_is_planned(planned: dict) -> None:
     assert [program["name"] for program in planned["programs"]] == [
-        "gad: generator and discriminator update",
+        "gad: G and D update",
         "rollout: reshard",
         "rollout: prefill",
         "rollout: decode",
@@ -57,9 +57,9 @@ def test_a_run_that_is_too_large_is_told_what_to_change(
 ) -> None:
     small = targets.Chip("cpu", 1e12, 1e6, 1e9, 1e9, 1e9, 0.5, "a device of one megabyte")
     monkeypatch.setattr("gad_jax.planning.estimate.chip_of", lambda _: small)
-    assert plan.main([*FLAGS, "--config=tiny"][1:]) == 2
+    assert plan.main(list(FLAGS)) == 2
     out = capsys.readouterr().out
-    assert "It does not fit: gad: generator and discriminator update needs 0." in out
+    assert "It does not fit: gad: G and D update needs 0." in out
     assert "- split or reduce what is computed at once: a smaller --batch.micro_batch" in out
 
 

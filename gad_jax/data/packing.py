@@ -108,7 +108,7 @@ def place(rows: Rows, mesh: jax.sharding.Mesh) -> Rows:
 def abstract(rows: Rows, mesh: jax.sharding.Mesh) -> Rows:
     """Returns the shapes and shardings of what `place` returns, and copies nothing."""
 
-    def one(leaf: np.ndarray, *logical: str | None) -> jax.ShapeDtypeStruct:
+    def one(leaf: Any, *logical: str | None) -> jax.ShapeDtypeStruct:
         axes = (*logical, *(None,) * (leaf.ndim - len(logical)))
         where = jax.sharding.NamedSharding(mesh, sharding.mesh_spec(*axes))
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)

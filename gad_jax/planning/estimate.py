@@ -139,10 +139,10 @@ def _rollout(
 
 def _update_bytes(network: DecoderConfig, rows: Rows, target: Target) -> float:
     """Returns what an update moves: the weights in each pass, gradients, weights and moments."""
-    float32 = 4 * costs.parameters(network)
+    float32 = 4.0 * costs.parameters(network)
     return 3 * _read_bytes(network, rows, target) + float32 * (2 * rows.tokens.shape[0] + 8)
 
 
 def _read_bytes(network: DecoderConfig, rows: Rows, target: Target) -> float:
-    size = 4 if network.compute_dtype == "float32" else 2
+    size = 4.0 if network.compute_dtype == "float32" else 2.0
     return size * costs.parameters(network) * rows.tokens.shape[0] * target.devices

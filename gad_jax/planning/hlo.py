@@ -25,7 +25,7 @@ class Collective(NamedTuple):
     kind: str
     within: int
     across: int
-    count: int
+    times: int
     bytes: int
 
 

@@ -52,6 +52,7 @@ def compile_all(
 ) -> list[Compiled]:
     """Returns every program of the run's stages; `report` is told what is being compiled."""
     done: list[Compiled] = []
+    samples = False
     rows = {
         name: packing.abstract(getattr(work, name), mesh)
         for name in ("pairs", "samples", "teacher")
@@ -62,11 +63,12 @@ def compile_all(
             start = state.abstract(config, stage, program, mesh)
             for name, function, inputs in _updates(config, stage):
                 report(f"{stage}: {name}")
-                arguments = {"state": start} | {key: rows[key] for key in inputs}
+                arguments = {"state": start, "rows": [rows[key] for key in inputs]}
                 call = (program, start, *(rows[key] for key in inputs))
                 done.append(_compile(f"{stage}: {name}", function, call, arguments, {}, target))
-        if any(s == "gad" or getattr(config, s).train_discriminator for s in config.stages):
-            done += _rollout(config, program, start, mesh, target, work, report)
+            samples |= stage == "gad" or getattr(config, stage).train_discriminator
+            if samples and stage == config.stages[-1]:  # the last stage holds the most beside it
+                done += _rollout(config, program, start, mesh, target, work, report)
     return done
 
 
@@ -77,18 +79,18 @@ def _backend(target: Target) -> str:
 def _updates(config: Config, stage: str) -> list[tuple[str, Any, list[str]]]:
     """Returns the updates of a stage: name, compiled function, the rows that it takes."""
     rates = getattr(config, stage)
-    only_discriminator = ("discriminator update", steps.discriminator_step, ["pairs"])
+    only_discriminator = ("D update", steps.discriminator_step, ["pairs"])
     if stage == "seqkd":
-        return [("generator update", steps.seqkd_step, ["teacher"])]
+        return [("G update", steps.seqkd_step, ["teacher"])]
     if not rates.train_generator:
         return [only_discriminator]
     first = rates.discriminator_only_steps and rates.train_discriminator
     if stage == "gad":
-        both = ("generator and discriminator update", steps.gad_step, ["pairs", "samples"])
+        both = ("G and D update", steps.gad_step, ["pairs", "samples"])
     elif not rates.train_discriminator:
-        both = ("generator update", steps.seqkd_step, ["teacher"])
+        both = ("G update", steps.seqkd_step, ["teacher"])
     else:
-        both = ("generator and discriminator update", steps.warmup_step, ["pairs", "teacher"])
+        both = ("G and D update", steps.warmup_step, ["pairs", "teacher"])
     return [only_discriminator, both] if first else [both]
 
 
@@ -193,6 +195,6 @@ def device_bytes(tree: Any) -> int:
     total = 0
     for leaf in jax.tree.leaves(tree):
         shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
-        size = 8 if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf.dtype.itemsize
+        size = 8 if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf.dtype.itemsize
         total += int(np.prod(shape, dtype=np.int64)) * size
     return total

@@ -99,7 +99,7 @@ def show(plan: Plan, console: Console) -> None:
 def _memory_table(plan: Plan) -> Table:
     table = _table("GiB per device")
     kinds = list(dict.fromkeys(kind for program in plan.programs for kind in program.bytes))
-    table.add_column("program")
+    table.add_column("program", no_wrap=True)
     for kind in (*kinds, "total", "compiled in"):
         table.add_column(kind, justify="right", overflow="fold")
     for program in plan.programs:
@@ -111,12 +111,12 @@ def _memory_table(plan: Plan) -> Table:
 
 def _transfer_table(plan: Plan) -> Table:
     table = _table("transfers per step: GiB that each device sends")
-    for name in ("program", "kind", "devices × nodes", "count", "GiB"):
+    for name in ("program", "kind", "devices × nodes", "times", "GiB"):
         table.add_column(name, justify="left" if name in ("program", "kind") else "right")
     for program in plan.programs:
         for transfer in program.collectives:
             group = f"{transfer.within} × {transfer.across}"
-            count = str(transfer.count)
+            count = str(transfer.times)
             table.add_row(program.name, transfer.kind, group, count, _gib(transfer.bytes))
     return table
 
