@@ -302,6 +302,25 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Profile:
+    """Where the time of some steps goes."""
+
+    steps: str = option("", "first and last step to trace, as 3:5; empty: none", "steps")
+
+    def __post_init__(self) -> None:
+        _require(
+            not self.steps or (self.window[0] > 0 and self.window[0] <= self.window[1]),
+            f"steps={self.steps!r} must be FIRST:LAST, as 3:5, counting from 1",
+        )
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """The first and the last step; (0, 0) for none or what is not understood."""
+        first, _, last = self.steps.partition(":")
+        return (int(first), int(last)) if first.isdigit() and last.isdigit() else (0, 0)
+
+
+@dataclass(frozen=True)
 class Config:
     """A run of `python -m gad_jax.train`."""
 
@@ -344,6 +363,7 @@ class Config:
     health: Health = section(Health, "what counts as a sick run, and what is done about it")
     mesh: Mesh = section(Mesh, "device mesh")
     limits: Limits = section(Limits, "time limits")
+    profile: Profile = section(Profile, "profiling")
 
     def __post_init__(self) -> None:
         _require_text(self, "run_dir")

@@ -5,10 +5,12 @@ A parameter's path gives its logical axes (`PARAMETER_AXES`), a logical axis giv
 FSDP shards stand in the program, and a mistake fails when a function is traced.
 """
 
+import contextlib
 import logging
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -166,6 +168,11 @@ def locally(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Call
     )
 
 
+def mesh_spec(*logical: str | None) -> P:
+    """Returns the PartitionSpec of these logical axes."""
+    return P(*(MESH_AXES[axis] for axis in logical))
+
+
 def reshard(x: jax.Array, *logical: str | None) -> jax.Array:
     """Returns x laid out by these logical axes; unchanged where no mesh is set."""
     target = spec(*logical)
@@ -235,6 +242,24 @@ def fetch(tree: Any) -> Any:
         return np.asarray(jax.device_get(leaf))
 
     return jax.tree.map(one, tree)
+
+
+_platform: ContextVar[str | None] = ContextVar("platform", default=None)
+
+
+def platform() -> str:
+    """Returns what programs are compiled for: 'cpu', 'gpu' or 'tpu'."""
+    return _platform.get() or jax.default_backend()
+
+
+@contextlib.contextmanager
+def compiling_for(name: str) -> Iterator[None]:
+    """Makes `platform` answer `name` inside: for programs that will run on another machine."""
+    token = _platform.set(name)
+    try:
+        yield
+    finally:
+        _platform.reset(token)
 
 
 class CompileCounter:

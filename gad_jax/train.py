@@ -30,6 +30,7 @@ CAN_CHANGE = (
     "health.",
     "mesh.",
     "limits.",
+    "profile.",
     "student.remat",
     "batch.micro_batch_prompts",
     "batch.row_tokens",
@@ -127,6 +128,7 @@ def _train(config: Config, stop: guard.StopRequest) -> int:
         if trainer.step > 0 and processes.is_first():
             print(f"going on after step {trainer.step} of {trainer.total_steps}", flush=True)
         finished = trainer.run(stop)
+        trainer.profiler.close()
         trainer.checkpoints.close()
         if finished:
             trainer.compare()

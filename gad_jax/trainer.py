@@ -24,6 +24,7 @@ from gad_jax.data.pipeline import Prepared, PromptBatch
 from gad_jax.errors import UserError
 from gad_jax.evaluation import heldout
 from gad_jax.metrics import Tracker, repetition, response_metrics
+from gad_jax.profiling import Profiler
 from gad_jax.rollout import engine
 from gad_jax.rollout.sampling import Sampler
 from gad_jax.schedule import Span, plan
@@ -57,6 +58,8 @@ class Trainer:
         self._check_sizes()
         checkpoints.require_space(self._state_bytes())
         self.compiles = sharding.CompileCounter()
+        self.shapes: set[packing.Shape] = set()  # of the rows so far
+        self.profiler = Profiler(config.profile.window, config.run_dir, self.networks)
         self.health: health.State = {}
         self.broken_leaves: dict[str, str] = {}
         self.state: TrainState = self._restore() or state.load(config, self.networks[0], mesh)
@@ -178,6 +181,7 @@ class Trainer:
 
     def _train_step(self, span: Span, program: steps.Program) -> dict[str, float]:
         """Runs one step and returns its metrics."""
+        self.profiler.begin(self.step + 1)
         started = time.perf_counter()
         compiled = self.compiles.count, self.compiles.seconds
         batch = span.batches[self.step - span.start]
@@ -215,6 +219,7 @@ class Trainer:
             "seconds/compile": self.compiles.seconds - compiled[1],
             "compiles": float(self.compiles.count - compiled[0]),
         }
+        self.profiler.end(self.step, update.__name__, metrics)
         return metrics
 
     def _sample(self, batch: PromptBatch) -> tuple[Rollout, tuple[engine.Segment, ...]]:
@@ -243,7 +248,11 @@ class Trainer:
         if alone or not options.train_generator:
             return steps.discriminator_step, [pairs]
         if span.stage == "warmup":
-            return steps.warmup_step, [pairs, self._rows(batch, teacher)]
+            # No more at once than the discriminator's micro-batch has, which is there anyway.
+            count = packing.fewest_micro_batches(
+                batch.prompts, teacher, pairs.tokens.shape[0], pairs.tokens[0].size
+            )
+            return steps.warmup_step, [pairs, self._rows(batch, teacher, micro_batches=count)]
         logprobs = _ragged(rollout.logprobs, rollout.lengths)
         return steps.gad_step, [pairs, self._rows(batch, samples, logprobs)]
 
@@ -261,16 +270,28 @@ class Trainer:
             return None
         return None if side == "generator" and not options.train_discriminator else side
 
-    def _rows(self, batch: PromptBatch, responses: list[list[Any]], logprobs: Any = None) -> Rows:
+    def _rows(
+        self,
+        batch: PromptBatch,
+        responses: list[list[Any]],
+        logprobs: Any = None,
+        micro_batches: int = 0,
+    ) -> Rows:
         options = self.config.batch
-        return packing.pack(
+        configured = options.prompts // (options.micro_batch_prompts or options.prompts)
+        rows = packing.pack(
             batch.prompts,
             responses,
             logprobs,
             row_tokens=self.config.row_tokens,
-            micro_batches=options.prompts // (options.micro_batch_prompts or options.prompts),
+            micro_batches=micro_batches or configured,
             shards=sharding.data_shards(self.mesh),
+            known=self.shapes,
         )
+        count, height, length = rows.tokens.shape
+        self.shapes.add((count, height, length))
+        self.profiler.saw(rows)
+        return rows
 
     def _as_teacher_would_end(self, sample: np.ndarray) -> np.ndarray:
         """Returns a sample whose end token is the teacher's: which of a model's several end tokens
@@ -353,8 +374,13 @@ class Trainer:
         return result.metrics["evaluation/rouge_l"] if acceptable else None
 
     def _save(self, span: Span, result: heldout.Result | None) -> None:
-        meta = {"step": self.step, "stage": span.stage, "data": self.data.fingerprint}
-        meta["health"] = self.health
+        meta = {
+            "step": self.step,
+            "stage": span.stage,
+            "data": self.data.fingerprint,
+            "health": self.health,
+            "shapes": sorted(self.shapes),  # a run that goes on packs as this one would have
+        }
         self.checkpoints.save(self.step, self.state, meta, self._score(result))
         self.saved_at = time.monotonic()
 
@@ -369,6 +395,7 @@ class Trainer:
                     f"(fingerprint {meta['data'][:12]}, now {self.data.fingerprint[:12]}); give "
                     "the data it had, or choose another --run_dir"
                 )
+            self.shapes = {tuple(shape) for shape in meta.get("shapes", ())}
             program = state.make_program(self.config, meta["stage"], *self.networks)
             return state.abstract(self.config, meta["stage"], program, self.mesh)
 

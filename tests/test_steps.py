@@ -270,8 +270,9 @@ def close(found: Any, wanted: Any, tolerance: float = 1e-6) -> None:
 
     def one(path: Any, a: Any, b: Any) -> None:
         b = np.asarray(b, np.float32)
-        scale = max(np.max(np.abs(b)), 1e-3)
         name = sharding.path_name(path)
+        # The bias's gradient is nought, a sum of terms up to 1/24 that cancel.
+        scale = max(np.max(np.abs(b)), 1e-2 if name == "score/bias" else 1e-3)
         np.testing.assert_allclose(np.asarray(a), b, rtol=0, atol=tolerance * scale, err_msg=name)
 
     jax.tree_util.tree_map_with_path(one, found, wanted)

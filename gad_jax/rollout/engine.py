@@ -157,7 +157,7 @@ def occupancy(rollout: Rollout, segments: tuple[Segment, ...], shards: int) -> f
 
 def default_slots() -> int:
     """Returns the slots of a data shard: few keep a CPU busy, an accelerator needs more."""
-    return 32 if jax.default_backend() == "cpu" else 256
+    return 32 if sharding.platform() == "cpu" else 256
 
 
 def cache_bytes(config: DecoderConfig, slots: int, longest: int) -> int:
