@@ -110,7 +110,10 @@ def _memory_table(plan: Plan) -> Table:
 
 
 def _transfer_table(plan: Plan) -> Table:
-    table = _table("transfers per step: GiB that each device sends")
+    title = "transfers per step: GiB that each device sends"
+    if plan.target.platform == "tpu":
+        title += " (too low: its compiler does not write how often a loop turns, which counts once)"
+    table = _table(title)
     for name in ("program", "kind", "devices × nodes", "times", "GiB"):
         table.add_column(name, justify="left" if name in ("program", "kind") else "right")
     for program in plan.programs:
