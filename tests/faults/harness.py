@@ -35,6 +35,7 @@ FLAGS = (
     "--evaluation.every=2",
     "--evaluation.prompts=2",
     "--limits.heartbeat_seconds=10",
+    "--limits.join_seconds=60",  # for the peer of a process that was killed before it joined
 )
 VARYING = ("seconds/", "tokens_per_second/", "compiles")
 OPERATIONS = 250
@@ -141,7 +142,7 @@ def _start_and_kill(
             process.send_signal(signal.SIGKILL)
             code = process.wait()
     ended = time.monotonic()
-    codes = job.wait(120)
+    codes = job.wait(240)
     if code != -signal.SIGKILL:
         assert not any(codes), f"exit codes {codes}:\n{job.printed()}"
         return False

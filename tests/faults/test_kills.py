@@ -39,4 +39,4 @@ def test_kills_at_named_points(tmp_path: Path) -> None:
 def test_a_storm_of_kills(tmp_path: Path, processes: int) -> None:
     outcome = harness.storm(tmp_path, 10, processes, seed=1)
     assert outcome.kills == 10
-    assert outcome.longest_wait < 30
+    assert outcome.longest_wait < 90  # joining waits for 60
