@@ -33,7 +33,9 @@ class Toy:
     generator_learning_rate: float = option(0.01, "of the student, by Adam")
     discriminator_learning_rate: float = option(10.0, "of the table of scores, by SGD")
     seed: int = option(0, "of the sampling")
-    figure: str = option("runs/toy.png", "image to write: png, svg or pdf by its suffix; empty: none")
+    figure: str = option(
+        "runs/toy.png", "image to write: png, svg or pdf by its suffix; empty: none"
+    )
 
     def __post_init__(self) -> None:
         for name in ("steps", "prompts"):
