@@ -72,7 +72,7 @@ def train_seqkd(settings: Settings, mean: float, stddev: float) -> Outcome:
         student, moments = carry
         gradient = jax.grad(lambda s: -jnp.sum(p * student_logprobs(s)))(student)
         update, moments = optimizer.update(gradient, moments)
-        student = optax.apply_updates(student, update)
+        student = jax.tree.map(jnp.add, student, update)
         return (student, moments), _shape(student)
 
     @jax.jit
@@ -114,7 +114,7 @@ def _adversarial(settings: Settings, student: Student, key: Array):
 
         gradient = jax.grad(generator_loss)(student)
         update, after = optimizer.update(gradient, moments)
-        changed = (optax.apply_updates(student, update), after)
+        changed = (jax.tree.map(jnp.add, student, update), after)
         learns = number >= settings.discriminator_only_steps
         student, moments = jax.tree.map(partial(jnp.where, learns), changed, (student, moments))
         scores -= settings.discriminator_learning_rate * jax.grad(discriminator_loss)(scores)

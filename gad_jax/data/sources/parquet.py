@@ -36,7 +36,7 @@ def records(path: Path, need_response: bool = True) -> Iterator[Record]:
 
 
 def _columns(path: Path, names: list[str], need_response: bool) -> list[str]:
-    needed = {"'messages', 'content' or 'prompt'": set(PROMPTS)}
+    needed: dict[str, set[str]] = {"'messages', 'content' or 'prompt'": set(PROMPTS)}
     if need_response:
         needed["'teacher_response'"] = {"teacher_response"}
     for missing, choices in needed.items():
