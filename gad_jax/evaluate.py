@@ -36,8 +36,8 @@ class Evaluate:
     )
     prompts: tuple[str, ...] = option(
         ("bundled:heldout",),
-        "prompt sets, NAME=ROWS or ROWS each: rows as for training, or Dolly, SelfInst or Vicuna "
-        "as they are downloaded",
+        "prompt sets, NAME=ROWS or ROWS each: rows as for training (:SPLIT if not test), or "
+        "Dolly, SelfInst or Vicuna as they are downloaded",
     )
     out: str = option("", "directory to write into; empty: RUN/evaluate, or runs/evaluate")
     limit: int = option(0, "prompts of each set to use, from the first; 0: all", "prompts")

@@ -47,6 +47,11 @@ class AnswerFile:
         if self.about_path.exists():
             self._check(json.loads(self.about_path.read_text(encoding="utf-8")))
             self.lines = self._read()
+        elif path.exists():
+            raise UserError(
+                f"{path} is there, but not {self.about_path.name}, which says what made it; delete "
+                "it or choose another --out"
+            )
 
     @property
     def complete(self) -> bool:
@@ -104,7 +109,10 @@ class AnswerFile:
         kept = whole[: whole.rfind(b"\n") + 1]
         if kept != whole:
             os.truncate(self.path, len(kept))
-        lines = [json.loads(line) for line in kept.split(b"\n") if line]
+        try:
+            lines = [json.loads(line) for line in kept.split(b"\n") if line]
+        except ValueError as error:
+            raise UserError(f"{self.path} has a line that is no JSON; delete the file") from error
         for line, row in zip(lines, self.rows, strict=False):
             if (line["id"], line["prompt"]) != (row.id, shown_prompt(row)):
                 raise UserError(

@@ -57,8 +57,14 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
         AnswerFile(path, ROWS, ABOUT | {"max_new_tokens": 9})
     with pytest.raises(UserError, match="other prompts, the first of them at row-1"):
         AnswerFile(path, ROWS[1:], dict(ABOUT))
+    (tmp_path / "other.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="but not other"):
+        AnswerFile(tmp_path / "other.jsonl", ROWS, dict(ABOUT))
     with pytest.raises(UserError, match="answers of step 1 and would go on with step 2"):
         AnswerFile(path, ROWS, dict(ABOUT)).begin("step 2")
+    path.write_text("no JSON\n")
+    with pytest.raises(UserError, match="no JSON"):
+        AnswerFile(path, ROWS, dict(ABOUT))
 
 
 def test_means_are_over_prompts() -> None:
