@@ -172,7 +172,7 @@ def stop_time(must_save_by: str, margin_minutes: float) -> float:
 
 
 @contextlib.contextmanager
-def lock_run(run_dir: str | os.PathLike[str]) -> Iterator[None]:
+def lock_run(run_dir: str | os.PathLike[str], flag: str = "--run_dir") -> Iterator[None]:
     """Holds the run directory, which is made if needed, against a second run.
 
     The system releases the lock when its process ends, however it ends. Raises UserError naming the
@@ -187,12 +187,11 @@ def lock_run(run_dir: str | os.PathLike[str]) -> Iterator[None]:
     except filelock.Timeout as error:
         raise UserError(
             f"{run_dir} is in use by {_read_holder(holder)}; stop that run, or choose another "
-            "--run_dir"
+            f"{flag}"
         ) from error
     except OSError as error:
         raise UserError(
-            f"the run directory {run_dir} cannot be used ({error.strerror}); choose another "
-            "--run_dir"
+            f"the run directory {run_dir} cannot be used ({error.strerror}); choose another {flag}"
         ) from error
     try:
         started = time.strftime("%Y-%m-%d %H:%M:%S")

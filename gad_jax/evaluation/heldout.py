@@ -91,6 +91,7 @@ def evaluate(
                     "teacher": teacher,
                     "student": answer,
                     "length": length,
+                    "teacher_length": teacher_lengths[-1],
                     "finished": bool(rollout.finished[number, 0]),
                     "rouge_l": overlap.rouge_l(teacher, answer),
                 }

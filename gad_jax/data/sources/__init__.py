@@ -29,7 +29,8 @@ def read(
     """Returns the rows of a JSONL or Parquet file, a directory of them, a hub dataset, or bundled.
 
     A row holds a conversation that ends with the user, under `messages` or `content` (lists of
-    {role, content}) or as a single user turn under `prompt`, and one text or a list of texts under
+    {role, content}) or as a single user turn under `prompt` (or in the forms of Dolly, SelfInst,
+    Alpaca and Vicuna: `rows.py`), and one text or a list of texts under
     `teacher_response` (optional without `need_response`). Other columns are ignored. `split`, or
     what a name ends in (`ORG/NAME:test`), picks a part of a hub dataset or the files of a
     directory; a single file is read whole.
