@@ -135,7 +135,7 @@ class StopInEvaluation(StopAt):
 
 
 def test_a_stop_cuts_an_evaluation_short_and_it_is_made_later(tmp_path):
-    config = settings(tmp_path, "--evaluation.prompts=4", "--evaluation.batch_prompts=1")
+    config = settings(tmp_path, "--evaluation.batch_prompts=1")
     assert not run(config, 2, StopInEvaluation).finished
     assert [row["step"] for row in rows(tmp_path)] == [1, 2]
     assert not (tmp_path / "evaluations" / "after-warmup.json").exists()
