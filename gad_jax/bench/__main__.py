@@ -8,6 +8,7 @@ from gad_jax.errors import UserError, stop
 
 BENCHMARKS = {
     "update": "seconds of an update, against matrix products and a torch step",
+    "rollout": "tokens per second of sampling, its occupancy, and transformers' generate",
     "scaling": "bytes that each device sends and receives, against the layout's arithmetic",
 }
 

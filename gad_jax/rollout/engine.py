@@ -134,7 +134,7 @@ def trace(
     state = loop.start(config, settings, slots, columns, samples)
     segments: list[Segment] = []
     while True:
-        fewer = fewer_slots(slots)
+        fewer = fewer_slots(slots) if settings.move_to_fewer else 0
         state, status = loop.decode(config, settings, fewer, weights, prefix, queue, key, state)
         busy, needed, waiting, ended = (int(x) for x in sharding.fetch((*status, state.column)))
         segments.append(Segment(slots, columns, ended - sum(part.steps for part in segments)))

@@ -47,6 +47,8 @@ class Settings:
     pad_token: int
     sampler: Sampler = GREEDY
     slots: int = 0
+    move_to_fewer: bool = True
+    """Whether the last samples move to fewer slots, each number of which is another program."""
 
 
 class Weights(NamedTuple):
