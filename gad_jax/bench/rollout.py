@@ -83,7 +83,8 @@ def _run(chosen: Rollout) -> int:
             floor = sampler.floor_seconds(timing.steps, size, chosen.prompt_tokens, best)
             rate = timing.tokens / timing.seconds
             print(
-                f"uniform, {size} × {chosen.response_tokens}: {rate:,.0f} tokens/s, {1e3 * timing.seconds / timing.steps:.1f} ms a step, "
+                f"uniform, {size} × {chosen.response_tokens}: {rate:,.0f} tokens/s, "
+                f"{1e3 * timing.seconds / timing.steps:.1f} ms a step, "
                 f"{floor / timing.seconds:.0%} of the roofline",
                 flush=True,
             )
