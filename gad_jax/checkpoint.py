@@ -15,9 +15,8 @@ import logging
 import math
 import os
 import shutil
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +25,7 @@ import orbax.checkpoint as ocp
 
 from gad_jax import digest, guard, processes
 from gad_jax.errors import StorageError, UserError
+from gad_jax.orbax_errors import SaveErrors, first_line, quiet
 
 logger = logging.getLogger(__name__)
 
@@ -46,27 +46,6 @@ class Restored(NamedTuple):
     meta: Meta
 
 
-def _first_line(error: BaseException) -> str:
-    """Returns an error in one short line: Orbax and TensorStore errors run over many."""
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:300]}".rstrip(": ")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences what Orbax's coroutines and TensorStore's threads print when they fail."""
-    asyncio_logger = logging.getLogger("asyncio")
-    hook, disabled = sys.unraisablehook, asyncio_logger.disabled
-    sys.unraisablehook, asyncio_logger.disabled = lambda _: None, True
-    try:
-        yield
-    except Exception:
-        time.sleep(0.1)  # TensorStore's threads end after the error is known.
-        raise
-    finally:
-        sys.unraisablehook, asyncio_logger.disabled = hook, disabled
-
-
 class _Retention:
     """Orbax preservation policy: the newest checkpoints and the best one."""
 
@@ -78,8 +57,11 @@ class _Retention:
         """Returns for each checkpoint, oldest first, whether it stays."""
         del context
         steps = [checkpoint.step for checkpoint in checkpoints]
-        kept = {*steps[-self._newest :], self._best(steps)}
-        return [step in kept for step in steps]
+        return [step in self.kept(steps) for step in steps]
+
+    def kept(self, steps: list[int]) -> set[int | None]:
+        """Returns those of the steps, which ascend, that stay."""
+        return {*steps[-self._newest :], self._best(steps)}
 
 
 class Checkpoints:
@@ -114,10 +96,12 @@ class Checkpoints:
         self._other = "" if read_only else "; or choose another --run_dir"
         self._check_directory()
         self._keep = keep
+        self._errors = SaveErrors()
         self._pending: int | None = None
         self._bytes = 0
+        self._retention = _Retention(keep, self._best_of if keep_best else lambda _: None)
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=_Retention(keep, self._best_of if keep_best else lambda _: None),
+            preservation_policy=self._retention,
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
         )
@@ -173,7 +157,7 @@ class Checkpoints:
         except UNREADABLE as error:
             raise StorageError(
                 f"the record of checkpoint {self.directory / str(step)} cannot be read: "
-                f"{_first_line(error)}"
+                f"{first_line(error)}"
             ) from error
 
     def save(self, step: int, state: Any, meta: Meta, score: float | None = None) -> bool:
@@ -188,6 +172,7 @@ class Checkpoints:
         self.wait()
         if step in self._agreed_steps():
             return False
+        self._errors.last = None
         leaves = digest.plain_leaves(state)
         self._bytes = sum(leaf.nbytes for leaf in leaves.values())
         self._pending = step
@@ -208,7 +193,7 @@ class Checkpoints:
         }
         self._scores[step] = score
         try:
-            with _quiet():
+            with quiet():
                 self._manager.save(step, args=ocp.args.Composite(**items))
         except Exception as error:
             raise self._failed_save(error) from error
@@ -229,7 +214,9 @@ class Checkpoints:
         if self._pending is None:
             return
         try:
-            with _quiet():
+            with quiet():
+                if jax.process_count() > 1:
+                    self._errors.wait(self._manager.is_saving_in_progress)
                 self._manager.wait_until_finished()
         except Exception as error:
             raise self._failed_save(error) from error
@@ -265,6 +252,8 @@ class Checkpoints:
             outcome = self._try_restore(candidate, abstract, subset)
             if isinstance(outcome, Restored):
                 self._quarantine(damaged)
+                if step is None and not self._read_only:
+                    self._remove_surplus()
                 return outcome
             damaged[candidate] = outcome
             logger.warning("checkpoint %d is damaged (%s)", candidate, outcome)
@@ -281,16 +270,16 @@ class Checkpoints:
         try:
             record = self._read_record(step)
         except UNREADABLE as error:
-            reason = _first_line(error)
+            reason = first_line(error)
         if processes.all_of(record is not None):
             assert record is not None
             expected = abstract(record["meta"])
             self._check_layout(step, record["layout"], expected, subset)
-            with _quiet():
+            with quiet():
                 try:
                     state = self._read_state(step, expected, record)
                 except Exception as error:  # Orbax and TensorStore raise errors of many types.
-                    reason = _first_line(error)
+                    reason = first_line(error)
                 if state is None:
                     gc.collect()  # What was read of it must not stay in memory beside the next.
                     time.sleep(0.1)  # TensorStore's threads end after the error is known.
@@ -348,6 +337,18 @@ class Checkpoints:
         processes.all_of(True)
         self._manager.reload()
 
+    def _remove_surplus(self) -> None:
+        """Removes older steps that a process was removing, or about to, when it was killed."""
+        steps = self._agreed_steps()
+        surplus = [step for step in steps if step not in self._retention.kept(steps)]
+        if not surplus:
+            return
+        if processes.is_first():
+            for step in surplus:
+                shutil.rmtree(self.directory / str(step), ignore_errors=True)
+        processes.all_of(True)
+        self._manager.reload()
+
     def _best_of(self, steps: list[int]) -> int | None:
         scored = [(score, step) for step in steps if (score := self._scores.get(step)) is not None]
         return max(scored)[1] if scored else None
@@ -373,7 +374,7 @@ class Checkpoints:
         self._scores.pop(step, None)
         free = shutil.disk_usage(self.directory).free
         return StorageError(
-            f"checkpoint {self.directory / str(step)} could not be written ({_first_line(error)}); "
+            f"checkpoint {self.directory / str(step)} could not be written ({first_line(error)}); "
             f"it needs {self._bytes / 1e9:.2f} GB and {free / 1e9:.2f} GB are free; "
             f"complete checkpoints: {self.steps() or 'none'}"
         )

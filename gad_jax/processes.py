@@ -49,6 +49,8 @@ def start(heartbeat_seconds: int, start_seconds: int) -> None:
             address,
             count,
             index,
+            # By default jax listens on all interfaces.
+            coordinator_bind_address=address if _is_loopback(address) else None,
             local_device_ids=_local_devices(os.environ),
             cluster_detection_method=_detection(os.environ),
             initialization_timeout=start_seconds,
@@ -193,6 +195,10 @@ def _manual() -> tuple[str | None, int | None, int | None]:
     if not address.rpartition(":")[2].isdigit():
         raise UserError(f"{TRIPLE[0]}={address} must be HOST:PORT of process 0")
     return address, int(count), int(index)
+
+
+def _is_loopback(address: str | None) -> bool:
+    return address is not None and address.startswith(("127.", "localhost:", "[::1]:"))
 
 
 def _detection(environment: Mapping[str, str]) -> str | None:

@@ -59,8 +59,10 @@ def _run(config: Config) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("jax", "orbax", "httpx", "huggingface_hub"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    # Orbax warns of every wait, and logs with a traceback what it raises afterwards.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    # Orbax warns of every wait, and logs with a traceback what it raises afterwards;
+    # `orbax_errors.SaveErrors` listens to that, the console need not.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("absl").propagate = False
     # Here, so that --help and mistakes in flags answer before jax is loaded.
     from gad_jax import processes
 
@@ -102,7 +104,7 @@ def _write_config(config: Config) -> None:
     text = options.to_yaml(config)
     changed = [] if not path.exists() else options.differences(options.load(Config, path), config)
     changed = [line for line in changed if not line.startswith(CAN_CHANGE)]
-    if changed and any(run.glob("checkpoints/[0-9]*")):
+    if changed and any(step.name.isdigit() for step in run.glob("checkpoints/*")):
         raise UserError(
             f"{config.run_dir} holds a run with other settings ({'; '.join(changed)}); "
             "choose another --run_dir, or give the settings that it has"

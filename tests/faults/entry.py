@@ -1,12 +1,14 @@
 """`python -m gad_jax.train`, killed on the way: python entry.py POINT FLAGS...
 
 POINT is the number of a file operation on the run directory (1, 2, …) before which the process
-kills itself, `torn` to die in the middle of a line of metrics.jsonl, `raise:N` to raise at that
-operation instead, `stall:N` to stop there for ever, `list` to print the operations and live, or `none`. The
-operations are those of Python's audit events: opening for writing, making, renaming and removing.
+kills itself, or `at:REGEX` for the first that matches 'EVENT PATH'; `torn` to die in the middle of
+a line of metrics.jsonl; `raise:N` to raise at that operation instead and `stall:N` to stop there
+for ever; `list` to print the operations and live; `none`. The operations are those of Python's
+audit events: opening for writing, making, renaming and removing.
 """
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -18,8 +20,8 @@ EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "
 class Point:
     """Counts the operations on the run directory; acts at the chosen one."""
 
-    def __init__(self, run_dir: str, action: str, number: int) -> None:
-        self.run_dir, self.action, self.number = os.path.abspath(run_dir), action, number
+    def __init__(self, run_dir: str, action: str, where: str) -> None:
+        self.run_dir, self.action, self.where = os.path.abspath(run_dir), action, where
         self.count, self.lock = 0, threading.Lock()
 
     def hook(self, event: str, arguments: tuple[object, ...]) -> None:
@@ -33,10 +35,11 @@ class Point:
         with self.lock:
             self.count += 1
             number = self.count
-        if self.action == "list":
-            os.write(2, f"POINT {number} {event} {path[len(self.run_dir) + 1 :]}\n".encode())
-        elif number == self.number:
-            os.write(2, f"POINT {number} {event} {path[len(self.run_dir) + 1 :]}\n".encode())
+        named = f"{event} {path[len(self.run_dir) + 1 :]}"
+        here = re.search(self.where, named) if self.action == "at" else str(number) == self.where
+        if here or self.action == "list":
+            os.write(2, f"POINT {number} {named}\n".encode())
+        if here:
             self.act()
 
     def act(self) -> None:
@@ -74,7 +77,7 @@ def tear_a_row() -> None:
 
 
 def cache_in_every_process() -> None:
-    """Lets processes after the first write the compilation cache: on a CPU each has its own keys."""
+    """Lets processes after the first write the compilation cache: on a CPU their keys differ."""
     from jax._src import compiler, distributed
 
     write, state = compiler._cache_write, distributed.global_state
@@ -90,14 +93,16 @@ def cache_in_every_process() -> None:
 
 
 def main() -> int:
-    action, _, number = sys.argv[1].rpartition(":")
-    if sys.argv[1] == "torn":
+    point = sys.argv[1]
+    action, _, where = (
+        point.rpartition(":") if not point.startswith("at:") else point.partition(":")
+    )
+    if point == "torn":
         tear_a_row()
-    elif sys.argv[1] != "none":
-        if not action:
-            action, number = ("list", "0") if number == "list" else ("kill", number)
+    elif point != "none":
+        action = action or ("list" if point == "list" else "kill")
         [run_dir] = [a.partition("=")[2] for a in sys.argv if a.startswith("--run_dir=")]
-        sys.addaudithook(Point(run_dir, action, int(number)).hook)
+        sys.addaudithook(Point(run_dir, action, where).hook)
     cache_in_every_process()
     from gad_jax import train
 

@@ -35,6 +35,7 @@ FLAGS = (
     "--evaluation.every=2",
     "--evaluation.prompts=2",
     "--limits.heartbeat_seconds=10",
+    "--limits.join_seconds=60",  # for the peer of a process that was killed before it joined
 )
 VARYING = ("seconds/", "tokens_per_second/", "compiles")
 OPERATIONS = 250
@@ -102,7 +103,7 @@ def storm(work: Path, kills: int, processes: int, seed: int, seconds: float = 0.
         _finish(Job(run_dir, *FLAGS, processes=processes, kill={}))
         found = result(run_dir)
         for part, value in expected.items():
-            assert found[part] == value, f"{run_dir}: {part} differ: {found[part]} != {value}"
+            assert found[part] == value, f"the {part} of {run_dir} and {reference} differ"
         assert not debris(run_dir), f"{run_dir}: left behind: {debris(run_dir)}"
         outcome.runs += 1
         shutil.rmtree(run_dir)
@@ -141,7 +142,7 @@ def _start_and_kill(
             process.send_signal(signal.SIGKILL)
             code = process.wait()
     ended = time.monotonic()
-    codes = job.wait(120)
+    codes = job.wait(240)
     if code != -signal.SIGKILL:
         assert not any(codes), f"exit codes {codes}:\n{job.printed()}"
         return False

@@ -47,7 +47,7 @@ class Job:
                 )
             self.outputs.append(output)
 
-    def wait(self, timeout: float = 300) -> list[int]:
+    def wait(self, timeout: float = 600) -> list[int]:
         """Returns the exit codes; a process that does not end in time is killed and an error."""
         deadline = time.monotonic() + timeout
         try:
@@ -57,7 +57,7 @@ class Job:
         finally:
             self.end()
 
-    def wait_for(self, pattern: str, process: int = 0, timeout: float = 180) -> None:
+    def wait_for(self, pattern: str, process: int = 0, timeout: float = 600) -> None:
         """Returns when the process has printed something that matches."""
         deadline = time.monotonic() + timeout
         while not re.search(pattern, self.printed(process)):

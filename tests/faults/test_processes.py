@@ -15,13 +15,13 @@ from tests.faults.job import Job
 FLAGS = (
     "--config=tiny",
     "--stage=gad",
-    "--gad.steps=3",
+    "--gad.steps=2",
     "--data.heldout=",
     "--checkpoint.every=1",
     "--checkpoint.keep=9",
 )
 COMPARED = ("generator/", "discriminator/", "reward/", "entropy", "response/", "kl/")
-# float32 sums in another order: measured 2e-6 over three steps, on quantities near 1
+# float32 sums in another order: measured 2e-6 on quantities near 1
 TOLERANCE = {"rel": 2e-5, "abs": 2e-5}
 
 
@@ -43,7 +43,7 @@ def rows(run_dir: Path) -> list[dict[str, float]]:
 
 def assert_same_run(one: Path, other: Path) -> None:
     first, second = rows(one), rows(other)
-    assert [row["step"] for row in first] == [row["step"] for row in second] == [1, 2, 3]
+    assert [row["step"] for row in first] == [row["step"] for row in second] == [1, 2]
     for a, b in zip(first, second, strict=True):
         compared = [name for name in a if name.startswith(COMPARED)]
         assert len(compared) > 12
@@ -52,9 +52,9 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 def without_last_step(run_dir: Path, copy: Path) -> Path:
-    """Returns a copy of a finished run as it was after step 2."""
+    """Returns a copy of a finished run as it was after step 1."""
     shutil.copytree(run_dir, copy)
-    shutil.rmtree(copy / "checkpoints" / "3")
+    shutil.rmtree(copy / "checkpoints" / "2")
     shutil.rmtree(copy / "export", ignore_errors=True)
     return copy
 
@@ -66,14 +66,18 @@ def two_by_four(tmp_path_factory: pytest.TempPathFactory) -> Path:
     job = Job(run_dir, *FLAGS, "--mesh.tensor=2", processes=2, devices=4)
     assert job.wait() == [0, 0], job.printed()
     # One of them speaks.
-    assert job.printed(0).count("step 3/3") == 1
-    assert "step 3/3" not in job.printed(1)
+    assert job.printed(0).count("step 2/2") == 1
+    assert "step 2/2" not in job.printed(1)
     return run_dir
 
 
-def test_two_processes_train_as_one_and_as_one_device(two_by_four: Path, tmp_path: Path) -> None:
+def test_two_processes_train_as_one(two_by_four: Path, tmp_path: Path) -> None:
     in_this_process(tmp_path / "eight", 8, 1, 4, 2)
     assert_same_run(two_by_four, tmp_path / "eight")
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_device(two_by_four: Path, tmp_path: Path) -> None:
     in_this_process(tmp_path / "one", 1, 1, 1, 1)
     assert_same_run(two_by_four, tmp_path / "one")
 

@@ -18,8 +18,8 @@ LONG = (
     "--checkpoint.every=5",
     "--limits.heartbeat_seconds=10",
 )
-LOST = {14, -signal.SIGABRT}
-"""A process that lost another one says so and leaves, unless jax aborts it first."""
+LOST = {14, 12, -signal.SIGABRT}
+"""A process that lost another one says so and leaves, by what it was doing, or jax aborts it."""
 
 
 def saved(run_dir: Path) -> list[int]:
@@ -33,7 +33,8 @@ def logged(run_dir: Path) -> list[int]:
 
 def assert_lost(job: Job, process: int) -> None:
     printed = job.printed(process)
-    assert "lost another one, whose output says why" in printed or "another task died" in printed
+    signs = r"lost another one, whose output says why|another task died|could not be written"
+    assert re.search(signs, printed), printed
 
 
 def test_a_signal_to_one_process_stops_both_and_a_lost_one_ends_the_other(tmp_path: Path) -> None:
@@ -81,14 +82,14 @@ def test_a_signal_in_any_phase_saves_and_the_run_goes_on(
         "save": ("--checkpoint.every=1",),
         "evaluation": ("--evaluation.every=1", "--evaluation.batch_prompts=1"),
     }[phase]
-    heldout = ["--data.heldout=bundled:heldout"] if phase == "evaluation" else []
-    flags = (*LONG, *heldout, "--evaluation.prompts=40", *flags)
+    long = [flag for flag in LONG if phase != "evaluation" or "heldout" not in flag]
+    flags = (*long, "--evaluation.prompts=40", *flags)
     job = Job(tmp_path / "run", *flags, processes=processes)
     job.wait_for({"evaluation": "evaluating step 1"}.get(phase, "step 2/5000"))
     time.sleep(0.3)
     job.signal(signal.SIGTERM, processes - 1)
     signalled = time.monotonic()
-    assert job.wait(120) == [0] * processes
+    assert job.wait(600) == [0] * processes
     assert time.monotonic() - signalled < 60  # on any machine; a step takes about a second
     last = saved(tmp_path / "run")[-1]
     assert logged(tmp_path / "run") == list(range(1, last + 1))
@@ -99,7 +100,7 @@ def test_a_signal_in_any_phase_saves_and_the_run_goes_on(
 def test_an_exception_in_one_process_ends_both(tmp_path: Path, culprit: int) -> None:
     """It is raised inside a save, when the other waits for it."""
     job = Job(tmp_path / "run", *LONG, processes=2, kill={culprit: f"raise:{(25, 8)[culprit]}"})
-    codes = job.wait(120)
+    codes = job.wait(600)
     assert codes[culprit] in {12, 13}, job.printed()
     assert codes[1 - culprit] in LOST, job.printed()
     assert "planted in a test" in job.printed(culprit)
@@ -108,9 +109,9 @@ def test_an_exception_in_one_process_ends_both(tmp_path: Path, culprit: int) -> 
 
 @pytest.mark.slow
 def test_a_process_that_stalls_is_named_with_its_line(tmp_path: Path) -> None:
-    flags = (*LONG, "--limits.step_minutes=0.5", "--limits.other_minutes=1")
+    flags = (*LONG, "--limits.step_minutes=1", "--limits.other_minutes=2")
     job = Job(tmp_path / "run", *flags, processes=2, kill={0: "stall:25"})
-    assert all(code != 0 for code in job.wait(180))
+    assert all(code != 0 for code in job.wait(600))
     assert "Timeout (" in job.printed(0)
     assert "in act" in job.printed(0)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,35 @@ def test_what_is_saved_is_what_was_loaded(
     # name by name, what write_tiny wrote
     ours, theirs = (load_file(path / FILE) for path in (tmp_path / "out", tiny(family, tied)))
     assert_same_bits(ours, theirs)
+
+
+def test_a_kill_between_the_renames_loses_no_export(
+    tiny: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, params = weights.load(tiny("qwen2", False))
+    old, new = tmp_path / "out" / "student", jax.tree.map(lambda x: x + 1, params)
+    weights.save(old, config, params, tokenizer, END_TOKENS)
+    replace, renames = os.replace, []
+
+    def killed(source: Path, target: Path) -> None:
+        renames.append(target)
+        if len(renames) == 2:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        weights.save(old, config, new, tokenizer, END_TOKENS)
+    monkeypatch.setattr(os, "replace", replace)
+    # The old and the new are both whole; a next save that dies early puts the old one back.
+    monkeypatch.setattr(weights, "_write_shards", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        weights.save(old, config, new, tokenizer, END_TOKENS)
+    assert_same_bits(weights.load(old)[1], params)
+    monkeypatch.undo()
+    weights.save(old, config, new, tokenizer, END_TOKENS)
+    assert_same_bits(weights.load(old)[1], new)
+    assert [path.name for path in old.parent.iterdir()] == ["student"]
 
 
 def test_kernels_are_transposed_and_stacked(tiny: Any) -> None:
