@@ -214,9 +214,9 @@ class Checkpoints:
         if self._pending is None:
             return
         try:
-            if jax.process_count() > 1:
-                self._errors.wait(self._manager.is_saving_in_progress)
             with quiet():
+                if jax.process_count() > 1:
+                    self._errors.wait(self._manager.is_saving_in_progress)
                 self._manager.wait_until_finished()
         except Exception as error:
             raise self._failed_save(error) from error

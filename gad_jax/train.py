@@ -61,8 +61,10 @@ def _run(config: Config) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("jax", "orbax", "httpx", "huggingface_hub"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    # Orbax warns of every wait, and logs with a traceback what it raises afterwards.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    # Orbax warns of every wait, and logs with a traceback what it raises afterwards;
+    # `orbax_errors.SaveErrors` listens to that, the console need not.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("absl").propagate = False
     # Here, so that --help and mistakes in flags answer before jax is loaded.
     from gad_jax import processes
 
