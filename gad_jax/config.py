@@ -136,7 +136,7 @@ class Rollout:
         1536, "a longer response is cut, and ends without an end token", "tokens"
     )
     slots: int = option(
-        0, "responses sampled at once on a data shard; 0: 32 on a CPU, else 256", "responses"
+        0, "responses sampled at once on a data shard; 0: 32 on a CPU, else 64", "responses"
     )
 
     def __post_init__(self) -> None:

@@ -54,6 +54,7 @@ class Trainer:
             pad_token=chat.pad_token,
             sampler=Sampler(config.rollout.temperature, config.rollout.top_k, config.rollout.top_p),
             slots=config.rollout.slots,
+            longest=config.data.max_prompt_tokens + config.rollout.max_new_tokens,
         )
         self._check_sizes()
         checkpoints.require_space(self._state_bytes())

@@ -114,6 +114,7 @@ def _rollout(
         pad_token=0,
         sampler=Sampler(config.rollout.temperature, config.rollout.top_k, config.rollout.top_p),
         slots=config.rollout.slots,
+        longest=config.data.max_prompt_tokens + config.rollout.max_new_tokens,
     )
     asked = [np.zeros(length, np.int32) for length in work.prompts]
     limits = np.full(len(asked), settings.max_new_tokens)
@@ -133,7 +134,7 @@ def _rollout(
     )
     samples = packed.prompts_per_shard * settings.samples
     slots = min(settings.slots or engine.default_slots(), samples)
-    columns = capacity(packed.longest + settings.max_new_tokens)
+    columns = capacity(packed.longest + settings.max_new_tokens, settings.longest)
     cache = shapes(lambda: loop.start(network, settings, slots, columns, samples))
     sampling = (network, settings, fewer_slots(slots), weights, prefix, queue, start.key, cache)
     outside = {"resident": device_bytes(start._replace(generator=None))}

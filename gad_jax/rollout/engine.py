@@ -124,13 +124,15 @@ def trace(
     if limits is None:
         limits = np.full(len(prompts), settings.max_new_tokens)
     packed = make_queue(prompts, indices, limits, shards)
+    most = max(len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True))
+    assert not settings.longest or most <= settings.longest
     rows = sharding.put(packed.rows, mesh, "batch")
     queue = sharding.put(packed.queue, mesh, "batch")
     weights = prepare(config, params) if weights is None else weights
     prefix = prefill(config, params, packed.size, *rows)
     samples = packed.prompts_per_shard * settings.samples
     slots = min(settings.slots or default_slots(), samples)
-    columns = capacity(packed.longest)
+    columns = capacity(packed.longest, settings.longest)
     state = loop.start(config, settings, slots, columns, samples)
     segments: list[Segment] = []
     while True:
@@ -142,7 +144,7 @@ def trace(
             break
         if waiting == 0 and busy <= fewer:
             slots = fewer
-        columns = capacity(needed)
+        columns = capacity(needed, settings.longest)
         state = loop.resize(state, slots, columns)
     results = (state.tokens, state.logprobs, state.lengths, state.finished)
     ordered: list[Any] = [packed.in_order(x, settings.samples) for x in sharding.fetch(results)]
@@ -157,13 +159,13 @@ def occupancy(rollout: Rollout, segments: tuple[Segment, ...], shards: int) -> f
 
 def default_slots() -> int:
     """Returns the slots of a data shard: few keep a CPU busy, an accelerator needs more."""
-    return 32 if sharding.platform() == "cpu" else 256
+    return 32 if sharding.platform() == "cpu" else 64
 
 
 def cache_bytes(config: DecoderConfig, slots: int, longest: int) -> int:
     """Returns the largest size of a data shard's caches while sequences are at most `longest`."""
     token = 2 * config.layers * config.kv_heads * config.head_width
-    return token * jnp.dtype(config.compute_dtype).itemsize * slots * capacity(longest)
+    return token * jnp.dtype(config.compute_dtype).itemsize * slots * capacity(longest, longest)
 
 
 def check_cache(
@@ -175,7 +177,7 @@ def check_cache(
     """
     slots = settings.slots or default_slots()
     needed = cache_bytes(config, slots, longest) / mesh.shape["tensor"] / 1e9
-    size = f"{needed:.2g} GB a device for {slots} slots of {capacity(longest)} tokens"
+    size = f"{needed:.2g} GB a device for {slots} slots of {capacity(longest, longest)} tokens"
     device = jax.local_devices()[0]
     memory = (device.memory_stats() or {}).get("bytes_limit")
     memory = memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -47,6 +47,8 @@ class Settings:
     pad_token: int
     sampler: Sampler = GREEDY
     slots: int = 0
+    longest: int = 0
+    """Most tokens of a prompt and its response together, which bounds the caches; 0: any."""
     move_to_fewer: bool = True
     """Whether the last samples move to fewer slots, each number of which is another program."""
 

@@ -63,9 +63,11 @@ class PackedPrompts:
         return results.reshape(-1, samples, *results.shape[1:])[self.order]
 
 
-def capacity(columns: int) -> int:
-    """Returns the cache size that holds so many columns and a third more, a power of two."""
-    return _power_of_two(max(columns + columns // 3, LEAST_COLUMNS))
+def capacity(columns: int, longest: int = 0) -> int:
+    """Returns the cache size that holds so many columns and a third more, a power of two; or
+    `longest`, if nothing is longer than that and it is less."""
+    size = _power_of_two(max(columns + columns // 3, LEAST_COLUMNS))
+    return min(size, longest) if longest else size
 
 
 def fewer_slots(slots: int) -> int:

@@ -211,6 +211,12 @@ def test_a_slot_that_is_free_takes_the_next_sample(llama: Model, uneven: Rollout
     assert sum(part.steps for part in segments) == free.max()
 
 
+def test_the_largest_cache_needs_no_power_of_two(llama: Model, uneven: Rollout) -> None:
+    rollout, segments = trace(llama, dataclasses.replace(LONG, slots=4, longest=155))
+    assert_same(rollout, uneven)
+    assert max(part.columns for part in segments) == 155
+
+
 def test_samples_before_a_longer_one_move_to_larger_caches(llama: Model) -> None:
     """What is in the ring, wrapped around, goes along."""
     alone = trace(llama, dataclasses.replace(LONG, slots=1))[0]
@@ -252,10 +258,10 @@ def test_the_occupancy_is_the_share_of_steps_that_drew_a_token(llama: Model) -> 
 
 
 def test_the_largest_cache_is_known_before(llama: Model) -> None:
-    # float32 keys and values, 2 layers of 2 heads of width 8; 64 + 12 tokens need 128 columns
+    # float32 keys and values, 2 layers of 2 heads of width 8, and no more columns than tokens
     c = llama.config
     assert (c.layers, c.kv_heads, c.head_width) == (2, 2, 8)
-    assert engine.cache_bytes(c, 8, 64 + 12) == 2 * 4 * 2 * 2 * 8 * 8 * 128
+    assert engine.cache_bytes(c, 8, 64 + 12) == 2 * 4 * 2 * 2 * 8 * 8 * 76
 
 
 def test_a_cache_beyond_the_memory_is_refused(llama: Model) -> None:
@@ -264,7 +270,7 @@ def test_a_cache_beyond_the_memory_is_refused(llama: Model) -> None:
         return engine.check_cache(llama.config, settings, 76, llama.mesh)
 
     # 256 bytes a token
-    assert check(8) == "decode cache: at most 0.00026 GB a device for 8 slots of 128 tokens"
+    assert check(8) == "decode cache: at most 0.00016 GB a device for 8 slots of 76 tokens"
     with pytest.raises(UserError, match=r"lower --rollout\.slots"):
         check(10**8)
 
