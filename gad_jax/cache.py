@@ -26,6 +26,8 @@ def create_once(name: str, write: Callable[[Path], None], needs_bytes: int = 0) 
 
     Raises UserError if the cache cannot be written or has less than `needs_bytes` bytes free.
     """
+    from safetensors import SafetensorError  # what it raises for a full disk is no OSError
+
     target = cache_dir() / name
     if target.is_dir():
         return target
@@ -52,9 +54,9 @@ def create_once(name: str, write: Callable[[Path], None], needs_bytes: int = 0) 
                 os.replace(partial, target)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise UserError(
-            f"cannot write {target} ({error.strerror or error}); "
+            f"cannot write {target} ({getattr(error, 'strerror', None) or error}); "
             "set GAD_JAX_CACHE to a directory that can be written"
         ) from error
     return target

@@ -7,21 +7,27 @@ import re
 import traceback
 from typing import Any
 
-HIDDEN = "[secret]"
+MASK = "[redacted]"
 
+# hf- with a dash is no token: hf-internal-testing is an organisation of the hub.
 _PATTERNS = re.compile(
     r"(?<![\w-])(?:"
-    r"sk-[\w-]{16,}"  # OpenAI and those who follow it
-    r"|hf_\w{16,}"
-    r"|gh[pousr]_\w{30,}|github_pat_\w{30,}"
-    r"|xox[abpr]-[\w-]{20,}"
+    r"(?:sk|pk|rk|xai|gsk|pplx|nvapi|glpat|xox[abprs])[-_][\w-]{16,}"
+    r"|(?:hf|gh[pousr]|github_pat)_\w{16,}"
     r"|AKIA[0-9A-Z]{16}"
     r"|AIza[\w-]{30,}"
-    r")"
+    r"|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{5,}"  # a JSON web token
+    r")|-----BEGIN [A-Z ]*PRIVATE KEY-----"
 )
 _BEARER = re.compile(r"(?i)\b(bearer\s+)[\w.~+/=-]{8,}")
 _NAMES = re.compile(r"(?i)(?:^|_)(?:KEY|TOKEN|SECRET|PASSWORD)$")
 _SHORTEST = 8  # a shorter value of such a variable may stand anywhere
+_variables: set[str] = set()
+
+
+def protect(variable: str) -> None:
+    """Has `redact` mask the value of this environment variable, whatever its name and length."""
+    _variables.add(variable)
 
 
 def looks_secret(text: str) -> bool:
@@ -31,12 +37,13 @@ def looks_secret(text: str) -> bool:
 
 def redact(text: str) -> str:
     """Returns the text without what has the form of a secret, and without the values of environment
-    variables that are named like one, as OPENAI_API_KEY or HF_TOKEN."""
-    values = {value for name, value in os.environ.items() if _NAMES.search(name)}
+    variables that are protected or named like a secret, as OPENAI_API_KEY or HF_TOKEN."""
+    values = {os.environ.get(variable, "").strip() for variable in _variables} - {""}
+    named = (value for name, value in os.environ.items() if _NAMES.search(name))
+    values |= {value for value in named if len(value) >= _SHORTEST}
     for value in sorted(values, key=len, reverse=True):
-        if len(value) >= _SHORTEST:
-            text = text.replace(value, HIDDEN)
-    return _BEARER.sub(rf"\1{HIDDEN}", _PATTERNS.sub(HIDDEN, text))
+        text = text.replace(value, MASK)
+    return _BEARER.sub(rf"\1{MASK}", _PATTERNS.sub(MASK, text))
 
 
 def redact_logs() -> None:

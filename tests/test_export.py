@@ -125,7 +125,10 @@ def test_mistakes_are_one_sentence(
 ) -> None:
     missing = tmp_path / "missing"
     says = refused(export.main, missing)
-    assert says == f"{missing} is not a run directory: it has no config.yaml"
+    assert (
+        says
+        == f"{missing} is not a run directory: it has no config.yaml; name a --run_dir of train"
+    )
     says = refused(export.main, tiny_run / "checkpoints" / "7")
     assert "has no checkpoint of step 7; it has [1, 2]" in says
     empty = tmp_path / "empty"
@@ -143,7 +146,10 @@ def test_a_mistake_ends_the_process_with_code_2(
 ) -> None:
     done = command("export", tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"{tmp_path} is not a run directory: it has no config.yaml\n"
+    assert (
+        done.stderr
+        == f"{tmp_path} is not a run directory: it has no config.yaml; name a --run_dir of train\n"
+    )
 
 
 @pytest.mark.torch

@@ -50,7 +50,11 @@ sys.exit(run_guarded(main))
         ("raise NumericsError('10 steps skipped')", 10, "10 steps skipped"),
         ("raise CollapseError('too long')", 11, "too long"),
         ("raise StorageError('disk')", 12, "disk"),
-        ("raise OSError(28, 'No space left', 'f.jsonl')", 12, "f.jsonl could not be written: No s"),
+        (
+            "raise OSError(28, 'No space left', 'f.jsonl')",
+            12,
+            "f.jsonl could not be read or written: ",
+        ),
         ("raise OSError(2, 'No such file', 'x')", 13, "FileNotFoundError: [Errno 2] No such file"),
         ("raise ValueError('surprise')", 13, "ValueError: surprise"),
         ("raise KeyboardInterrupt", 130, "interrupted"),

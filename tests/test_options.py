@@ -163,7 +163,11 @@ def test_flat_settings_with_a_positional_argument() -> None:
         ("batch:\n  prompts: true\n", "c.yaml:2: batch.prompts: an integer is needed; got true"),
         ("run_dir: 5\n", "c.yaml:1: run_dir: text is needed; got 5"),
         ("seed: [1, 2]\n", "c.yaml:1: seed: an integer is needed; got [1, 2]"),
-        ("run_dir: 2024-99-99\n", "c.yaml:1: run_dir: not a plain value: month must be in 1..12"),
+        (
+            "run_dir: 2024-99-99\n",
+            "c.yaml:1: run_dir: not a plain value: month must be in 1..12; write text, "
+            "a number, true, false or a list",
+        ),
         (
             "rollout:\n  samples: 1\n",
             "c.yaml:2: rollout.samples: samples=1 must be 2 or more: an advantage compares samples "
@@ -172,7 +176,7 @@ def test_flat_settings_with_a_positional_argument() -> None:
         (
             "batch: {\nprompts: 3\n",
             "c.yaml:3: not valid YAML: while parsing a flow mapping expected ',' or '}', but got "
-            "'<stream end>'",
+            "'<stream end>'; correct that line",
         ),
         (b"run_dir: \xe9\n", "c.yaml: not UTF-8 text; save it as UTF-8"),
     ],

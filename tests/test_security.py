@@ -76,6 +76,11 @@ KEY = "sk-proj-SENTINEL0123456789abcdef"
 def test_what_looks_like_a_secret_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_TEACHER_KEY", "correct horse battery")
     monkeypatch.setenv("SHORT_TOKEN", "true")
+    monkeypatch.setenv("MY_DOOR", "7-7")
+    assert redaction.redact("7-7") == "7-7"
+    monkeypatch.setattr(redaction, "_variables", set())
+    redaction.protect("MY_DOOR")
+    assert redaction.redact("it is 7-7") == f"it is {redaction.MASK}"
     for text in (
         f"Incorrect API key provided: {KEY}.",
         "token hf_abcdefghijklmnopqrstuvwxyz012345 is wrong",
@@ -84,13 +89,14 @@ def test_what_looks_like_a_secret_is_hidden(monkeypatch: pytest.MonkeyPatch) -> 
         "the password is correct horse battery!",
     ):
         hidden = redaction.redact(text)
-        assert redaction.HIDDEN in hidden
+        assert redaction.MASK in hidden
         for secret in (KEY, "hf_abc", "abc.def", "ghp_0", "horse"):
             assert secret not in hidden
     for text in (
         "task-specific prompts, true or false",
         "org/risk-assessment-of-language-models",
         "a bearer of news",
+        "hf-internal-testing/tiny-random-LlamaForCausalLM",
         "shf_x",
     ):
         assert redaction.redact(text) == text
@@ -126,9 +132,9 @@ def test_no_log_error_or_traceback_shows_a_secret(kind: str, code: int, debug: s
         check=False,
     )
     assert done.returncode == code
-    assert done.stderr.count(redaction.HIDDEN) >= 3
+    assert done.stderr.count(redaction.MASK) >= 3
     assert secret not in done.stderr + done.stdout
-    assert done.stderr.splitlines()[-1].endswith(f"rejected: {redaction.HIDDEN}")
+    assert done.stderr.splitlines()[-1].endswith(f"rejected: {redaction.MASK}")
 
 
 def test_a_wrong_log_call_is_still_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -137,7 +143,7 @@ def test_a_wrong_log_call_is_still_logged(caplog: pytest.LogCaptureFixture) -> N
         redaction.redact_logs()
         redaction.redact_logs()
         logging.getLogger("x").warning("%s and %s", KEY, "y")
-        assert caplog.messages == [f"{redaction.HIDDEN} and y"]
+        assert caplog.messages == [f"{redaction.MASK} and y"]
     finally:
         logging.setLogRecordFactory(factory)
 

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from gad_jax import processes, sharding
-from gad_jax.errors import UserError
+from gad_jax.errors import StorageError, UserError
 from gad_jax.models import checksums, decoder
 from gad_jax.models.decoder import DecoderConfig
 from gad_jax.models.families import FAMILIES
@@ -320,7 +320,11 @@ def _write_shards(directory: Path, config: DecoderConfig, params: Params) -> Non
     if len(shards) == 1:
         files = ["model.safetensors"]
     for file, shard in zip(files, shards, strict=True):
-        save_file({t.name: t.fetch() for t in shard}, directory / file, {"format": "pt"})
+        tensors = {t.name: t.fetch() for t in shard}
+        try:
+            save_file(tensors, directory / file, {"format": "pt"})
+        except SafetensorError as error:  # a full disk, for one
+            raise StorageError(f"{directory / file} could not be written ({error})") from error
     if len(shards) > 1:
         index = {
             "metadata": {"total_size": sum(t.nbytes for shard in shards for t in shard)},
