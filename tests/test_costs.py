@@ -4,6 +4,8 @@ XLA takes the body of a loop once: with one layer, one micro-batch and logits in
 none that turns twice.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +23,7 @@ NETWORK = DecoderConfig(
     family="llama", vocabulary=512, width=128, mlp_width=384, layers=1, heads=4, kv_heads=2,
     head_width=32, rope_theta=1e4, norm_epsilon=1e-6, max_positions=512, tied=True, remat="none",
 )  # fmt: skip
-SCORER = settings.dataclasses.replace(NETWORK, head="score")
+SCORER = dataclasses.replace(NETWORK, head="score")
 PROMPTS, SAMPLES, ASKED, ANSWERED = 4, 8, 40, 60
 
 

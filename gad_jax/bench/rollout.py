@@ -197,7 +197,9 @@ def _torch_seconds(chosen: Rollout, directory: Any, size: int) -> float | None:
         from transformers import AutoModelForCausalLM
     except ImportError:
         return None
-    model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, use_safetensors=True
+    ).eval()
     prompts = torch.randint(0, model.config.vocab_size, (size, chosen.prompt_tokens))
     tokens = chosen.response_tokens
 

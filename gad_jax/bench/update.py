@@ -122,7 +122,7 @@ def torch_step(chosen: Update, directory: Any) -> float | None:
         return None
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype="float32")
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype="float32", use_safetensors=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
     shape = (chosen.rows, chosen.row_tokens)
     ids = torch.randint(0, model.config.vocab_size, shape)
