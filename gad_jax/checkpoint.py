@@ -10,23 +10,22 @@ but any pytree of arrays will do here. Directories are local or shared file syst
 import contextlib
 import errno
 import gc
+import json
 import logging
 import math
 import os
 import shutil
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
-from gad_jax import digest
+from gad_jax import digest, guard, processes
 from gad_jax.errors import StorageError, UserError
+from gad_jax.orbax_errors import SaveErrors, first_line, quiet
 
 logger = logging.getLogger(__name__)
 
@@ -47,31 +46,6 @@ class Restored(NamedTuple):
     meta: Meta
 
 
-def _first_line(error: BaseException) -> str:
-    """Returns an error in one short line: Orbax and TensorStore errors run over many."""
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:300]}".rstrip(": ")
-
-
-def _all_processes(ok: bool) -> bool:
-    """Returns whether `ok` holds in every process, so that all take the same decision."""
-    if jax.process_count() == 1:
-        return ok
-    return bool(np.min(multihost_utils.process_allgather(np.int32(ok))))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences what Orbax's coroutines and TensorStore's threads print after a failed read."""
-    asyncio_logger = logging.getLogger("asyncio")
-    hook, disabled = sys.unraisablehook, asyncio_logger.disabled
-    sys.unraisablehook, asyncio_logger.disabled = lambda _: None, True
-    try:
-        yield
-    finally:
-        sys.unraisablehook, asyncio_logger.disabled = hook, disabled
-
-
 class _Retention:
     """Orbax preservation policy: the newest checkpoints and the best one."""
 
@@ -83,8 +57,11 @@ class _Retention:
         """Returns for each checkpoint, oldest first, whether it stays."""
         del context
         steps = [checkpoint.step for checkpoint in checkpoints]
-        kept = {*steps[-self._newest :], self._best(steps)}
-        return [step in kept for step in steps]
+        return [step in self.kept(steps) for step in steps]
+
+    def kept(self, steps: list[int]) -> set[int | None]:
+        """Returns those of the steps, which ascend, that stay."""
+        return {*steps[-self._newest :], self._best(steps)}
 
 
 class Checkpoints:
@@ -116,11 +93,15 @@ class Checkpoints:
         self.directory = Path(directory).absolute()
         self._background = jax.default_backend() != "cpu" if background is None else background
         self._read_only = read_only
+        self._other = "" if read_only else "; or choose another --run_dir"
         self._check_directory()
+        self._keep = keep
+        self._errors = SaveErrors()
         self._pending: int | None = None
         self._bytes = 0
+        self._retention = _Retention(keep, self._best_of if keep_best else lambda _: None)
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=_Retention(keep, self._best_of if keep_best else lambda _: None),
+            preservation_policy=self._retention,
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
         )
@@ -142,13 +123,32 @@ class Checkpoints:
         names = [entry.name for entry in self.directory.iterdir() if entry.is_dir()]
         return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
+    def _agreed_steps(self) -> list[int]:
+        """Returns `steps` as the first process sees them: a network file system shows late."""
+        return json.loads(processes.from_first(lambda: json.dumps(self.steps())))
+
     def latest(self) -> int | None:
-        """Returns the newest complete step, or None."""
-        return max(self.steps(), default=None)
+        """Returns the newest complete step, or None; the same in all processes."""
+        return max(self._agreed_steps(), default=None)
 
     def best(self) -> int | None:
         """Returns the complete step with the highest score (of equals the newest), or None."""
         return self._best_of(self.steps())
+
+    def require_space(self, nbytes: int) -> None:
+        """Raises StorageError where the disk is too small for the checkpoints of a run whose state
+        has `nbytes`: those kept and the one being written."""
+        files = (path for path in self.directory.rglob("*") if path.is_file())
+        present = sum(path.stat().st_size for path in files)
+        needed = nbytes * (self._keep + 1) - present
+        free = shutil.disk_usage(self.directory).free
+        if needed > free:
+            raise StorageError(
+                f"{self.directory} has {free / 1e9:.2f} GB free and this run needs "
+                f"{needed / 1e9:.2f} (checkpoint.keep={self._keep} and one more, of "
+                f"{nbytes / 1e9:.2f} GB each); free some, lower --checkpoint.keep or choose "
+                "another --run_dir"
+            )
 
     def read_meta(self, step: int) -> Meta:
         """Returns the `meta` of a step. Raises StorageError when it is missing or damaged."""
@@ -157,7 +157,7 @@ class Checkpoints:
         except UNREADABLE as error:
             raise StorageError(
                 f"the record of checkpoint {self.directory / str(step)} cannot be read: "
-                f"{_first_line(error)}"
+                f"{first_line(error)}"
             ) from error
 
     def save(self, step: int, state: Any, meta: Meta, score: float | None = None) -> bool:
@@ -170,12 +170,13 @@ class Checkpoints:
         failed; then the earlier steps are intact.
         """
         self.wait()
-        if step in self.steps():
+        if step in self._agreed_steps():
             return False
+        self._errors.last = None
         leaves = digest.plain_leaves(state)
         self._bytes = sum(leaf.nbytes for leaf in leaves.values())
         self._pending = step
-        if shutil.disk_usage(self.directory).free < self._bytes:
+        if any(processes.any_of(shutil.disk_usage(self.directory).free < self._bytes)):
             raise self._failed_save(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
         score = None if score is None or math.isnan(score) else float(score)
         record = {
@@ -192,19 +193,31 @@ class Checkpoints:
         }
         self._scores[step] = score
         try:
-            self._manager.save(step, args=ocp.args.Composite(**items))
+            with quiet():
+                self._manager.save(step, args=ocp.args.Composite(**items))
         except Exception as error:
             raise self._failed_save(error) from error
         if not self._background:
             self.wait()
         return True
 
+    def rescore(self, step: int, score: float | None) -> None:
+        """Gives a complete step another score, in its record too."""
+        score = None if score is None or math.isnan(score) else float(score)
+        if processes.is_first() and (record := self._read_record(step))["score"] != score:
+            path = self.directory / str(step) / "meta" / RECORD
+            guard.write_atomic(path, json.dumps(digest.sealed(record | {"score": score})))
+        self._scores[step] = score
+
     def wait(self) -> None:
         """Returns when no save is in progress. Raises StorageError if the last one failed."""
         if self._pending is None:
             return
         try:
-            self._manager.wait_until_finished()
+            with quiet():
+                if jax.process_count() > 1:
+                    self._errors.wait(self._manager.is_saving_in_progress)
+                self._manager.wait_until_finished()
         except Exception as error:
             raise self._failed_save(error) from error
         logger.info("committed checkpoint %d in %s", self._pending, self.directory)
@@ -230,7 +243,7 @@ class Checkpoints:
         Raises UserError when an intact checkpoint does not have the expected leaves, and
         StorageError when none is intact, naming each with its reason; none is renamed then.
         """
-        candidates = [known for known in self.steps()[::-1] if step in (None, known)]
+        candidates = [known for known in self._agreed_steps()[::-1] if step in (None, known)]
         if not candidates:
             wanted = "to restore" if step is None else f"of step {step}; it has {self.steps()}"
             raise UserError(f"{self.directory} has no checkpoint {wanted}")
@@ -239,6 +252,8 @@ class Checkpoints:
             outcome = self._try_restore(candidate, abstract, subset)
             if isinstance(outcome, Restored):
                 self._quarantine(damaged)
+                if step is None and not self._read_only:
+                    self._remove_surplus()
                 return outcome
             damaged[candidate] = outcome
             logger.warning("checkpoint %d is damaged (%s)", candidate, outcome)
@@ -255,20 +270,20 @@ class Checkpoints:
         try:
             record = self._read_record(step)
         except UNREADABLE as error:
-            reason = _first_line(error)
-        if _all_processes(record is not None):
+            reason = first_line(error)
+        if processes.all_of(record is not None):
             assert record is not None
             expected = abstract(record["meta"])
             self._check_layout(step, record["layout"], expected, subset)
-            with _quiet():
+            with quiet():
                 try:
                     state = self._read_state(step, expected, record)
                 except Exception as error:  # Orbax and TensorStore raise errors of many types.
-                    reason = _first_line(error)
+                    reason = first_line(error)
                 if state is None:
                     gc.collect()  # What was read of it must not stay in memory beside the next.
                     time.sleep(0.1)  # TensorStore's threads end after the error is known.
-            if _all_processes(state is not None):
+            if processes.all_of(state is not None):
                 return Restored(step, state, record["meta"])
         return reason or "another process could not read it"
 
@@ -305,7 +320,7 @@ class Checkpoints:
         if difference:
             raise UserError(
                 f"checkpoint {self.directory / str(step)} does not fit these settings: "
-                f"{difference}; use the settings that the run was made with, or another --run_dir"
+                f"{difference}; use the settings that the run was made with{self._other}"
             )
 
     def _quarantine(self, damaged: dict[int, str]) -> None:
@@ -316,10 +331,22 @@ class Checkpoints:
         for step, reason in damaged.items():
             self._scores.pop(step, None)
             target = self.directory / f"{step}.{suffix}"
-            if jax.process_index() == 0:
+            if processes.is_first():
                 (self.directory / str(step)).rename(target)
             logger.warning("checkpoint %d was renamed to %s: %s", step, target.name, reason)
-        _all_processes(True)
+        processes.all_of(True)
+        self._manager.reload()
+
+    def _remove_surplus(self) -> None:
+        """Removes older steps that a process was removing, or about to, when it was killed."""
+        steps = self._agreed_steps()
+        surplus = [step for step in steps if step not in self._retention.kept(steps)]
+        if not surplus:
+            return
+        if processes.is_first():
+            for step in surplus:
+                shutil.rmtree(self.directory / str(step), ignore_errors=True)
+        processes.all_of(True)
         self._manager.reload()
 
     def _best_of(self, steps: list[int]) -> int | None:
@@ -338,7 +365,7 @@ class Checkpoints:
         except OSError as error:
             raise UserError(
                 f"the checkpoint directory {self.directory} cannot be used "
-                f"({error.strerror}); choose another --run_dir"
+                f"({error.strerror}){self._other or '; is it that of a run?'}"
             ) from error
 
     def _failed_save(self, error: Exception) -> StorageError:
@@ -347,7 +374,7 @@ class Checkpoints:
         self._scores.pop(step, None)
         free = shutil.disk_usage(self.directory).free
         return StorageError(
-            f"checkpoint {self.directory / str(step)} could not be written ({_first_line(error)}); "
+            f"checkpoint {self.directory / str(step)} could not be written ({first_line(error)}); "
             f"it needs {self._bytes / 1e9:.2f} GB and {free / 1e9:.2f} GB are free; "
             f"complete checkpoints: {self.steps() or 'none'}"
         )

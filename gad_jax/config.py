@@ -4,26 +4,14 @@ Defaults are the paper's (arXiv:2511.10643) or, where the paper is silent, those
 scripts. Loading files, overrides and `--help` live in `options.py`.
 """
 
-import dataclasses
+import datetime
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from gad_jax.fields import option, section
+from gad_jax.health import Health
+
 STAGES = ("seqkd", "warmup", "offpolicy", "gad")
-
-
-def option(default: Any, help: str, unit: str = "", positional: bool = False) -> Any:
-    """Returns a dataclass field with its default, its line in `--help` and its unit.
-
-    The default `dataclasses.MISSING` makes the option required. A positional option is given by
-    its place instead of a flag: `run: str = option(MISSING, "run directory", positional=True)`.
-    """
-    words = {"help": help, "unit": unit, "positional": positional}
-    return dataclasses.field(default=default, metadata=words)
-
-
-def section(kind: Any, help: str, **overrides: Any) -> Any:
-    """Returns a dataclass field that holds a section of settings, its defaults overridden."""
-    return dataclasses.field(default_factory=lambda: kind(**overrides), metadata={"help": help})
 
 
 def _require(condition: bool, message: str) -> None:
@@ -98,10 +86,15 @@ class Data:
     )
     max_prompt_tokens: int = option(2048, "longer prompts are dropped and counted", "tokens")
     skip_invalid: bool = option(False, "skip and count malformed rows instead of stopping")
+    max_invalid_share: float = option(
+        0.01, "with skip_invalid, stop if a larger share of the rows is malformed"
+    )
 
     def __post_init__(self) -> None:
         _require_text(self, "train")
         _require_positive(self, "max_prompt_tokens")
+        share = self.max_invalid_share
+        _require(0 <= share <= 1, f"max_invalid_share={share} must be in [0, 1]")
 
 
 @dataclass(frozen=True)
@@ -142,10 +135,13 @@ class Rollout:
     max_new_tokens: int = option(
         1536, "a longer response is cut, and ends without an end token", "tokens"
     )
+    slots: int = option(
+        0, "responses sampled at once on a data shard; 0: 32 on a CPU, else 256", "responses"
+    )
 
     def __post_init__(self) -> None:
         _require_positive(self, "temperature", "max_new_tokens")
-        _require_at_least_zero(self, "top_k")
+        _require_at_least_zero(self, "top_k", "slots")
         _require(0 < self.top_p <= 1, f"top_p={self.top_p} must be in (0, 1]")
         _require(
             self.samples >= 2,
@@ -246,6 +242,15 @@ class Checkpoint:
     """What is kept to resume from, and which step counts as the best."""
 
     every: int = option(50, "steps between checkpoints", "steps")
+    every_minutes: float = option(30.0, "also save after this time; 0: by steps alone", "minutes")
+    must_save_by: str = option(
+        "",
+        "time by which the run must have saved and stopped, as 2027-01-31T18:00; empty: the end of "
+        "the Slurm job, if it is one",
+    )
+    margin_minutes: float = option(
+        5.0, "how long before that time the run begins to save, a step's time ahead", "minutes"
+    )
     keep: int = option(2, "newest checkpoints kept", "checkpoints")
     keep_best: bool = option(
         True, "also keep the checkpoint with the best evaluation of acceptable length"
@@ -256,6 +261,11 @@ class Checkpoint:
 
     def __post_init__(self) -> None:
         _require_positive(self, "every", "keep", "best_max_length_ratio")
+        _require_at_least_zero(self, "every_minutes", "margin_minutes")
+        try:
+            datetime.datetime.fromisoformat(self.must_save_by or "2027-01-31")
+        except ValueError:
+            _require(False, f"must_save_by={self.must_save_by!r} must be as 2027-01-31T18:00")
 
 
 @dataclass(frozen=True)
@@ -269,6 +279,45 @@ class Mesh:
     def __post_init__(self) -> None:
         _require_positive(self, "replica", "tensor")
         _require_at_least_zero(self, "fsdp")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a run that does not go on is ended, instead of waiting for ever."""
+
+    step_minutes: float = option(
+        30.0, "a longer step ends the run with the stacks of its threads; 0: never", "minutes"
+    )
+    other_minutes: float = option(
+        120.0, "the same for start-up, compiling, restoring, evaluating, saving", "minutes"
+    )
+    heartbeat_seconds: int = option(60, "a process silent for longer is taken for dead", "seconds")
+    join_seconds: int = option(
+        300, "longest wait for the other processes at the start and at the end", "seconds"
+    )
+
+    def __post_init__(self) -> None:
+        _require_at_least_zero(self, "step_minutes", "other_minutes")
+        _require_positive(self, "heartbeat_seconds", "join_seconds")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Where the time of some steps goes."""
+
+    steps: str = option("", "first and last step to trace, as 3:5; empty: none", "steps")
+
+    def __post_init__(self) -> None:
+        _require(
+            not self.steps or (self.window[0] > 0 and self.window[0] <= self.window[1]),
+            f"steps={self.steps!r} must be FIRST:LAST, as 3:5, counting from 1",
+        )
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """The first and the last step; (0, 0) for none or what is not understood."""
+        first, _, last = self.steps.partition(":")
+        return (int(first), int(last)) if first.isdigit() and last.isdigit() else (0, 0)
 
 
 @dataclass(frozen=True)
@@ -311,10 +360,16 @@ class Config:
     )
     evaluation: Evaluation = section(Evaluation, "held-out evaluation")
     checkpoint: Checkpoint = section(Checkpoint, "checkpoints")
+    health: Health = section(Health, "what counts as a sick run, and what is done about it")
     mesh: Mesh = section(Mesh, "device mesh")
+    limits: Limits = section(Limits, "time limits")
+    profile: Profile = section(Profile, "profiling")
 
     def __post_init__(self) -> None:
         _require_text(self, "run_dir")
+        _require(
+            self.run_dir.isprintable(), f"run_dir={self.run_dir!r}: remove what is unprintable"
+        )
         _require(0 <= self.seed < 2**32, f"seed={self.seed} must be in [0, 2**32)")
         for name in self.stages:
             known = f"{', '.join(STAGES)}, several with commas, or all"

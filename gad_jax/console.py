@@ -130,6 +130,10 @@ class Display:
         self.console.print(line)
         self._bar.update(self._task, completed=step, description=stage, left=f"{left} left")
 
+    def notice(self, sentence: str) -> None:
+        """Shows a sentence so that it stands out between the lines of the steps."""
+        self.console.print(Text(printable(sentence), style="bold yellow"), soft_wrap=True)
+
     @contextlib.contextmanager
     def busy(self, label: str) -> Iterator[None]:
         """Says what the run does meanwhile, when that is no step."""

@@ -46,6 +46,8 @@ def _export(export: Export) -> int:
 
     run, _ = runs.split_step(export.run)
     out = Path(export.out) if export.out else run / "export"
+    if runs.is_run(run):
+        guard.make_writable(out, "--out")
     parts = {"student": "generator", "discriminator": "discriminator"}
     chosen = parts if export.part == "all" else {export.part: parts[export.part]}
     mesh = sharding.make_mesh()

@@ -1,4 +1,4 @@
-"""Nested dataclasses as dotted paths: reading their fields, filling them, and words for mistakes.
+"""Nested dataclasses as dotted paths: declaring, reading and filling them, and words for mistakes.
 
 Where values come from (flags, YAML) is in `options.py`. Imports no jax.
 """
@@ -18,6 +18,21 @@ from pydantic import TypeAdapter
 from gad_jax.errors import UserError
 
 T = TypeVar("T")
+
+
+def option(default: Any, help: str, unit: str = "", positional: bool = False) -> Any:
+    """Returns a dataclass field with its default, its line in `--help` and its unit.
+
+    The default `dataclasses.MISSING` makes the option required. A positional option is given by
+    its place instead of a flag: `run: str = option(MISSING, "run directory", positional=True)`.
+    """
+    words = {"help": help, "unit": unit, "positional": positional}
+    return dataclasses.field(default=default, metadata=words)
+
+
+def section(kind: Any, help: str, **overrides: Any) -> Any:
+    """Returns a dataclass field that holds a section of settings, its defaults overridden."""
+    return dataclasses.field(default_factory=lambda: kind(**overrides), metadata={"help": help})
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from gad_jax import guard, options
 from gad_jax.config import option
@@ -69,6 +69,10 @@ def _run(generate: Generate) -> int:
     from gad_jax.data.chat import Chat
 
     # before the model is loaded
+    if generate.out:
+        guard.make_writable(Path(generate.out).absolute().parent, "--out")
+        if Path(generate.out).is_dir():
+            raise UserError(f"--out={generate.out} is a directory; name a file in it")
     rows = sources.read(generate.file, need_response=False) if generate.file else None
     mesh = sharding.make_mesh()
     with jax.set_mesh(mesh):
@@ -84,6 +88,14 @@ def _run(generate: Generate) -> int:
         else:
             _answer_interactively(network.origin, answer)
     return guard.Exit.OK
+
+
+class Answer(NamedTuple):
+    """One answer; `tokens` counts the end token, which one that was cut (not finished) lacks."""
+
+    text: str
+    tokens: int
+    finished: bool
 
 
 class Answering:
@@ -109,36 +121,52 @@ class Answering:
 
     def __call__(self, conversations: list[Any]) -> list[list[str]]:
         """Returns the answers to each conversation. Raises UserError for one that is too long."""
+        prompts = self.encode(conversations)
+        for prompt in prompts:
+            if len(prompt) > self.longest_prompt:
+                raise UserError(
+                    f"a prompt has {len(prompt)} tokens, and {self.longest_prompt} fit beside "
+                    f"--max_new_tokens={self.settings.max_new_tokens}; shorten it or lower that"
+                )
+        numbers = range(self.asked, self.asked + len(prompts))
+        self.asked += len(prompts)
+        return [[answer.text for answer in group] for group in self.answers(prompts, numbers)]
+
+    @property
+    def longest_prompt(self) -> int:
+        """How many tokens fit before the longest answer."""
+        return self.network.config.max_positions - self.settings.max_new_tokens
+
+    def encode(self, conversations: Sequence[Any]) -> list[Any]:
+        """Returns the tokens of each conversation up to where the answer begins."""
+        import numpy as np
+
+        return [np.asarray(tokens, np.int32) for tokens in self.chat.encode_prompts(conversations)]
+
+    def answers(self, prompts: list[Any], numbers: Sequence[int]) -> list[list[Answer]]:
+        """Returns the answers to each encoded prompt. What is sampled depends on the seed and the
+        prompt's number, not on what is asked beside it."""
         import numpy as np
 
         from gad_jax.rollout import engine
 
-        prompts = [np.asarray(self.chat.encode_prompt(c), np.int32) for c in conversations]
-        limit = self.network.config.max_positions - self.settings.max_new_tokens
-        for prompt in prompts:
-            if len(prompt) > limit:
-                raise UserError(
-                    f"a prompt has {len(prompt)} tokens, and {limit} fit beside --max_new_tokens="
-                    f"{self.settings.max_new_tokens}; shorten it or lower that"
-                )
-        indices = np.arange(self.asked, self.asked + len(prompts), dtype=np.int32)
-        self.asked += len(prompts)
         rollout = engine.generate(
             self.network.config,
             self.network.params,
             prompts,
-            indices,
+            np.asarray(numbers, np.int32),
             self.key,
             self.settings,
             self.mesh,
             self.weights,
         )
+        groups = zip(rollout.tokens, rollout.lengths, rollout.finished, strict=True)
         return [
             [
-                self.chat.decode(tokens[:length].tolist())
-                for tokens, length in zip(group, lengths, strict=True)
+                Answer(self.chat.decode(tokens[:length].tolist()), int(length), bool(finished))
+                for tokens, length, finished in zip(*group, strict=True)
             ]
-            for group, lengths in zip(rollout.tokens, rollout.lengths, strict=True)
+            for group in groups
         ]
 
 

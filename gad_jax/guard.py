@@ -4,11 +4,13 @@ Imports no jax, so that `--help` and a second run on a busy directory answer at 
 """
 
 import contextlib
+import datetime
 import enum
 import errno
 import faulthandler
 import json
 import logging
+import math
 import os
 import signal
 import socket
@@ -22,7 +24,15 @@ from typing import Any
 
 import filelock
 
-from gad_jax.errors import CollapseError, NumericsError, StorageError, UserError
+from gad_jax.errors import (
+    CollapseError,
+    LostProcessError,
+    NumericsError,
+    StorageError,
+    UserError,
+    sentence,
+)
+from gad_jax.redaction import redact, redact_logs
 
 
 class Exit(enum.IntEnum):
@@ -34,6 +44,7 @@ class Exit(enum.IntEnum):
     COLLAPSE = 11
     STORAGE = 12
     UNEXPECTED = 13
+    LOST_PROCESS = 14
 
 
 EXIT_CODES: dict[type[Exception], Exit] = {
@@ -41,17 +52,23 @@ EXIT_CODES: dict[type[Exception], Exit] = {
     NumericsError: Exit.NUMERICS,
     CollapseError: Exit.COLLAPSE,
     StorageError: Exit.STORAGE,
+    LostProcessError: Exit.LOST_PROCESS,
 }
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
+DISK_ERRORS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO),
+    *(errno.EACCES, errno.EPERM),
+}
 
 
 def run_guarded(main: Callable[[], int]) -> int:
     """Returns what `main` returns; an exception ends the process here, at once.
 
-    Our own errors are shown as one sentence and others with a traceback; `EXIT_CODES` gives the
-    code. The process is left by `os._exit`: an ordinary exit joins Orbax's threads, which wait for
-    the other processes while those wait for this one.
+    Our own errors are shown as one sentence (with --debug, after a traceback) and others with a
+    traceback, all without secrets; `EXIT_CODES` gives the code. The process is left by `os._exit`:
+    an ordinary exit joins Orbax's threads, which wait for the other processes while those wait for
+    this one.
     """
+    redact_logs()
     try:
         return main()
     except SystemExit:  # argparse, after --help or a wrong flag
@@ -60,16 +77,17 @@ def run_guarded(main: Callable[[], int]) -> int:
         _say("interrupted")
         _leave(128 + signal.SIGINT)
     except tuple(EXIT_CODES) as error:
-        _say(str(error))
+        _say(sentence(error))
         _leave(next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind)))
     except OSError as error:
         if error.errno not in DISK_ERRORS:
-            traceback.print_exc()
+            _say(redact(traceback.format_exc().rstrip()))
             _leave(Exit.UNEXPECTED)
-        _say(f"{error.filename or 'a file of the run'} could not be written: {error.strerror}")
+        place = error.filename or "a file of the run"
+        _say(sentence(StorageError(f"{place} could not be read or written: {error.strerror}")))
         _leave(Exit.STORAGE)
     except BaseException:
-        traceback.print_exc()
+        _say(redact(traceback.format_exc().rstrip()))
         _leave(Exit.UNEXPECTED)
     raise AssertionError("not reached")
 
@@ -133,8 +151,28 @@ class StopRequest:
         self.requested = True
 
 
+def stop_time(must_save_by: str, margin_minutes: float) -> float:
+    """Returns when the run must begin to save for the last time, in seconds since 1970.
+
+    That is `margin_minutes` before the given time (ISO 8601, local unless it says otherwise) or
+    before the end of the Slurm job, whichever is earlier; infinity where neither is known. Raises
+    UserError when that is past.
+    """
+    job = os.environ.get("SLURM_JOB_END_TIME", "")
+    end = float(job) if job.isdigit() else math.inf
+    if must_save_by:
+        end = min(end, datetime.datetime.fromisoformat(must_save_by).timestamp())
+    if time.time() > end - 60 * margin_minutes:
+        when = datetime.datetime.fromtimestamp(end).isoformat(" ", "minutes")
+        raise UserError(
+            f"the run has to end at {when}, which leaves no step before the "
+            f"--checkpoint.margin_minutes={margin_minutes:g} for saving; give it more time"
+        )
+    return end - 60 * margin_minutes
+
+
 @contextlib.contextmanager
-def lock_run(run_dir: str | os.PathLike[str]) -> Iterator[None]:
+def lock_run(run_dir: str | os.PathLike[str], flag: str = "--run_dir") -> Iterator[None]:
     """Holds the run directory, which is made if needed, against a second run.
 
     The system releases the lock when its process ends, however it ends. Raises UserError naming the
@@ -149,12 +187,11 @@ def lock_run(run_dir: str | os.PathLike[str]) -> Iterator[None]:
     except filelock.Timeout as error:
         raise UserError(
             f"{run_dir} is in use by {_read_holder(holder)}; stop that run, or choose another "
-            "--run_dir"
+            f"{flag}"
         ) from error
     except OSError as error:
         raise UserError(
-            f"the run directory {run_dir} cannot be used ({error.strerror}); choose another "
-            "--run_dir"
+            f"the run directory {run_dir} cannot be used ({error.strerror}); choose another {flag}"
         ) from error
     try:
         started = time.strftime("%Y-%m-%d %H:%M:%S")
@@ -183,6 +220,28 @@ def watchdog(seconds: float) -> None:
     faulthandler.cancel_dump_traceback_later()
     if seconds > 0:
         faulthandler.dump_traceback_later(seconds, exit=True, file=2)
+
+
+def clear_partials(directory: Path) -> None:
+    """Removes what `write_atomic` left in processes that were killed, anywhere below."""
+    for path in directory.rglob(".*.partial"):
+        if path.is_file():
+            path.unlink()
+
+
+def make_writable(directory: str | os.PathLike[str], flag: str) -> None:
+    """Makes a directory if needed. Raises UserError, led by the flag, where no file can be made in
+    it: better before the work than after it."""
+    directory = Path(directory)
+    probe = directory / f".probe-{os.getpid()}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{flag}: {directory} cannot be written ({error.strerror}); choose another place"
+        ) from error
 
 
 def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:

@@ -16,14 +16,18 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from rich.console import Console
 
+from gad_jax import guard
 from gad_jax.console import Display
 
 
-def response_metrics(lengths: Any, cut: Any, teacher_lengths: Any) -> dict[str, float]:
+def response_metrics(
+    lengths: Any, cut: Any, teacher_lengths: Any, teacher_cut: Any
+) -> dict[str, float]:
     """Returns how long the responses of a step are, in tokens, and how the teacher's compare.
 
-    `cut` is True for a response that reached the limit without ending. The ratio is that of the
-    means, so it does not depend on how prompts are grouped.
+    `cut` is True for a response that reached the limit without ending. A length counts the end
+    token, so an empty response has 1. The ratio is that of the means, so it does not depend on how
+    prompts are grouped.
     """
     lengths, teacher = np.asarray(lengths, np.float64), np.asarray(teacher_lengths, np.float64)
     mean = float(lengths.mean())
@@ -31,8 +35,28 @@ def response_metrics(lengths: Any, cut: Any, teacher_lengths: Any) -> dict[str, 
         "response/length": mean,
         "response/length_p95": float(np.percentile(lengths, 95)),
         "response/cut_share": float(np.mean(cut)),
+        "response/teacher_cut_share": float(np.mean(teacher_cut)),
+        "response/empty_share": float(np.mean((lengths <= 1) & ~np.asarray(cut))),
         "response/length_ratio": mean / float(teacher.mean()) if teacher.any() else math.nan,
     }
+
+
+def repetition(responses: Sequence[Any], size: int = 4) -> float:
+    """Returns the share of n-grams that stood in the same response before: 0.1 or less in prose.
+
+    Example: in [1 2 3 4 5 1 2 3 4] one of six 4-grams is a repeated one.
+    """
+    tokens = np.concatenate(responses).astype(np.uint64)
+    owner = np.repeat(np.arange(len(responses), dtype=np.uint64), [len(r) for r in responses])
+    count = max(len(tokens) - size + 1, 0)
+    whole = owner[:count] == owner[size - 1 :]
+    # A hash of 64 bits, wrapping around: two n-grams in 2**64 are taken for one.
+    keys = owner[:count]
+    for place in range(size):
+        keys = (keys ^ tokens[place : place + count]) * np.uint64(0x9E3779B97F4A7C15)
+        keys ^= keys >> np.uint64(29)
+    keys = keys[whole]
+    return 1 - len(np.unique(keys)) / len(keys) if len(keys) else 0.0
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -57,6 +81,17 @@ def truncate_rows(path: str | os.PathLike[str], step: int) -> int:
             kept, size = kept + 1, size + len(line)
         file.truncate(size)
     return kept
+
+
+def amend_last_row(path: str | os.PathLike[str], step: int, metrics: Mapping[str, float]) -> None:
+    """Adds metrics to the last row of a metrics.jsonl if it is that of `step`, all at once."""
+    lines = Path(path).read_bytes().splitlines(keepends=True)
+    if not lines or (row := json.loads(lines[-1]))["step"] != step:
+        return
+    numbers = {name: _json_number(float(value)) for name, value in metrics.items()}
+    if row | numbers != row:
+        last = json.dumps(row | numbers, allow_nan=False) + "\n"
+        guard.write_atomic(path, b"".join(lines[:-1]) + last.encode())
 
 
 @runtime_checkable
@@ -122,6 +157,15 @@ class Tracker:
         self._scalars(step, metrics)
         self._display.step(step, stage, metrics)
 
+    def amend(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Adds to the row of the last step what became known after it was logged."""
+        if not self._enabled:
+            return
+        self._rows.close()
+        amend_last_row(self._run_dir / "metrics.jsonl", step, metrics)
+        self._rows = open(self._run_dir / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+        self._scalars(step, metrics)
+
     def evaluation(self, result: Evaluation, examples: int) -> None:
         """Shows an evaluation and some of its answers, and writes those as `text` does."""
         if not self._enabled:
@@ -153,6 +197,11 @@ class Tracker:
         path.write_text(markdown, encoding="utf-8", errors="backslashreplace")
         self._writer.add_text(name, path.read_text(encoding="utf-8"), step)
         self._writer.flush()
+
+    def notice(self, sentence: str) -> None:
+        """Shows a sentence that must not be overlooked."""
+        if self._enabled:
+            self._display.notice(sentence)
 
     def busy(self, label: str) -> contextlib.AbstractContextManager[None]:
         """Says what the run does inside the `with`, when that is no step."""

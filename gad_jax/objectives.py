@@ -44,9 +44,21 @@ def masked_mean(x: Float[Array, "*n"], mask: Bool[Array, "*n"]) -> Float[Array, 
 def group_advantages(rewards: Float[Array, "B N"], eps: float = 1e-6) -> Float[Array, "B N"]:
     """Returns (r - mean) / (std + eps) within each group (section 2.2 of the paper, GRPO).
 
-    The standard deviation is unbiased (ddof = 1), as in the released code. A group with equal
-    rewards gets zeros. Non-finite rewards are left out of their group and get 0.
+    The standard deviation is `group_spread`. A group with equal rewards gets zeros. Non-finite
+    rewards are left out of their group and get 0.
     """
+    return _centred(rewards) / (group_spread(rewards)[:, None] + eps)
+
+
+def group_spread(rewards: Float[Array, "B N"]) -> Float[Array, " B"]:
+    """Returns the unbiased standard deviation (ddof = 1) of the finite rewards of each group, as in
+    the released code; 0 where there are fewer than two."""
+    count = jnp.sum(jnp.isfinite(rewards), axis=1)
+    return jnp.sqrt(jnp.sum(jnp.square(_centred(rewards)), 1) / jnp.maximum(count - 1, 1))
+
+
+def _centred(rewards: Float[Array, "B N"]) -> Float[Array, "B N"]:
+    """Returns the rewards minus the mean of their group's finite ones; 0 for those that are not."""
     rewards = rewards.astype(jnp.float32)
     valid = jnp.isfinite(rewards)
     # Measured from the best: the mean of eight times 12.3 is off by one unit in the last place,
@@ -54,9 +66,7 @@ def group_advantages(rewards: Float[Array, "B N"], eps: float = 1e-6) -> Float[A
     rewards = rewards - jnp.max(jnp.where(valid, rewards, -jnp.inf), axis=1, keepdims=True)
     count = jnp.sum(valid, axis=1, keepdims=True)
     mean = jnp.sum(jnp.where(valid, rewards, 0.0), 1, keepdims=True) / jnp.maximum(count, 1)
-    centred = jnp.where(valid, rewards - mean, 0.0)
-    variance = jnp.sum(jnp.square(centred), 1, keepdims=True) / jnp.maximum(count - 1, 1)
-    return centred / (jnp.sqrt(variance) + eps)
+    return jnp.where(valid, rewards - mean, 0.0)
 
 
 def probability_ratio(

@@ -18,8 +18,9 @@ import yaml
 from yaml.constructor import SafeConstructor
 
 from gad_jax import fields
-from gad_jax.errors import UserError, stop
+from gad_jax.errors import DEBUG, UserError, stop
 from gad_jax.fields import Given, Leaf
+from gad_jax.redaction import looks_secret
 
 T = TypeVar("T")
 
@@ -63,11 +64,14 @@ def read(
     config_default: str | None = None,
 ) -> T:
     """As `parse`, but raises UserError for a mistake."""
+    if "--debug" in argv:
+        os.environ[DEBUG] = "1"
     parser = _parser(kind, program, description, config_default)
     arguments, extras = parser.parse_known_args(argv)
     if extras:
         raise UserError(_unexpected(kind, extras))
     texts = {name: values for name, values in vars(arguments).items() if values is not None}
+    texts.pop("debug", None)
     for name, values in texts.items():
         if len(values) > 1:
             raise UserError(f"--{name} is given twice ({', '.join(values)}); give it once")
@@ -75,6 +79,7 @@ def read(
     given = {} if config is None else _read_yaml(kind, _find(config))
     for leaf in fields.leaves(kind):
         for text in texts.get(leaf.path, ()):
+            _check_text(text, leaf.flag)
             where = f"{leaf.flag}{' ' if leaf.positional else '='}{text}"
             given[leaf.path] = Given(fields.typed(leaf.type, text, where), where, from_flag=True)
     return fields.build(kind, given)
@@ -139,6 +144,8 @@ def _parser(kind: type, program: str, description: str, config_default: str | No
     if config_default is not None:
         text += f" (without --config, {config_default} is loaded, whose values are shown below)"
     parser.add_argument("--config", action="append", metavar="FILE", help=text)
+    text = "show where in the program an error comes from, not only its sentence"
+    parser.add_argument("--debug", action="store_const", const=["true"], help=text)
     groups: dict[str, Any] = {"": parser}
     for leaf, help in zip(leaves, _help(kind, leaves, config_default), strict=True):
         section = leaf.path.rpartition(".")[0]
@@ -230,9 +237,10 @@ def _read_yaml(kind: type, path: Path) -> dict[str, Given]:
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         reason = " ".join(filter(None, (error.context, error.problem)))
-        raise UserError(f"{path}{line}: not valid YAML: {reason}") from error
+        raise UserError(f"{path}{line}: not valid YAML: {reason}; correct that line") from error
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: not valid YAML: {reason}; correct the file") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text; save it as UTF-8") from error
     except OSError as error:
@@ -273,8 +281,23 @@ def _value(leaf: Leaf, node: yaml.Node, file: str) -> Given:
         value = SafeConstructor().construct_document(node)
     except (yaml.YAMLError, ValueError) as error:
         reason = getattr(error, "problem", None) or error
-        raise UserError(f"{where}: not a plain value: {reason}") from error
+        raise UserError(
+            f"{where}: not a plain value: {reason}; write text, a number, true, false or a list"
+        ) from error
+    if isinstance(value, str):
+        _check_text(value, where)
     return Given(fields.typed(leaf.type, value, where), where)
+
+
+def _check_text(text: str, where: str) -> None:
+    """Refuses what must not be stored in a run's config.yaml, and what no path may hold."""
+    if looks_secret(text):
+        raise UserError(
+            f"{where}: this looks like a secret, and settings are printed and stored; put it into "
+            "an environment variable"
+        )
+    if "\0" in text:
+        raise UserError(f"{where}: a NUL character is not allowed; remove it")
 
 
 def _line(file: str, node: yaml.Node) -> str:

@@ -1,32 +1,66 @@
-"""Keeps secrets out of everything that is shown or stored. Imports no jax."""
+"""Keeping secrets out of what is printed, logged and stored."""
 
+import contextlib
+import logging
 import os
 import re
+import traceback
+from typing import Any
 
-MASK = "[redacted]"
-_LOOKS_SECRET = re.compile(
-    r"\b(?:sk|pk|rk|xai|gsk|pplx|nvapi|hf|ghp|gho|ghs|github_pat|glpat|xox[abprs])[-_][\w-]{12,}"
-    r"|\bAKIA[0-9A-Z]{16}\b|\bAIza[\w-]{30,}"
-    r"|\beyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{5,}"  # a JSON web token
-    r"|(?<=Bearer )\S{8,}"
-    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+HIDDEN = "[secret]"
+
+_PATTERNS = re.compile(
+    r"(?<![\w-])(?:"
+    r"sk-[\w-]{16,}"  # OpenAI and those who follow it
+    r"|hf_\w{16,}"
+    r"|gh[pousr]_\w{30,}|github_pat_\w{30,}"
+    r"|xox[abpr]-[\w-]{20,}"
+    r"|AKIA[0-9A-Z]{16}"
+    r"|AIza[\w-]{30,}"
+    r")"
 )
-_variables: set[str] = set()
+_BEARER = re.compile(r"(?i)\b(bearer\s+)[\w.~+/=-]{8,}")
+_NAMES = re.compile(r"(?i)(?:^|_)(?:KEY|TOKEN|SECRET|PASSWORD)$")
+_SHORTEST = 8  # a shorter value of such a variable may stand anywhere
+_protected: set[str] = set()
 
 
 def protect(variable: str) -> None:
-    """Has `redact` mask the value of this environment variable from now on."""
-    _variables.add(variable)
-
-
-def redact(text: str) -> str:
-    """Returns the text without the protected values and without what looks like a key."""
-    values = {os.environ.get(variable, "").strip() for variable in _variables}
-    for value in sorted(filter(None, values), key=len, reverse=True):
-        text = text.replace(value, MASK)
-    return _LOOKS_SECRET.sub(MASK, text)
+    """Has `redact` hide the value of this environment variable, whatever its name or length."""
+    _protected.add(variable)
 
 
 def looks_secret(text: str) -> bool:
-    """Returns whether the text holds something that looks like a key or a token."""
-    return _LOOKS_SECRET.search(text) is not None
+    """Returns whether a text has the form of an API key or an access token."""
+    return _PATTERNS.search(text) is not None or _BEARER.search(text) is not None
+
+
+def redact(text: str) -> str:
+    """Returns the text without what has the form of a secret, and without the values of environment
+    variables that are protected or named like one, as OPENAI_API_KEY or HF_TOKEN."""
+    values = {
+        value.strip()
+        for name, value in os.environ.items()
+        if name in _protected or (_NAMES.search(name) and len(value) >= _SHORTEST)
+    }
+    for value in sorted(filter(None, values), key=len, reverse=True):
+        text = text.replace(value, HIDDEN)
+    return _BEARER.sub(rf"\1{HIDDEN}", _PATTERNS.sub(HIDDEN, text))
+
+
+def redact_logs() -> None:
+    """Makes every log record of the process, of libraries too, pass through `redact`."""
+    make = logging.getLogRecordFactory()
+    if getattr(make, "redacts", False):
+        return
+
+    def make_redacted(*arguments: Any, **more: Any) -> logging.LogRecord:
+        record = make(*arguments, **more)
+        with contextlib.suppress(TypeError, ValueError):  # a wrong format; logging says so later
+            record.msg, record.args = redact(record.getMessage()), ()
+        if record.exc_info and record.exc_info[0] is not None:
+            record.exc_text = redact("".join(traceback.format_exception(*record.exc_info))).rstrip()
+        return record
+
+    make_redacted.redacts = True  # pyright: ignore[reportFunctionMemberAccess]
+    logging.setLogRecordFactory(make_redacted)

@@ -62,7 +62,9 @@ def load_from_run(name: str | Path, part: str, mesh: Mesh) -> Network:
     step that `name` ends in. Raises UserError when the run has none."""
     run, step = split_step(name)
     if not is_run(run):
-        raise UserError(f"{run} is not a run directory: it has no config.yaml")
+        raise UserError(
+            f"{run} is not a run directory: it has no config.yaml; name a --run_dir of train"
+        )
     config = options.load(settings.Config, run / "config.yaml")
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of what read_only implies
     checkpoints = Checkpoints(run / "checkpoints", read_only=True)

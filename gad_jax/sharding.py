@@ -5,20 +5,28 @@ A parameter's path gives its logical axes (`PARAMETER_AXES`), a logical axis giv
 FSDP shards stand in the program, and a mistake fails when a function is traced.
 """
 
+import contextlib
+import logging
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.experimental import mesh_utils, multihost_utils
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gad_jax.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 AXIS_NAMES = ("replica", "fsdp", "tensor")
+DATA_AXES = ("replica", "fsdp")
+"""The mesh axes over which a batch is split."""
 
 MESH_AXES: dict[str | None, str | tuple[str, ...] | None] = {
     # parameters
@@ -31,7 +39,7 @@ MESH_AXES: dict[str | None, str | tuple[str, ...] | None] = {
     "vocabulary": "tensor",
     "scale": None,
     # activations; "embed" of an activation is never split, so it is written None
-    "batch": ("replica", "fsdp"),
+    "batch": DATA_AXES,
     None: None,
 }
 
@@ -66,25 +74,102 @@ def make_mesh(replica: int = 1, fsdp: int = 0, tensor: int = 1, devices: Any = N
             f"{replica * fsdp * tensor} devices, but {count} are present; set --mesh.replica, "
             "--mesh.fsdp and --mesh.tensor to a product of that number"
         )
-    shape = (replica, fsdp, tensor)
-    if devices is None:  # laid out by how they are wired
-        return jax.make_mesh(shape, AXIS_NAMES, axis_types=(AxisType.Explicit,) * 3)
-    grid = np.asarray(devices).reshape(shape)
+    grid = _arrange((replica, fsdp, tensor), jax.devices() if devices is None else devices)
     return Mesh(grid, AXIS_NAMES, axis_types=(AxisType.Explicit,) * 3)
 
 
-def data_shards(mesh: Mesh) -> int:
+def _arrange(shape: tuple[int, int, int], devices: Sequence[Any]) -> np.ndarray:
+    """Returns the devices in this shape by how they are wired: across nodes go replicas, then fsdp.
+
+    A tensor axis across nodes works, and is slow: there is a warning.
+    """
+    attribute, nodes = _nodes(devices)
+    if nodes == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    across, left = [], nodes
+    for size in shape:
+        across.append(math.gcd(left, size))
+        left //= across[-1]
+    if across[2] > 1:
+        if attribute == "slice_index":
+            logger.warning(
+                "mesh.tensor=%d spans nodes of %d devices, whose network is slow; use a tensor "
+                "axis that divides a node, and fsdp or replica for the rest",
+                shape[2],
+                len(devices) // nodes,
+            )
+        return np.asarray(devices).reshape(shape)
+    inside = [size // parts for size, parts in zip(shape, across, strict=True)]
+    return mesh_utils.create_hybrid_device_mesh(
+        inside,
+        across,
+        devices,
+        process_is_granule=attribute == "process_index",
+        allow_split_physical_axes=True,
+    )
+
+
+def _nodes(devices: Sequence[Any]) -> tuple[str, int]:
+    """Returns the attribute that tells fast-wired groups of devices apart, and their number.
+
+    That is a GPU node or a TPU slice where the platform says so (`slice_index`), else a process,
+    but not on a TPU, whose wires lead out of the host. Groups of different sizes count as one.
+    """
+    attribute = "slice_index" if hasattr(devices[0], "slice_index") else "process_index"
+    if attribute == "process_index" and devices[0].platform == "tpu":
+        return attribute, 1
+    groups = [getattr(device, attribute) for device in devices]
+    counts = {groups.count(group) for group in groups}
+    return attribute, len(set(groups)) if len(counts) == 1 else 1
+
+
+def data_shards(mesh: Mesh | AbstractMesh) -> int:
     """Returns the number of parts in which a batch is split."""
     return mesh.shape["replica"] * mesh.shape["fsdp"]
+
+
+def manual_axes() -> tuple[str, ...]:
+    """Returns the mesh axes that an enclosing `jax.shard_map` has taken over."""
+    return jax.sharding.get_abstract_mesh().manual_axes
 
 
 def spec(*logical: str | None) -> P | None:
     """Returns the PartitionSpec of these logical axes, or None where no mesh is set.
 
     It is meant for `out_sharding` arguments, for which None says that there is nothing to decide.
+    Axes that an enclosing `jax.shard_map` has taken over are left out.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return None
+    manual = manual_axes()
+
+    def axes(name: str | None) -> str | tuple[str, ...] | None:
+        mesh_axes = MESH_AXES[name]
+        if not isinstance(mesh_axes, tuple):
+            return None if mesh_axes in manual else mesh_axes
+        return tuple(axis for axis in mesh_axes if axis not in manual) or None
+
+    return P(*(axes(name) for name in logical))
+
+
+def along(axis: int) -> P:
+    """Returns the spec of an array whose `axis` is split over the data shards."""
+    return P(*(None,) * axis, DATA_AXES)
+
+
+def locally(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+    """Returns what applies the function in each data shard; in it the tensor axis is as before."""
+    return jax.shard_map(
+        function,
+        in_specs=in_specs,
+        out_specs=out_specs,
+        axis_names=set(DATA_AXES),
+        check_vma=False,
+    )
+
+
+def mesh_spec(*logical: str | None) -> P:
+    """Returns the PartitionSpec of these logical axes."""
     return P(*(MESH_AXES[axis] for axis in logical))
 
 
@@ -157,6 +242,24 @@ def fetch(tree: Any) -> Any:
         return np.asarray(jax.device_get(leaf))
 
     return jax.tree.map(one, tree)
+
+
+_platform: ContextVar[str | None] = ContextVar("platform", default=None)
+
+
+def platform() -> str:
+    """Returns what programs are compiled for: 'cpu', 'gpu' or 'tpu'."""
+    return _platform.get() or jax.default_backend()
+
+
+@contextlib.contextmanager
+def compiling_for(name: str) -> Iterator[None]:
+    """Makes `platform` answer `name` inside: for programs that will run on another machine."""
+    token = _platform.set(name)
+    try:
+        yield
+    finally:
+        _platform.reset(token)
 
 
 class CompileCounter:

@@ -5,6 +5,7 @@ if it pays that term, and with a discriminator if one is needed and none has com
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,23 +23,29 @@ from gad_jax.steps import Program
 from gad_jax.types import Params, TrainState
 
 
-def network_configs(config: settings.Config) -> tuple[DecoderConfig, DecoderConfig]:
+def _read_network(name: str) -> DecoderConfig:
+    return weights.read_config(source.resolve(name))
+
+
+def network_configs(
+    config: settings.Config, read: Callable[[str], DecoderConfig] = _read_network
+) -> tuple[DecoderConfig, DecoderConfig]:
     """Returns the configs of generator and discriminator, read from their directories.
 
     Raises UserError when their vocabularies differ: both read the same token ids.
     """
     compute_dtype = config.student.compute_dtype
     if compute_dtype == "auto":
-        compute_dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        compute_dtype = "float32" if sharding.platform() == "cpu" else "bfloat16"
     computing: dict[str, Any] = {"compute_dtype": compute_dtype, "remat": config.student.remat}
-    generator = weights.read_config(source.resolve(config.student.path))
+    generator = read(config.student.path)
     generator = dataclasses.replace(generator, **computing)
     if generator.head != "vocabulary":
         raise UserError(
             f"--student.path={config.student.path} is a sequence classifier; name a causal "
             "language model"
         )
-    discriminator = weights.read_config(source.resolve(_discriminator_path(config)))
+    discriminator = read(_discriminator_path(config))
     if discriminator.vocabulary != generator.vocabulary:
         raise UserError(
             f"--discriminator.path={config.discriminator.path} has a vocabulary of "
@@ -199,5 +206,5 @@ def _copy(params: Params) -> Params:
 
 
 def _put_key(seed: int, mesh: Mesh) -> jax.Array:
-    everywhere = NamedSharding(mesh, jax.sharding.PartitionSpec())
-    return jax.device_put(jax.random.key(seed), everywhere)
+    words = jax.random.key_data(jax.random.key(seed))
+    return jax.random.wrap_key_data(sharding.put(jax.device_get(words), mesh))

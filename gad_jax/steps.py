@@ -6,7 +6,8 @@ Everything static lives in a frozen `Program`. A gradient is summed over micro-b
 groups and divided once by the global count, so that it does not depend on how they were cut.
 
 A step is transactional: unless every loss and gradient norm is finite, neither network nor its
-optimizer changes, and the step is counted as skipped.
+optimizer changes, and the step is counted as skipped. A single score that is not finite costs only
+its sample: no pair with it counts, and its advantage is 0.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from gad_jax import objectives, sharding
 from gad_jax.models import decoder
@@ -167,7 +168,9 @@ def _discriminate(
 
     def loss(params: Params, rows: Rows) -> tuple[Array, Array]:
         scores = response_scores(program.discriminator, params, rows)
-        return jnp.sum(pair_loss(scores[:, 0], scores[:, 1:])) / count, scores
+        finite = jnp.where(jnp.isfinite(scores), scores, 0.0)
+        losses = pair_loss(finite[:, 0], finite[:, 1:])
+        return jnp.sum(jnp.where(_whole_pairs(scores), losses, 0.0)) / count, scores
 
     if program.train_discriminator:
         total, gradients, scores = _accumulate(loss, state.discriminator, pairs)
@@ -177,15 +180,29 @@ def _discriminate(
     order = pairs.groups.reshape(prompts)
     scores = scores.reshape(prompts, scores.shape[-1])
     scores = jnp.zeros_like(scores).at[order].set(scores, out_sharding=sharding.spec(None, None))
+    # One lost score is an accident; where half of the pairs are lost, the network is broken.
+    pairs_left = _whole_pairs(scores)
+    total = jnp.where(2 * jnp.sum(pairs_left) > count, total, jnp.nan)
     teacher, student = scores[:, :1], scores[:, 1:]
+
+    def mean(x: Array) -> Array:
+        return objectives.masked_mean(x, jnp.isfinite(x))
+
+    right = (teacher > student).astype(jnp.float32)
     metrics = {
         "discriminator/loss": total,
-        "discriminator/accuracy": jnp.mean((teacher > student).astype(jnp.float32)),
-        "discriminator/margin": jnp.mean(teacher - student),
-        "discriminator/teacher_score": jnp.mean(teacher),
-        "discriminator/student_score": jnp.mean(student),
+        "discriminator/accuracy": objectives.masked_mean(right, pairs_left),
+        "discriminator/margin": mean(teacher - student),
+        "discriminator/teacher_score": mean(teacher),
+        "discriminator/student_score": mean(student),
+        "discriminator/lost_scores": jnp.sum(~jnp.isfinite(scores)).astype(jnp.float32),
     }
     return scores, gradients, metrics
+
+
+def _whole_pairs(scores: Float[Array, "B S"]) -> Bool[Array, "B N"]:
+    """Returns which pairs of teacher and sample have two finite scores."""
+    return jnp.isfinite(scores[:, :1]) & jnp.isfinite(scores[:, 1:])
 
 
 def _imitate(program: Program, state: TrainState, teacher: Rows) -> tuple[Params, Metrics]:
@@ -269,10 +286,9 @@ def _accumulate(
 def _reward_metrics(
     rewards: Float[Array, "B N"], advantages: Float[Array, "B N"]
 ) -> dict[str, Array]:
-    # From the first: equal rewards have no spread, not even that of a rounded mean.
-    spread = jnp.std(rewards - rewards[:, :1], axis=1, ddof=1)
+    spread = objectives.group_spread(rewards)
     return {
-        "reward/mean": jnp.mean(rewards),
+        "reward/mean": objectives.masked_mean(rewards, jnp.isfinite(rewards)),
         "reward/std": jnp.mean(spread),
         "advantage/dead_groups": jnp.mean((spread < 1e-6).astype(jnp.float32)),
         "advantage/norm": jnp.sqrt(jnp.mean(jnp.square(advantages))),
@@ -287,11 +303,13 @@ def _commit(
     metrics: Metrics,
 ) -> tuple[TrainState, Metrics]:
     """Applies the gradients that there are, unless anything is not finite."""
-    norms = {}
-    if generator is not None:
-        norms["generator/gradient_norm"] = optax.tree.norm(generator)
-    if discriminator is not None:
-        norms["discriminator/gradient_norm"] = optax.tree.norm(discriminator)
+    norms, broken = {}, {}
+    for name, gradients in (("generator", generator), ("discriminator", discriminator)):
+        if gradients is not None:
+            squares = jnp.stack([jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradients)])
+            norms[f"{name}/gradient_norm"] = jnp.sqrt(jnp.sum(squares))
+            lost = ~jnp.isfinite(squares)
+            broken[f"{name}/broken_leaf"] = jnp.where(jnp.any(lost), jnp.argmax(lost), -1)
     losses = [value for name, value in metrics.items() if name.endswith("/loss")]
     finite = jnp.all(jnp.isfinite(jnp.stack([*losses, *norms.values()])))
 
@@ -323,4 +341,5 @@ def _commit(
         discriminator_optimizer=new_discriminator[1],
         skips=skips,
     )
-    return state, metrics | norms | {"skips/total": skips[0], "skips/in_a_row": skips[1]}
+    counts = {"skips/total": skips[0], "skips/in_a_row": skips[1]}
+    return state, metrics | norms | broken | counts

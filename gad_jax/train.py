@@ -4,6 +4,7 @@ Start-up is in order: settings, run directory, devices, models and data, state. 
 `trainer.py`, a step's arithmetic in `steps.py`.
 """
 
+import contextlib
 import logging
 import shutil
 import sys
@@ -12,11 +13,13 @@ from typing import TYPE_CHECKING
 
 from gad_jax import guard, options
 from gad_jax.config import Config
-from gad_jax.errors import UserError
+from gad_jax.errors import LostProcessError, UserError
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
+    from gad_jax.data.chat import Chat
+    from gad_jax.data.pipeline import Prepared
     from gad_jax.trainer import Trainer
 
 CAN_CHANGE = (
@@ -24,11 +27,15 @@ CAN_CHANGE = (
     "export",
     "evaluation.",
     "checkpoint.",
+    "health.",
     "mesh.",
+    "limits.",
+    "profile.",
     "student.remat",
     "batch.micro_batch_prompts",
     "batch.row_tokens",
     "batch.vocabulary_chunk",
+    "rollout.slots",
 )
 """Settings that may differ when a run goes on: they change no more than rounding."""
 
@@ -54,10 +61,39 @@ def _run(config: Config) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("jax", "orbax", "httpx", "huggingface_hub"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of every wait
-    with guard.StopRequest() as stop, guard.lock_run(config.run_dir):
-        _write_config(config)
-        return _train(config, stop)
+    # Orbax warns of every wait, and logs with a traceback what it raises afterwards;
+    # `orbax_errors.SaveErrors` listens to that, the console need not.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("absl").propagate = False
+    # Here, so that --help and mistakes in flags answer before jax is loaded.
+    from gad_jax import processes
+
+    limits = config.limits
+    guard.watchdog(60 * limits.other_minutes)
+    with guard.StopRequest() as stop, contextlib.ExitStack() as held:
+        processes.start(limits.heartbeat_seconds, limits.join_seconds)
+        if not processes.is_first():
+            logging.getLogger().setLevel(logging.WARNING)
+
+        def claim() -> str:
+            held.enter_context(guard.lock_run(config.run_dir))
+            guard.clear_partials(Path(config.run_dir))
+            _write_config(config)
+            return ""
+
+        try:
+            processes.require_same("settings", options.to_yaml(config))
+            processes.from_first(claim)
+            processes.require_shared(Path(config.run_dir) / "config.yaml")
+            code = _train(config, stop)
+        except Exception as error:
+            sentence = processes.lost_peer(error)
+            if sentence is None:
+                raise
+            raise LostProcessError(sentence) from error
+        processes.stop()
+    guard.watchdog(0.0)
+    return code
 
 
 def _write_config(config: Config) -> None:
@@ -70,7 +106,7 @@ def _write_config(config: Config) -> None:
     text = options.to_yaml(config)
     changed = [] if not path.exists() else options.differences(options.load(Config, path), config)
     changed = [line for line in changed if not line.startswith(CAN_CHANGE)]
-    if changed and any(run.glob("checkpoints/[0-9]*")):
+    if changed and any(step.name.isdigit() for step in run.glob("checkpoints/*")):
         raise UserError(
             f"{config.run_dir} holds a run with other settings ({'; '.join(changed)}); "
             "choose another --run_dir, or give the settings that it has"
@@ -82,26 +118,26 @@ def _write_config(config: Config) -> None:
 
 
 def _train(config: Config, stop: guard.StopRequest) -> int:
-    # Here, so that --help and mistakes in flags answer before jax is loaded.
     import jax
 
-    from gad_jax import sharding
+    from gad_jax import processes, sharding
     from gad_jax.cache import cache_dir
 
     jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
     mesh = sharding.make_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor)
     with jax.set_mesh(mesh):
         trainer = build(config, mesh)
-        if trainer.step > 0:
+        if trainer.step > 0 and processes.is_first():
             print(f"going on after step {trainer.step} of {trainer.total_steps}", flush=True)
         finished = trainer.run(stop)
+        trainer.profiler.close()
         trainer.checkpoints.close()
         if finished:
             trainer.compare()
         trainer.tracker.close()
         if finished and config.export:
             _export(config, trainer)
-        elif not finished:
+        elif not finished and processes.is_first():
             print(
                 f"stopped after step {trainer.step} of {trainer.total_steps}, which is saved; "
                 "the same command goes on from there"
@@ -114,13 +150,31 @@ def build(config: Config, mesh: "Mesh") -> "Trainer":
 
     Raises UserError for settings, data and models that do not fit each other.
     """
+    from gad_jax import processes
     from gad_jax.checkpoint import Checkpoints
-    from gad_jax.data import pipeline, sources
-    from gad_jax.data.chat import Chat
-    from gad_jax.models import source
     from gad_jax.trainer import Trainer
 
-    chat = Chat.load(source.resolve(config.student.path), config.data.template)
+    chat, data, held_out = processes.together(lambda: _read(config))
+    fingerprints = [data.fingerprint, held_out.fingerprint if held_out else ""]
+    processes.require_same("training data or tokenizer", " ".join(fingerprints))
+    checkpoints = Checkpoints(
+        Path(config.run_dir) / "checkpoints",
+        keep=config.checkpoint.keep,
+        keep_best=config.checkpoint.keep_best,
+    )
+    return Trainer(config, mesh, chat, data, held_out, checkpoints)
+
+
+def _read(config: Config) -> "tuple[Chat, Prepared, Prepared | None]":
+    """Returns the tokenizer's chat, the training rows and the held-out rows."""
+    from gad_jax import processes
+    from gad_jax.data import pipeline, sources
+    from gad_jax.data.chat import Chat
+    from gad_jax.models import source, weights
+
+    directory = source.resolve(config.student.path)
+    weights.read_config(directory)  # whose mistakes transformers would take for the tokenizer's
+    chat = Chat.load(directory, config.data.template)
 
     def prepare(name: str) -> pipeline.Prepared:
         rows = sources.read(name, skip_invalid=config.data.skip_invalid)
@@ -129,28 +183,29 @@ def build(config: Config, mesh: "Mesh") -> "Trainer":
             chat,
             max_prompt_tokens=config.data.max_prompt_tokens,
             max_response_tokens=config.rollout.max_new_tokens,
+            max_invalid_share=config.data.max_invalid_share,
         )
-        print(f"{name}: {prepared.stats}", flush=True)
+        if processes.is_first():
+            print(f"{name}: {prepared.stats}", flush=True)
         return prepared
 
-    checkpoints = Checkpoints(
-        Path(config.run_dir) / "checkpoints",
-        keep=config.checkpoint.keep,
-        keep_best=config.checkpoint.keep_best,
-    )
     held_out = prepare(config.data.heldout) if config.data.heldout else None
-    return Trainer(config, mesh, chat, prepare(config.data.train), held_out, checkpoints)
+    return chat, prepare(config.data.train), held_out
 
 
 def _export(config: Config, trainer: "Trainer") -> None:
     """Writes the student as a Hugging Face directory, unless it has been written before."""
+    from gad_jax import processes
     from gad_jax.models import weights
 
     directory = Path(config.run_dir) / "export" / "student"
-    if not directory.exists():
+    if not processes.from_first(lambda: "there" if directory.exists() else ""):
         network, params, chat = trainer.networks[0], trainer.state.generator, trainer.chat
         weights.save(directory, network, params, chat.tokenizer, chat.end_tokens)
-    print(f"the student is in {directory}; python -m gad_jax.generate --model {directory} asks it")
+    if processes.is_first():
+        print(
+            f"the student is in {directory}; python -m gad_jax.generate --model {directory} asks it"
+        )
 
 
 if __name__ == "__main__":

@@ -15,44 +15,20 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from gad_jax import guard, sharding, state, steps
+from gad_jax import guard, health, processes, sharding, state, steps, stops
 from gad_jax.checkpoint import Checkpoints
-from gad_jax.config import STAGES, Config, Stage
-from gad_jax.data import packing, pipeline
+from gad_jax.config import Config, Stage
+from gad_jax.data import packing
 from gad_jax.data.chat import Chat
-from gad_jax.data.pipeline import Prepared, PromptBatch, PromptBatches
-from gad_jax.errors import NumericsError, UserError
+from gad_jax.data.pipeline import Prepared, PromptBatch
+from gad_jax.errors import UserError
 from gad_jax.evaluation import heldout
-from gad_jax.metrics import Tracker, response_metrics
+from gad_jax.metrics import Tracker, repetition, response_metrics
+from gad_jax.profiling import Profiler
 from gad_jax.rollout import engine
 from gad_jax.rollout.sampling import Sampler
+from gad_jax.schedule import Span, plan
 from gad_jax.types import Rollout, Rows, TrainState
-
-
-@dataclasses.dataclass(frozen=True)
-class Span:
-    """The steps [start, end) of the run that belong to a stage, and the stage's batches."""
-
-    stage: str
-    start: int
-    end: int
-    batches: PromptBatches
-
-
-def plan(config: Config, data: Prepared) -> tuple[Span, ...]:
-    """Returns the spans of the run's stages; each shuffles the rows with a seed of its own."""
-    spans: list[Span] = []
-    start = 0
-    for stage in config.stages:
-        options: Stage = getattr(config, stage)
-        seeds = np.random.SeedSequence([config.seed, STAGES.index(stage)])
-        batches = pipeline.batches(
-            data, prompts_per_step=config.batch.prompts, seed=int(seeds.generate_state(1)[0])
-        )
-        length = options.steps or math.ceil(options.epochs * batches.steps_per_epoch)
-        spans.append(Span(stage, start, start + length, batches))
-        start += length
-    return tuple(spans)
 
 
 class Trainer:
@@ -71,32 +47,46 @@ class Trainer:
         self.data, self.held_out, self.checkpoints = data, held_out, checkpoints
         self.spans = plan(config, data)
         self.networks = state.network_configs(config)
-        self._check_sizes()
-        self.compiles = sharding.CompileCounter()
         self.sampling = engine.Settings(
             samples=config.rollout.samples,
             max_new_tokens=config.rollout.max_new_tokens,
             end_tokens=chat.end_tokens,
             pad_token=chat.pad_token,
             sampler=Sampler(config.rollout.temperature, config.rollout.top_k, config.rollout.top_p),
+            slots=config.rollout.slots,
         )
+        self._check_sizes()
+        checkpoints.require_space(self._state_bytes())
+        self.compiles = sharding.CompileCounter()
+        self.shapes: set[packing.Shape] = set()  # of the rows so far
+        self.profiler = Profiler(config.profile.window, config.run_dir, self.networks)
+        self.health: health.State = {}
+        self.broken_leaves: dict[str, str] = {}
         self.state: TrainState = self._restore() or state.load(config, self.networks[0], mesh)
         self.step = int(self.state.step)
         self.total_steps = self.spans[-1].end
-        self.tracker = Tracker(config.run_dir)
+        self.stop_by = guard.stop_time(
+            config.checkpoint.must_save_by, config.checkpoint.margin_minutes
+        )
+        self.stopping = self.save_is_late = False
+        self.saved_at = time.monotonic()
+        self.tracker = Tracker(config.run_dir, enabled=processes.is_first())
         self.tracker.start(self.step, self.total_steps)
 
     def run(self, stop: guard.StopRequest) -> bool:
-        """Runs what is left; returns False when a stop request ended it early.
+        """Runs what is left; returns False when a stop request, of any process, ended it early.
 
-        Raises NumericsError after `optimizer.max_skips` skipped steps in a row.
+        Raises NumericsError after `optimizer.max_skips` skipped steps in a row, and CollapseError
+        when an alarm stops the run.
         """
+        stops.refuse_collapsed(self.config.health, self.health, self.checkpoints)
         if self.step == 0:
-            self.evaluate("before")
+            self.evaluate("before", stop)
+        else:
+            self._catch_up(stop)
+        first = self.step
         for span in self.spans:
             if self.step >= span.end:
-                if self.step == span.end:  # stopped between the stage's last step and this
-                    self.evaluate(f"after {span.stage}")
                 continue
             program = state.make_program(self.config, span.stage, *self.networks)
             if self.step == span.start:
@@ -104,20 +94,28 @@ class Trainer:
                     self.state, self.config, span.stage, program, self.mesh
                 )
             while self.step < span.end:
+                alone = getattr(self.config, span.stage).discriminator_only_steps
+                compiles = self.step in (first, span.start, span.start + alone)
+                compiles |= self._sits_out(span) is not None
+                limits = self.config.limits
+                guard.watchdog(60 * (limits.other_minutes if compiles else limits.step_minutes))
                 metrics = self._train_step(span, program)
                 stop.ready = True
                 self._after_step(span, metrics, stop)
-                if stop.requested:
-                    return self.step == self.total_steps
+                if self.stopping:
+                    return False
         return True
 
-    def evaluate(self, label: str) -> heldout.Result | None:
-        """Returns the student's held-out evaluation at this step; a stored one is read again."""
+    def evaluate(self, label: str, stop: guard.StopRequest) -> heldout.Result | None:
+        """Returns the student's held-out evaluation at this step; a stored one is read again.
+
+        Returns None without held-out rows, and when a stop request cut it short.
+        """
         if self.held_out is None:
             return None
         path = self._evaluation_path(label)
-        if path.exists():
-            return heldout.read(path)
+        if stored := processes.from_first(lambda: path.read_text("utf-8") if path.exists() else ""):
+            return heldout.parse(stored)
         options = self.config.evaluation
         prompts = min(options.prompts or len(self.held_out), len(self.held_out))
         with self.tracker.busy(f"evaluating {label}: {prompts} held-out prompts"):
@@ -132,14 +130,19 @@ class Trainer:
                 prompts=prompts,
                 max_new_tokens=options.max_new_tokens or self.config.rollout.max_new_tokens,
                 batch_prompts=options.batch_prompts,
+                going_on=lambda: not self._must_stop(stop),
             )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        guard.write_atomic(path, result.to_json())
-        self.tracker.evaluation(result, options.examples)
+        if result is not None and processes.is_first():
+            # The file last: it says that the evaluation is done.
+            self.tracker.evaluation(result, options.examples)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            guard.write_atomic(path, result.to_json())
         return result
 
     def compare(self) -> None:
         """Shows the evaluations at the start and at the end of each stage side by side."""
+        if not processes.is_first():
+            return
         labels = ["before", *(f"after {span.stage}" for span in self.spans)]
         paths = [path for label in labels if (path := self._evaluation_path(label)).exists()]
         results = [heldout.read(path) for path in paths]
@@ -163,25 +166,46 @@ class Trainer:
                     f"data.max_prompt_tokens + rollout.max_new_tokens = {longest} is more than the "
                     f"{network.max_positions} positions of {config.student.path}; lower one of them"
                 )
+        if processes.is_first():
+            print(engine.check_cache(generator, self.sampling, longest, self.mesh), flush=True)
+
+    def _state_bytes(self) -> int:
+        """Returns the size of the largest state that a stage has."""
+
+        def size(stage: str) -> int:
+            program = state.make_program(self.config, stage, *self.networks)
+            leaves = jax.tree.leaves(state.abstract(self.config, stage, program, self.mesh))
+            return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+
+        return max(size(span.stage) for span in self.spans)
 
     def _train_step(self, span: Span, program: steps.Program) -> dict[str, float]:
         """Runs one step and returns its metrics."""
+        self.profiler.begin(self.step + 1)
         started = time.perf_counter()
         compiled = self.compiles.count, self.compiles.seconds
         batch = span.batches[self.step - span.start]
         options: Stage = getattr(self.config, span.stage)
+        resting = self._sits_out(span)
+        if resting == "discriminator":
+            program = dataclasses.replace(program, train_discriminator=False)
         metrics: dict[str, float] = {}
         if options.train_discriminator or span.stage == "gad":
             with jax.profiler.TraceAnnotation("rollout"):
-                rollout = self._sample(batch)
+                rollout, segments = self._sample(batch)
             metrics |= self._rollout_metrics(rollout, batch, time.perf_counter() - started)
+            shards = sharding.data_shards(self.mesh)
+            metrics["rollout/occupancy"] = engine.occupancy(rollout, segments, shards)
         else:
             rollout = None
         packing_started = time.perf_counter()
         update, rows = self._pack(span, program, batch, rollout)
+        placed = [packing.place(piece, self.mesh) for piece in rows]
         update_started = time.perf_counter()
-        self.state, device_metrics = update(program, self.state, *rows)
+        self.state, device_metrics = update(program, self.state, *placed)
         metrics |= {name: float(value) for name, value in jax.device_get(device_metrics).items()}
+        self.broken_leaves = stops.take_broken_leaves(metrics, self.state)
+        metrics |= {f"health/{resting}_sits_out": 1.0} if resting else {}
         ended = time.perf_counter()
         self.step += 1
         positions = sum(piece.tokens.size for piece in rows)
@@ -195,10 +219,11 @@ class Trainer:
             "seconds/compile": self.compiles.seconds - compiled[1],
             "compiles": float(self.compiles.count - compiled[0]),
         }
+        self.profiler.end(self.step, update.__name__, metrics)
         return metrics
 
-    def _sample(self, batch: PromptBatch) -> Rollout:
-        return engine.generate(
+    def _sample(self, batch: PromptBatch) -> tuple[Rollout, tuple[engine.Segment, ...]]:
+        return engine.trace(
             self.networks[0],
             self.state.generator,
             batch.prompts,
@@ -211,7 +236,7 @@ class Trainer:
     def _pack(
         self, span: Span, program: steps.Program, batch: PromptBatch, rollout: Rollout | None
     ) -> tuple[Callable[..., Any], list[Rows]]:
-        """Returns the compiled step to run and the packed rows that it takes."""
+        """Returns the compiled step to run and the packed rows that it takes, on the host."""
         options: Stage = getattr(self.config, span.stage)
         teacher = [[response] for response in batch.responses]
         if rollout is None:
@@ -219,25 +244,54 @@ class Trainer:
         samples = _ragged(rollout.tokens, rollout.lengths)
         shown = [[self._as_teacher_would_end(sample) for sample in group] for group in samples]
         pairs = self._rows(batch, [t + s for t, s in zip(teacher, shown, strict=True)])
-        first_steps = self.step - span.start < options.discriminator_only_steps
-        if (first_steps and options.train_discriminator) or not options.train_generator:
+        alone = self._discriminator_is_alone(span) or self._sits_out(span) == "generator"
+        if alone or not options.train_generator:
             return steps.discriminator_step, [pairs]
         if span.stage == "warmup":
-            return steps.warmup_step, [pairs, self._rows(batch, teacher)]
+            # No more at once than the discriminator's micro-batch has, which is there anyway.
+            count = packing.fewest_micro_batches(
+                batch.prompts, teacher, pairs.tokens.shape[0], pairs.tokens[0].size
+            )
+            return steps.warmup_step, [pairs, self._rows(batch, teacher, micro_batches=count)]
         logprobs = _ragged(rollout.logprobs, rollout.lengths)
         return steps.gad_step, [pairs, self._rows(batch, samples, logprobs)]
 
-    def _rows(self, batch: PromptBatch, responses: list[list[Any]], logprobs: Any = None) -> Rows:
+    def _discriminator_is_alone(self, span: Span) -> bool:
+        """Returns whether the step is one of the stage's first that train D alone."""
+        options: Stage = getattr(self.config, span.stage)
+        first_steps = self.step - span.start < options.discriminator_only_steps
+        return first_steps and options.train_discriminator
+
+    def _sits_out(self, span: Span) -> health.Side | None:
+        """Returns the network that an alarm keeps out of this step; the other one has to play."""
+        side = health.sits_out(self.config.health, self.health)
+        options: Stage = getattr(self.config, span.stage)
+        if self._discriminator_is_alone(span) or not options.train_generator:
+            return None
+        return None if side == "generator" and not options.train_discriminator else side
+
+    def _rows(
+        self,
+        batch: PromptBatch,
+        responses: list[list[Any]],
+        logprobs: Any = None,
+        micro_batches: int = 0,
+    ) -> Rows:
         options = self.config.batch
+        configured = options.prompts // (options.micro_batch_prompts or options.prompts)
         rows = packing.pack(
             batch.prompts,
             responses,
             logprobs,
             row_tokens=self.config.row_tokens,
-            micro_batches=options.prompts // (options.micro_batch_prompts or options.prompts),
+            micro_batches=micro_batches or configured,
             shards=sharding.data_shards(self.mesh),
+            known=self.shapes,
         )
-        return packing.place(rows, self.mesh)
+        count, height, length = rows.tokens.shape
+        self.shapes.add((count, height, length))
+        self.profiler.saw(rows)
+        return rows
 
     def _as_teacher_would_end(self, sample: np.ndarray) -> np.ndarray:
         """Returns a sample whose end token is the teacher's: which of a model's several end tokens
@@ -249,9 +303,16 @@ class Trainer:
     def _rollout_metrics(
         self, rollout: Rollout, batch: PromptBatch, seconds: float
     ) -> dict[str, float]:
-        teacher = np.asarray([len(response) for response in batch.responses])
         lengths = np.asarray(rollout.lengths)
-        metrics = response_metrics(lengths, ~np.asarray(rollout.finished), teacher)
+        metrics = response_metrics(
+            lengths,
+            ~np.asarray(rollout.finished),
+            [len(response) for response in batch.responses],
+            [response[-1] not in self.chat.end_tokens for response in batch.responses],
+        )
+        samples = [sample for group in _ragged(rollout.tokens, lengths) for sample in group]
+        metrics["response/repetition"] = repetition(samples)
+        metrics["response/teacher_repetition"] = repetition(batch.responses)
         return metrics | {
             "seconds/rollout": seconds,
             "tokens_per_second/rollout": float(lengths.sum()) / seconds,
@@ -259,39 +320,69 @@ class Trainer:
 
     def _after_step(self, span: Span, metrics: dict[str, float], stop: guard.StopRequest) -> None:
         """Evaluates, saves and logs what is due after a step."""
-        ends_stage = self.step == span.end
-        every = self.config.evaluation.every
+        guard.watchdog(60 * self.config.limits.other_minutes)
+        label = span.evaluation_due(self.step, self.config.evaluation.every)
         result = None
-        if stop.requested:
-            pass  # saving comes first; the end of a stage is evaluated when the run goes on
-        elif ends_stage:
-            result = self.evaluate(f"after {span.stage}")
-        elif every and self.step % every == 0:
-            result = self.evaluate(f"step {self.step}")
+        # Saving comes first; an evaluation that is due then is made when the run goes on.
+        if not self._must_stop(stop, metrics["seconds/step"]) and label:
+            result = self.evaluate(label, stop)
         if result is not None:
             metrics = metrics | result.metrics
+        self.health, events = health.observe(self.config.health, self.health, span.stage, metrics)
+        metrics = metrics | {"health/alarms": float(len(health.alarms(self.health)))}
         self.tracker.log(self.step, span.stage, metrics)
+        for event in events:
+            self.tracker.notice(f"step {self.step}: {event.sentence}")
+        ending = [event for event in events if event.action == "stop"]
         in_a_row = metrics["skips/in_a_row"]
         too_many = in_a_row >= self.config.optimizer.max_skips
         due = self.step % self.config.checkpoint.every == 0
-        if due or ends_stage or stop.requested or too_many:
+        due = due or self.step == span.end or self.stopping or self.save_is_late
+        if due or too_many or ending:
             self._save(span, result)
         if too_many:
-            broken = [name for name, value in metrics.items() if not math.isfinite(value)]
-            raise NumericsError(
-                f"step {self.step}: {int(in_a_row)} steps in a row were skipped because "
-                f"{', '.join(broken) or 'a gradient'} was not finite; the weights from before "
-                "the first of them are saved; lower the learning rate of the network at fault"
-            )
+            rows = span.batches[self.step - 1 - span.start].indices
+            ids = [self.data.rows[index].id for index in rows]
+            raise stops.numerics(self.step, metrics, self.broken_leaves, ids, self.checkpoints)
+        for event in ending:
+            raise stops.collapse(self.step, event, self.checkpoints)
+
+    def _catch_up(self, stop: guard.StopRequest) -> None:
+        """Makes up for the evaluation that a stop request put off, in all places that show it."""
+        span = next(span for span in self.spans if self.step <= span.end)
+        label = span.evaluation_due(self.step, self.config.evaluation.every)
+        if label and (result := self.evaluate(label, stop)):
+            self.tracker.amend(self.step, result.metrics)
+            self.checkpoints.rescore(self.step, self._score(result))
+
+    def _must_stop(self, stop: guard.StopRequest, next_step_seconds: float = 0.0) -> bool:
+        """Returns whether the run ends here: a process was asked to, or time is up. All agree, on
+        that and on whether the last save is too long ago."""
+        minutes = self.config.checkpoint.every_minutes
+        late = minutes > 0 and time.monotonic() - self.saved_at > 60 * minutes
+        asked = stop.requested or time.time() + next_step_seconds > self.stop_by
+        asked, self.save_is_late = processes.any_of(asked, late)
+        self.stopping = self.stopping or asked
+        return self.stopping
+
+    def _score(self, result: heldout.Result | None) -> float | None:
+        """Returns what ranks a checkpoint: ROUGE-L, if the answers are of acceptable length."""
+        if result is None:
+            return None
+        ratio = result.metrics["evaluation/length_ratio"]
+        acceptable = ratio <= self.config.checkpoint.best_max_length_ratio
+        return result.metrics["evaluation/rouge_l"] if acceptable else None
 
     def _save(self, span: Span, result: heldout.Result | None) -> None:
-        score = None
-        if result is not None:
-            ratio = result.metrics["evaluation/length_ratio"]
-            if ratio <= self.config.checkpoint.best_max_length_ratio:
-                score = result.metrics["evaluation/rouge_l"]
-        meta = {"step": self.step, "stage": span.stage, "data": self.data.fingerprint}
-        self.checkpoints.save(self.step, self.state, meta, score)
+        meta = {
+            "step": self.step,
+            "stage": span.stage,
+            "data": self.data.fingerprint,
+            "health": self.health,
+            "shapes": sorted(self.shapes),  # a run that goes on packs as this one would have
+        }
+        self.checkpoints.save(self.step, self.state, meta, self._score(result))
+        self.saved_at = time.monotonic()
 
     def _restore(self) -> TrainState | None:
         if self.checkpoints.latest() is None:
@@ -304,10 +395,13 @@ class Trainer:
                     f"(fingerprint {meta['data'][:12]}, now {self.data.fingerprint[:12]}); give "
                     "the data it had, or choose another --run_dir"
                 )
+            self.shapes = {tuple(shape) for shape in meta.get("shapes", ())}
             program = state.make_program(self.config, meta["stage"], *self.networks)
             return state.abstract(self.config, meta["stage"], program, self.mesh)
 
-        return self.checkpoints.restore(expected).state
+        restored = self.checkpoints.restore(expected)
+        self.health = restored.meta.get("health", {})
+        return restored.state
 
 
 def _ragged(values: Any, lengths: Any) -> list[list[np.ndarray]]:

@@ -1,6 +1,7 @@
 """What every test runs under: eight simulated CPU devices, checked shapes, no network."""
 
 import atexit
+import faulthandler
 import os
 import shutil
 import socket
@@ -43,6 +44,7 @@ def _drop_compiled_programs() -> Iterator[None]:
     import jax  # not above: it reads the variables set here
 
     jax.clear_caches()
+    faulthandler.cancel_dump_traceback_later()  # a trainer in this process arms the watchdog
 
 
 @pytest.fixture(autouse=True)

@@ -209,3 +209,39 @@ def test_a_reader_leaves_a_running_save_alone(tmp_path: Path, mesh: Mesh) -> Non
     owner.save(2, make_state(mesh), {})
     owner.close()
     assert not unfinished.exists()
+
+
+def test_a_score_may_come_later(tmp_path: Path, mesh: Mesh) -> None:
+    state = make_state(mesh)
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, state, {"stage": "gad"}, score=0.1)
+    checkpoints.save(2, state, {"stage": "gad"})
+    checkpoints.rescore(2, 0.2)
+    checkpoints.rescore(2, 0.2)
+    assert checkpoints.best() == 2
+    checkpoints.close()
+    again = Checkpoints(tmp_path, keep=1)
+    assert again.best() == 2
+    assert again.read_meta(2) == {"stage": "gad"}
+    assert host(again.restore(lambda _: abstract(state)).state) == host(state)
+    again.save(3, state, {})
+    assert again.steps() == [2, 3]
+    again.rescore(2, float("nan"))
+    assert again.best() is None
+    again.close()
+
+
+def test_a_removal_that_was_cut_short_is_finished(tmp_path: Path, mesh: Mesh) -> None:
+    state = make_state(mesh)
+    checkpoints = Checkpoints(tmp_path, keep=9)
+    for step in (1, 2, 3, 4):
+        checkpoints.save(step, state, {}, score=0.5 if step == 1 else None)
+    checkpoints.close()
+    shutil.rmtree(tmp_path / "2" / "state")  # a process was killed in the middle of it
+    again = Checkpoints(tmp_path, keep=1)
+    assert again.steps() == [1, 2, 3, 4]  # until the newest is known to be intact
+    assert again.restore(lambda _: abstract(state)).step == 4
+    assert again.steps() == [1, 4]
+    assert again.save(5, state, {})
+    assert again.steps() == [1, 5]
+    again.close()

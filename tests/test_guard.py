@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gad_jax.errors import UserError
-from gad_jax.guard import lock_run, write_atomic
+from gad_jax.guard import clear_partials, lock_run, stop_time, write_atomic
 
 ROOT = Path(__file__).parent.parent
 
@@ -213,3 +213,26 @@ def test_write_atomic_replaces_or_keeps(tmp_path: Path, monkeypatch: pytest.Monk
         write_atomic(path, "lost")
     assert path.read_text() == "new ü"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_write_left_is_cleared(tmp_path: Path) -> None:
+    deep = tmp_path / "checkpoints" / "2"
+    deep.mkdir(parents=True)
+    (deep / ".record.json.7.partial").write_text("{")
+    (deep / "record.json").write_text("{}")
+    (tmp_path / ".student.partial").mkdir()  # a directory is the export's to clear
+    clear_partials(tmp_path)
+    assert [path.name for path in deep.iterdir()] == ["record.json"]
+    assert (tmp_path / ".student.partial").is_dir()
+
+
+def test_the_time_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
+    assert stop_time("", 5.0) == float("inf")
+    assert stop_time("2100-01-01T00:10:00+00:00", 10.0) == 4102444800  # 2100-01-01 in UTC
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "4102444800")
+    assert stop_time("", 5.0) == 4102444800 - 300
+    assert stop_time("2100-01-02T00:00+00:00", 0.0) == 4102444800
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 240))
+    with pytest.raises(UserError, match=r"has to end at .*margin_minutes=5 for s"):
+        stop_time("", 5.0)

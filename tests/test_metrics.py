@@ -14,12 +14,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
 from gad_jax.console import Display, printable
-from gad_jax.metrics import Tracker, read_rows, response_metrics, truncate_rows
+from gad_jax.metrics import Tracker, read_rows, repetition, response_metrics, truncate_rows
 
 STEP = {
     "generator/loss": 0.01234,
@@ -133,6 +134,24 @@ def test_going_on_repeats_no_step(tmp_path: Path, tracker: Callable[[], Tracker]
     assert [(row["step"], row["generator/loss"]) for row in rows] == list(enumerate(want, 1))
     scalars = read_scalars(tmp_path / "tensorboard")
     assert scalars == {("generator/loss", step): value for step, value in enumerate(want, 1)}
+
+
+def test_what_is_known_later_joins_the_last_row(
+    tmp_path: Path, tracker: Callable[[], Tracker]
+) -> None:
+    writer = tracker()
+    writer.start(0, 9)
+    for step in (1, 2):
+        writer.log(step, "gad", {"generator/loss": 0.5})
+    writer.amend(2, {"evaluation/rouge_l": 0.25})
+    writer.amend(2, {"evaluation/rouge_l": 0.25})
+    writer.amend(1, {"evaluation/rouge_l": 1.0})  # not the last
+    writer.log(3, "gad", {"generator/loss": math.nan})
+    assert read_rows(tmp_path / "metrics.jsonl") == [
+        {"step": 1, "stage": "gad", "generator/loss": 0.5},
+        {"step": 2, "stage": "gad", "generator/loss": 0.5, "evaluation/rouge_l": 0.25},
+        {"step": 3, "stage": "gad", "generator/loss": None},
+    ]
 
 
 def test_truncation_stops_at_the_first_bad_line(tmp_path: Path) -> None:
@@ -318,11 +337,27 @@ def test_other_processes_write_nothing(tmp_path: Path) -> None:
 
 
 def test_response_metrics_by_hand() -> None:
-    found = response_metrics([[2, 4], [6, 8]], [[False, True], [False, False]], [4, 6])
+    cut = [[False, True], [False, False]]
+    found = response_metrics([[2, 1], [1, 8]], cut, [4, 2], [True, False])
     assert found == {
-        "response/length": 5.0,
-        "response/length_p95": pytest.approx(7.7),
+        "response/length": 3.0,
+        "response/length_p95": pytest.approx(7.1),
         "response/cut_share": 0.25,
+        "response/teacher_cut_share": 0.5,
+        "response/empty_share": 0.25,  # one that is cut after a token is not empty
         "response/length_ratio": 1.0,
     }
-    assert math.isnan(response_metrics([1], [False], [0])["response/length_ratio"])
+    assert math.isnan(response_metrics([1], [False], [0], [False])["response/length_ratio"])
+
+
+def test_repetition_by_hand() -> None:
+    assert repetition([np.asarray([1, 2, 3, 4, 5, 1, 2, 3, 4])]) == pytest.approx(1 / 6)
+    assert repetition([np.arange(10), np.arange(10)]) == 0  # of another response
+    assert repetition([np.zeros(13, np.int32)]) == pytest.approx(0.9)
+    # What lies across the border of two responses is no 4-gram.
+    assert repetition([np.asarray([1, 2]), np.asarray([1, 2]), np.asarray([1, 2])]) == 0
+    assert repetition([np.asarray([7])]) == 0
+    loop, prose = np.tile(np.arange(4), 5), np.arange(100, 120)
+    assert repetition([loop, prose]) == pytest.approx(13 / 34)
+    big = np.random.default_rng(0).integers(0, 150_000, (64, 1536))
+    assert repetition(list(big)) == 0

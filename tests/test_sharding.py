@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -109,13 +110,91 @@ def test_the_mesh_may_take_some_devices() -> None:
     assert mesh.axis_types == (AxisType.Explicit,) * 3
 
 
-def test_all_devices_are_laid_out_by_jax(monkeypatch: pytest.MonkeyPatch) -> None:
-    # which knows how they are wired; a plain reshape would put neighbours on a torus apart
-    asked = []
-    make = jax.make_mesh
-    monkeypatch.setattr(jax, "make_mesh", lambda *a, **k: asked.append(a) or make(*a, **k))
-    sharding.make_mesh(2, 0, 2)
-    assert asked == [((2, 2, 2), sharding.AXIS_NAMES)]
+def gpus(nodes: int, per_node: int, per_process: int) -> list[Any]:
+    """Devices as jax describes those of GPU nodes: the node is the `slice_index`."""
+    return [
+        SimpleNamespace(
+            id=number,
+            process_index=number // per_process,
+            slice_index=number // per_node,
+            platform="gpu",
+            device_kind="NVIDIA H100 80GB HBM3",
+        )
+        for number in range(nodes * per_node)
+    ]
+
+
+def nodes_along(grid: np.ndarray, axis: int) -> set[int]:
+    """Returns how many nodes the lines of devices along an axis touch."""
+    lines = np.moveaxis(grid, axis, -1).reshape(-1, grid.shape[axis])
+    return {len({device.slice_index for device in line}) for line in lines}
+
+
+@pytest.mark.parametrize("per_process", [1, 8])
+@pytest.mark.parametrize(
+    ("shape", "nodes"),
+    [
+        ((2, 4, 2), (2, 1, 1)),  # replicas across nodes, the rest inside
+        ((1, 8, 2), (1, 2, 1)),  # fsdp has to go across
+        ((2, 8, 1), (2, 1, 1)),
+        ((4, 2, 2), (2, 1, 1)),
+        ((1, 2, 8), (1, 2, 1)),
+    ],
+)
+def test_two_gpu_nodes(shape: tuple[int, int, int], nodes: Any, per_process: int) -> None:
+    devices = gpus(2, 8, per_process)
+    grid = sharding._arrange(shape, devices[::-1])
+    assert grid.shape == shape
+    assert {device.id for device in grid.flat} == set(range(16))
+    assert [max(nodes_along(grid, axis)) for axis in range(3)] == list(nodes)
+
+
+def test_a_tensor_axis_across_nodes_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    assert sharding._arrange((1, 1, 16), gpus(2, 8, 8)).shape == (1, 1, 16)
+    assert "mesh.tensor=16 spans nodes of 8 devices" in caplog.text
+
+
+def test_a_tpu_slice_is_laid_out_by_its_wires() -> None:
+    """A 4 × 4 torus of four hosts: neighbours along the tensor axis are neighbours on it."""
+    devices = [
+        SimpleNamespace(
+            id=4 * y + x,
+            process_index=2 * (y // 2) + x // 2,
+            slice_index=0,
+            platform="tpu",
+            device_kind="TPU v6 lite",
+            coords=(x, y, 0),
+            core_on_chip=0,
+        )
+        for y in range(4)
+        for x in range(4)
+    ]
+    for shape in ((1, 4, 4), (1, 8, 2), (2, 4, 2), (1, 16, 1)):
+        grid = sharding._arrange(shape, devices)
+        assert grid.shape == shape
+        assert {device.id for device in grid.flat} == set(range(16))
+        pairs = zip(grid[..., :-1].flat, grid[..., 1:].flat, strict=True)
+        for one, other in pairs:
+            assert sum(a != b for a, b in zip(one.coords, other.coords, strict=True)) == 1
+
+
+def test_two_tpu_slices_hold_a_replica_each() -> None:
+    devices = [
+        SimpleNamespace(
+            id=16 * slice_index + 4 * y + x,
+            process_index=4 * slice_index + y,
+            slice_index=slice_index,
+            platform="tpu",
+            device_kind="TPU v6 lite",
+            coords=(x, y, 0),
+            core_on_chip=0,
+        )
+        for slice_index in range(2)
+        for y in range(4)
+        for x in range(4)
+    ]
+    grid = sharding._arrange((2, 8, 2), devices)
+    assert [max(nodes_along(grid, axis)) for axis in range(3)] == [2, 1, 1]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Whole runs of the tiny model, in this process: resuming, stages and ablations, refusals."""
 
 import json
+import time
 
 import jax
 import pytest
@@ -28,13 +29,13 @@ def settings(directory, *flags):
     return options.read(Config, chosen, program="test", description="")
 
 
-def run(config, stop_at=None):
+def run(config, stop_at=None, stop=StopAt):
     """Runs until the step, or to the end; returns the trainer, closed."""
     mesh = sharding.make_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor)
     with jax.set_mesh(mesh):
         trainer = train.build(config, mesh)
         try:
-            trainer.finished = trainer.run(StopAt(trainer, stop_at))
+            trainer.finished = trainer.run(stop(trainer, stop_at))
         finally:
             trainer.checkpoints.close()
             trainer.tracker.close()
@@ -46,6 +47,12 @@ def rows(directory):
     return [
         {k: v for k, v in json.loads(line).items() if not k.startswith(VARYING)} for line in lines
     ]
+
+
+def scores(directory):
+    """What ranks the checkpoints that are kept, by step."""
+    records = [json.loads(path.read_text()) for path in directory.glob("checkpoints/*/meta/*.json")]
+    return {record["step"]: record["score"] for record in records}
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +95,7 @@ def test_a_run_writes_every_metric_that_is_promised(whole):
 
 @pytest.mark.parametrize("stop_at", [1, 2, 3])
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(whole, tmp_path, stop_at):
-    """Step 2 is the end of warm-up: the next stage begins, and its evaluation is made, later."""
+    """Step 2 is the end of warm-up: its evaluation is made, and the next stage begins, later."""
     directory, uninterrupted = whole
     config = settings(tmp_path)
     assert not run(config, stop_at).finished
@@ -97,12 +104,69 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(whole, tmp_path, 
     assert resumed.step == uninterrupted.step
     with jax.set_mesh(resumed.mesh):
         assert digest.digests(resumed.state) == digest.digests(uninterrupted.state)
-    expected = rows(directory)
-    if stop_at == 2:
-        expected[1] = {k: v for k, v in expected[1].items() if not k.startswith("evaluation/")}
-    assert rows(tmp_path) == expected
+    assert rows(tmp_path) == rows(directory)
+    # A stop saves where nothing else would, and of more checkpoints others are kept.
+    kept = scores(tmp_path)
+    assert {step: kept[step] for step in kept if step % 2 == 0}.items() <= scores(directory).items()
     for file in (directory / "evaluations").iterdir():
         assert (tmp_path / "evaluations" / file.name).read_text() == file.read_text()
+
+
+def test_a_stop_at_the_last_step_leaves_evaluation_and_export_for_later(whole, tmp_path):
+    directory, uninterrupted = whole
+    config = settings(tmp_path)
+    assert not run(config, uninterrupted.step).finished
+    assert not (tmp_path / "evaluations" / "after-gad.json").exists()
+    assert run(config).finished
+    assert rows(tmp_path) == rows(directory)
+    assert scores(tmp_path) == scores(directory)
+    assert scores(tmp_path)[4] is not None
+
+
+class StopInEvaluation(StopAt):
+    """A stop request that comes between two batches of the evaluation after a step."""
+
+    calls = 0
+
+    @property
+    def requested(self):
+        self.calls += self.trainer.step == self.step
+        return self.calls > 2
+
+
+def test_a_stop_cuts_an_evaluation_short_and_it_is_made_later(tmp_path):
+    config = settings(tmp_path, "--evaluation.batch_prompts=1")
+    assert not run(config, 2, StopInEvaluation).finished
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2]
+    assert not (tmp_path / "evaluations" / "after-warmup.json").exists()
+    assert scores(tmp_path) == {2: None}
+    assert run(config).finished
+    for step in (2, 4):
+        assert "evaluation/rouge_l" in rows(tmp_path)[step - 1]
+        assert scores(tmp_path)[step] is not None
+
+
+def test_a_run_stops_by_itself_before_its_time_is_up(tmp_path, monkeypatch):
+    config = settings(tmp_path, "--data.heldout=", "--checkpoint.margin_minutes=10")
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time() + 60 * 60)))
+    mesh = sharding.make_mesh()
+    with jax.set_mesh(mesh):
+        trainer = train.build(config, mesh)
+        assert trainer.stop_by == pytest.approx(time.time() + 50 * 60, abs=60)
+        trainer.stop_by = time.time() + 1e-3
+        assert not trainer.run(guard.StopRequest())
+        trainer.checkpoints.close()
+        trainer.tracker.close()
+    assert trainer.checkpoints.steps() == [1]
+    assert run(config).finished
+
+
+def test_a_save_is_due_after_some_time_too(tmp_path):
+    config = settings(
+        tmp_path, "--data.heldout=", "--checkpoint.every=99", "--checkpoint.every_minutes=1e-6"
+    )
+    run(config)
+    assert scores(tmp_path).keys() == {3, 4}
 
 
 def test_a_finished_run_does_nothing_when_started_again(whole):

@@ -119,7 +119,12 @@ class PromptBatch:
 
 
 def prepare(
-    rows: Rows, chat: Chat, *, max_prompt_tokens: int, max_response_tokens: int
+    rows: Rows,
+    chat: Chat,
+    *,
+    max_prompt_tokens: int,
+    max_response_tokens: int,
+    max_invalid_share: float = 1.0,
 ) -> Prepared:
     """Returns the rows with their tokens.
 
@@ -129,9 +134,12 @@ def prepare(
     malformed row.
 
     Raises UserError when a row is malformed, unless `rows` was read with `skip_invalid`; when a
-    row has no response; and when no row remains.
+    row has no response; when no row remains; and when more than `max_invalid_share` of the rows
+    were skipped as malformed.
     """
     kept, prompts, refused = _fitting(rows, chat, max_prompt_tokens)
+    refusals = {"the chat template refuses the conversation": refused} if refused else {}
+    _check_share(rows, rows.skipped | refusals, max_invalid_share)
     if not kept:
         raise UserError(
             f"{rows.name}: none of the {len(rows)} prompts has at most {max_prompt_tokens} tokens"
@@ -144,7 +152,6 @@ def prepare(
         for tokens in chat.encode_responses([text for row in chunk for text in _texts(row)]):
             cut += len(tokens) > max_response_tokens
             responses.append(np.asarray(tokens[:max_response_tokens], np.int32))
-    refusals = {"the chat template refuses the conversation": refused} if refused else {}
     return Prepared(
         rows=tuple(kept),
         stats=Stats(
@@ -161,6 +168,16 @@ def prepare(
         _responses=_Ragged.of(responses),
         _first_response=np.cumsum([0, *(len(row.responses) for row in kept)], dtype=np.int64),
     )
+
+
+def _check_share(rows: Rows, skipped: dict[str, int], limit: float) -> None:
+    count, invalid = len(rows) + sum(rows.skipped.values()), sum(skipped.values())
+    if invalid > limit * count:
+        reasons = "; ".join(f"{number}: {reason}" for reason, number in skipped.items())
+        raise UserError(
+            f"{rows.name}: {invalid} of {count} rows are malformed ({reasons}), more than "
+            f"--data.max_invalid_share={limit:g}; mend the file or raise that"
+        )
 
 
 def batches(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,12 @@ class Result:
 
 def read(path: Path) -> Result:
     """Returns an evaluation from its file."""
-    return Result(**json.loads(path.read_text(encoding="utf-8")))
+    return parse(path.read_text(encoding="utf-8"))
+
+
+def parse(text: str) -> Result:
+    """Returns an evaluation from its file's text."""
+    return Result(**json.loads(text))
 
 
 def evaluate(
@@ -47,15 +53,19 @@ def evaluate(
     prompts: int,
     max_new_tokens: int,
     batch_prompts: int,
-) -> Result:
+    going_on: Callable[[], bool] = lambda: True,
+) -> Result | None:
     """Returns the greedy answers to the first `prompts` rows, compared with the teacher's.
 
-    Lengths are in tokens and count the end token.
+    `going_on` is asked before every batch; when it says no, there is no result. Lengths are in
+    tokens and count the end token.
     """
     settings = engine.Settings(1, max_new_tokens, chat.end_tokens, chat.pad_token)
     copy = engine.prepare(config, params)
     examples, lengths, teacher_lengths = [], [], []
     for start in range(0, prompts, batch_prompts):
+        if not going_on():
+            return None
         rows = list(range(start, min(start + batch_prompts, prompts)))
         # The last batch is filled up with prompts that are there, so that all have one shape.
         filled = [rows[i % len(rows)] for i in range(min(batch_prompts, prompts))]
@@ -81,6 +91,7 @@ def evaluate(
                     "teacher": teacher,
                     "student": answer,
                     "length": length,
+                    "teacher_length": teacher_lengths[-1],
                     "finished": bool(rollout.finished[number, 0]),
                     "rouge_l": overlap.rouge_l(teacher, answer),
                 }

@@ -37,7 +37,7 @@ def attend(
     which skip the keys that lie after a block.
     """
     half = query.dtype in (jnp.bfloat16, jnp.float16)
-    kernel = _cudnn if jax.default_backend() == "gpu" and half else _blocked
+    kernel = _cudnn if sharding.platform() == "gpu" and half else _blocked
     heads = sharding.spec("batch", None, "heads", None)
     if heads is None:
         return kernel(query, key, value, mask)

@@ -21,14 +21,15 @@ from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from gad_jax import sharding
+from gad_jax import processes, sharding
 from gad_jax.errors import UserError
-from gad_jax.models import decoder
+from gad_jax.models import checksums, decoder
 from gad_jax.models.decoder import DecoderConfig
 from gad_jax.models.families import FAMILIES
 from gad_jax.types import Params
 
 SHARD_BYTES = 4 * 2**30
+FLOATS = ("F32", "BF16", "F16", "F64")
 
 
 def read_config(directory: str | Path) -> DecoderConfig:
@@ -40,17 +41,30 @@ def read_config(directory: str | Path) -> DecoderConfig:
     try:
         hf = json.loads(path.read_text(encoding="utf-8"))
         family = hf.get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read as a JSON object: {error}") from error
-    if family not in FAMILIES:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{path} cannot be read as a JSON object ({error}); fetch the model again"
+        ) from error
+    if hf.get("auto_map"):
+        raise UserError(
+            f"{path} asks for code of its own (auto_map), which is never run; use a model that "
+            f"needs none, of the families {', '.join(FAMILIES)}"
+        )
+    if not isinstance(family, str) or family not in FAMILIES:
         raise UserError(
             f"{path}: model_type={family!r} is not supported; the known ones are "
-            f"{', '.join(FAMILIES)}"
+            f"{', '.join(FAMILIES)}; use a model of one of these"
         )
     try:
         return FAMILIES[family].read(hf)
+    except UserError as error:  # it begins with the file's name
+        raise UserError(f"{path.parent}/{error}") from error
     except KeyError as error:
-        raise UserError(f"{path}: the field {error} is missing") from error
+        raise UserError(f"{path}: the field {error} is missing; fetch the model again") from error
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise UserError(
+            f"{path}: a field has a value of a wrong kind ({error}); fetch the model again"
+        ) from error
 
 
 def load(
@@ -60,9 +74,11 @@ def load(
 
     Without a mesh they live on the default device. A sequence-classification directory gives a
     score head, its bias taken from config.json (`score_bias`), where `save` keeps it. Raises
-    UserError that names a missing, misshapen or unreadable tensor.
+    UserError that names a missing, misshapen, unreadable or non-finite tensor, or a file that is
+    not as SHA256SUMS says.
     """
     config = read_config(directory)
+    checksums.check(Path(directory))
     tensors = _Tensors(Path(directory))
     shapes = decoder.abstract(config)
 
@@ -86,12 +102,20 @@ def save(
     """Writes a directory that transformers and vLLM load: config, safetensors, tokenizer.
 
     Weights are written in `config.stored_dtype`. The directory appears complete or not at all;
-    one that is there is replaced. transformers' classes have no bias on the score head: it moves
+    one that is there is replaced. Every process of a run calls it, the first writes. transformers'
+    classes have no bias on the score head: it moves
     all scores alike, and is kept in config.json as `score_bias`.
     """
+    if not processes.is_first():
+        for tensor in _tensors_to_write(config, params):  # each takes part in gathering
+            tensor.fetch()
+        return
     directory = Path(directory)
-    staging = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(staging, ignore_errors=True)
+    staging, before = (directory.with_name(f".{directory.name}.{e}") for e in ("partial", "before"))
+    if before.exists() and not directory.exists():  # killed between the two renames below
+        os.replace(before, directory)
+    for remains in (staging, before):
+        shutil.rmtree(remains, ignore_errors=True)
     staging.mkdir(parents=True)
     hf = FAMILIES[config.family].write(config)
     hf |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
@@ -106,13 +130,15 @@ def save(
     tokenizer.save_pretrained(str(staging))
     _write_json(staging / "config.json", hf)
     _write_shards(staging, config, params)
+    checksums.write(staging)
     for path in staging.iterdir():
         path.chmod(0o644)  # safetensors makes files that only their owner can read
         with open(path, "rb") as file:
             os.fsync(file.fileno())
     if directory.exists():
-        shutil.rmtree(directory)
+        os.replace(directory, before)
     os.replace(staging, directory)
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
@@ -146,11 +172,16 @@ class _Tensors:
         if index.exists():
             try:
                 entries = json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise UserError(f"{index} is not a safetensors index: {error!r}") from error
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                raise UserError(
+                    f"{index} is not a safetensors index ({error!r}); fetch the model again"
+                ) from error
             for name, file in entries:
                 if Path(str(file)).name != file:
-                    raise UserError(f"{index}: {name} points outside the directory: {file!r}")
+                    raise UserError(
+                        f"{index}: {name} points outside the directory ({file!r}); it must name a "
+                        "file beside it"
+                    )
                 self.files[name] = directory / file
         else:
             file = directory / "model.safetensors"
@@ -159,12 +190,16 @@ class _Tensors:
     def slice(self, name: str) -> Any:
         """Returns the lazily read tensor."""
         if name not in self.files:
-            raise UserError(f"{self.directory}: the tensor {name} is missing from the weights")
+            raise UserError(
+                f"{self.directory}: the tensor {name} is missing from the weights; fetch the model "
+                "again, or check that config.json belongs to it"
+            )
         try:
             return self._handle(self.files[name]).get_slice(name)
         except SafetensorError as error:
             raise UserError(
-                f"{self.files[name]}: the tensor {name} cannot be read: {error}"
+                f"{self.files[name]}: the tensor {name} cannot be read ({error}); fetch the model "
+                "again"
             ) from error
 
     def _handle(self, file: Path) -> Any:
@@ -189,15 +224,27 @@ def _reader(
     expected = expected[::-1] if transposed else expected
     for layer in range(shape[0] if stacked else 1):
         tensor = template.format(layer)
-        found = tuple(tensors.slice(tensor).get_shape())
+        piece = tensors.slice(tensor)
+        if piece.get_dtype() not in FLOATS:
+            raise UserError(
+                f"{tensors.files[tensor]}: the tensor {tensor} is {piece.get_dtype()}, and only "
+                f"{', '.join(FLOATS)} can be read; use the model that is not quantised"
+            )
+        found = tuple(piece.get_shape())
         if found != expected:
             raise UserError(
                 f"{tensors.files[tensor]}: the tensor {tensor} has shape {list(found)}, but "
-                f"config.json asks for {list(expected)}"
+                f"config.json asks for {list(expected)}; the two must be of one model"
             )
 
     def matrix(layer: int, index: tuple[slice, ...]) -> np.ndarray:
         part = tensors.slice(template.format(layer))[index[::-1] if transposed else index]
+        if not np.isfinite(part).all():
+            file = tensors.files[template.format(layer)]
+            raise UserError(
+                f"{file}: the tensor {template.format(layer)} has numbers that are not finite; the "
+                "file is damaged, fetch the model again"
+            )
         return (part.T if transposed else part).astype(dtype)
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
@@ -243,7 +290,7 @@ def _tensors_to_write(config: DecoderConfig, params: Params) -> Iterator[_Tensor
     dtype = jnp.dtype(config.stored_dtype)
 
     def fetch(leaf: jax.Array, layer: int | None, transposed: bool) -> np.ndarray:
-        host = np.asarray(jax.device_get(leaf if layer is None else leaf[layer])).astype(dtype)
+        host = sharding.fetch(leaf if layer is None else leaf[layer]).astype(dtype)
         # safetensors writes the buffer and ignores strides
         return np.ascontiguousarray(host.T if transposed else host)
 

@@ -1,70 +1,38 @@
-"""Sampling as two compiled programs: `prefill`, once per prompt, and `decode`, the loop.
+"""Sampling: prompts in, responses out. `prefill` runs the prompts once; `loop.py` has what follows.
 
-The prompt's cache is held once per group and shared by its samples; each sample adds a cache of its
-own. The weights are the training weights, gathered, cast and split by layer once per rollout:
-a loop over unrolled layers updates its caches in place, where a scan would copy them.
-
-Randomness is folded from (key, prompt index, sample index, position), so a sample does not depend
-on which others are drawn beside it, nor on the devices.
+The weights are the training weights, gathered, cast and split by layer once per rollout: a loop
+over unrolled layers updates its caches in place, where a scan would copy them.
 """
 
-import dataclasses
-from functools import partial
+import os
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from gad_jax import buckets, sharding
+from gad_jax import sharding
+from gad_jax.errors import UserError
 from gad_jax.models import decoder
 from gad_jax.models.decoder import DecoderConfig
-from gad_jax.rollout.sampling import GREEDY, Sampler, sample
+from gad_jax.rollout import loop
+from gad_jax.rollout.loop import Prefix, Settings, Weights
+from gad_jax.rollout.queue import capacity, fewer_slots, make_queue
 from gad_jax.types import Params, Rollout, Segments
 
-PROMPT_MULTIPLE = 32
-"""Prompts are padded to buckets of this many tokens."""
+__all__ = [
+    "Segment", "Settings", "Weights", "cache_bytes", "check_cache", "generate", "occupancy",
+    "prefill", "prepare", "trace",
+]  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What a compiled rollout is specialised for."""
+class Segment(NamedTuple):
+    """One call of `decode`: so many slots and columns per shard, for so many steps."""
 
-    samples: int
-    max_new_tokens: int
-    end_tokens: tuple[int, ...]
-    pad_token: int
-    sampler: Sampler = GREEDY
-
-
-class Weights(NamedTuple):
-    """The decode copy of a network: one tree per layer, and the rest."""
-
-    layers: tuple[Params, ...]
-    rest: Params
-
-
-class Prefix(NamedTuple):
-    """What `prefill` leaves of a batch of prompts: caches by layer, and the next logits."""
-
-    keys: tuple[Float[Array, "B K P C"], ...]
-    values: tuple[Float[Array, "B K P C"], ...]
-    lengths: Int[Array, " B"]
-    logits: Float[Array, "B V"]
-
-
-class Loop(NamedTuple):
-    """The state of the decode loop. `position` tokens have been sampled of every response."""
-
-    position: Int[Array, ""]
-    keys: tuple[Float[Array, "B N K R C"], ...]
-    values: tuple[Float[Array, "B N K R C"], ...]
-    tokens: Int[Array, "B N R"]
-    logprobs: Float[Array, "B N R"]
-    lengths: Int[Array, "B N"]
-    finished: Bool[Array, "B N"]
+    slots: int
+    columns: int
+    steps: int
 
 
 @sharding.jit(static="config")
@@ -80,56 +48,44 @@ def prepare(config: DecoderConfig, params: Params) -> Weights:
     whole = jax.tree_util.tree_map_with_path(copy, params)
     layers = whole.pop("layers")
     split = tuple(jax.tree.map(lambda x, i=i: x[i], layers) for i in range(config.layers))
-    return Weights(split, whole)
+    head = whole["embedding"] if config.tied else whole.pop("head")["kernel"].T
+    return Weights(split, whole, head)
 
 
-@sharding.jit(static="config")
+@sharding.jit(static=("config", "size"))
 def prefill(
-    config: DecoderConfig, params: Params, prompts: Int[Array, "B P"], lengths: Int[Array, " B"]
-) -> Prefix:
-    """Runs the prompts, padded on the right, and keeps what sampling needs of them.
-
-    A length of 0 is no prompt: a row that only completes the batch, whose responses stay empty.
-    """
-    count, width = prompts.shape
-    index = jnp.arange(width)
-    real = (index < lengths[:, None]).astype(jnp.int32)
-    positions = jnp.broadcast_to(index, (count, width), out_sharding=sharding.spec("batch", None))
-    x, cache = decoder.hidden(
-        config, params, prompts, positions, Segments(real, real), collect_cache=True
-    )
-    ends = jnp.maximum(lengths - 1, 0)
-    last = jnp.take_along_axis(x, ends[:, None, None], axis=1)[:, 0]
-    logits = decoder.project(last, decoder.head_kernel(config, params))
-    keys, values = (tuple(z[i] for i in range(config.layers)) for z in cache)
-    return Prefix(keys, values, lengths, sharding.reshard(logits, "batch", None))
-
-
-@sharding.jit(static=("config", "settings"))
-def decode(
     config: DecoderConfig,
-    settings: Settings,
-    weights: Weights,
-    prefix: Prefix,
-    key: Array,
-    indices: Int[Array, " B"],
-) -> Rollout:
-    """Samples every response until its end token or the limit, in one compiled loop."""
-    keys = _sample_keys(key, indices, settings.samples)
-    logits = jnp.repeat(
-        prefix.logits, settings.samples, axis=0, out_sharding=sharding.spec("batch", None)
+    params: Params,
+    size: int,
+    tokens: Int[Array, "M W"],
+    positions: Int[Array, "M W"],
+    own: Int[Array, "M W"],
+) -> Prefix:
+    """Runs prompts packed into rows, `own` numbering them within their row, and keeps their cache:
+    `size` tokens per data shard, at least those of its rows."""
+    rows, width = tokens.shape
+    _, cache = decoder.hidden(
+        config, params, tokens, positions, Segments(own, own), collect_cache=True
     )
-    state = _append(settings, _empty(config, settings, prefix), logits, keys)
+    shards = sharding.data_shards(jax.sharding.get_abstract_mesh())
 
-    def going_on(state: Loop) -> Array:
-        return (state.position < settings.max_new_tokens) & ~jnp.all(state.finished)
+    def line(z: Float[Array, "M K W C"], order: tuple[int, ...]) -> Array:
+        """Lays the rows of each shard side by side, and fills up."""
+        z = z.transpose(order)
+        at = order.index(0)
+        shape = [*z.shape[:at], rows * width, *z.shape[at + 2 :]]
+        axes: list[str | None] = [None] * len(shape)
+        axes[0], axes[at] = "kv_heads", "batch"
+        z = z.reshape(shape, out_sharding=sharding.spec(*axes))
+        padding = [(0, 0)] * len(shape)
+        padding[at] = (0, size - rows * width // shards)
+        return sharding.locally(
+            lambda x: jnp.pad(x, padding), (sharding.along(at),), sharding.along(at)
+        )(z)
 
-    def step(state: Loop) -> Loop:
-        state, logits = _forward(config, weights, prefix, state)
-        return _append(settings, state, logits, keys)
-
-    state = jax.lax.while_loop(going_on, step, state)
-    return Rollout(state.tokens, state.logprobs, state.lengths, state.finished)
+    keys = tuple(line(cache[0][i], (1, 3, 0, 2)) for i in range(config.layers))
+    values = tuple(line(cache[1][i], (1, 0, 2, 3)) for i in range(config.layers))
+    return Prefix(keys, values)
 
 
 def generate(
@@ -141,189 +97,92 @@ def generate(
     settings: Settings,
     mesh: jax.sharding.Mesh,
     weights: Weights | None = None,
+    limits: np.ndarray | None = None,
 ) -> Rollout:
     """Returns responses to ragged prompts, as numpy arrays; `indices` number the prompts for the
-    random keys. Pass `weights` (from `prepare`) where several batches share them.
+    random keys. Pass `weights` (from `prepare`) where several batches share them, and `limits`
+    where prompts have limits of their own, each at most `settings.max_new_tokens`.
 
     Example: two prompts, `settings.samples` = 4, at most 16 tokens → tokens [2, 4, 16].
     """
-    count = len(prompts)
-    padded = -(-count // sharding.data_shards(mesh)) * sharding.data_shards(mesh)
-    longest = max(len(prompt) for prompt in prompts)
-    tokens = np.full((padded, buckets.round_up(longest, PROMPT_MULTIPLE)), settings.pad_token)
-    lengths = np.zeros(padded, np.int32)
-    numbers = np.zeros(padded, np.int32)
-    for row, prompt in enumerate(prompts):
-        tokens[row, : len(prompt)] = prompt
-        lengths[row] = len(prompt)
-        numbers[row] = indices[row]
-    arrays = sharding.put((tokens.astype(np.int32), lengths, numbers), mesh, "batch")
+    return trace(config, params, prompts, indices, key, settings, mesh, weights, limits)[0]
+
+
+def trace(
+    config: DecoderConfig,
+    params: Params,
+    prompts: list[np.ndarray],
+    indices: np.ndarray,
+    key: Array,
+    settings: Settings,
+    mesh: jax.sharding.Mesh,
+    weights: Weights | None = None,
+    limits: np.ndarray | None = None,
+) -> tuple[Rollout, tuple[Segment, ...]]:
+    """Returns what `generate` does, and how the loop went."""
+    shards = sharding.data_shards(mesh)
+    if limits is None:
+        limits = np.full(len(prompts), settings.max_new_tokens)
+    packed = make_queue(prompts, indices, limits, shards)
+    rows = sharding.put(packed.rows, mesh, "batch")
+    queue = sharding.put(packed.queue, mesh, "batch")
     weights = prepare(config, params) if weights is None else weights
-    prefix = prefill(config, params, arrays[0], arrays[1])
-    rollout = decode(config, settings, weights, prefix, key, arrays[2])
-    return jax.tree.map(lambda x: x[:count], sharding.fetch(rollout))
+    prefix = prefill(config, params, packed.size, *rows)
+    samples = packed.prompts_per_shard * settings.samples
+    slots = min(settings.slots or default_slots(), samples)
+    columns = capacity(packed.longest)
+    state = loop.start(config, settings, slots, columns, samples)
+    segments: list[Segment] = []
+    while True:
+        fewer = fewer_slots(slots) if settings.move_to_fewer else 0
+        state, status = loop.decode(config, settings, fewer, weights, prefix, queue, key, state)
+        busy, needed, waiting, ended = (int(x) for x in sharding.fetch((*status, state.column)))
+        segments.append(Segment(slots, columns, ended - sum(part.steps for part in segments)))
+        if busy + waiting == 0:
+            break
+        if waiting == 0 and busy <= fewer:
+            slots = fewer
+        columns = capacity(needed)
+        state = loop.resize(state, slots, columns)
+    results = (state.tokens, state.logprobs, state.lengths, state.finished)
+    ordered: list[Any] = [packed.in_order(x, settings.samples) for x in sharding.fetch(results)]
+    return Rollout(*ordered), tuple(segments)
 
 
-def _sample_keys(key: Array, indices: Int[Array, " B"], samples: int) -> Array:
-    """Returns the keys of all responses, [B·N]."""
-    flat = sharding.spec("batch")
-    prompt = jnp.repeat(indices, samples, out_sharding=flat)
-    sample = jnp.broadcast_to(
-        jnp.arange(samples), (indices.size, samples), out_sharding=sharding.spec("batch", None)
-    )
-    sample = sample.reshape(prompt.size, out_sharding=flat)
-    fold = jax.random.fold_in
-    return jax.vmap(lambda p, s: fold(fold(key, p), s))(prompt, sample)
+def occupancy(rollout: Rollout, segments: tuple[Segment, ...], shards: int) -> float:
+    """Returns the share of the slots' steps that drew a token of a response."""
+    steps = shards * sum(part.slots * part.steps for part in segments)
+    return float(np.sum(rollout.lengths)) / steps
 
 
-def _empty(config: DecoderConfig, settings: Settings, prefix: Prefix) -> Loop:
-    size = (prefix.lengths.shape[0], settings.samples)
-    dtype = prefix.keys[0].dtype
-
-    def zeros(shape: tuple[int, ...], kind: Any, *axes: str | None) -> Array:
-        where = sharding.spec("batch", None, *axes)
-        return jnp.zeros((*size, *shape), kind, out_sharding=where)
-
-    def cache() -> tuple[Array, ...]:
-        shape = (config.kv_heads, settings.max_new_tokens, config.head_width)
-        axes = ("kv_heads", None, None)
-        return tuple(zeros(shape, dtype, *axes) for _ in range(config.layers))
-
-    response = (settings.max_new_tokens,)
-    return Loop(
-        position=jnp.zeros((), jnp.int32),
-        keys=cache(),
-        values=cache(),
-        tokens=zeros(response, jnp.int32, None) + settings.pad_token,
-        logprobs=zeros(response, jnp.float32, None),
-        lengths=zeros((), jnp.int32),
-        finished=jnp.broadcast_to(
-            prefix.lengths[:, None] == 0, size, out_sharding=sharding.spec("batch", None)
-        ),
-    )
+def default_slots() -> int:
+    """Returns the slots of a data shard: few keep a CPU busy, an accelerator needs more."""
+    return 32 if sharding.platform() == "cpu" else 256
 
 
-def _append(settings: Settings, state: Loop, logits: Float[Array, "BN V"], keys: Array) -> Loop:
-    """Draws the next token of every response that goes on, and writes it down."""
-    shape = state.finished.shape
-    here = jax.vmap(lambda k: jax.random.fold_in(k, state.position))(keys)
-    uniform = jax.vmap(lambda k: jax.random.uniform(k))(here)
-    token, logprob = (
-        x.reshape(shape, out_sharding=sharding.spec("batch", None))
-        for x in _sample_locally(logits, uniform, settings.sampler)
-    )
-    going_on = ~state.finished
-    token = jnp.where(going_on, token, settings.pad_token)
-    logprob = jnp.where(going_on, logprob, 0.0)
-    ended = jnp.any(token[..., None] == jnp.asarray(settings.end_tokens), axis=-1)
-
-    def write(target: Array, new: Array) -> Array:
-        return jax.lax.dynamic_update_slice_in_dim(target, new[..., None], state.position, axis=2)
-
-    return state._replace(
-        position=state.position + 1,
-        tokens=write(state.tokens, token),
-        logprobs=write(state.logprobs, logprob),
-        lengths=state.lengths + going_on,
-        finished=state.finished | (going_on & ended),
-    )
+def cache_bytes(config: DecoderConfig, slots: int, longest: int) -> int:
+    """Returns the largest size of a data shard's caches while sequences are at most `longest`."""
+    token = 2 * config.layers * config.kv_heads * config.head_width
+    return token * jnp.dtype(config.compute_dtype).itemsize * slots * capacity(longest)
 
 
-def _sample_locally(
-    logits: Float[Array, "BN V"], uniform: Float[Array, " BN"], sampler: Sampler
-) -> tuple[Int[Array, " BN"], Float[Array, " BN"]]:
-    """Returns `sample` of each row, computed where the row lives."""
-    rows = sharding.spec("batch")
-    draw = partial(sample, sampler=sampler)
-    if rows is None:
-        return draw(logits, uniform)
-    specs = (sharding.spec("batch", None), rows)
-    return jax.shard_map(draw, in_specs=specs, out_specs=(rows, rows), check_vma=False)(
-        logits, uniform
-    )
+def check_cache(
+    config: DecoderConfig, settings: Settings, longest: int, mesh: jax.sharding.Mesh
+) -> str:
+    """Returns a sentence on the largest decode cache while sequences are at most `longest`.
 
-
-def _forward(
-    config: DecoderConfig, weights: Weights, prefix: Prefix, state: Loop
-) -> tuple[Loop, Float[Array, "BN V"]]:
-    """Runs the newest token of every response; returns the grown caches and the next logits."""
-    count, samples, _ = state.tokens.shape
-    newest = state.position - 1
-    flat = sharding.spec("batch")
-    tokens = jax.lax.dynamic_index_in_dim(state.tokens, newest, axis=2, keepdims=False)
-    positions = jnp.repeat(prefix.lengths + newest, samples, out_sharding=flat)
-    angles = decoder.rotation(config, positions)
-    rest = weights.rest
-    x = decoder.embed(config, rest, tokens.reshape(count * samples, out_sharding=flat))
-    keys, values = [], []
-    for layer, layer_params in enumerate(weights.layers):
-        block = nnx.merge(decoder.block_graph(config), layer_params)
-        cache = _LayerCache(
-            prefix.keys[layer],
-            prefix.values[layer],
-            prefix.lengths,
-            state.keys[layer],
-            state.values[layer],
-            newest,
+    Raises UserError when that is more than a device's memory.
+    """
+    slots = settings.slots or default_slots()
+    needed = cache_bytes(config, slots, longest) / mesh.shape["tensor"] / 1e9
+    size = f"{needed:.2g} GB a device for {slots} slots of {capacity(longest)} tokens"
+    device = jax.local_devices()[0]
+    memory = (device.memory_stats() or {}).get("bytes_limit")
+    memory = memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed * 1e9 > memory:
+        raise UserError(
+            f"the decode cache may need {size}, and a device has {memory / 1e9:.0f} GB; lower "
+            "--rollout.slots, --rollout.max_new_tokens or --data.max_prompt_tokens, or raise "
+            "--mesh.tensor"
         )
-        x, (new_keys, new_values) = block(x, angles, cache.attend)
-        keys.append(new_keys)
-        values.append(new_values)
-    x = decoder.final_norm(config, rest, x)
-    logits = decoder.project(x, decoder.head_kernel(config, rest))
-    state = state._replace(keys=tuple(keys), values=tuple(values))
-    return state, sharding.reshard(logits, "batch", None)
-
-
-@dataclasses.dataclass
-class _LayerCache:
-    """One layer's caches: the prompt's, shared by the group, and each sample's own."""
-
-    prompt_keys: Float[Array, "B K P C"]
-    prompt_values: Float[Array, "B K P C"]
-    prompt_lengths: Int[Array, " B"]
-    keys: Float[Array, "B N K R C"]
-    values: Float[Array, "B N K R C"]
-    newest: Int[Array, ""]
-
-    def attend(
-        self, query: Float[Array, "n H C"], key: Float[Array, "n K C"], value: Float[Array, "n K C"]
-    ) -> tuple[Float[Array, "n H C"], tuple[Array, Array]]:
-        """Writes the newest key and value, and attends to the prompt and to what was sampled."""
-        count, samples, kv_heads, limit, width = self.keys.shape
-        split = sharding.spec("batch", None, "kv_heads", None, None)
-        shared = query.shape[1] // kv_heads
-        q = query.reshape(count, samples, kv_heads, shared, width, out_sharding=split)
-        q = q * jnp.asarray(width**-0.5, q.dtype)
-        keys, values = (
-            jax.lax.dynamic_update_slice_in_dim(
-                cache,
-                new.reshape(count, samples, kv_heads, 1, width, out_sharding=split),
-                self.newest,
-                axis=3,
-            )
-            for cache, new in ((self.keys, key), (self.values, value))
-        )
-        in_prompt = jnp.arange(self.prompt_keys.shape[2]) < self.prompt_lengths[:, None]
-        sampled = jnp.arange(limit) <= self.newest
-        kind = jnp.float32
-        to_prompt = jnp.einsum(
-            "bnkgc,bkpc->bnkgp", q, self.prompt_keys, preferred_element_type=kind
-        )
-        to_own = jnp.einsum("bnkgc,bnkrc->bnkgr", q, keys, preferred_element_type=kind)
-        to_prompt = jnp.where(in_prompt[:, None, None, None], to_prompt, -jnp.inf)
-        to_own = jnp.where(sampled, to_own, -jnp.inf)
-        top = jnp.maximum(to_prompt.max(-1, keepdims=True), to_own.max(-1, keepdims=True))
-        to_prompt, to_own = jnp.exp(to_prompt - top), jnp.exp(to_own - top)
-        total = to_prompt.sum(-1, keepdims=True) + to_own.sum(-1, keepdims=True)
-        mixed = jnp.einsum(
-            "bnkgp,bkpc->bnkgc",
-            to_prompt.astype(q.dtype),
-            self.prompt_values,
-            preferred_element_type=kind,
-        ) + jnp.einsum(
-            "bnkgr,bnkrc->bnkgc", to_own.astype(q.dtype), values, preferred_element_type=kind
-        )
-        out = (mixed / total).astype(q.dtype)
-        whole = sharding.spec("batch", "heads", None)
-        return out.reshape(query.shape, out_sharding=whole), (keys, values)
+    return f"decode cache: at most {size}"

@@ -1,6 +1,7 @@
 """From logits to one token: temperature, top-k, top-p, and an exact draw with one random number."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +12,14 @@ _BLOCK = 256
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """How a token is drawn: temperature 0 takes the likeliest, top_k 0 and top_p 1 keep all."""
+    """How a token is drawn: temperature 0 takes the likeliest; top_k 0, top_p 1 and min_p 0 keep
+    all; `banned` tokens are never drawn."""
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    banned: tuple[int, ...] = ()
 
 
 GREEDY = Sampler(temperature=0.0)
@@ -23,23 +27,51 @@ GREEDY = Sampler(temperature=0.0)
 
 def shape_logits(logits: Float[Array, "n V"], sampler: Sampler) -> Float[Array, "n V"]:
     """Returns the logits of the sampling distribution: divided by the temperature, and -inf for
-    tokens outside of the top k, then outside of the smallest set that holds the mass top_p.
+    banned tokens, then for those outside of the top k, then outside of the smallest set that holds
+    the mass top_p, then for those less likely than min_p times the likeliest.
 
-    Greedy sampling (temperature 0) leaves the logits as they are.
+    Tokens with equal logits stay or go together. Greedy sampling (temperature 0) leaves the logits
+    as they are, but for the banned.
     """
     logits = logits.astype(jnp.float32)
-    if sampler.temperature > 0:
-        logits = logits / sampler.temperature
+    if sampler.banned:
+        logits = logits.at[:, jnp.asarray(sampler.banned)].set(-jnp.inf)
+    if sampler.temperature == 0:
+        return logits
+    logits = logits / sampler.temperature
     if 0 < sampler.top_k < logits.shape[-1]:
-        smallest = jax.lax.top_k(logits, sampler.top_k)[0][:, -1:]
-        logits = jnp.where(logits >= smallest, logits, -jnp.inf)
+        logits = _keep_top(logits, jnp.ones_like(logits), float(sampler.top_k))
     if sampler.top_p < 1:
-        ordered = jnp.sort(logits, axis=-1, descending=True)
-        before = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1)
-        before = before - jax.nn.softmax(ordered, axis=-1)
-        kept = jnp.where(before < sampler.top_p, ordered, jnp.inf)
-        logits = jnp.where(logits >= jnp.min(kept, axis=-1, keepdims=True), logits, -jnp.inf)
+        logits = _keep_top(logits, jax.nn.softmax(logits, axis=-1), sampler.top_p)
+    if sampler.min_p > 0:
+        least = jnp.max(logits, axis=-1, keepdims=True) + math.log(sampler.min_p)
+        logits = jnp.where(logits >= least, logits, -jnp.inf)
     return logits
+
+
+def _keep_top(
+    logits: Float[Array, "n V"], weights: Float[Array, "n V"], limit: float
+) -> Float[Array, "n V"]:
+    """Returns -inf for each logit above which lie others with a weight of `limit` or more.
+
+    The threshold is found bit by bit, in 32 sums over the vocabulary, which is exact and costs
+    less than to sort it: floats, as integers, are ordered as their values are.
+    """
+    bits = jax.lax.bitcast_convert_type(logits, jnp.int32)
+    ordered = jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+    def narrow(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds  # the threshold is in (low, high]
+        middle = (low & high) + ((low ^ high) >> 1)
+        above = jnp.sum(jnp.where(ordered > middle, weights, 0.0), axis=-1, keepdims=True)
+        enough = above >= limit
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+    rows = (logits.shape[0], 1)
+    least, most = jnp.iinfo(jnp.int32).min, jnp.iinfo(jnp.int32).max
+    start = (jnp.full(rows, least, jnp.int32), jnp.full(rows, most, jnp.int32))
+    _, threshold = jax.lax.fori_loop(0, 32, narrow, start)
+    return jnp.where(ordered >= threshold, logits, -jnp.inf)
 
 
 def sample(

@@ -151,7 +151,11 @@ def test_fingerprint_is_of_the_rows_not_of_the_file(chat, same_rows, tmp_path):
     rows, path = same_rows
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "b.parquet")
     prompts = [
-        {"id": "x", "teacher_response": [row["teacher_response"]], "prompt": content["content"]}
+        {
+            "id": row["score"],
+            "teacher_response": [row["teacher_response"]],
+            "prompt": content["content"],
+        }
         for row in rows
         for content in row["content"]
     ]

@@ -23,6 +23,7 @@ def with_messages(messages, key="messages"):
 
 
 def write(path, *lines):
+    path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"".join(one + b"\n" for one in lines))
     return path
 
@@ -132,6 +133,11 @@ MALFORMED = {
         "'teacher_response' has a lone surrogate",
         " (U+DFFF)",
     ),
+    "NUL in a prompt": (
+        b'{"prompt": "a\\u0000b", "teacher_response": "y"}',
+        "'prompt' has a NUL character",
+        "",
+    ),
     "surrogate id": (
         b'{"prompt": "x", "teacher_response": "y", "id": "\\udfff"}',
         "'id' has a lone surrogate",
@@ -198,3 +204,17 @@ def test_prompts_without_responses(tmp_path):
     path = write(tmp_path / "a.jsonl", line({"prompt": "x"}), with_response("y"))
     rows = sources.read(path, need_response=False)
     assert [row.responses for row in rows] == [(), ("y",)]
+
+
+def test_an_id_is_given_once_in_a_file(tmp_path):
+    rows = [line(GOOD | {"id": name}) for name in ("a", "b", "a", "c", "a")]
+    path = write(tmp_path / "train.jsonl", *rows)
+    with pytest.raises(UserError, match=r"^train.jsonl:3: .* twice: 'a' is that of train.jsonl:1"):
+        sources.read(path)
+    kept = sources.read(path, skip_invalid=True)
+    assert [row.id for row in kept] == ["a", "b", "c"]
+    assert kept.skipped == {"the id is given twice": 2}
+    # Files that go together may use the same ids.
+    write(tmp_path / "both" / "train-0.jsonl", line(GOOD | {"id": "a"}))
+    write(tmp_path / "both" / "train-1.jsonl", line(GOOD | {"id": "a"}))
+    assert len(sources.read(tmp_path / "both")) == 2

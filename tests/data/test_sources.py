@@ -48,11 +48,50 @@ def test_the_three_forms_of_a_prompt(tmp_path):
     assert rows.skipped == {}
 
 
+def test_prompt_sets_as_they_are_downloaded(tmp_path):
+    """Dolly, MiniLLM's form of it, SelfInst, Vicuna's two forms; in JSONL and in Parquet."""
+    import pyarrow
+    import pyarrow.parquet
+
+    forms = {
+        "dolly": [
+            {"instruction": "Why?", "context": "", "response": "So.", "category": "open_qa"},
+            {"instruction": "Who?", "context": "Ann came.", "response": "Ann", "category": "qa"},
+        ],
+        "minillm": [
+            {"prompt": "Below … Why?", "instruction": "Why?", "input": "", "output": "So."},
+            {"prompt": "Below … Who?", "instruction": "Who?", "input": "Ann came.", "output": "A"},
+        ],
+        "selfinst": [
+            {"id": "user_oriented_task_0", "instruction": "Why?", "instances": [{"input": ""}]},
+            {"id": "user_oriented_task_1", "instruction": "Who?", "instances": [
+                {"input": "Ann came.", "output": "Ann"}, {"input": "Bob came.", "output": "Bob"}]},
+        ],
+        "vicuna": [
+            {"question_id": 1, "text": "Why?", "category": "generic"},
+            {"question_id": 2, "text": "Who?\n\nAnn came.", "category": "generic"},
+        ],
+        "turns": [
+            {"question_id": 1, "category": "x", "turns": ["Why?", "And then?"]},
+            {"question_id": 2, "category": "x", "turns": ["Who?\n\nAnn came."]},
+        ],
+    }  # fmt: skip
+    for name, records in forms.items():
+        table = pyarrow.Table.from_pylist(records)
+        pyarrow.parquet.write_table(table, tmp_path / f"{name}.parquet")
+        path = write(tmp_path / f"{name}.jsonl", *map(line, records))
+        for file in (path, tmp_path / f"{name}.parquet"):
+            rows = sources.read(file, need_response=False)
+            texts = [row.messages[-1]["content"] for row in rows]
+            assert texts == ["Why?", "Who?\n\nAnn came."], name
+            assert all(not row.responses for row in rows)
+    assert [row.id for row in sources.read(path, need_response=False)] == ["1", "2"]
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "line\u2028separator, next\u0085line",
-        "nul\x00",
         "\U0001f468\u200d\U0001f469\u200d\U0001f467 e\u0301 \u202eabc\u202c \ud55c\uad6d\uc5b4",
         "<|im_end|>",
         "  padded\n",
@@ -195,7 +234,7 @@ def test_parquet_numbers_where_text_belongs(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "missing"),
     [
-        ({"text": ["x"], "teacher_response": ["y"]}, "'messages', 'content' or 'prompt'"),
+        ({"words": ["x"], "teacher_response": ["y"]}, "'messages', 'content' or 'prompt'"),
         ({"prompt": ["x"], "answer": ["y"]}, "'teacher_response'"),
     ],
 )

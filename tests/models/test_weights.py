@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,35 @@ def test_what_is_saved_is_what_was_loaded(
     # name by name, what write_tiny wrote
     ours, theirs = (load_file(path / FILE) for path in (tmp_path / "out", tiny(family, tied)))
     assert_same_bits(ours, theirs)
+
+
+def test_a_kill_between_the_renames_loses_no_export(
+    tiny: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, params = weights.load(tiny("qwen2", False))
+    old, new = tmp_path / "out" / "student", jax.tree.map(lambda x: x + 1, params)
+    weights.save(old, config, params, tokenizer, END_TOKENS)
+    replace, renames = os.replace, []
+
+    def killed(source: Path, target: Path) -> None:
+        renames.append(target)
+        if len(renames) == 2:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        weights.save(old, config, new, tokenizer, END_TOKENS)
+    monkeypatch.setattr(os, "replace", replace)
+    # The old and the new are both whole; a next save that dies early puts the old one back.
+    monkeypatch.setattr(weights, "_write_shards", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        weights.save(old, config, new, tokenizer, END_TOKENS)
+    assert_same_bits(weights.load(old)[1], params)
+    monkeypatch.undo()
+    weights.save(old, config, new, tokenizer, END_TOKENS)
+    assert_same_bits(weights.load(old)[1], new)
+    assert [path.name for path in old.parent.iterdir()] == ["student"]
 
 
 def test_kernels_are_transposed_and_stacked(tiny: Any) -> None:
@@ -304,7 +334,7 @@ def test_a_refusal_says_what_there_is(broken: Path) -> None:
     edit_config(broken, rope_scaling=None, hidden_act="gelu")
     assert refusal(broken).endswith("this decoder needs 'silu'")
     edit_config(broken, model_type="mamba")
-    assert refusal(broken).endswith("the known ones are llama, qwen2, qwen3")
+    assert refusal(broken).endswith("llama, qwen2, qwen3; use a model of one of these")
 
 
 def test_a_missing_field_is_named(broken: Path) -> None:
@@ -374,7 +404,7 @@ def test_an_index_may_not_point_elsewhere(broken: Path, target: Any) -> None:
     content = json.loads(index.read_text())
     content["weight_map"]["model.norm.weight"] = target
     index.write_text(json.dumps(content))
-    assert f"model.norm.weight points outside the directory: {target!r}" in refusal(broken)
+    assert f"model.norm.weight points outside the directory ({target!r});" in refusal(broken)
 
 
 @pytest.mark.parametrize("text", ["{", "{}", "[]", '{"weight_map": []}'])

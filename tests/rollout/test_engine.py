@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from gad_jax import sharding
+from gad_jax.errors import UserError
 from gad_jax.models import decoder, weights
 from gad_jax.models.decoder import DecoderConfig
 from gad_jax.models.tiny import write_tiny
-from gad_jax.rollout import engine
+from gad_jax.rollout import engine, loop
 from gad_jax.rollout.engine import Settings
 from gad_jax.rollout.sampling import Sampler
 from gad_jax.types import Params, Rollout, Segments
@@ -166,23 +167,106 @@ def test_eight_devices_sample_what_one_does(tmp_path: Any, sampled: Rollout) -> 
     assert_same(model.answer(prompts=PROMPTS[:3]), take(sampled, [0, 1, 2]))
 
 
-def test_a_row_without_a_prompt_answers_nothing(llama: Model, sampled: Rollout) -> None:
-    """Such rows complete a batch; the loop must not go on for them."""
-    tokens = np.full((4, 32), PAD, np.int32)
-    tokens[0, :5] = PROMPTS[0]
-    lengths = np.array([5, 0, 0, 0], np.int32)
+def test_the_number_of_slots_changes_nothing(llama: Model, sampled: Rollout) -> None:
+    for slots in (1, 2, 5):
+        assert_same(llama.answer(dataclasses.replace(SAMPLING, slots=slots)), sampled)
+
+
+LONG = Settings(1, 150, NO_END, PAD, Sampler(temperature=0.8))
+LIMITS = np.array([150, 1, 40, 9, 75, 2, 33, 120, 5, 64])
+MANY = prompts(5, 9, 30, 1, 17, 61, 2, 3, 33, 8)
+
+
+def trace(model: Model, settings: Settings, limits: np.ndarray = LIMITS) -> Any:
+    with jax.set_mesh(model.mesh):
+        return engine.trace(
+            model.config,
+            model.params,
+            MANY,
+            np.arange(len(MANY)),
+            jax.random.key(5),
+            settings,
+            model.mesh,
+            limits=limits,
+        )
+
+
+@pytest.fixture(scope="module")
+def uneven(llama: Model) -> Rollout:
+    """Responses of very different lengths, all in slots of their own."""
+    return trace(llama, dataclasses.replace(LONG, slots=10))[0]
+
+
+def test_a_slot_that_is_free_takes_the_next_sample(llama: Model, uneven: Rollout) -> None:
+    rollout, segments = trace(llama, dataclasses.replace(LONG, slots=4))
+    assert_same(rollout, uneven)
+    np.testing.assert_array_equal(rollout.lengths, LIMITS[:, None])
+    # the cache grew with the long ones, and the last sample moved to a single slot
+    assert {part.columns for part in segments} >= {128, 256}
+    assert segments[-1].slots == 1
+    # a greedy schedule of the same lengths, the longest prompts first
+    free = np.zeros(4, int)
+    for prompt in np.argsort([-len(prompt) for prompt in MANY], kind="stable"):
+        free[free.argmin()] += LIMITS[prompt]
+    assert sum(part.steps for part in segments) == free.max()
+
+
+def test_samples_before_a_longer_one_move_to_larger_caches(llama: Model) -> None:
+    """What is in the ring, wrapped around, goes along."""
+    alone = trace(llama, dataclasses.replace(LONG, slots=1))[0]
+    together = trace(llama, dataclasses.replace(LONG, slots=8))[0]
+    assert_same(alone, together)
+
+
+def test_the_loop_agrees_with_whole_rows_at_every_length(llama: Model, uneven: Rollout) -> None:
+    row = int(LIMITS.argmax())
+    sequence = np.concatenate([MANY[row], uneven.tokens[row, 0]])[None]
+    own = np.ones_like(sequence)
+    positions = np.arange(sequence.size, dtype=np.int32)[None]
     with jax.set_mesh(llama.mesh):
-        arrays = sharding.put((tokens, lengths, np.arange(4, dtype=np.int32)), llama.mesh, "batch")
-        prefix = engine.prefill(llama.config, llama.params, *arrays[:2])
-        prepared = engine.prepare(llama.config, llama.params)
-        key = jax.random.fold_in(jax.random.key(1), 0)
-        rollout = engine.decode(llama.config, SAMPLING, prepared, prefix, key, arrays[2])
-        rollout = sharding.fetch(rollout)
-    assert_same(take(rollout, [0]), take(sampled, [0]))
-    assert rollout.lengths[1:].tolist() == [[0] * 3] * 3
-    assert rollout.finished[1:].all()
-    assert (rollout.tokens[1:] == PAD).all()
-    assert np.isfinite(rollout.logprobs).all()
+        arrays = sharding.put((sequence, positions, Segments(own, own)), llama.mesh, "batch")
+        whole = sharding.fetch(logits(llama.config, llama.params, *arrays))[0]
+    whole = whole[len(MANY[row]) - 1 : -1]
+    expected = np.asarray(jax.nn.log_softmax(whole / 0.8))
+    picked = expected[np.arange(150), uneven.tokens[row, 0]]
+    np.testing.assert_allclose(uneven.logprobs[row, 0], picked, atol=SAME)
+
+
+def test_eight_devices_refill_as_one_does(tmp_path: Any, uneven: Rollout) -> None:
+    write_tiny(tmp_path, "llama")
+    model = Model(tmp_path, sharding.make_mesh(1, 4, 2))
+    assert_same(trace(model, dataclasses.replace(LONG, slots=2))[0], uneven)
+
+
+def test_an_idle_device_waits_for_the_others(tmp_path: Any, sampled: Rollout) -> None:
+    write_tiny(tmp_path, "llama")
+    model = Model(tmp_path, sharding.make_mesh(2, 4, 1))
+    assert_same(model.answer(prompts=PROMPTS[:1]), take(sampled, [0]))
+
+
+def test_the_occupancy_is_the_share_of_steps_that_drew_a_token(llama: Model) -> None:
+    rollout, segments = trace(llama, dataclasses.replace(LONG, slots=4))
+    steps = sum(part.slots * part.steps for part in segments)
+    assert engine.occupancy(rollout, segments, 1) == LIMITS.sum() / steps
+    assert 0.5 < engine.occupancy(rollout, segments, 1) <= 1
+
+
+def test_the_largest_cache_is_known_before(llama: Model) -> None:
+    # float32 keys and values, 2 layers of 2 heads of width 8; 64 + 12 tokens need 128 columns
+    c = llama.config
+    assert (c.layers, c.kv_heads, c.head_width) == (2, 2, 8)
+    assert engine.cache_bytes(c, 8, 64 + 12) == 2 * 4 * 2 * 2 * 8 * 8 * 128
+
+
+def test_a_cache_beyond_the_memory_is_refused(llama: Model) -> None:
+    def check(slots: int) -> str:
+        settings = dataclasses.replace(SAMPLING, slots=slots)
+        return engine.check_cache(llama.config, settings, 76, llama.mesh)
+
+    # 256 bytes a token
+    assert check(8) == "decode cache: at most 0.00026 GB a device for 8 slots of 128 tokens"
+    with pytest.raises(UserError, match=r"lower --rollout\.slots"):
+        check(10**8)
 
 
 def cut(sampled: Rollout, ends: tuple[int, ...], pad: int) -> Rollout:
@@ -240,15 +324,15 @@ def test_every_token_has_a_draw_of_its_own(llama: Model, sampled: Rollout) -> No
 
 
 def test_a_bucket_is_compiled_once(llama: Model, sampled: Rollout) -> None:
-    del sampled  # which compiled the bucket of 32
-    caches = engine.prefill, engine.decode
+    del sampled  # which compiled what prompts like these need
+    caches = engine.prefill, loop.decode
     before = [function._cache_size() for function in caches]
-    llama.answer(prompts=prompts(1, 32, 2, 3), step=2)
+    llama.answer(prompts=prompts(8, 31, 12, 11), step=2)
     assert [function._cache_size() for function in caches] == before
-    llama.answer(prompts=prompts(1, 65, 2, 3))
+    llama.answer(prompts=prompts(70, 65, 68, 66))
     added = [function._cache_size() for function in caches]
     assert added == [size + 1 for size in before]
-    llama.answer(prompts=prompts(96, 7, 70, 8), step=3)
+    llama.answer(prompts=prompts(96, 77, 70, 88), step=3)
     assert [function._cache_size() for function in caches] == added
 
 

@@ -18,6 +18,8 @@ SAMPLERS = [
     Sampler(top_k=7),
     Sampler(top_p=0.6),
     Sampler(temperature=0.7, top_k=40, top_p=0.9),
+    Sampler(min_p=0.2),
+    Sampler(temperature=0.9, top_k=50, top_p=0.95, min_p=0.05, banned=(0, 1, 7, 299)),
 ]
 
 draw = jax.jit(sample, static_argnames="sampler")
@@ -30,12 +32,14 @@ def logits_row(seed: int, vocabulary: int) -> np.ndarray:
 def exact(logits: np.ndarray, sampler: Sampler) -> np.ndarray:
     """Returns the sampling distribution in float64, by the definitions; no ties are expected."""
     weights = np.exp(logits.astype(np.float64) / sampler.temperature)
+    weights[list(sampler.banned)] = 0
     order = np.argsort(-weights)
     if sampler.top_k:
         weights[order[sampler.top_k :]] = 0
     weights /= weights.sum()
     held = np.cumsum(weights[order])
     weights[order[1:][held[:-1] >= sampler.top_p]] = 0
+    weights[weights < sampler.min_p * weights.max()] = 0
     return weights / weights.sum()
 
 

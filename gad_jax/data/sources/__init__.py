@@ -29,12 +29,14 @@ def read(
     """Returns the rows of a JSONL or Parquet file, a directory of them, a hub dataset, or bundled.
 
     A row holds a conversation that ends with the user, under `messages` or `content` (lists of
-    {role, content}) or as a single user turn under `prompt`, and one text or a list of texts under
+    {role, content}) or as a single user turn under `prompt` (or in the forms of Dolly, SelfInst,
+    Alpaca and Vicuna: `rows.py`), and one text or a list of texts under
     `teacher_response` (optional without `need_response`). Other columns are ignored. `split`, or
     what a name ends in (`ORG/NAME:test`), picks a part of a hub dataset or the files of a
     directory; a single file is read whole.
 
-    A malformed row raises UserError; with `skip_invalid` it is left out and counted by reason.
+    A malformed row raises UserError, and so does a second one with the same id in a file; with
+    `skip_invalid` it is left out and counted by reason.
 
         rows = read("train.jsonl")
         rows[0].messages[-1]["content"], rows[0].responses
@@ -42,9 +44,12 @@ def read(
     rows: list[Row] = []
     skipped: Counter[str] = Counter()
     name, split = _with_split(str(name), split)
+    seen: dict[str, dict[str, str]] = {}
     for where, record in _records(name, split, need_response):
         try:
-            rows.append(parse(where, record, need_response))
+            row = parse(where, record, need_response)
+            _check_id(row.id, where, seen)
+            rows.append(row)
         except Invalid as problem:
             if not skip_invalid:
                 raise UserError(
@@ -56,6 +61,16 @@ def read(
         found = f"all rows are invalid ({reasons})" if skipped else "no rows"
         raise UserError(f"{name}: {found}; give a file with at least one valid row")
     return Rows(str(name), tuple(rows), dict(skipped), skip_invalid)
+
+
+def _check_id(id: str, where: str, seen: dict[str, dict[str, str]]) -> None:
+    """Raises Invalid for an id that an earlier line of the file has; `seen` are their lines."""
+    if id == where:  # it has none of its own
+        return
+    file, _, line = where.rpartition(":")
+    first = seen.setdefault(file, {}).setdefault(id, line)
+    if first != line:
+        raise Invalid("the id is given twice", f": {id!r} is that of {file}:{first} too")
 
 
 def _with_split(name: str, split: str) -> tuple[str, str]:

@@ -7,7 +7,8 @@ from typing import Any
 from gad_jax.data.sources.rows import Invalid, Record
 from gad_jax.errors import UserError
 
-COLUMNS = ("messages", "content", "prompt", "teacher_response", "id")
+PROMPTS = ("messages", "content", "instruction", "prompt", "turns", "text")
+COLUMNS = (*PROMPTS, "input", "context", "instances", "teacher_response", "id", "question_id")
 _BATCH_ROWS = 1024
 
 
@@ -31,11 +32,11 @@ def records(path: Path, need_response: bool = True) -> Iterator[Record]:
                     yield f"{path.name}:{number}", record
     except pyarrow.ArrowException as error:
         reason = str(error).partition("\n")[0]
-        raise UserError(f"{path}: not a whole Parquet file ({reason})") from error
+        raise UserError(f"{path}: not a whole Parquet file ({reason}); fetch it again") from error
 
 
 def _columns(path: Path, names: list[str], need_response: bool) -> list[str]:
-    needed = {"'messages', 'content' or 'prompt'": {"messages", "content", "prompt"}}
+    needed: dict[str, set[str]] = {"'messages', 'content' or 'prompt'": set(PROMPTS)}
     if need_response:
         needed["'teacher_response'"] = {"teacher_response"}
     for missing, choices in needed.items():

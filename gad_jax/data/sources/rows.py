@@ -23,7 +23,8 @@ Record = tuple[str, Any]
 class Row:
     """One prompt with the teacher's responses.
 
-    `id` names the row in messages and reports: its own, or where it stands. It need not be unique.
+    `id` names the row in messages and reports: its own, or where it stands. No two rows of a file
+    have the same.
     """
 
     messages: tuple[dict[str, str], ...]
@@ -59,18 +60,41 @@ def parse(where: str, record: Any, need_response: bool = True) -> Row:
     return Row(
         _messages(record),
         _responses(record.get("teacher_response"), need_response),
-        _id(record.get("id"), where),
+        _id(record.get("id", record.get("question_id")), where),
     )
 
 
 def _messages(record: dict[str, Any]) -> tuple[dict[str, str], ...]:
-    """Returns the conversation under the first of `messages`, `content`, `prompt` that is given."""
+    """Returns the conversation under the first of `messages`, `content`, `instruction`, `prompt`,
+    `turns`, `text` that is given.
+
+    `instruction` is that of Dolly, SelfInst and Alpaca, where a `prompt` beside it is the same in
+    a wrapper; `turns` and `text` are Vicuna's.
+    """
     for key in ("messages", "content"):
         if record.get(key) is not None:
             return _conversation(key, record[key])
-    if record.get("prompt") is None:
-        raise Invalid("no 'messages', 'content' or 'prompt'")
-    return ({"role": "user", "content": _text("'prompt'", record["prompt"])},)
+    for key in ("instruction", "prompt", "turns", "text"):
+        value = record.get(key)
+        if value is not None:
+            if key == "turns":  # a later turn would need the student's answer to this one
+                value = value[0] if isinstance(value, list) and value else value
+            text = _text(repr(key), value)
+            given = _given_input(record) if key == "instruction" else ""
+            return ({"role": "user", "content": f"{text}\n\n{given}" if given else text},)
+    raise Invalid("no 'messages', 'content' or 'prompt'")
+
+
+def _given_input(record: dict[str, Any]) -> str:
+    """Returns what an instruction is about: Alpaca's `input`, Dolly's `context`, the input of
+    SelfInst's first instance; nothing where there is none."""
+    instances = record.get("instances")
+    first = instances[0] if isinstance(instances, list) and instances else None
+    for holder, key in ((record, "input"), (record, "context"), (first, "input")):
+        value = holder.get(key) if isinstance(holder, dict) else None
+        if isinstance(value, str) and value.strip():
+            return _text(repr(key), value)
+    return ""
 
 
 def _conversation(key: str, messages: Any) -> tuple[dict[str, str], ...]:
@@ -122,6 +146,8 @@ def _text(name: str, value: Any, needed: str = "a text") -> str:
         raise Invalid(f"{name} is not {needed}", f" but {_kind(value)}")
     if not value.strip():
         raise Invalid(f"{name} is empty")
+    if "\0" in value:
+        raise Invalid(f"{name} has a NUL character")
     try:
         value.encode()
     except UnicodeEncodeError as error:

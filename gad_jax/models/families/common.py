@@ -5,6 +5,18 @@ from typing import Any
 from gad_jax.errors import UserError
 from gad_jax.models.decoder import DecoderConfig, RopeScaling
 
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+)
+
 NAMES = {
     "embedding": "model.embed_tokens.weight",
     "final_norm/scale": "model.norm.weight",
@@ -29,6 +41,7 @@ def read(hf: dict[str, Any], **switches: Any) -> DecoderConfig:
     Raises UserError for a feature that the decoder does not have.
     """
     _refuse_unknown(hf)
+    _check_sizes(hf)
     rope = rope_parameters(hf)
     heads, width = hf["num_attention_heads"], hf["hidden_size"]
     return DecoderConfig(
@@ -45,7 +58,7 @@ def read(hf: dict[str, Any], **switches: Any) -> DecoderConfig:
         norm_epsilon=hf.get("rms_norm_eps", 1e-6),
         max_positions=hf.get("max_position_embeddings", 2048),
         tied=hf.get("tie_word_embeddings", False),
-        stored_dtype=hf.get("dtype") or hf.get("torch_dtype") or "float32",
+        stored_dtype=_stored_dtype(hf),
         head="score" if "SequenceClassification" in _architecture(hf) else "vocabulary",
         **switches,
     )
@@ -110,6 +123,32 @@ def _rope_scaling(rope: dict[str, Any]) -> RopeScaling | None:
         high_frequency_factor=rope["high_freq_factor"],
         original_max_positions=rope["original_max_position_embeddings"],
     )
+
+
+def _check_sizes(hf: dict[str, Any]) -> None:
+    """Raises UserError for sizes that no network has."""
+    for field in _SIZES:
+        size = hf.get(field)
+        if size is not None and (type(size) is not int or size < 1):
+            raise UserError(
+                f"config.json: {field}={size!r} must be an integer greater than 0; fetch the "
+                "model again"
+            )
+    heads, kv_heads = hf["num_attention_heads"], hf.get("num_key_value_heads") or 1
+    if heads % kv_heads or (hf.get("head_dim") is None and hf["hidden_size"] % heads):
+        raise UserError(
+            f"config.json: hidden_size={hf['hidden_size']}, num_attention_heads={heads} and "
+            f"num_key_value_heads={kv_heads} do not divide each other; fetch the model again"
+        )
+
+
+def _stored_dtype(hf: dict[str, Any]) -> str:
+    dtype = hf.get("dtype") or hf.get("torch_dtype") or "float32"
+    if dtype not in _DTYPES:
+        raise UserError(
+            f"config.json: dtype={dtype!r} is not supported; use a model in {', '.join(_DTYPES)}"
+        )
+    return dtype
 
 
 def _architecture(hf: dict[str, Any]) -> str:

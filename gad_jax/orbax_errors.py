@@ -1,0 +1,53 @@
+"""What Orbax says when it cannot write or read, in short and in time."""
+
+import contextlib
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+
+def first_line(error: BaseException) -> str:
+    """Returns an error in one short line: Orbax and TensorStore errors run over many."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:300]}".rstrip(": ")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silences what Orbax's coroutines and TensorStore's threads print when they fail."""
+    asyncio_logger = logging.getLogger("asyncio")
+    hook, disabled = sys.unraisablehook, asyncio_logger.disabled
+    sys.unraisablehook, asyncio_logger.disabled = lambda _: None, True
+    try:
+        yield
+    except Exception:
+        time.sleep(0.1)  # TensorStore's threads end after the error is known.
+        raise
+    finally:
+        sys.unraisablehook, asyncio_logger.disabled = hook, disabled
+
+
+class SaveErrors(logging.Handler):
+    """The last error of a save, known at once.
+
+    In a run of several processes Orbax raises the error of a thread that writes only after a
+    barrier that the others never reach, ten minutes later; but it logs it when it happens.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.last: BaseException | None = None
+        logging.getLogger("absl").addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keeps the error that comes with a line of absl's log, which is Orbax's."""
+        if record.exc_info and record.exc_info[1] is not None:
+            self.last = record.exc_info[1]
+
+    def wait(self, saving: Callable[[], bool]) -> None:
+        """Returns when nothing is being saved; raises the error of a save that failed."""
+        while saving():
+            if self.last is not None:
+                raise self.last
+            time.sleep(0.01)

@@ -1,0 +1,162 @@
+"""How long a step takes on the target: operations, bytes and transfers over stated rates."""
+
+import dataclasses
+import heapq
+from typing import NamedTuple
+
+import numpy as np
+
+from gad_jax import costs
+from gad_jax.config import Config
+from gad_jax.costs import Work
+from gad_jax.models.decoder import DecoderConfig
+from gad_jax.planning import hlo
+from gad_jax.planning.targets import CHIPS, Chip, Target
+from gad_jax.planning.workload import Workload
+from gad_jax.rollout import engine
+from gad_jax.rollout.queue import capacity
+from gad_jax.types import Rows
+
+
+class Phase(NamedTuple):
+    """One part of a step: the operations and bytes of all devices, and the seconds that the
+    attainable rate of operations and the memory's bandwidth give."""
+
+    name: str
+    flops: float
+    bytes: float
+    compute_seconds: float
+    memory_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        return max(self.compute_seconds, self.memory_seconds)
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A step of a stage: its phases, and the seconds of transfers that nothing hides."""
+
+    stage: str
+    phases: list[Phase]
+    transfer_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """Transfers run beside the computation, so the longer of the two counts."""
+        updates = sum(p.seconds for p in self.phases if not p.name.startswith("rollout"))
+        rollout = sum(p.seconds for p in self.phases if p.name.startswith("rollout"))
+        return rollout + max(updates, self.transfer_seconds)
+
+
+def chip_of(target: Target) -> Chip:
+    """Returns the target's device; a simulated one is measured here, and shares the machine."""
+    if target.kind != "cpu":
+        return CHIPS[target.kind]
+    import os
+
+    from gad_jax import ceilings
+
+    rates = ceilings.measure(seconds=0.5)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    n = target.devices
+    return Chip(
+        "cpu", rates.flops_per_second / n, memory / n, rates.bytes_per_second / n,
+        rates.bytes_per_second / n, rates.bytes_per_second / n, 0.75,
+        "measured on this machine: a matrix product of 2048, reading 512 MB",
+    )  # fmt: skip
+
+
+def step(
+    config: Config,
+    stage: str,
+    networks: tuple[DecoderConfig, DecoderConfig],
+    target: Target,
+    chip: Chip,
+    work: Workload,
+    transfers: list[hlo.Collective],
+) -> Step:
+    """Returns the phases of a step of this stage, after those that train D alone."""
+    generator, discriminator = networks
+    rates = getattr(config, stage)
+    phases: list[tuple[str, float, float]] = []
+    if rates.train_discriminator or stage == "gad":
+        phases += _rollout(config, generator, target, work)
+        passes = costs.TRAINING if rates.train_discriminator else 1
+        flops = passes * costs.forward_flops(discriminator, costs.processed_work(work.pairs))
+        phases.append(("discriminator", flops, _update_bytes(discriminator, work.pairs, target)))
+    if rates.train_generator:
+        rows = work.samples if stage == "gad" else work.teacher
+        flops = costs.training_flops(generator, costs.processed_work(rows))
+        phases.append(("generator", flops, _update_bytes(generator, rows, target)))
+        if stage == "gad" and config.grpo.kl_coefficient > 0:
+            flops = costs.forward_flops(generator, costs.processed_work(rows))
+            phases.append(("reference", flops, _read_bytes(generator, rows, target)))
+    if config.student.remat == "full":  # the forward pass again, in every backward pass
+        phases = [
+            (name, flops * 4 / 3 if name in ("generator", "discriminator") else flops, size)
+            for name, flops, size in phases
+        ]
+    rate, bandwidth = chip.flops * chip.attainable, chip.bandwidth
+    n = target.devices
+    timed = [Phase(name, f, b, f / n / rate, b / n / bandwidth) for name, f, b in phases]
+    return Step(stage, timed, transfer_seconds(transfers, chip))
+
+
+def transfer_seconds(transfers: list[hlo.Collective], chip: Chip) -> float:
+    """Returns the seconds of a program's transfers: the slower of links and network for each.
+
+    Of what a device of a group sends, the share that crosses nodes leaves by all the group's
+    devices in the node.
+    """
+    total = 0.0
+    for transfer in transfers:
+        inside = transfer.bytes / chip.link if transfer.within > 1 else 0.0
+        members = transfer.within * transfer.across
+        crossing = (transfer.across - 1) / transfer.across * members / max(members - 1, 1)
+        total += max(inside, transfer.bytes * crossing / transfer.within / chip.network)
+    return total
+
+
+def _rollout(
+    config: Config, network: DecoderConfig, target: Target, work: Workload
+) -> list[tuple[str, float, float]]:
+    """Returns prefill and decode. Each turn of the decode loop reads the weights once per device
+    (per tensor share), and the caches, here those for half of the longest response; a slot that
+    ends takes the next sample, and the loop ends with the last."""
+    size = np.dtype(np.float32).itemsize if network.compute_dtype == "float32" else 2
+    asked, answers = work.prompts.astype(np.int64), work.responses.astype(np.int64)
+    prefill = Work(int(asked.sum()), int((asked * (asked + 1) // 2).sum()), len(asked))
+    context = asked[:, None] + (answers + 1) / 2
+    decode = Work(int(answers.sum()), int((answers * context).sum()), int(answers.sum()))
+    weights = size * (costs.layer_weights(network) + network.width * network.vocabulary)
+    copies = target.devices / config.mesh.tensor
+    shards = target.devices // config.mesh.tensor
+    slots = min(config.rollout.slots or engine.default_slots(), -(-answers.size // shards))
+    turns = max(_turns(answers.reshape(-1)[shard::shards], slots) for shard in range(shards))
+    token = 2 * network.layers * network.kv_heads * network.head_width * size
+    columns = capacity(int(asked.max() + answers.max() // 2))
+    cache = token * turns * shards * slots * columns
+    return [
+        ("rollout: prefill", costs.forward_flops(network, prefill), weights * copies),
+        ("rollout: decode", costs.forward_flops(network, decode), weights * copies * turns + cache),
+    ]
+
+
+def _turns(lengths: np.ndarray, slots: int) -> int:
+    """Returns the turns of the decode loop: each response in the slot that is free first."""
+    free = [0] * slots
+    for length in lengths:
+        heapq.heapreplace(free, free[0] + int(length))
+    return max(free)
+
+
+def _update_bytes(network: DecoderConfig, rows: Rows, target: Target) -> float:
+    """Returns what an update moves: the weights in each pass, gradients, weights and moments."""
+    float32 = 4.0 * costs.parameters(network)
+    return 3 * _read_bytes(network, rows, target) + float32 * (2 * rows.tokens.shape[0] + 8)
+
+
+def _read_bytes(network: DecoderConfig, rows: Rows, target: Target) -> float:
+    size = 4.0 if network.compute_dtype == "float32" else 2.0
+    return size * costs.parameters(network) * rows.tokens.shape[0] * target.devices

@@ -1,0 +1,149 @@
+"""Reads what a compiled program sends between devices from its HLO text.
+
+A collective in a loop counts as often as the loop runs, which XLA writes beside it.
+"""
+
+import re
+from collections import defaultdict
+from typing import NamedTuple
+
+import numpy as np
+
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4}
+_BYTES |= {"f32": 4, "s64": 8, "u64": 8, "f64": 8}
+_KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute"
+
+
+class Collective(NamedTuple):
+    """A kind of transfer: how often a device takes part, and the bytes that it sends.
+
+    Bytes are those of a ring: a device of n sends (n - 1)/n of what is gathered or scattered, twice
+    that of what is reduced to all. `within` and `across` are the groups' devices in one node and
+    the nodes that they span.
+    """
+
+    kind: str
+    within: int
+    across: int
+    times: int
+    bytes: int
+
+
+def collectives(text: str, per_node: int) -> list[Collective]:
+    """Returns a program's transfers, summed by kind and by the shape of their groups."""
+    bodies = _computations(text)
+    totals: dict[tuple[str, int, int], list[int]] = defaultdict(lambda: [0, 0])
+    for name, times in _repetitions(bodies).items():
+        for line in bodies[name]:
+            found = re.search(rf"= (.+?) ({_KINDS})(-start)?\(", line)
+            if found is None:
+                continue
+            groups = _groups(line)
+            size = len(groups[0])
+            if size == 1:
+                continue
+            sent = _sent(found[2], _sizes(found[1]), size)
+            nodes = len({device // per_node for device in groups[0]})
+            total = totals[found[2], size // nodes, nodes]
+            total[0] += times
+            total[1] += times * sent
+    return [Collective(*key, *value) for key, value in sorted(totals.items())]
+
+
+def _computations(text: str) -> dict[str, list[str]]:
+    """Returns the lines of every computation by its name; the entry is called ENTRY."""
+    bodies: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in text.splitlines():
+        opening = re.match(r"(ENTRY )?%?([\w.\-]+) .*\{\s*$", line)
+        if opening and not line.startswith((" ", "HloModule")):
+            lines = bodies["ENTRY" if opening[1] else opening[2]] = []
+        else:
+            lines.append(line)
+    return bodies
+
+
+def _repetitions(bodies: dict[str, list[str]]) -> dict[str, int]:
+    """Returns how often each computation runs. A loop of unknown length counts as one turn."""
+    times: dict[str, int] = defaultdict(int)
+    pending = [("ENTRY", 1)]
+    while pending:
+        name, factor = pending.pop()
+        times[name] += factor
+        for line in bodies[name]:
+            turns = re.search(r'known_trip_count\D+"?(\d+)', line)
+            here = factor * int(turns[1]) if turns and " while(" in line else factor
+            called = re.findall(r"(?:body|calls|to_apply)=%?([\w.\-]+)", line)
+            branches = re.search(r"branch_computations=\{([^}]*)\}", line)
+            called += re.findall(r"[\w.\-]+", branches[1]) if branches else []
+            pending += [(callee, here) for callee in called if callee in bodies]
+    return times
+
+
+def _sizes(shape: str) -> list[int]:
+    """Returns the bytes of each array in an HLO type."""
+    arrays = re.findall(r"\b([a-z]\w*)\[([\d,]*)\]", shape)
+    return [
+        _BYTES[kind] * int(np.prod([int(n) for n in dims.split(",") if n], dtype=np.int64))
+        for kind, dims in arrays
+        if kind in _BYTES
+    ]
+
+
+def _sent(kind: str, sizes: list[int], size: int) -> int:
+    """Returns the bytes that one device of a group of `size` sends."""
+    if kind == "all-gather":
+        # The started form has operands and results, the same number of each.
+        results = sizes[len(sizes) // 2 :] if len(sizes) > 1 else sizes
+        return sum(results) * (size - 1) // size
+    if kind == "reduce-scatter":
+        results = sizes[len(sizes) // 2 :] if len(sizes) > 1 else sizes
+        return sum(results) * (size - 1)
+    if kind == "all-reduce":
+        return 2 * sum(sizes) * (size - 1) // size
+    if kind == "collective-permute":
+        return sizes[-1] if sizes else 0
+    return sum(sizes) * (size - 1) // size
+
+
+def _groups(line: str) -> list[list[int]]:
+    """Returns the devices of each group that exchanges data."""
+    listed = re.search(r"replica_groups=\{(\{[\d,{} ]*\})\}", line)
+    if listed:
+        return [[int(n) for n in g.split(",")] for g in re.findall(r"\{([\d,]+)\}", listed[1])]
+    found = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
+    if found:
+        groups, sizes = ([int(n) for n in found[i].split(",")] for i in (1, 2))
+        order = np.arange(np.prod(sizes)).reshape(sizes)
+        if found[3]:
+            order = order.transpose([int(n) for n in found[3].split(",")])
+        return order.reshape(groups).tolist()
+    named = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", line)
+    if named:
+        return _named_groups(named[1], named[2])
+    pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", line)
+    if pairs:
+        return [[int(n) for n in pair] for pair in re.findall(r"(\d+),(\d+)", pairs[1] + "}")]
+    return [[0]]
+
+
+def _named_groups(mesh: str, axes: str) -> list[list[int]]:
+    """Returns the groups along some axes of a mesh, as in `mesh['a'=4,'b'=2] {'b'}`.
+
+    `'a':(2)2` is the part of an axis that comes after its first 2.
+    """
+    sizes: list[int] = []
+    chosen: list[int] = []
+    parts = {
+        name: (int(before or 1), int(size or 0))
+        for name, before, size in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", axes)
+    }
+    for name, length in re.findall(r"'(\w+)'=(\d+)", mesh):
+        before, size = parts.get(name, (1, 1))
+        size = size or int(length)
+        chosen += [len(sizes) + 1] if name in parts else []
+        sizes += [before, size, int(length) // (before * size)]
+    order = np.arange(np.prod(sizes)).reshape(sizes)
+    rest = [axis for axis in range(len(sizes)) if axis not in chosen]
+    group = int(np.prod([sizes[axis] for axis in chosen]))
+    return order.transpose([*rest, *chosen]).reshape(-1, group).tolist()

@@ -1,0 +1,61 @@
+"""The shape of a network by its name, without its weights."""
+
+from pathlib import Path
+from typing import Any
+
+from gad_jax.models import source, weights
+from gad_jax.models.decoder import DecoderConfig
+from gad_jax.models.families import FAMILIES
+
+_QWEN = {"model_type": "qwen2", "rope_theta": 1e6, "rms_norm_eps": 1e-6}
+_QWEN |= {"max_position_embeddings": 32768, "tie_word_embeddings": False, "dtype": "bfloat16"}
+_LLAMA = {"model_type": "llama", "rope_theta": 5e5, "rms_norm_eps": 1e-5, "vocab_size": 128256}
+_LLAMA |= {"max_position_embeddings": 131072, "tie_word_embeddings": False, "head_dim": 128}
+_STRETCH = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+_STRETCH |= {"original_max_position_embeddings": 8192}
+
+
+def _sizes(width: int, layers: int, heads: int, kv_heads: int, mlp: int, **more: Any) -> dict:
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "intermediate_size": mlp,
+        **more,
+    }
+
+
+KNOWN: dict[str, dict[str, Any]] = {
+    "Qwen/Qwen2.5-3B-Instruct": _QWEN
+    | _sizes(2048, 36, 16, 2, 11008, vocab_size=151936, tie_word_embeddings=True),
+    "Qwen/Qwen2.5-7B-Instruct": _QWEN | _sizes(3584, 28, 28, 4, 18944, vocab_size=152064),
+    "Qwen/Qwen2.5-14B-Instruct": _QWEN | _sizes(5120, 48, 40, 8, 13824, vocab_size=152064),
+    "meta-llama/Llama-3.2-3B-Instruct": _LLAMA
+    | _sizes(3072, 28, 24, 8, 8192, tie_word_embeddings=True)
+    | {"rope_scaling": _STRETCH | {"factor": 32.0}},
+    "meta-llama/Llama-3.1-8B-Instruct": _LLAMA
+    | _sizes(4096, 32, 32, 8, 14336)
+    | {"rope_scaling": _STRETCH | {"factor": 8.0}},
+}
+"""config.json of the students in configs/, so that their plans need neither network nor licence."""
+
+
+def read(name: str) -> DecoderConfig:
+    """Returns the shape of the network called `name`, as in `--student.path`.
+
+    Of a hub id config.json alone is fetched. Raises UserError for a name that is nothing.
+    """
+    if name in KNOWN:
+        hf = KNOWN[name]
+        return FAMILIES[hf["model_type"]].read(hf)
+    if (Path(name) / "config.json").is_file():
+        return weights.read_config(name)
+    if "/" not in name:
+        return weights.read_config(source.resolve(name))
+    try:
+        from huggingface_hub import hf_hub_download
+
+        return weights.read_config(Path(hf_hub_download(name, "config.json")).parent)
+    except Exception:  # not on the hub, or no network: the usual way says what is wrong
+        return weights.read_config(source.resolve(name))

@@ -1,0 +1,29 @@
+"""The rollout benchmark runs on a tiny network, and its schedule is the greedy one."""
+
+import re
+
+import numpy as np
+import pytest
+
+from gad_jax.bench import rollout
+from gad_jax.bench.__main__ import main
+
+
+def test_a_free_slot_takes_the_next_response() -> None:
+    # slots: 5, then 3 · 2, then 2 and 4
+    assert rollout.greedy_steps(np.array([5, 2, 2, 4]), 2) == 8
+    assert rollout.greedy_steps(np.array([3, 3, 3]), 3) == 3
+
+
+def test_it_prints_rates_ratios_and_occupancy(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--model=random-tiny", "--uniform=2", "--response_tokens=6", "--responses=6"]
+    flags += ["--slots=2", "--mean=8", "--longest=20", "--repeats=1", "--torch=false"]
+    assert main(["rollout", *flags]) == 0
+    out = capsys.readouterr().out
+    uniform, tail, occupancy = out.splitlines()
+    assert re.fullmatch(
+        r"uniform, 2 × 6: [\d,]+ tokens/s, [\d.]+ ms a step, \d+% of the roofline", uniform
+    )
+    assert re.search(r"over 2 slots: [\d,]+ tokens/s, [\d.]+ times static batches of 2", tail)
+    steps, ideal = re.search(r"(\d+) steps \((\d+)\)", occupancy).groups()  # pyright: ignore
+    assert steps == ideal

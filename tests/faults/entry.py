@@ -1,0 +1,113 @@
+"""`python -m gad_jax.train`, killed on the way: python entry.py POINT FLAGS...
+
+POINT is the number of a file operation on the run directory (1, 2, …) before which the process
+kills itself, or `at:REGEX` for the first that matches 'EVENT PATH'; `torn` to die in the middle of
+a line of metrics.jsonl; `raise:N` to raise at that operation instead and `stall:N` to stop there
+for ever; `list` to print the operations and live; `none`. The operations are those of Python's
+audit events: opening for writing, making, renaming and removing.
+"""
+
+import os
+import re
+import signal
+import sys
+import threading
+import time
+
+EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.truncate"}
+
+
+class Point:
+    """Counts the operations on the run directory; acts at the chosen one."""
+
+    def __init__(self, run_dir: str, action: str, where: str) -> None:
+        self.run_dir, self.action, self.where = os.path.abspath(run_dir), action, where
+        self.count, self.lock = 0, threading.Lock()
+
+    def hook(self, event: str, arguments: tuple[object, ...]) -> None:
+        if event not in EVENTS or not isinstance(arguments[0], str | os.PathLike):
+            return
+        path = _absolute(event, arguments)
+        flags = arguments[2] if event == "open" else os.O_WRONLY
+        writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if not writes or not path.startswith(self.run_dir + os.sep):
+            return
+        with self.lock:
+            self.count += 1
+            number = self.count
+        named = f"{event} {path[len(self.run_dir) + 1 :]}"
+        here = re.search(self.where, named) if self.action == "at" else str(number) == self.where
+        if here or self.action == "list":
+            os.write(2, f"POINT {number} {named}\n".encode())
+        if here:
+            self.act()
+
+    def act(self) -> None:
+        if self.action == "raise":
+            raise RuntimeError("planted in a test")
+        if self.action == "stall":
+            time.sleep(600)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _absolute(event: str, arguments: tuple[object, ...]) -> str:
+    """Returns the path; removing a tree names its files relative to an open directory."""
+    path = os.fsdecode(os.fspath(arguments[0]))
+    directory = arguments[1] if event in ("os.remove", "os.rmdir") else -1
+    if isinstance(directory, int) and directory >= 0:
+        path = os.path.join(os.readlink(f"/proc/self/fd/{directory}"), path)
+    return os.path.abspath(path)
+
+
+def tear_a_row() -> None:
+    """Lets the second row that is logged be written in part, and the process die."""
+    from gad_jax.metrics import Tracker
+
+    log, rows = Tracker.log, []
+
+    def torn(self: Tracker, step: int, stage: str, metrics: dict[str, float]) -> None:
+        rows.append(step)
+        if len(rows) == 2:
+            self._rows.write(f'{{"step": {step}, "stage": "{stage}", "gener')
+            self._rows.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        log(self, step, stage, metrics)
+
+    Tracker.log = torn
+
+
+def cache_in_every_process() -> None:
+    """Lets processes after the first write the compilation cache: on a CPU their keys differ."""
+    from jax._src import compiler, distributed
+
+    write, state = compiler._cache_write, distributed.global_state
+
+    def write_as_first(*arguments: object) -> None:
+        index, state.process_id = state.process_id, 0
+        try:
+            write(*arguments)
+        finally:
+            state.process_id = index
+
+    compiler._cache_write = write_as_first
+
+
+def main() -> int:
+    point = sys.argv[1]
+    action, _, where = (
+        point.rpartition(":") if not point.startswith("at:") else point.partition(":")
+    )
+    if point == "torn":
+        tear_a_row()
+    elif point != "none":
+        action = action or ("list" if point == "list" else "kill")
+        [run_dir] = [a.partition("=")[2] for a in sys.argv if a.startswith("--run_dir=")]
+        sys.addaudithook(Point(run_dir, action, where).hook)
+    cache_in_every_process()
+    from gad_jax import train
+
+    return train.main(sys.argv[2:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""Transfers read from HLO text: by hand, and from a program whose layout says what it must send."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from gad_jax import sharding
+from gad_jax.planning import hlo
+
+TEXT = """HloModule m
+%body.1 (p: f32[4]) -> f32[4] {
+  %g = f32[64,32]{1,0} all-gather(%p), replica_groups=[2,4]<=[4,2]T(1,0), dimensions={0}
+}
+ENTRY %main (p: f32[4]) -> f32[4] {
+  %w = f32[4]{0} while(%p), body=%body.1, backend_config={"known_trip_count":{"n":"3"}}
+  %s = (bf16[8]{0}, bf16[64]{0}) all-gather-start(%p), replica_groups={{0,1,2,3,4,5,6,7}}
+  %d = bf16[64]{0} all-gather-done(%s)
+  %r = f32[16]{0} reduce-scatter(%p), replica_groups={{0,1},{2,3},{4,5},{6,7}}, to_apply=%add
+  %a = (f32[10]{0}, f32[6]{0}) all-reduce(%p, %p), replica_groups={{0,4},{1,5},{2,6},{3,7}}
+}
+"""
+
+
+def test_bytes_are_those_of_a_ring_and_loops_count_their_turns() -> None:
+    found = hlo.collectives(TEXT, per_node=4)
+    assert found == [
+        # 4 of 8 devices, every second one, on two nodes: 64·32·4 bytes · 3/4, three times
+        hlo.Collective("all-gather", 2, 2, 3, 3 * 6144),
+        hlo.Collective("all-gather", 4, 2, 1, 112),  # 128 bytes · 7/8
+        hlo.Collective("all-reduce", 1, 2, 1, 64),  # 2 · 64 bytes · 1/2
+        hlo.Collective("reduce-scatter", 2, 1, 1, 64),  # each keeps 64 bytes of 128
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "groups"),
+    [
+        ("replica_groups=mesh['a'=4,'b'=2] {'a'}", [[0, 2, 4, 6], [1, 3, 5, 7]]),
+        ("replica_groups=mesh['a'=4,'b'=2] {'b'}", [[0, 1], [2, 3], [4, 5], [6, 7]]),
+        ("replica_groups=mesh['a'=8] {'a':(2)2}", [[0, 2], [1, 3], [4, 6], [5, 7]]),
+        ("replica_groups=[2,4]<=[8]", [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ("source_target_pairs={{0,1},{1,0}}", [[0, 1], [1, 0]]),
+    ],
+)
+def test_groups_in_every_notation(text: str, groups: list[list[int]]) -> None:
+    assert hlo._groups(text) == groups
+
+
+def test_a_gathered_weight_is_sent_as_often_as_there_are_layers() -> None:
+    mesh = sharding.make_mesh(1, 4, 2)
+
+    def layers(x: jax.Array, kernels: jax.Array) -> jax.Array:
+        def one(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, None]:
+            kernel = sharding.gather(kernel, "embed", "mlp")
+            y = jnp.einsum("nd,df->nf", x, kernel, out_sharding=P(("replica", "fsdp"), "tensor"))
+            return sharding.reshard(y, "batch", None), None
+
+        return jax.lax.scan(one, x, kernels)[0]
+
+    def abstract(shape: tuple[int, ...], *axes: str | None) -> jax.ShapeDtypeStruct:
+        where = NamedSharding(mesh, sharding.mesh_spec(*axes))
+        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where)
+
+    with jax.set_mesh(mesh):
+        x, kernels = abstract((8, 64), "batch", None), abstract((5, 64, 64), None, "embed", "mlp")
+        text = jax.jit(layers).lower(x, kernels).compile().as_text()
+    weights, activations = (64 * 32 * 4) * 3 // 4, (2 * 64 * 4) // 2
+    assert hlo.collectives(text, per_node=8) == [
+        hlo.Collective("all-gather", 2, 1, 5, 5 * activations),
+        hlo.Collective("all-gather", 4, 1, 5, 5 * weights),
+    ]
