@@ -5,8 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-STOPPED = ("stop", "end_turn", "eos", "")
-"""Finish reasons of an answer that the model ended itself; some servers leave it out."""
+from gad_jax.data.sources.rows import FINISHED
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Completion:
     @property
     def complete(self) -> bool:
         """Whether it is a whole answer: neither cut nor refused nor empty."""
-        return self.finish_reason in STOPPED and self.text.strip() != ""
+        return self.finish_reason in FINISHED and self.text.strip() != ""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ A request that is sent again carries the same Idempotency-Key: a server that hon
 """
 
 import asyncio
+import contextlib
 import email.utils
 import os
 import re
@@ -113,6 +114,7 @@ class Client:
         self.pace = pace or Pace(16)
         self.attempts = 0
         self.faults: dict[str, int] = {}
+        self._hurry = asyncio.Event()
         key = endpoint.key()
         local = re.match(r"https?://(localhost|127\.|\[::1\])", endpoint.base_url) is not None
         self._http = httpx2.AsyncClient(
@@ -127,6 +129,14 @@ class Client:
 
     async def __aexit__(self, *exception: object) -> None:
         await self._http.aclose()
+
+    def hurry(self) -> None:
+        """Has every request that is not on its way give up (Unanswered) instead of waiting."""
+        self._hurry.set()
+
+    async def _sleep(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._hurry.wait(), seconds)
 
     async def chat(
         self,
@@ -154,7 +164,8 @@ class Client:
 
         def stop(state: tenacity.RetryCallState) -> bool:
             waited = state.idle_for + state.upcoming_sleep
-            return state.attempt_number >= patience.attempts or waited > patience.max_wait
+            exhausted = state.attempt_number >= patience.attempts or waited > patience.max_wait
+            return exhausted or self._hurry.is_set()
 
         backoff = tenacity.wait_random_exponential(patience.first_wait, max=60)
 
@@ -164,7 +175,11 @@ class Client:
             return after + min(backoff(state), 0.1 * after) if after else backoff(state)
 
         retrying = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception_type(_Again), stop=stop, wait=wait, reraise=True
+            sleep=self._sleep,
+            retry=tenacity.retry_if_exception_type(_Again),
+            stop=stop,
+            wait=wait,
+            reraise=True,
         )
         url = f"{self.endpoint.base_url.rstrip('/')}/{path}"
         try:
@@ -176,6 +191,8 @@ class Client:
     async def _attempt(self, method: str, url: str, raw: bool, content: dict[str, Any]) -> Any:
         try:
             async with self.pace.place(), asyncio.timeout(self.patience.timeout):
+                if self._hurry.is_set():
+                    raise _Again("stopped before it was sent")
                 self.attempts += 1
                 status, headers, body = await self._send(method, url, content)
             reply = self._judge(status, headers, body, raw)
