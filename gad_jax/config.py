@@ -86,6 +86,9 @@ class Data:
     )
     max_prompt_tokens: int = option(2048, "longer prompts are dropped and counted", "tokens")
     skip_invalid: bool = option(False, "skip and count malformed rows instead of stopping")
+    keep_unfinished: bool = option(
+        False, "train on collected responses that were cut or refused; they are left out otherwise"
+    )
     max_invalid_share: float = option(
         0.01, "with skip_invalid, stop if a larger share of the rows is malformed"
     )

@@ -122,10 +122,17 @@ class StopRequest:
 
         with StopRequest() as stop:
             while not stop.requested: ...; stop.ready = True
+
+    `asked` and `forced` are what the first and the second Ctrl-C say.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        asked: str = "stopping after this step",
+        forced: str = "stopped at once; the last complete checkpoint is intact",
+    ) -> None:
         self.requested = False
+        self.asked, self.forced = asked, forced
         self.ready = False
         self._before: dict[int, Any] = {}
 
@@ -144,10 +151,10 @@ class StopRequest:
             _say("stopped before the first step; nothing was saved")
             os._exit(128 + number)
         if self.requested and number == signal.SIGINT:
-            _say("stopped at once; the last complete checkpoint is intact")
+            _say(self.forced)
             os._exit(128 + number)
         if not self.requested:
-            _say("stopping after this step; press Ctrl-C again to stop at once")
+            _say(f"{self.asked}; press Ctrl-C again to stop at once")
         self.requested = True
 
 
@@ -178,20 +185,32 @@ def lock_run(run_dir: str | os.PathLike[str], flag: str = "--run_dir") -> Iterat
     The system releases the lock when its process ends, however it ends. Raises UserError naming the
     holder, or when the directory cannot be used.
     """
-    directory = Path(run_dir)
-    holder = directory / ".lock.json"
-    lock = filelock.FileLock(directory / ".lock", timeout=0)
+    with _lock(f"the run directory {run_dir}", Path(run_dir) / ".lock", flag):
+        yield
+
+
+@contextlib.contextmanager
+def lock_file(path: str | os.PathLike[str], flag: str) -> Iterator[None]:
+    """Holds a file, which need not exist, as `lock_run` holds a directory."""
+    path = Path(path)
+    with _lock(str(path), path.with_name(f".{path.name}.lock"), flag):
+        yield
+
+
+@contextlib.contextmanager
+def _lock(what: str, place: Path, flag: str) -> Iterator[None]:
+    holder = place.with_name(f"{place.name}.json")
+    lock = filelock.FileLock(place, timeout=0)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except filelock.Timeout as error:
         raise UserError(
-            f"{run_dir} is in use by {_read_holder(holder)}; stop that run, or choose another "
-            f"{flag}"
+            f"{what} is in use by {_read_holder(holder)}; stop that run, or choose another {flag}"
         ) from error
     except OSError as error:
         raise UserError(
-            f"the run directory {run_dir} cannot be used ({error.strerror}); choose another {flag}"
+            f"{what} cannot be used ({error.strerror}); choose another {flag}"
         ) from error
     try:
         started = time.strftime("%Y-%m-%d %H:%M:%S")

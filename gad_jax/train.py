@@ -177,7 +177,11 @@ def _read(config: Config) -> "tuple[Chat, Prepared, Prepared | None]":
     chat = Chat.load(directory, config.data.template)
 
     def prepare(name: str) -> pipeline.Prepared:
-        rows = sources.read(name, skip_invalid=config.data.skip_invalid)
+        rows = sources.read(
+            name,
+            skip_invalid=config.data.skip_invalid,
+            keep_unfinished=config.data.keep_unfinished,
+        )
         prepared = pipeline.prepare(
             rows,
             chat,

@@ -56,7 +56,7 @@ def test_nothing_runs_what_it_reads(path: Path) -> None:
 # A name that is misspelt installs a stranger's package: "jetstream" is not Google's.
 ALLOWED = {
     *("beartype", "datasets", "datasketch", "fastapi", "filelock", "flax", "gguf"),
-    *("google-jetstream", "grain", "httpx", "huggingface_hub", "hypothesis", "import-linter"),
+    *("google-jetstream", "grain", "httpx2", "huggingface_hub", "hypothesis", "import-linter"),
     *("jax", "jaxtyping", "jinja2", "lingua-language-detector", "matplotlib", "numpy"),
     *("optax", "orbax-checkpoint", "pip-audit", "pre-commit", "psutil", "py3langid"),
     *("pyarrow", "pydantic", "pyright", "pytest", "pytest-xdist", "python-multipart"),

@@ -49,9 +49,12 @@ class Stats:
     cut_responses: int
     prompt_tokens: Lengths
     response_tokens: Lengths
+    unfinished: int = 0
 
     def __str__(self) -> str:
         skipped = "".join(f", {count} skipped ({reason})" for reason, count in self.skipped.items())
+        if self.unfinished:
+            skipped += f", {self.unfinished} responses left out (cut, refused or empty)"
         return (
             f"{self.rows} rows with {self.responses} responses ({self.cut_responses} cut), "
             f"{self.dropped_long} dropped for a long prompt{skipped}; prompt tokens: "
@@ -162,6 +165,7 @@ def prepare(
             cut_responses=cut,
             prompt_tokens=Lengths.of(prompts),
             response_tokens=Lengths.of(responses),
+            unfinished=rows.unfinished,
         ),
         fingerprint=_fingerprint(kept, chat),
         _prompts=_Ragged.of(prompts),

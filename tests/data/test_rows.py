@@ -180,8 +180,8 @@ def test_a_line_beyond_the_limit_is_not_read_into_memory(tmp_path, monkeypatch):
 
         return whole_lines(spied)
 
-    whole_lines = jsonl._lines
-    monkeypatch.setattr(jsonl, "_lines", lines)
+    whole_lines = jsonl.lines
+    monkeypatch.setattr(jsonl, "lines", lines)
     exactly = line(GOOD | {"pad": "z" * (2**20 - 1 - len(line(GOOD | {"pad": ""})))})
     path = write(tmp_path / "a.jsonl", exactly, line(GOOD | {"pad": "z" * 2**22}), line(GOOD))
     rows = sources.read(path, skip_invalid=True)

@@ -4,13 +4,22 @@ One module per kind of source yields raw records; `rows` checks them. To add a k
 module and name it in `_records`.
 """
 
+import dataclasses
 import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from gad_jax.data.sources import hub, jsonl, parquet
-from gad_jax.data.sources.rows import Invalid, Record, Row, Rows, parse
+from gad_jax.data.sources import hub, jsonl, parquet, text
+from gad_jax.data.sources.rows import (
+    Invalid,
+    Record,
+    Row,
+    Rows,
+    collected_key,
+    is_unfinished,
+    parse,
+)
 from gad_jax.errors import UserError
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -25,6 +34,7 @@ def read(
     skip_invalid: bool = False,
     split: str = "train",
     need_response: bool = True,
+    keep_unfinished: bool = False,
 ) -> Rows:
     """Returns the rows of a JSONL or Parquet file, a directory of them, a hub dataset, or bundled.
 
@@ -34,6 +44,10 @@ def read(
     `teacher_response` (optional without `need_response`). Other columns are ignored. `split`, or
     what a name ends in (`ORG/NAME:test`), picks a part of a hub dataset or the files of a
     directory; a single file is read whole.
+
+    Several collected responses to one prompt become one row. Those that were cut, refused or empty
+    are left out and counted, unless `keep_unfinished`; an empty one is malformed then. A `.txt`
+    file has a prompt per line.
 
     A malformed row raises UserError, and so does a second one with the same id in a file; with
     `skip_invalid` it is left out and counted by reason.
@@ -45,11 +59,16 @@ def read(
     skipped: Counter[str] = Counter()
     name, split = _with_split(str(name), split)
     seen: dict[str, dict[str, str]] = {}
+    groups: dict[str, int] = {}
+    unfinished = 0
     for where, record in _records(name, split, need_response):
+        if need_response and not keep_unfinished and is_unfinished(record):
+            unfinished += 1
+            continue
         try:
             row = parse(where, record, need_response)
             _check_id(row.id, where, seen)
-            rows.append(row)
+            _add(rows, row, collected_key(record), groups)
         except Invalid as problem:
             if not skip_invalid:
                 raise UserError(
@@ -59,8 +78,20 @@ def read(
     if not rows:
         reasons = ", ".join(f"{count}: {reason}" for reason, count in skipped.most_common())
         found = f"all rows are invalid ({reasons})" if skipped else "no rows"
+        if unfinished:
+            found += f"; {unfinished} responses were cut, refused or empty"
         raise UserError(f"{name}: {found}; give a file with at least one valid row")
-    return Rows(str(name), tuple(rows), dict(skipped), skip_invalid)
+    return Rows(str(name), tuple(rows), dict(skipped), skip_invalid, unfinished)
+
+
+def _add(rows: list[Row], row: Row, key: str | None, groups: dict[str, int]) -> None:
+    """Adds a row, or its responses to the row of the same key; `groups` says where that is."""
+    index = len(rows) if key is None else groups.setdefault(key, len(rows))
+    if index < len(rows) and rows[index].messages == row.messages:
+        responses = rows[index].responses + row.responses
+        rows[index] = dataclasses.replace(rows[index], responses=responses)
+    else:
+        rows.append(row)
 
 
 def _check_id(id: str, where: str, seen: dict[str, dict[str, str]]) -> None:
@@ -122,7 +153,8 @@ def _files(directory: Path, split: str) -> list[Path]:
 
 def _file_records(path: Path, need_response: bool) -> Iterator[Record]:
     suffix = _suffix(path)
-    if suffix is None:
+    is_text = path.name.endswith(".txt") and not need_response
+    if suffix is None and not is_text:
         raise UserError(
             f"{path}: unknown kind of file; give {', '.join(_SUFFIXES)} (JSONL has one JSON object "
             "per line)"
@@ -130,6 +162,8 @@ def _file_records(path: Path, need_response: bool) -> Iterator[Record]:
     try:
         if suffix == ".parquet":
             yield from parquet.records(path, need_response)
+        elif is_text:
+            yield from text.records(path)
         else:
             yield from jsonl.records(path)
     except OSError as error:

@@ -22,14 +22,14 @@ def records(path: Path) -> Iterator[Record]:
     compressed = path.name.endswith(".gz")
     try:
         with gzip.open(path) if compressed else open(path, "rb") as file:
-            for number, line in enumerate(_lines(file.readline), start=1):
+            for number, line in enumerate(lines(file.readline), start=1):
                 if isinstance(line, Invalid) or line.strip():
                     yield f"{path.name}:{number}", _parse(line)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path}: not a whole gzip file ({error}); download it again") from error
 
 
-def _lines(readline: Callable[[int], bytes]) -> Iterator[bytes | Invalid]:
+def lines(readline: Callable[[int], bytes]) -> Iterator[bytes | Invalid]:
     """Yields the lines of a file, Invalid for those beyond the limit; holds no more than that."""
     first = True
     while line := readline(MAX_LINE_BYTES + 1):

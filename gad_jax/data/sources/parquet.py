@@ -8,7 +8,10 @@ from gad_jax.data.sources.rows import Invalid, Record
 from gad_jax.errors import UserError
 
 PROMPTS = ("messages", "content", "instruction", "prompt", "turns", "text")
-COLUMNS = (*PROMPTS, "input", "context", "instances", "teacher_response", "id", "question_id")
+COLUMNS = (
+    *(*PROMPTS, "input", "context", "instances", "teacher_response", "id", "question_id"),
+    *("finish_reason", "key", "sample"),  # of collected responses
+)
 _BATCH_ROWS = 1024
 
 

@@ -19,6 +19,10 @@ Record = tuple[str, Any]
 """Where a record stands (`train.jsonl:17`), and its value, or Invalid where it has none."""
 
 
+FINISHED = ("stop", "end_turn", "eos", "")
+"""Finish reasons of a response that the teacher ended itself; some servers leave it out."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One prompt with the teacher's responses.
@@ -34,12 +38,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Rows:
-    """The valid rows of a source, and how many were skipped for which reason."""
+    """The valid rows of a source, and how many were skipped for which reason.
+
+    `unfinished` counts the collected responses that were cut, refused or empty; they are no rows.
+    """
 
     name: str
     rows: tuple[Row, ...]
     skipped: dict[str, int]
     skip_invalid: bool = False
+    unfinished: int = 0
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -62,6 +70,23 @@ def parse(where: str, record: Any, need_response: bool = True) -> Row:
         _responses(record.get("teacher_response"), need_response),
         _id(record.get("id", record.get("question_id")), where),
     )
+
+
+def is_unfinished(record: Any) -> bool:
+    """Returns whether a record is a collected response that was cut, refused or empty."""
+    if not isinstance(record, dict) or not isinstance(record.get("finish_reason"), str):
+        return False
+    response = record.get("teacher_response")
+    return record["finish_reason"] not in FINISHED or (
+        isinstance(response, str) and not response.strip()
+    )
+
+
+def collected_key(record: Any) -> str | None:
+    """Returns what samples of one collected prompt have in common; None for other records."""
+    if not isinstance(record, dict) or not isinstance(record.get("sample"), int):
+        return None
+    return record["key"] if isinstance(record.get("key"), str) else None
 
 
 def _messages(record: dict[str, Any]) -> tuple[dict[str, str], ...]:

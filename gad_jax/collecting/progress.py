@@ -1,0 +1,63 @@
+"""What a collection shows while it runs: answers, rate, time left and spend."""
+
+import math
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from gad_jax.collecting.asking import Asking
+from gad_jax.collecting.budget import Budget
+from gad_jax.console import format_seconds
+
+LINE_SECONDS = 10.0
+
+
+class Shown:
+    """A bar in a terminal; elsewhere a line every ten seconds."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        self._console, self._total = console, total
+        self._started = self._line_at = time.monotonic()
+        self._bar: Progress | None = None
+        if console.is_terminal and not console.is_dumb_terminal:
+            self._bar = Progress(
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TextColumn("{task.description}"),
+                console=console,
+                transient=True,
+                expand=True,
+            )
+            self._task = self._bar.add_task("", total=total)
+            self._bar.start()
+
+    def update(self, asking: Asking) -> None:
+        """Shows how far it is."""
+        now = time.monotonic()
+        text = self._text(asking, now - self._started)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=asking.answered, description=text)
+        elif now - self._line_at >= LINE_SECONDS:
+            self._line_at = now
+            self._console.print(f"{asking.answered} of {self._total}  {text}", soft_wrap=True)
+
+    def _text(self, asking: Asking, seconds: float) -> str:
+        rate = asking.answered / seconds if seconds > 0 else 0.0
+        open_questions = self._total - asking.answered - asking.refused - asking.unanswered
+        left = open_questions / rate if rate else math.inf
+        parts = [f"{rate:.1f}/s", f"left {format_seconds(left)}", spend(asking.budget)]
+        faults = sum(asking.client.faults.values())
+        return "  ".join([*parts, f"{faults} faults"] if faults else parts)
+
+    def close(self) -> None:
+        """Removes the bar."""
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def spend(budget: Budget) -> str:
+    """Returns tokens, and their cost where prices are known."""
+    prices = budget.prices
+    cost = f", cost {budget.cost:.4g}" if prices.prompt or prices.completion else ""
+    return f"{budget.spent.tokens:,} tokens{cost}"

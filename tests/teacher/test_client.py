@@ -1,0 +1,162 @@
+"""The client against a server that fails in every way: what it asks again, and what it says."""
+
+import asyncio
+import time
+from email.utils import formatdate
+from typing import Any
+
+import pytest
+
+from gad_jax.errors import UserError
+from gad_jax.teacher import Client, Endpoint, Pace, Patience, PromptRefused, Reply, Unanswered
+from gad_jax.teacher.client import retry_after
+from tests.fault_server import FaultServer
+
+QUICK = Patience(attempts=4, timeout=0.5, max_wait=3.0, first_wait=0.01)
+QUESTION = [{"role": "user", "content": "Hello"}]
+KEY = "sk-SENTINEL0123456789abcdef"
+
+
+def ask(server: FaultServer, patience: Patience = QUICK, **parameters: Any) -> Reply:
+    async def run() -> Reply:
+        async with Client(Endpoint(server.url, "m", "TEST_KEY"), patience) as client:
+            return await client.chat(QUESTION, parameters, idempotency_key="k")
+
+    return asyncio.run(run())
+
+
+def first(fault: str) -> Any:
+    return lambda number, body: fault if number == 0 else ""
+
+
+def test_a_request_is_sent_as_the_api_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEST_KEY", f" {KEY}\n")
+    with FaultServer() as server:
+        reply = ask(server, temperature=0.5, n=2)
+    assert server.requests == [{"model": "m", "messages": QUESTION, "temperature": 0.5, "n": 2}]
+    assert server.headers[0]["authorization"] == f"Bearer {KEY}"
+    assert [c.text for c in reply.completions] == ["Answer 1 to Hello", "Answer 2 to Hello"]
+    assert (reply.id, reply.model, reply.completions[0].complete) == ("reply-2", "scripted-1", True)
+    assert reply.usage is not None
+    assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (10, 10)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    ["429", "500", "503", "408", "stall", "reset", "drop", "truncate", "html", "no choices"],
+)
+def test_what_may_pass_is_asked_again(fault: str) -> None:
+    with FaultServer(first(fault)) as server:
+        assert ask(server).completions[0].complete
+    assert len(server.requests) == 2
+    assert {headers["idempotency-key"] for headers in server.headers} == {"k"}
+    assert server.billed == 1 or fault in ("no choices",)
+
+
+@pytest.mark.parametrize("fault", ["500", "html", "reset", "no choices"])
+def test_attempts_are_bounded(fault: str) -> None:
+    with FaultServer(lambda number, body: fault) as server, pytest.raises(Unanswered) as gave_up:
+        ask(server)
+    assert len(server.requests) == 4
+    assert "4 attempts" in str(gave_up.value)
+
+
+def test_retry_after_is_honoured_within_the_patience() -> None:
+    with FaultServer(first("429 after 1")) as server:
+        ask(server)
+        assert 1.0 <= server.arrivals[1] - server.arrivals[0] < 1.5
+    started = time.monotonic()
+    with FaultServer(first("429 after 600")) as server, pytest.raises(Unanswered, match="429"):
+        ask(server)
+    assert time.monotonic() - started < 2
+    now = 1_700_000_000.0
+    date = formatdate(now + 7, usegmt=True)
+    assert retry_after({"retry-after": date}, now) == 7
+    assert retry_after({"retry-after-ms": "250", "retry-after": "9"}, now) == 0.25
+    assert retry_after({"retry-after": "soon"}, now) == retry_after({}, now) == 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("400 unknown_model", "status 400 (scripted: no)"),
+        ("401", "the environment variable TEST_KEY is not set"),
+        ("403", "TEST_KEY is not set"),
+        ("404", "the URL usually ends in /v1"),
+        ("307", "the URL usually ends in /v1"),
+        ("429 insufficient_quota", "the quota is used up"),
+    ],
+)
+def test_what_cannot_pass_ends_at_once(fault: str, says: str) -> None:
+    with FaultServer(lambda number, body: fault) as server, pytest.raises(UserError) as refused:
+        ask(server)
+    assert len(server.requests) == 1
+    assert says in str(refused.value)
+
+
+@pytest.mark.parametrize("fault", ["400 context_length_exceeded", "413", "422 content_filter"])
+def test_a_refused_prompt_is_only_that(fault: str) -> None:
+    with FaultServer(lambda number, body: fault) as server, pytest.raises(PromptRefused):
+        ask(server)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("fault", ["empty", "null", "length", "content_filter"])
+def test_a_paid_answer_is_returned_whatever_it_is(fault: str) -> None:
+    with FaultServer(lambda number, body: fault) as server:
+        completion = ask(server).completions[0]
+    assert (server.billed, completion.complete) == (1, False)
+    assert completion.finish_reason == (fault if "_" in fault or fault == "length" else "stop")
+
+
+def test_the_key_is_never_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEST_KEY", KEY)
+    with FaultServer(lambda number, body: "echo") as server, pytest.raises(UserError) as refused:
+        ask(server)
+    assert "[secret]" in str(refused.value)
+    assert KEY not in str(refused.value)
+    monkeypatch.setenv("TEST_KEY", "two words")
+    with pytest.raises(UserError, match="TEST_KEY does not hold a key"):
+        Client(Endpoint("http://localhost/v1", "m", "TEST_KEY"))
+    for wrong in (KEY, "hf_abcdefghijklmnopqrst", "not a name"):
+        with pytest.raises(ValueError, match="never the key itself") as told:
+            Endpoint("http://localhost/v1", "m", wrong)
+        assert wrong not in str(told.value)
+
+
+def test_an_endpoint_is_checked() -> None:
+    for url in ("localhost:8000", "http://user:pw@host/v1", "https://host/v1?key=x", "ftp://host"):
+        with pytest.raises(ValueError, match="base_url"):
+            Endpoint(url, "m")
+    with pytest.raises(ValueError, match="model"):
+        Endpoint("http://host/v1", " ")
+
+
+def test_the_pace_falls_when_turned_away_and_rises_again() -> None:
+    now = [0.0]
+    pace = Pace(64, clock=lambda: now[0])
+    pace.rejected()  # within the first second
+    assert pace.limit == 64
+    for second, expected in ((1, 57.6), (2, 51.84)):
+        now[0] = second
+        pace.rejected()
+        pace.rejected()  # once a second
+        assert pace.limit == pytest.approx(expected)
+    now[0] = 3
+    pace.accepted()
+    assert pace.limit == pytest.approx(51.84 * 1.05)
+    for second in range(4, 100):
+        now[0] = second
+        pace.accepted()
+    assert pace.limit == 64
+
+
+def test_no_more_are_in_flight_than_the_pace_allows() -> None:
+    async def run(url: str) -> None:
+        async with Client(Endpoint(url, "m"), QUICK, Pace(3)) as client:
+            await asyncio.gather(*(client.chat(QUESTION) for _ in range(12)))
+
+    with FaultServer(latency=0.02) as server:
+        asyncio.run(run(server.url))
+    assert server.most_in_flight == 3
+    assert len(server.requests) == 12
