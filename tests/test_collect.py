@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -255,7 +256,9 @@ def test_a_file_that_cannot_grow_stays_whole(prompts: Path, tmp_path: Path) -> N
 
     with FaultServer() as server:
         arguments = flags(server, prompts, out, "--concurrency=1")
-        run = start(*arguments, preexec_fn=limit)
+        with warnings.catch_warnings():  # jax, which other tests load, warns of every fork
+            warnings.simplefilter("ignore", RuntimeWarning)
+            run = start(*arguments, preexec_fn=limit)
         errors = run.communicate()[1]
         assert run.returncode == 12
         assert errors.startswith(f"{out} could not be written: File too large")

@@ -113,7 +113,7 @@ def test_the_key_is_never_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEST_KEY", KEY)
     with FaultServer(lambda number, body: "echo") as server, pytest.raises(UserError) as refused:
         ask(server)
-    assert "[secret]" in str(refused.value)
+    assert "[redacted]" in str(refused.value)
     assert KEY not in str(refused.value)
     monkeypatch.setenv("TEST_KEY", "two words")
     with pytest.raises(UserError, match="TEST_KEY does not hold a key"):
