@@ -193,7 +193,7 @@ def _torch_seconds(chosen: Rollout, directory: Any, size: int) -> float | None:
     if not chosen.torch:
         return None
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
         from transformers import AutoModelForCausalLM
     except ImportError:
         return None

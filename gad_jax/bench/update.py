@@ -117,7 +117,7 @@ def ours(chosen: Update, directory: Any) -> tuple[float, float, str, float]:
 def torch_step(chosen: Update, directory: Any) -> float | None:
     """Returns the seconds of the same step in transformers on torch; None without torch."""
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         return None
     from transformers import AutoModelForCausalLM
