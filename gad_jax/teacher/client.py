@@ -172,7 +172,11 @@ class Client:
         def wait(state: tenacity.RetryCallState) -> float:
             error = state.outcome and state.outcome.exception()
             after = error.after if isinstance(error, _Again) else 0.0
-            return after + min(backoff(state), 0.1 * after) if after else backoff(state)
+            if not after:
+                return backoff(state)
+            # Up to ten times what was asked, when it happens again: those who were turned away
+            # together are turned away again when they come back together.
+            return max(1.1 * after, min(backoff(state), 10 * after))
 
         retrying = tenacity.AsyncRetrying(
             sleep=self._sleep,

@@ -5,16 +5,18 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 
-CUT = 0.9
 PERIOD = 1.0
+FEW, MANY = 0.02, 0.1
+"""Shares of requests that are turned away: with fewer the pace rises, with more it falls."""
+MOST_CUT = 0.5
 
 
 class Pace:
-    """At most `concurrency` requests at once; a tenth less after each second with a rejection, one
-    twentieth (at least one) more after each second without.
+    """At most `concurrency` requests at once. A second in which more than a tenth were turned away
+    lowers that by their share, at most by half; one in which hardly any were raises it by a
+    twentieth, at least by one. Between, the server's limit is reached, and used.
 
-    A request that waits to be sent again holds no place. The cuts are small because being turned
-    away costs nothing but the request: a server's limit is reached when a few of them are.
+    A request that waits to be sent again holds no place.
     """
 
     def __init__(self, concurrency: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -23,6 +25,7 @@ class Pace:
         self._most = concurrency
         self._clock = clock
         self._changed_at = clock()
+        self._accepted = self._rejected = 0
         self._waiting: asyncio.Condition | None = None
 
     @contextlib.asynccontextmanager
@@ -41,17 +44,22 @@ class Pace:
 
     def rejected(self) -> None:
         """Is told that the server was too busy for a request."""
-        if self._period_is_over():
-            self.limit = max(1.0, self.limit * CUT)
+        self._rejected += 1
+        self._adjust()
 
     def accepted(self) -> None:
         """Is told that the server answered a request."""
-        if self.limit < self._most and self._period_is_over():
-            self.limit = min(self._most, self.limit + max(1.0, self.limit / 20))
+        self._accepted += 1
+        self._adjust()
 
-    def _period_is_over(self) -> bool:
+    def _adjust(self) -> None:
         now = self._clock()
-        over = now - self._changed_at >= PERIOD
-        if over:
-            self._changed_at = now
-        return over
+        if now - self._changed_at < PERIOD:
+            return
+        share = self._rejected / (self._rejected + self._accepted)
+        if share > MANY:
+            self.limit = max(1.0, self.limit * (1 - min(share, MOST_CUT)))
+        elif share < FEW:
+            self.limit = min(float(self._most), self.limit + max(1.0, self.limit / 20))
+        self._accepted = self._rejected = 0
+        self._changed_at = now

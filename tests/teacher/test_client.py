@@ -137,15 +137,16 @@ def test_the_pace_falls_when_turned_away_and_rises_again() -> None:
     pace = Pace(64, clock=lambda: now[0])
     pace.rejected()  # within the first second
     assert pace.limit == 64
-    for second, expected in ((1, 57.6), (2, 51.84)):
+    now[0] = 1
+    pace.rejected()  # with the first, everything was turned away
+    assert pace.limit == 32
+    for second, answered, expected in ((2, 3, 32 * 0.75), (3, 19, 24), (4, 99, 24 * 1.05)):
+        for _ in range(answered):
+            pace.accepted()
         now[0] = second
-        pace.rejected()
-        pace.rejected()  # once a second
+        pace.rejected()  # one in four, in twenty, in a hundred
         assert pace.limit == pytest.approx(expected)
-    now[0] = 3
-    pace.accepted()
-    assert pace.limit == pytest.approx(51.84 * 1.05)
-    for second in range(4, 100):
+    for second in range(5, 100):
         now[0] = second
         pace.accepted()
     assert pace.limit == 64
