@@ -72,19 +72,19 @@ def test_responses_are_kept_with_all_that_made_them(
     with FaultServer() as server:
         assert collect.main(flags(server, prompts, out, *settings, *more)) == 0
         assert server.billed == 40
-        sent = server.requests[0]
+        prompt_0 = {"role": "user", "content": "prompt 0"}
+        sent = next(body for body in server.requests if body["messages"][-1] == prompt_0)
         assert collect.main(flags(server, prompts, out, *settings, *more)) == 0  # nothing to do
         assert len(server.requests) == 40
         assert collect.main(flags(server, prompts, out, "--samples=1")) == 0  # other parameters
         assert server.billed == 60
     parameters = {"temperature": 0.7, "max_tokens": 9, "presence_penalty": 0.5}
-    question = [{"role": "user", "content": "prompt 0"}]
     system = {"role": "system", "content": "Be brief."}
-    assert sent == {"model": "m", "messages": [system, *question], **parameters}
+    assert sent == {"model": "m", "messages": [system, prompt_0], **parameters}
     lines = read(out)
     assert len(lines) == len(names(lines)) == len({line["id"] for line in lines}) == 60
     line = next(line for line in lines if line["prompt_id"] == "prompts.txt:1")
-    assert line["messages"] == question
+    assert line["messages"] == [prompt_0]
     assert line["teacher_response"].endswith("to prompt 0")
     assert (line["finish_reason"], line["model"], line["teacher"]) == ("stop", "scripted-1", "m")
     assert (line["system"], line["parameters"]) == ("Be brief.", parameters)
