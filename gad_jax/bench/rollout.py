@@ -9,12 +9,16 @@ import dataclasses
 import heapq
 import statistics
 import time
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from gad_jax import guard, options
 from gad_jax.config import option
+
+if TYPE_CHECKING:
+    from gad_jax.bench.peers import Peer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +36,9 @@ class Rollout:
     longest: int = option(512, "a longer response is cut", "tokens")
     repeats: int = option(3, "timed repeats, after one that compiles")
     torch: bool = option(True, "also time transformers' generate, if torch is installed")
+    gguf: str = option(
+        "", "also time llama.cpp on this GGUF file of the model (package llama-cpp-python)"
+    )
 
     def __post_init__(self) -> None:
         for name in ("prompt_tokens", "response_tokens", "slots", "longest", "repeats"):
@@ -47,9 +54,11 @@ class Rollout:
 
 
 class Timing(NamedTuple):
-    """One mix: median seconds, tokens, occupancy of the slots, and steps of the loop."""
+    """One mix: median seconds, those of them for the prompts, tokens, occupancy of the slots, and
+    steps of the loop."""
 
     seconds: float
+    prefill: float
     tokens: int
     occupancy: float
     steps: int
@@ -70,30 +79,53 @@ def _run(chosen: Rollout) -> int:
     import jax
 
     from gad_jax import ceilings, runs, sharding
+    from gad_jax.bench import peers
     from gad_jax.models import source
 
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     best = ceilings.measure()
+    others = [peers.llama_cpp(chosen.gguf)]
+    if chosen.torch:
+        others.append(peers.transformers(source.resolve(chosen.model)))
     with jax.set_mesh(mesh):
         network = runs.load_student(chosen.model, mesh)
         sampler = _Sampler(chosen, network, mesh)
         for size in map(int, chosen.sizes):
-            lengths = np.full(size, chosen.response_tokens)
-            timing = sampler.time(lengths, size)
-            floor = sampler.floor_seconds(timing.steps, size, chosen.prompt_tokens, best)
-            rate = timing.tokens / timing.seconds
-            print(
-                f"uniform, {size} × {chosen.response_tokens}: {rate:,.0f} tokens/s, "
-                f"{1e3 * timing.seconds / timing.steps:.1f} ms a step, "
-                f"{floor / timing.seconds:.0%} of the roofline",
-                flush=True,
-            )
-            theirs = _torch_seconds(chosen, source.resolve(chosen.model), size)
-            if theirs is not None:
-                print(f"  transformers: ours is {theirs / timing.seconds:.2f} times as fast")
+            _uniform(chosen, sampler, size, best, [peer for peer in others if peer])
         if chosen.responses:
             _heavy_tail(chosen, sampler)
     return guard.Exit.OK
+
+
+def _uniform(
+    chosen: Rollout, sampler: "_Sampler", size: int, best: Any, others: "list[Peer]"
+) -> None:
+    lengths = np.full(size, chosen.response_tokens)
+    timing = sampler.time(lengths, size)
+    floor = sampler.floor_seconds(timing.steps, size, chosen.prompt_tokens, best)
+    decode = timing.seconds - timing.prefill
+    print(
+        f"uniform, {size} × {chosen.response_tokens}: {timing.tokens / timing.seconds:,.0f} "
+        f"tokens/s; decode {1e3 * decode / timing.steps:.1f} ms a step, "
+        f"{floor / decode:.0%} of the roofline; prefill "
+        f"{size * chosen.prompt_tokens / timing.prefill:,.0f} tokens/s",
+        flush=True,
+    )
+    twice = sampler.time(lengths, size, limit=2 * sampler.limit(lengths))
+    print(f"  with twice the max_new_tokens: {twice.seconds / timing.seconds:.2f} times as long")
+    shape = (size, chosen.prompt_tokens)
+    prompts = np.random.default_rng(1).integers(0, sampler.network.config.vocabulary, shape)
+    for peer in others:
+        peer.run(prompts, 2)
+        runs = [peer.run(prompts, chosen.response_tokens) for _ in range(chosen.repeats)]
+        prefill = statistics.median(run.prefill for run in runs)
+        theirs = statistics.median(run.decode for run in runs)
+        print(
+            f"  {peer.name}: {timing.tokens / (prefill + theirs):,.0f} tokens/s; ours is "
+            f"{(prefill + theirs) / timing.seconds:.2f} times as fast (decode "
+            f"{theirs / decode:.2f}, prefill {prefill / timing.prefill:.2f})",
+            flush=True,
+        )
 
 
 def _heavy_tail(chosen: Rollout, sampler: "_Sampler") -> None:
@@ -135,18 +167,26 @@ class _Sampler:
         self.chosen, self.network, self.mesh = chosen, network, mesh
         self.weights = engine.prepare(network.config, network.params)
 
-    def time(self, lengths: np.ndarray, slots: int, shrink: bool = True) -> Timing:
-        """Returns the median of the repeats. Without `shrink` empty slots run to the end."""
+    def limit(self, lengths: np.ndarray) -> int:
+        """Returns the max_new_tokens of a run."""
+        return int(max(lengths.max(), self.chosen.longest))
+
+    def time(
+        self, lengths: np.ndarray, slots: int, shrink: bool = True, limit: int = 0
+    ) -> Timing:
+        """Returns the medians of the repeats. Without `shrink` empty slots run to the end."""
         import jax
 
+        from gad_jax import sharding
         from gad_jax.rollout import engine
+        from gad_jax.rollout.queue import make_queue
 
         chosen, config = self.chosen, self.network.config
         random = np.random.default_rng(1)
         size = (len(lengths), chosen.prompt_tokens)
         prompts = list(random.integers(0, config.vocabulary, size).astype(np.int32))
-        limit = int(max(lengths.max(), chosen.longest))
-        settings = engine.Settings(1, limit, (), 0, slots=slots, move_to_fewer=shrink)
+        most = limit or self.limit(lengths)
+        settings = engine.Settings(1, most, (), 0, slots=slots, move_to_fewer=shrink)
 
         def once() -> tuple[Any, Any]:
             return engine.trace(
@@ -161,14 +201,17 @@ class _Sampler:
                 lengths,
             )
 
+        def prompts_alone() -> None:
+            packed = make_queue(prompts, np.arange(len(prompts)), lengths, 1)
+            rows = sharding.put(packed.rows, self.mesh, "batch")
+            cache = engine.prefill(config, self.network.params, packed.size, *rows)
+            jax.block_until_ready(cache)
+
         rollout, segments = once()
-        seconds = []
-        for _ in range(chosen.repeats):
-            started = time.perf_counter()
-            once()
-            seconds.append(time.perf_counter() - started)
+        prompts_alone()
         return Timing(
-            statistics.median(seconds),
+            statistics.median(_seconds(once) for _ in range(chosen.repeats)),
+            statistics.median(_seconds(prompts_alone) for _ in range(chosen.repeats)),
             int(lengths.sum()),
             engine.occupancy(rollout, segments, 1),
             sum(part.steps for part in segments),
@@ -188,32 +231,7 @@ class _Sampler:
         return steps * max((weights + cache) / best.bytes_per_second, flops / best.flops_per_second)
 
 
-def _torch_seconds(chosen: Rollout, directory: Any, size: int) -> float | None:
-    """Returns the median seconds of transformers' generate, or None without torch."""
-    if not chosen.torch:
-        return None
-    try:
-        import torch  # pyright: ignore[reportMissingImports]
-        from transformers import AutoModelForCausalLM
-    except ImportError:
-        return None
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        directory, dtype=torch.float32, use_safetensors=True
-    ).eval()
-    prompts = torch.randint(0, model.config.vocab_size, (size, chosen.prompt_tokens))
-    tokens = chosen.response_tokens
-
-    def once() -> float:
-        started = time.perf_counter()
-        with torch.no_grad():
-            model.generate(
-                prompts,
-                attention_mask=torch.ones_like(prompts),
-                max_new_tokens=tokens,
-                min_new_tokens=tokens,
-                do_sample=False,
-            )
-        return time.perf_counter() - started
-
-    once()
-    return statistics.median(once() for _ in range(chosen.repeats))
+def _seconds(function: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started

@@ -88,7 +88,7 @@ def sample(
     top = jnp.max(logits, axis=-1, keepdims=True)
     weights = jnp.exp(logits - top)
     if sampler.temperature == 0:
-        token = jnp.argmax(logits, axis=-1)
+        token = _likeliest(logits)
     else:
         token = _inverse_cdf(weights, uniform)
     picked = jnp.take_along_axis(logits, token[:, None], axis=-1)
@@ -96,11 +96,25 @@ def sample(
     return token.astype(jnp.int32), logprob
 
 
-def _inverse_cdf(weights: Float[Array, "n V"], uniform: Float[Array, " n"]) -> Int[Array, " n"]:
-    rows, vocabulary = weights.shape
+def _blocks(x: Float[Array, "n V"], fill: float) -> Float[Array, "n B K"]:
+    """Cuts the vocabulary into blocks, the last one filled up."""
+    rows, vocabulary = x.shape
     count = -(-vocabulary // _BLOCK)
-    padded = jnp.pad(weights, ((0, 0), (0, count * _BLOCK - vocabulary)))
-    blocks = padded.reshape(rows, count, _BLOCK)
+    padded = jnp.pad(x, ((0, 0), (0, count * _BLOCK - vocabulary)), constant_values=fill)
+    return padded.reshape(rows, count, _BLOCK)
+
+
+def _likeliest(logits: Float[Array, "n V"]) -> Int[Array, " n"]:
+    """Returns the first of the largest: a block, then a place in it, as `argmax` over the whole
+    vocabulary is the slowest part of sampling on a CPU."""
+    blocks = _blocks(logits, -jnp.inf)
+    block = jnp.argmax(jnp.max(blocks, axis=-1), axis=-1)
+    inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+    return block * _BLOCK + jnp.argmax(inside, axis=-1)
+
+
+def _inverse_cdf(weights: Float[Array, "n V"], uniform: Float[Array, " n"]) -> Int[Array, " n"]:
+    blocks = _blocks(weights, 0.0)
     sums = jnp.sum(blocks, axis=-1)
     block, rest = _locate(sums, uniform * jnp.sum(sums, axis=-1))
     inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
