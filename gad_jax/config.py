@@ -114,7 +114,9 @@ class Batch:
         "0: that sum, rounded up to 128",
         "tokens",
     )
-    vocabulary_chunk: int = option(512, "tokens of a row whose logits exist at one time", "tokens")
+    vocabulary_chunk: int = option(
+        512, "positions of a data shard whose logits exist at one time", "tokens"
+    )
 
     def __post_init__(self) -> None:
         _require_positive(self, "prompts", "vocabulary_chunk")

@@ -4,18 +4,61 @@ Losses are unreduced, per token or per pair, in float32; callers mask, sum, and 
 global count. Nothing here knows of batches, meshes or models.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
+SAVED = "normalizer and entropy"
+"""What a policy of `jax.checkpoint` should save: two numbers per token, which then need no second
+pass over the vocabulary."""
 
-def token_logprobs(logits: Float[Array, "*n V"], tokens: Int[Array, "*n"]) -> Float[Array, "*n"]:
-    """Returns the log-probability of each token under softmax(logits), in float32.
+
+@jax.custom_vjp
+def logprobs_and_entropy(
+    logits: Float[Array, "*n V"], tokens: Int[Array, "*n"]
+) -> tuple[Float[Array, "*n"], Float[Array, "*n"]]:
+    """Returns the log-probability of each token under softmax(logits), and the entropy of that
+    distribution in nats, both in float32.
 
     The token is picked by comparison, not by gather, so that a vocabulary split over devices
-    stays where it is.
+    stays where it is. Both results come from one exponential of the vocabulary, and so do both
+    gradients: beside a small model's projection every further pass over it is felt.
     """
-    logits = logits.astype(jnp.float32)
+    return _logprobs_and_entropy(logits, tokens)[0]
+
+
+def _logprobs_and_entropy(logits: Array, tokens: Array) -> tuple[tuple[Array, Array], Any]:
+    wide = logits.astype(jnp.float32)
+    top = jnp.max(wide, axis=-1, keepdims=True)
+    shifted = wide - top
+    weights = jnp.exp(shifted)
+    total = jnp.sum(weights, axis=-1)
+    log_total = jnp.log(total)
+    picked = jnp.sum(jnp.where(_is_token(wide, tokens), wide, 0.0), axis=-1)
+    log_normalizer = checkpoint_name(top[..., 0] + log_total, SAVED)
+    entropy = checkpoint_name(log_total - jnp.sum(weights * shifted, axis=-1) / total, SAVED)
+    return (picked - log_normalizer, entropy), (logits, tokens, log_normalizer, entropy)
+
+
+def _logprobs_and_entropy_gradient(
+    residuals: Any, cotangents: tuple[Array, Array]
+) -> tuple[Array, None]:
+    logits, tokens, log_normalizer, entropy = residuals
+    for_token, for_entropy = (x[..., None] for x in cotangents)
+    logprobs = logits.astype(jnp.float32) - log_normalizer[..., None]
+    # dH/dz = -p (log p + H)
+    slope = for_token + for_entropy * (logprobs + entropy[..., None])
+    token = jnp.where(_is_token(logprobs, tokens), for_token, 0.0)
+    return (token - jnp.exp(logprobs) * slope).astype(logits.dtype), None
+
+
+logprobs_and_entropy.defvjp(_logprobs_and_entropy, _logprobs_and_entropy_gradient)
+
+
+def _is_token(logits: Float[Array, "*n V"], tokens: Int[Array, "*n"]) -> Bool[Array, "*n V"]:
     layout = jax.typeof(logits).sharding
     vocabulary = jax.lax.broadcasted_iota(
         jnp.int32,
@@ -23,14 +66,7 @@ def token_logprobs(logits: Float[Array, "*n V"], tokens: Int[Array, "*n"]) -> Fl
         logits.ndim - 1,
         out_sharding=None if layout.mesh.empty else layout,
     )
-    picked = jnp.sum(jnp.where(tokens[..., None] == vocabulary, logits, 0.0), axis=-1)
-    return picked - jax.nn.logsumexp(logits, axis=-1)
-
-
-def entropy(logits: Float[Array, "*n V"]) -> Float[Array, "*n"]:
-    """Returns the entropy of softmax(logits) in nats, in float32."""
-    logprobs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-    return -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
+    return tokens[..., None] == vocabulary
 
 
 def masked_mean(x: Float[Array, "*n"], mask: Bool[Array, "*n"]) -> Float[Array, ""]:

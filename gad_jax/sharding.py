@@ -158,7 +158,13 @@ def along(axis: int) -> P:
 
 
 def locally(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
-    """Returns what applies the function in each data shard; in it the tensor axis is as before."""
+    """Returns what applies the function in each data shard; in it the tensor axis is as before.
+
+    Without a mesh there is one shard. The gradient of an argument that all shards share is summed
+    over them once, at the end.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return function
     return jax.shard_map(
         function,
         in_specs=in_specs,

@@ -12,12 +12,14 @@ its sample: no pair with it counts, and its advantage is 0.
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Int
 
 from gad_jax import objectives, sharding
 from gad_jax.models import decoder
@@ -106,41 +108,52 @@ def response_logprobs(
 ) -> tuple[Float[Array, "M T"], Float[Array, "M T"]]:
     """Returns the log-probability of each target and the entropy at each position of a micro-batch.
 
-    Both are of softmax(logits / temperature). Logits exist for `chunk` tokens of a row at a time,
-    in the backward pass too.
+    Both are of softmax(logits / temperature). Logits exist for about `chunk` positions of a data
+    shard at a time, in the backward pass too.
     """
     x, _ = decoder.hidden(config, params, rows.tokens, rows.positions, rows.segments)
     kernel = decoder.head_kernel(config, params)
-    count, length, width = x.shape
-    chunk = min(chunk, length)
+    per_row = sharding.along(0)
+
+    # In each data shard by itself: else the gradient of the kernel, as large as the vocabulary,
+    # is summed over the devices once a chunk.
+    def local(x: Array, targets: Array, kernel: Array) -> tuple[Array, Array]:
+        return _chunked_logprobs(x, targets, kernel, temperature, chunk)
+
+    specs = (per_row, per_row, P())
+    return sharding.locally(local, specs, (per_row, per_row))(x, rows.targets, kernel)
+
+
+def _chunked_logprobs(
+    x: Float[Array, "M T D"],
+    targets: Int[Array, "M T"],
+    kernel: Float[Array, "D V"],
+    temperature: float,
+    chunk: int,
+) -> tuple[Float[Array, "M T"], Float[Array, "M T"]]:
+    rows, length, width = x.shape
+    chunk = min(max(chunk // rows, 1), length)
     pieces = -(-length // chunk)
-    padding = ((0, 0), (0, pieces * chunk - length))
 
-    def split(z: Array, *tail: int) -> Array:
-        z = jnp.pad(z, (*padding, *((0, 0),) * len(tail)))
-        axes = ("batch", None, None, *(None for _ in tail))
-        out = z.reshape(count, pieces, chunk, *tail, out_sharding=sharding.spec(*axes))
-        return out.swapaxes(0, 1)
+    def split(z: Array) -> Array:
+        z = jnp.pad(z, [(0, 0), (0, pieces * chunk - length), *[(0, 0)] * (z.ndim - 2)])
+        return z.reshape(rows, pieces, chunk, *z.shape[2:]).swapaxes(0, 1)
 
-    @jax.checkpoint
+    def join(z: Array) -> Array:
+        return z.swapaxes(0, 1).reshape(rows, pieces * chunk)[:, :length]
+
+    keep = jax.checkpoint_policies.save_only_these_names(objectives.SAVED)
+
+    @partial(jax.checkpoint, policy=keep)
     def one(x: Array, targets: Array, kernel: Array) -> tuple[Array, Array]:
-        flat = sharding.spec("batch", None)
-        x = x.reshape(count * chunk, width, out_sharding=flat)
-        logits = decoder.project(x, kernel) / temperature
-        targets = targets.reshape(count * chunk, out_sharding=sharding.spec("batch"))
-        both = objectives.token_logprobs(logits, targets), objectives.entropy(logits)
-        logprobs, entropy = (z.reshape(count, chunk, out_sharding=flat) for z in both)
+        logits = decoder.project(x.reshape(rows * chunk, width), kernel) / temperature
+        both = objectives.logprobs_and_entropy(logits, targets.reshape(rows * chunk))
+        logprobs, entropy = (z.reshape(rows, chunk) for z in both)
         return logprobs, entropy
 
     _, parts = jax.lax.scan(
-        lambda _, part: (None, one(*part, kernel)), None, (split(x, width), split(rows.targets))
+        lambda _, part: (None, one(*part, kernel)), None, (split(x), split(targets))
     )
-
-    def join(z: Array) -> Array:
-        whole = sharding.spec("batch", None)
-        z = z.swapaxes(0, 1).reshape(count, pieces * chunk, out_sharding=whole)
-        return z[:, :length]
-
     return join(parts[0]), join(parts[1])
 
 

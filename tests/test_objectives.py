@@ -15,15 +15,22 @@ from gad_jax.objectives import (
     bradley_terry_loss,
     clipped_surrogate,
     cross_entropy_loss,
-    entropy,
     group_advantages,
     kl_k3,
+    logprobs_and_entropy,
     masked_mean,
     probability_ratio,
-    token_logprobs,
 )
 
 LN2 = math.log(2)
+
+
+def token_logprobs(logits: jax.Array, tokens: jax.Array) -> jax.Array:
+    return logprobs_and_entropy(logits, tokens)[0]
+
+
+def entropy(logits: jax.Array) -> jax.Array:
+    return logprobs_and_entropy(logits, jnp.zeros(logits.shape[:-1], jnp.int32))[1]
 
 
 def array(*values: float) -> jax.Array:
@@ -66,6 +73,30 @@ def test_logprobs_stay_finite_where_exp_would_overflow() -> None:
     logits = jnp.asarray([[1e4, -1e4, 0.0]])
     close(token_logprobs(logits, jnp.asarray([1])), [-2e4])
     assert np.isfinite(entropy(logits)).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_gradients_are_those_of_log_softmax(dtype: str) -> None:
+    logits = jnp.asarray(4 * normal(3, 6, 300), dtype)
+    tokens = jnp.asarray(np.random.default_rng(4).integers(0, 300, 6))
+    weights = jnp.asarray(normal(5, 2, 6))
+
+    def ours(logits: jax.Array) -> jax.Array:
+        return sum(jnp.sum(w * x) for w, x in zip(weights, logprobs_and_entropy(logits, tokens)))
+
+    def reference(logits: jax.Array) -> jax.Array:
+        logprobs = jax.nn.log_softmax(logits.astype(jnp.float32))
+        picked = jnp.take_along_axis(logprobs, tokens[:, None], axis=-1)[:, 0]
+        return jnp.sum(weights[0] * picked) - jnp.sum(
+            weights[1] * jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
+        )
+
+    found, wanted = jax.grad(ours)(logits), jax.grad(reference)(logits)
+    assert found.dtype == logits.dtype
+    scale = {"float32": 1e-6, "bfloat16": 2**-8}[dtype]
+    np.testing.assert_allclose(
+        np.asarray(found, np.float32), np.asarray(wanted, np.float32), rtol=2 * scale, atol=scale
+    )
 
 
 def test_a_vocabulary_split_over_devices_gives_the_same_and_stays_split() -> None:

@@ -171,9 +171,7 @@ class _Sampler:
         """Returns the max_new_tokens of a run."""
         return int(max(lengths.max(), self.chosen.longest))
 
-    def time(
-        self, lengths: np.ndarray, slots: int, shrink: bool = True, limit: int = 0
-    ) -> Timing:
+    def time(self, lengths: np.ndarray, slots: int, shrink: bool = True, limit: int = 0) -> Timing:
         """Returns the medians of the repeats. Without `shrink` empty slots run to the end."""
         import jax
 

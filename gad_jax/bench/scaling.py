@@ -94,9 +94,11 @@ def sent(chosen: Scaling, count: int) -> tuple[int, int]:
     mesh = sharding.make_mesh(1, count, 1, jax.devices()[:count])
     prompts, answers = [np.ones(1, np.int32)] * 16, [[np.ones(63, np.int32)]] * 16
     rows = packing.pack(prompts, answers, row_tokens=64, shards=count, known={(1, 16, 64)})
+    # Several chunks of the vocabulary projection, whose gradient is reduced once all the same.
+    config = settings.Config(stage="seqkd", batch=settings.Batch(vocabulary_chunk=32))
     with jax.set_mesh(mesh):
-        program = state.make_program(settings.Config(stage="seqkd"), "seqkd", network, network)
-        start = state.abstract(settings.Config(stage="seqkd"), "seqkd", program, mesh)
+        program = state.make_program(config, "seqkd", network, network)
+        start = state.abstract(config, "seqkd", program, mesh)
         traced = steps.seqkd_step.trace(program, start, packing.abstract(rows, mesh))
         found = hlo.collectives(traced.lower().compile().as_text(), per_node=count)
     gathered = sum(transfer.bytes for transfer in found if transfer.kind == "all-gather")

@@ -20,10 +20,13 @@ def test_it_prints_rates_ratios_and_occupancy(capsys: pytest.CaptureFixture[str]
     flags += ["--slots=2", "--mean=8", "--longest=20", "--repeats=1", "--torch=false"]
     assert main(["rollout", *flags]) == 0
     out = capsys.readouterr().out
-    uniform, tail, occupancy = out.splitlines()
+    uniform, twice, tail, occupancy = out.splitlines()
     assert re.fullmatch(
-        r"uniform, 2 × 6: [\d,]+ tokens/s, [\d.]+ ms a step, \d+% of the roofline", uniform
+        r"uniform, 2 × 6: [\d,]+ tokens/s; decode [\d.]+ ms a step, \d+% of the roofline; "
+        r"prefill [\d,]+ tokens/s",
+        uniform,
     )
+    assert "with twice the max_new_tokens" in twice
     assert re.search(r"over 2 slots: [\d,]+ tokens/s, [\d.]+ times static batches of 2", tail)
     steps, ideal = re.search(r"(\d+) steps \((\d+)\)", occupancy).groups()  # pyright: ignore
     assert steps == ideal
