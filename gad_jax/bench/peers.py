@@ -1,4 +1,4 @@
-"""Other engines on the same prompts, for `bench rollout`; each only where its package is installed."""
+"""Other engines on the same prompts, for `bench rollout`, where their packages are installed."""
 
 import importlib.util
 import os

@@ -87,10 +87,8 @@ def sample(
     logits = shape_logits(logits, sampler)
     top = jnp.max(logits, axis=-1, keepdims=True)
     weights = jnp.exp(logits - top)
-    if sampler.temperature == 0:
-        token = _likeliest(logits)
-    else:
-        token = _inverse_cdf(weights, uniform)
+    greedy = sampler.temperature == 0
+    token = _likeliest(logits) if greedy else _inverse_cdf(weights, uniform)
     picked = jnp.take_along_axis(logits, token[:, None], axis=-1)
     logprob = (picked - top)[:, 0] - jnp.log(jnp.sum(weights, axis=-1))
     return token.astype(jnp.int32), logprob
