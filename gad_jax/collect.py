@@ -142,7 +142,7 @@ def _run(collect: Collect) -> int:
     repeated = len(rows) - len(asked) // collect.samples
     print(f"{len(rows)} prompts ({repeated} repeated), {len(asked)} responses wanted")
     if collect.dry_run:
-        return _dry_run(collect, asked)
+        return dry_run(collect, asked)
     with guard.lock_file(collect.out, "--out"):
         return _collect(collect, teacher, asked)
 
@@ -155,17 +155,18 @@ def _collect(collect: Collect, teacher: "Teacher", asked: list["Question"]) -> i
         missing = _missing(asked, store.contents)
         print(f"{len(asked) - len(missing)} of them are in {collect.out}; asking for the others")
         started = time.time()
-        asking = asyncio.run(_ask(collect, teacher, store, missing))
+        asking = asyncio.run(ask(collect, teacher, store, missing))
     finally:
         store.close()
     _write_manifest(collect, teacher, store.contents, asking)
-    _report(collect, asking, len(missing), time.time() - started)
+    report(collect, asking, len(missing), time.time() - started)
     return guard.Exit.OK
 
 
-async def _ask(
+async def ask(
     collect: Collect, teacher: "Teacher", store: Any, missing: list["Question"]
 ) -> "Asking":
+    """Asks for what is missing and keeps it in `store`; returns how that went."""
     from gad_jax.collecting.asking import Asking, Failures
     from gad_jax.collecting.budget import Budget
     from gad_jax.collecting.progress import Shown
@@ -220,7 +221,8 @@ def _prices(collect: Collect) -> "Prices":
     return Prices(collect.prompt_price, collect.completion_price)
 
 
-def _dry_run(collect: Collect, asked: list["Question"]) -> int:
+def dry_run(collect: Collect, asked: list["Question"]) -> int:
+    """Says what asking would take; returns the exit code."""
     from gad_jax.collecting import store
 
     contents = store.scan(Path(collect.out))
@@ -288,7 +290,8 @@ def _write_manifest(
     guard.write_atomic(_beside(collect.out, "manifest.json"), text)
 
 
-def _report(collect: Collect, asking: "Asking", wanted: int, seconds: float) -> None:
+def report(collect: Collect, asking: "Asking", wanted: int, seconds: float) -> None:
+    """Says how asking went."""
     from gad_jax.collecting.progress import spend
 
     why = {

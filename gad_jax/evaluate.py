@@ -8,20 +8,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from gad_jax import guard, options
-from gad_jax.config import option
+from gad_jax.config import option, section
 from gad_jax.errors import UserError
 from gad_jax.generate import Generate
+from gad_jax.judging.settings import TEACHER, Judge
 
 if TYPE_CHECKING:
     from gad_jax.data.sources.rows import Row
     from gad_jax.evaluation.answers import AnswerFile, Answers
+    from gad_jax.evaluation.report import Table
     from gad_jax.evaluation.scoring import Scorer
     from gad_jax.generate import Answering
 
 _SETTINGS = ("template", "samples", "temperature", "top_k", "top_p", "max_new_tokens", "seed")
 
 # as wide as a terminal; the report has all
-_SHOWN = ("tokens", "× teacher", "cut", "D score", "ROUGE-L", "1-gram", "2-gram", "4-gram")
+_SHOWN = (
+    *("tokens", "× teacher", "cut", "D score", "ROUGE-L", "1-gram", "2-gram", "4-gram"),
+    *("score", "other's", "at equal length", "missing"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +57,7 @@ class Evaluate:
     max_new_tokens: int = option(1536, "a longer answer is cut (the paper uses 1536)", "tokens")
     batch: int = option(16, "prompts answered at once", "prompts")
     seed: int = option(0, "of the sampling")
+    judge: Judge = section(Judge, "a judge model that compares the answers")
 
     def __post_init__(self) -> None:
         if not self.run and not self.model:
@@ -65,6 +71,8 @@ class Evaluate:
                     raise ValueError(
                         f"{name}: a name that can be a file's is needed, not {label!r}"
                     )
+                if name == "model" and label == TEACHER:
+                    raise ValueError("model: 'teacher' is the teacher's name; write NAME=… before")
                 if labels.count(label) > 1:
                     raise ValueError(f"{name} has {label!r} twice; write NAME=… before each")
         self.generate("")
@@ -118,20 +126,47 @@ def _run(evaluate: Evaluate) -> int:
         path = Path(evaluate.out or run) / "report.html"
         if not found:
             raise UserError(f"{run} has no evaluations; let it finish one, or give --model")
-    sets = list(dict.fromkeys(answer.prompts for answer in found))
+    groups = [
+        answers.common([answer for answer in found if answer.prompts == name])
+        for name in dict.fromkeys(answer.prompts for answer in found)
+    ]
     display = console.Display()
-    for name in sets:
-        of_set = answers.common([answer for answer in found if answer.prompts == name])
-        rows = {}
-        for answer in of_set:
-            means = answers.summary(answer)
-            rows[answer.label] = {column: means[column] for column in _SHOWN if column in means}
-        display.table(f"{name}: {len(of_set[0].lines)} prompts", rows)
+    for group in groups:
+        means = {answer.label: answers.summary(answer) for answer in group}
+        rows = {name: {c: row[c] for c in _SHOWN if c in row} for name, row in means.items()}
+        display.table(f"{group[0].prompts}: {len(group[0].lines)} prompts", rows)
     path.parent.mkdir(parents=True, exist_ok=True)
+    judged = _judge(evaluate, groups, path.parent, display)
     curves = {str(run): run} if run else _runs(evaluate)
-    guard.write_atomic(path, report.render(report.collect(found, curves)))
+    guard.write_atomic(path, report.render(report.collect(found, curves, judged)))
     print(path)
     return guard.Exit.OK
+
+
+def _judge(
+    evaluate: Evaluate, groups: list[list["Answers"]], directory: Path, display: Any
+) -> dict[str, list["Table"]]:
+    """Returns the judge's tables of each prompt set, and shows them; none without a judge."""
+    if not evaluate.judge.model:
+        print("no judge is configured: --judge.model names one (docs/evaluation.md)")
+        return {}
+    from gad_jax.judging import asking, tables
+    from gad_jax.judging.contests import contests, scores
+
+    pairs = [contest for group in groups for contest in contests(group, evaluate.judge)]
+    if not pairs:
+        print("nothing to judge: there is neither another student nor a teacher's answer")
+        return {}
+    found = scores(asking.judge(pairs, evaluate.judge, directory))
+    made = tables.tables(found, evaluate.judge.model)
+    for prompts, several in made.items() if not evaluate.judge.dry_run else ():
+        for table in several:
+            rows = {
+                name: {c: x for c, x in zip(table.columns, cells, strict=True) if c in _SHOWN}
+                for name, cells in table.rows
+            }
+            display.table(f"{prompts}: {table.title}", rows)
+    return {} if evaluate.judge.dry_run else made
 
 
 def _runs(evaluate: Evaluate) -> dict[str, Path]:

@@ -22,7 +22,9 @@ Script = Callable[[int, dict[str, Any]], str]
 
 
 class FaultServer:
-    """Serves from a thread of its own; `latency` seconds an answer, `rate` of them a second."""
+    """Serves from a thread of its own; `latency` seconds an answer, `rate` of them a second.
+
+    `answer` writes the text of an answer, given the request's body."""
 
     def __init__(
         self,
@@ -31,10 +33,12 @@ class FaultServer:
         latency: float = 0.0,
         rate: float = 0.0,
         honours_n: bool = True,
+        answer: Callable[[dict[str, Any]], str] | None = None,
         batch: Callable[[str, dict[str, Any], bytes], Any] | None = None,
     ) -> None:
         self.script = script or (lambda number, body: "")
         self.latency, self.rate, self.honours_n, self.batch = latency, rate, honours_n, batch
+        self.answer = answer
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.arrivals: list[float] = []
@@ -158,6 +162,7 @@ class FaultServer:
         for index in range(wanted if fault != "no choices" else 0):
             self.billed += 1
             text: str | None = f"Answer {self.billed} to {prompt}"
+            text = self.answer(body) if self.answer else text
             text = {"empty": "", "null": None, "content_filter": None}.get(fault, text)
             reason = fault if fault in ("length", "content_filter") else "stop"
             message = {"role": "assistant", "content": text}

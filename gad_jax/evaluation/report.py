@@ -28,6 +28,16 @@ class Example:
 
 
 @dataclasses.dataclass(frozen=True)
+class Table:
+    """Numbers with a title above and a note below."""
+
+    title: str
+    columns: list[str]
+    rows: list[tuple[str, list[str]]]
+    note: str
+
+
+@dataclasses.dataclass(frozen=True)
 class PromptSet:
     """What the report says of one prompt set. Only prompts that all students answered count."""
 
@@ -36,6 +46,7 @@ class PromptSet:
     left_out: int
     columns: list[str]
     rows: list[tuple[str, list[str]]]
+    judged: list[Table]
     figures: list[str]
     measure: str
     improved: list[Example]
@@ -52,10 +63,17 @@ class Report:
     curves: list[str]
 
 
-def collect(answers: Sequence[Answers], runs: Mapping[str, Path]) -> Report:
-    """Returns the report on these answers; `runs` are run directories whose curves are shown."""
-    names = dict.fromkeys(one.prompts for one in answers)
-    sets = [_prompt_set(name, [one for one in answers if one.prompts == name]) for name in names]
+def collect(
+    answers: Sequence[Answers],
+    runs: Mapping[str, Path],
+    judged: Mapping[str, Sequence[Table]] | None = None,
+) -> Report:
+    """Returns the report on these answers; `runs` are run directories whose curves are shown, and
+    `judged` the judges' tables of each prompt set."""
+    sets = [
+        _prompt_set(name, [one for one in answers if one.prompts == name], (judged or {}).get(name))
+        for name in dict.fromkeys(one.prompts for one in answers)
+    ]
     labels = dict.fromkeys(one.label for one in answers)
     rows = {
         label: metrics.read_rows(run / "metrics.jsonl")
@@ -81,7 +99,7 @@ def render(report: Report) -> str:
     return environment.get_template("report.html.jinja").render(report=report)
 
 
-def _prompt_set(name: str, answers: Sequence[Answers]) -> PromptSet:
+def _prompt_set(name: str, answers: Sequence[Answers], judged: Sequence[Table] | None) -> PromptSet:
     shared = common(list(answers))
     tables = {one.label: summary(one) for one in shared} | _teacher(shared[0])
     columns = list(dict.fromkeys(column for table in tables.values() for column in table))
@@ -93,6 +111,7 @@ def _prompt_set(name: str, answers: Sequence[Answers]) -> PromptSet:
         left_out=max(len(one.lines) for one in answers) - len(shared[0].lines),
         columns=columns,
         rows=[(label, [_number(t.get(c)) for c in columns]) for label, t in tables.items()],
+        judged=list(judged or ()),
         figures=[_inline(figure) for figure in drawn if figure],
         measure=_MEASURES.get(measure, measure),
         improved=improved,
