@@ -354,17 +354,14 @@ class Checkpoints:
         return max(scored)[1] if scored else None
 
     def _check_directory(self) -> None:
+        if not self._read_only:
+            guard.make_writable(self.directory, "the checkpoint directory")
+            return
         try:
-            if self._read_only:
-                os.listdir(self.directory)
-                return
-            self.directory.mkdir(parents=True, exist_ok=True)
-            probe = self.directory / f".probe-{os.getpid()}"
-            probe.touch()
-            probe.unlink(missing_ok=True)
+            os.listdir(self.directory)
         except OSError as error:
             raise UserError(
-                f"the checkpoint directory {self.directory} cannot be used "
+                f"the checkpoint directory {self.directory} cannot be read "
                 f"({error.strerror}){self._other or '; is it that of a run?'}"
             ) from error
 

@@ -252,7 +252,7 @@ def make_writable(directory: str | os.PathLike[str], flag: str) -> None:
     """Makes a directory if needed. Raises UserError, led by the flag, where no file can be made in
     it: better before the work than after it."""
     directory = Path(directory)
-    probe = directory / f".probe-{os.getpid()}"
+    probe = directory / f".probe.{os.getpid()}.partial"  # named as `clear_partials` finds it
     try:
         directory.mkdir(parents=True, exist_ok=True)
         probe.touch()

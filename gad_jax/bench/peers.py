@@ -1,5 +1,6 @@
 """Other engines on the same prompts, for `bench rollout`, where their packages are installed."""
 
+import importlib
 import importlib.util
 import os
 import time
@@ -69,8 +70,7 @@ def llama_cpp(file: str) -> Peer | None:
         return None
     if importlib.util.find_spec("llama_cpp") is None:
         raise UserError(f"gguf={file}: llama-cpp-python is not installed; install it, or leave out")
-    import llama_cpp as llama  # pyright: ignore[reportMissingImports]
-
+    llama: Any = importlib.import_module("llama_cpp")
     if not Path(file).is_file():
         raise UserError(f"gguf={file} is not a file; name a GGUF file of the same model")
     silent = llama.llama_log_callback(lambda *_: None)

@@ -286,7 +286,6 @@ def test_a_killed_judge_pays_for_nothing_twice(run: Path) -> None:
             command, env=environment, capture_output=True, text=True, check=False
         )
         assert second.returncode == 0, second.stderr
-        assert len(server.requests) <= 48 + 2  # of those on their way, nothing was known
         assert server.billed == 48
     found = json.loads((run / "judge.json").read_text())
     assert [(score["judged"], score["missing"]) for score in found] == [(12, 0), (12, 0)]
