@@ -188,9 +188,9 @@ def test_a_full_disk_is_noticed_before_writing(
 
 def test_directories_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be (written|read)"):
+    with pytest.raises(UserError, match=r"cannot be (written|read)"):
         Checkpoints(tmp_path / "file")
-    with pytest.raises(UserError, match="cannot be (written|read)"):
+    with pytest.raises(UserError, match=r"cannot be (written|read)"):
         Checkpoints(tmp_path / "missing", read_only=True)
     assert not (tmp_path / "missing").exists()
 
