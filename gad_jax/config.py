@@ -78,7 +78,8 @@ class Data:
     train: str = option(
         "bundled",
         "teacher rows: JSONL or Parquet file, a directory of them or a hub dataset (ORG/NAME), "
-        "both with :SPLIT if it is not train, or 'bundled'",
+        "both with :SPLIT if it is not train, or 'bundled'; or several of them, as "
+        "a.jsonl=0.7,b.jsonl=0.3, the numbers being shares of the prompts",
     )
     heldout: str = option("bundled:heldout", "rows for evaluation, as above; empty: no evaluation")
     template: Literal["alpaca", "none"] = option(

@@ -170,6 +170,7 @@ def _read(config: Config) -> "tuple[Chat, Prepared, Prepared | None]":
     from gad_jax import processes
     from gad_jax.data import pipeline, sources
     from gad_jax.data.chat import Chat
+    from gad_jax.data.sources import mixture
     from gad_jax.models import source, weights
 
     directory = source.resolve(config.student.path)
@@ -194,7 +195,8 @@ def _read(config: Config) -> "tuple[Chat, Prepared, Prepared | None]":
         return prepared
 
     held_out = prepare(config.data.heldout) if config.data.heldout else None
-    return chat, prepare(config.data.train), held_out
+    names, shares = mixture.split(config.data.train, "--data.train")
+    return chat, pipeline.mix([prepare(name) for name in names], shares), held_out
 
 
 def _export(config: Config, trainer: "Trainer") -> None:

@@ -6,6 +6,7 @@ Laying a batch out in memory is the business of `packing`.
 import hashlib
 import json
 import operator
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -83,7 +84,8 @@ class Prepared:
     """The rows that are trained on, as text and as tokens.
 
     `fingerprint` is a sha256 of their texts in order, and of tokenizer, template and wrapper: a run
-    that resumes needs the same. It does not depend on the kind of file.
+    that resumes needs the same. It does not depend on the kind of file. `parts` are the rows and
+    the weight of each file, one after the other, where files are mixed by weight.
     """
 
     rows: tuple[Row, ...]
@@ -92,6 +94,7 @@ class Prepared:
     _prompts: _Ragged
     _responses: _Ragged
     _first_response: Int64[np.ndarray, " _"]
+    parts: tuple[tuple[int, float], ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -174,6 +177,35 @@ def prepare(
     )
 
 
+def mix(files: Sequence[Prepared], weights: Sequence[float]) -> Prepared:
+    """Returns the rows of several files as one set; without weights as if they were one file."""
+    if len(files) == 1:
+        return files[0]
+    rows = tuple(row for file in files for row in file.rows)
+    digest = hashlib.sha256(json.dumps([[f.fingerprint for f in files], [*weights]]).encode())
+    counts = np.concatenate([np.diff(file._first_response) for file in files])
+    prompts = [file.prompt(index) for file in files for index in range(len(file))]
+    responses = [r for file in files for index in range(len(file)) for r in file.responses(index)]
+    return Prepared(
+        rows=rows,
+        stats=Stats(
+            rows=len(rows),
+            responses=len(responses),
+            skipped=dict(sum((Counter(file.stats.skipped) for file in files), Counter())),
+            dropped_long=sum(file.stats.dropped_long for file in files),
+            cut_responses=sum(file.stats.cut_responses for file in files),
+            prompt_tokens=Lengths.of(prompts),
+            response_tokens=Lengths.of(responses),
+            unfinished=sum(file.stats.unfinished for file in files),
+        ),
+        fingerprint=digest.hexdigest(),
+        _prompts=_Ragged.of(prompts),
+        _responses=_Ragged.of(responses),
+        _first_response=np.cumsum([0, *counts], dtype=np.int64),
+        parts=tuple(zip(map(len, files), weights, strict=True)) if weights else (),
+    )
+
+
 def _check_share(rows: Rows, skipped: dict[str, int], limit: float) -> None:
     count, invalid = len(rows) + sum(rows.skipped.values()), sum(skipped.values())
     if invalid > limit * count:
@@ -198,6 +230,9 @@ def batches(
     last `len(prepared) % prompts_per_step` rows of the shuffle do not appear; the next epoch's
     shuffle ends with others. Process i takes every `process_count`-th prompt of the step's batch
     from the i-th on. Where a row has several responses, each epoch draws one of them.
+
+    Files that are mixed by weight are shuffled each by itself, over and over, and dealt out in
+    their shares; an epoch is then as many prompts as there are rows.
 
     Raises UserError when there are fewer rows than prompts per step, or when these do not split
     over the processes.
@@ -226,9 +261,20 @@ def batches(
     # Dealt out last, so that the process count changes who gets a row and nothing else. No worker
     # processes: everything is already in memory.
     steps = len(prepared) // prompts_per_step
-    stream = grain.MapDataset.source(range(len(prepared))).seed(seed)
-    stream = stream.random_map(DrawResponse()).shuffle()
-    stream = stream.slice(slice(steps * prompts_per_step)).repeat()
+
+    def shuffled(rows: range, seed: int) -> Any:
+        return grain.MapDataset.source(rows).seed(seed).random_map(DrawResponse()).shuffle()
+
+    if prepared.parts:
+        ends = np.cumsum([count for count, _ in prepared.parts]).tolist()
+        files = [
+            range(end - count, end) for end, (count, _) in zip(ends, prepared.parts, strict=True)
+        ]
+        streams = [shuffled(rows, (seed + n) % 2**32).repeat() for n, rows in enumerate(files)]
+        stream = grain.MapDataset.mix(streams, [weight for _, weight in prepared.parts])
+    else:
+        stream = shuffled(range(len(prepared)), seed)
+        stream = stream.slice(slice(steps * prompts_per_step)).repeat()
     stream = stream.slice(slice(process_index, None, process_count))
     stream = stream.batch(prompts_per_step // process_count, drop_remainder=True, batch_fn=list)
     return PromptBatches(prepared, stream, steps)

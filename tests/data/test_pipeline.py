@@ -9,7 +9,7 @@ import pytest
 
 from gad_jax.data import sources
 from gad_jax.data.chat import Chat
-from gad_jax.data.pipeline import batches, prepare
+from gad_jax.data.pipeline import batches, mix, prepare
 from gad_jax.data.sources import Row, Rows
 from gad_jax.errors import UserError
 
@@ -328,3 +328,57 @@ def test_steps_are_not_negative(chat):
     data = batches(prepare(numbered(5), chat, **LIMITS), prompts_per_step=2, seed=0)
     with pytest.raises(IndexError, match="step -1 is negative"):
         data[-1]
+
+
+# --- several files ------------------------------------------------------------------------------
+
+
+def two_files(chat):
+    """A file of 10 rows and one of 40 with two responses each."""
+    small = rows_of(*((f"small {n}", f"answer {n}") for n in range(10)))
+    large = rows_of(*((f"large {n}", (f"one {n}", f"two {n}")) for n in range(40)))
+    return [prepare(rows, chat, **LIMITS) for rows in (small, large)]
+
+
+def test_files_with_weights_are_drawn_in_their_shares(chat):
+    files = two_files(chat)
+    mixed = mix(files, [3.0, 1.0])
+    assert (len(mixed), mixed.stats.responses) == (50, 90)
+    steps = batches(mixed, prompts_per_step=8, seed=1)
+    assert steps.steps_per_epoch == 6
+    drawn = np.stack([steps[step].indices for step in range(40)])
+    assert np.mean(drawn < 10) == pytest.approx(0.75, abs=0.01)
+    assert all(4 <= np.sum(batch < 10) <= 8 for batch in drawn)  # in every batch, nearly
+    counts = np.bincount(drawn.ravel(), minlength=50)
+    assert counts[:10].min() >= 23  # 240 draws of 10 rows: 24 whole shuffles
+    assert set(counts[10:]) == {2}  # 80 draws of 40 rows
+    batch = steps[5]
+    for index, prompt, response in zip(
+        batch.indices.tolist(), batch.prompts, batch.responses, strict=True
+    ):
+        np.testing.assert_array_equal(prompt, mixed.prompt(index))
+        assert any(np.array_equal(response, r) for r in mixed.responses(index))
+
+
+def test_a_mixed_batch_depends_on_seed_and_step_alone(chat):
+    mixed = mix(two_files(chat), [0.5, 0.5])
+    again = batches(mix(two_files(chat), [0.5, 0.5]), prompts_per_step=8, seed=3)
+    steps = batches(mixed, prompts_per_step=8, seed=3)
+    np.testing.assert_array_equal(steps[17].indices, again[17].indices)
+    halves = [
+        batches(mixed, prompts_per_step=8, seed=3, process_index=n, process_count=2)[17].indices
+        for n in range(2)
+    ]
+    np.testing.assert_array_equal(np.stack(halves, axis=1).ravel(), steps[17].indices)
+    other = mix(two_files(chat), [0.5, 0.6])
+    assert other.fingerprint != mixed.fingerprint
+
+
+def test_files_without_weights_are_one_set(chat):
+    files = two_files(chat)
+    joined = mix(files, [])
+    drawn = np.concatenate(
+        [batches(joined, prompts_per_step=10, seed=0)[n].indices for n in range(5)]
+    )
+    assert sorted(drawn) == list(range(50))
+    assert mix(files[:1], []) is files[0]
