@@ -65,6 +65,11 @@ class Health:
     repetition: Alarm = section(
         Alarm, "GAD: share of repeated 4-grams, more than the teacher's", limit=0.3
     )
+    script: Alarm = section(
+        Alarm,
+        "GAD: distance of the responses' scripts from the teacher's, more than at the start",
+        limit=0.3,
+    )
     saturated: Alarm = section(
         Alarm, "share of pairs in which the discriminator is right, too high", limit=0.98, steps=25
     )
@@ -170,6 +175,13 @@ MONITORS: dict[str, Monitor] = {
         "{value:.0%} more of the responses than of the teacher's is repetition",
         _SLOWER,
         minus="response/teacher_repetition",
+        relative=_more,
+    ),
+    "script": Monitor(
+        "response/script_drift",
+        "generator",
+        "{value:.0%} more of the text than at the start is of other scripts than the teacher's",
+        _SLOWER,
         relative=_more,
     ),
     "saturated": Monitor(

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from gad_jax import guard, health, processes, sharding, state, steps, stops
 from gad_jax.checkpoint import Checkpoints
 from gad_jax.config import Config, Stage
-from gad_jax.data import packing
+from gad_jax.data import packing, scripts
 from gad_jax.data.chat import Chat
 from gad_jax.data.pipeline import Prepared, PromptBatch
 from gad_jax.errors import UserError
@@ -62,6 +62,7 @@ class Trainer:
         self.shapes: set[packing.Shape] = set()  # of the rows so far
         self.profiler = Profiler(config.profile.window, config.run_dir, self.networks)
         self.health: health.State = {}
+        self.scripts = scripts.token_scripts(self.chat.tokenizer, self.networks[0].vocabulary)
         self.broken_leaves: dict[str, str] = {}
         self.state: TrainState = self._restore() or state.load(config, self.networks[0], mesh)
         self.step = int(self.state.step)
@@ -314,6 +315,7 @@ class Trainer:
         samples = [sample for group in _ragged(rollout.tokens, lengths) for sample in group]
         metrics["response/repetition"] = repetition(samples)
         metrics["response/teacher_repetition"] = repetition(batch.responses)
+        metrics["response/script_drift"] = scripts.drift(self.scripts, samples, batch.responses)
         return metrics | {
             "seconds/rollout": seconds,
             "tokens_per_second/rollout": float(lengths.sum()) / seconds,

@@ -245,3 +245,20 @@ def test_a_removal_that_was_cut_short_is_finished(tmp_path: Path, mesh: Mesh) ->
     assert again.save(5, state, {})
     assert again.steps() == [1, 5]
     again.close()
+
+
+GOLDEN = Path(__file__).parent / "golden" / "format-1"
+"""A checkpoint as the first version of the layout wrote it; made anew only with another FORMAT:
+
+    Checkpoints(GOLDEN).save(7, make_state(make_mesh(), seed=3), {"step": 7}, score=0.5)
+"""
+
+
+def test_a_checkpoint_of_the_first_version_is_still_read(tmp_path: Path, mesh: Mesh) -> None:
+    shutil.copytree(GOLDEN, tmp_path / "checkpoints")
+    wanted = make_state(mesh, seed=3)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    step, restored, meta = checkpoints.restore(lambda _: abstract(wanted))
+    assert (step, meta, checkpoints.best()) == (7, {"step": 7}, 7)
+    assert host(restored) == host(wanted)
+    checkpoints.close()

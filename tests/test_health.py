@@ -20,6 +20,7 @@ HEALTHY = {
     "response/empty_share": 0.01,
     "response/repetition": 0.08,
     "response/teacher_repetition": 0.05,
+    "response/script_drift": 0.02,
     "discriminator/accuracy": 0.8,
     "reward/std": 0.5,
     "advantage/dead_groups": 0.05,
@@ -75,6 +76,7 @@ SICK = {
     "length": {"response/length_ratio": 2.0},
     "empty": {"response/empty_share": 0.5},
     "repetition": {"response/repetition": 0.7},
+    "script": {"response/script_drift": 0.6},
     "saturated": {"discriminator/accuracy": 1.05},  # the noise could take it below 1 otherwise
     "fooled": {"discriminator/accuracy": 0.05},
     "reward_spread": {"reward/std": 0.0},

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from gad_jax import redaction
 from gad_jax.data.chat import Chat
@@ -71,6 +73,21 @@ def test_every_required_package_is_one_that_is_meant() -> None:
         for line in path.read_text().splitlines():
             name = re.split(r"[\[<>=!~; ]", line.partition("#")[0].strip())[0]
             assert name in ALLOWED or not name or name == "-r", f"{path.name}: {name}"
+
+
+def test_the_lock_file_has_hashes_and_fits_the_requirements() -> None:
+    locked: dict[str, list[str]] = {}
+    entries = (ROOT / "requirements.lock").read_text().replace("\\\n", " ").splitlines()
+    for entry in entries:
+        if entry and not entry.startswith("#"):
+            name, version = entry.split(maxsplit=1)[0].split("==")
+            locked.setdefault(canonicalize_name(name), []).append(version)
+            assert "--hash=sha256:" in entry, entry
+    for line in (ROOT / "requirements.txt").read_text().splitlines():
+        if not line.startswith("#"):
+            wanted = Requirement(line)
+            versions = locked[canonicalize_name(wanted.name)]
+            assert all(wanted.specifier.contains(version) for version in versions), line
 
 
 KEY = "sk-proj-SENTINEL0123456789abcdef"

@@ -60,11 +60,15 @@ class Job:
     def wait_for(self, pattern: str, process: int = 0, timeout: float = 600) -> None:
         """Returns when the process has printed something that matches."""
         deadline = time.monotonic() + timeout
-        while not re.search(pattern, self.printed(process)):
-            ended = [p.returncode for p in self.processes if p.poll() is not None]
-            assert not ended, f"ended with {ended}, without {pattern!r}:\n{self.printed()}"
-            assert time.monotonic() < deadline, f"no {pattern!r} in time:\n{self.printed()}"
-            time.sleep(0.02)
+        try:
+            while not re.search(pattern, self.printed(process)):
+                ended = [p.returncode for p in self.processes if p.poll() is not None]
+                assert not ended, f"ended with {ended}, without {pattern!r}:\n{self.printed()}"
+                assert time.monotonic() < deadline, f"no {pattern!r} in time:\n{self.printed()}"
+                time.sleep(0.02)
+        except BaseException:
+            self.end()
+            raise
 
     def printed(self, process: int | None = None) -> str:
         """Returns what a process has printed so far, or all of them."""

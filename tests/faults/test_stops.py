@@ -82,7 +82,10 @@ def test_a_signal_in_any_phase_saves_and_the_run_goes_on(
         "save": ("--checkpoint.every=1",),
         "evaluation": ("--evaluation.every=1", "--evaluation.batch_prompts=1"),
     }[phase]
-    long = [flag for flag in LONG if phase != "evaluation" or "heldout" not in flag]
+    names = {flag.partition("=")[0] for flag in flags}
+    long = [flag for flag in LONG if flag.partition("=")[0] not in names]
+    if phase == "evaluation":
+        long = [flag for flag in long if "heldout" not in flag]
     flags = (*long, "--evaluation.prompts=40", *flags)
     job = Job(tmp_path / "run", *flags, processes=processes)
     job.wait_for({"evaluation": "evaluating step 1"}.get(phase, "step 2/5000"))
