@@ -51,6 +51,7 @@ def serve(ballots: Sequence[Ballot], votes: Votes, human: Human) -> None:
         raise UserError(
             f"--port={human.port} cannot be used; stop what uses it, or give another"
         ) from None
+    listening.listen()  # before its address is told: who comes early waits, and is not turned away
     print(
         f"http://{HOST}:{listening.getsockname()[1]}/ has {len(ballots)} pairs to vote on; "
         "Ctrl-C ends, every vote is kept",
