@@ -8,6 +8,7 @@ FSDP shards stand in the program, and a mistake fails when a function is traced.
 import contextlib
 import logging
 import math
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
@@ -15,6 +16,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
@@ -251,6 +253,24 @@ def fetch(tree: Any) -> Any:
 
 
 _platform: ContextVar[str | None] = ContextVar("platform", default=None)
+
+
+def device_bytes(tree: Any) -> int:
+    """Returns the bytes of a tree's largest part on one device; arrays or their shapes."""
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
+        size = 8 if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf.dtype.itemsize
+        total += math.prod(shape) * size
+    return total
+
+
+def device_memory() -> int:
+    """Returns the bytes that a device has; on a CPU the machine's, shared by its devices."""
+    devices = jax.local_devices()
+    known = (devices[0].memory_stats() or {}).get("bytes_limit")
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return known or machine // len(devices)
 
 
 def platform() -> str:

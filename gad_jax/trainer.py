@@ -56,8 +56,8 @@ class Trainer:
             slots=config.rollout.slots,
             longest=config.data.max_prompt_tokens + config.rollout.max_new_tokens,
         )
+        self._check_state()
         self._check_sizes()
-        checkpoints.require_space(self._state_bytes())
         self.compiles = sharding.CompileCounter()
         self.shapes: set[packing.Shape] = set()  # of the rows so far
         self.profiler = Profiler(config.profile.window, config.run_dir, self.networks)
@@ -171,15 +171,26 @@ class Trainer:
         if processes.is_first():
             print(engine.check_cache(generator, self.sampling, longest, self.mesh), flush=True)
 
-    def _state_bytes(self) -> int:
-        """Returns the size of the largest state that a stage has."""
+    def _check_state(self) -> None:
+        """Raises an error where the run's largest state fits no device, or its checkpoints the
+        disk: before any weight is read."""
 
-        def size(stage: str) -> int:
+        def size(stage: str) -> tuple[int, int]:
             program = state.make_program(self.config, stage, *self.networks)
-            leaves = jax.tree.leaves(state.abstract(self.config, stage, program, self.mesh))
-            return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+            whole = state.abstract(self.config, stage, program, self.mesh)
+            leaves = jax.tree.leaves(whole)
+            total = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+            return total, sharding.device_bytes(whole)
 
-        return max(size(span.stage) for span in self.spans)
+        total, needed = map(max, zip(*(size(span.stage) for span in self.spans), strict=True))
+        memory = sharding.device_memory()
+        if needed > memory:
+            raise UserError(
+                f"weights and moments alone take {needed / 1e9:.2f} GB of a device with "
+                f"{memory / 1e9:.2f} GB; use more devices for --mesh.fsdp or --mesh.tensor, or a "
+                "smaller --student.path; python -m gad_jax.plan says what fits"
+            )
+        self.checkpoints.require_space(total)
 
     def _train_step(self, span: Span, program: steps.Program) -> dict[str, float]:
         """Runs one step and returns its metrics."""

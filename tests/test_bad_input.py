@@ -7,6 +7,7 @@ import contextlib
 import gzip
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gad_jax import export, generate, guard, processes, train
+from gad_jax import export, generate, guard, processes, sharding, train
 from gad_jax.models import checksums, tiny
 
 pytest_plugins = ["tests.run_fixtures"]
@@ -429,6 +430,15 @@ def test_a_read_only_disk(refuses, tmp_path):
     with mounted(tmp_path / "disk", "ro,size=1m"):
         said = refuses(train, "--config=tiny", f"--run_dir={tmp_path / 'disk' / 'run'}")
     assert "cannot be used (Read-only file system); choose another --run_dir" in said
+
+
+def test_a_device_that_is_too_small_is_noticed_before_weights_are_read(
+    refuses, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sharding, "device_memory", lambda: 50_000)
+    said = refuses(train, "--config=tiny", f"--run_dir={tmp_path / 'run'}")
+    assert re.search(r"weights and moments alone take [\d.]+ GB of a device with 0.00 GB", said)
+    assert "python -m gad_jax.plan" in said
 
 
 def test_a_disk_that_is_too_small_is_noticed_before_the_first_step(refuses, tmp_path):

@@ -137,7 +137,7 @@ def _rollout(
     columns = capacity(packed.longest + settings.max_new_tokens, settings.longest)
     cache = shapes(lambda: loop.start(network, settings, slots, columns, samples))
     sampling = (network, settings, fewer_slots(slots), weights, prefix, queue, start.key, cache)
-    outside = {"resident": device_bytes(start._replace(generator=None))}
+    outside = {"resident": sharding.device_bytes(start._replace(generator=None))}
     programs = [
         ("reshard", engine.prepare, (network, start.generator), {"generator": start.generator}),
         (
@@ -174,7 +174,7 @@ def _compile(
         if isinstance(tree, TrainState):
             kinds |= _state_bytes(tree)
         else:
-            kinds[key] = device_bytes(tree)
+            kinds[key] = sharding.device_bytes(tree)
     kinds |= more
     started = time.perf_counter()
     try:
@@ -201,14 +201,4 @@ def _state_bytes(start: TrainState) -> dict[str, int]:
         "reference": start.reference,
         "moments": moments,
     }
-    return {name: size for name, tree in parts.items() if (size := device_bytes(tree))}
-
-
-def device_bytes(tree: Any) -> int:
-    """Returns the bytes of a tree's largest part on one device."""
-    total = 0
-    for leaf in jax.tree.leaves(tree):
-        shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
-        size = 8 if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf.dtype.itemsize
-        total += int(np.prod(shape, dtype=np.int64)) * size
-    return total
+    return {name: size for name, tree in parts.items() if (size := sharding.device_bytes(tree))}

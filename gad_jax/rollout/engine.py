@@ -4,7 +4,6 @@ The weights are the training weights, gathered, cast and split by layer once per
 over unrolled layers updates its caches in place, where a scan would copy them.
 """
 
-import os
 from typing import Any, NamedTuple
 
 import jax
@@ -178,12 +177,10 @@ def check_cache(
     slots = settings.slots or default_slots()
     needed = cache_bytes(config, slots, longest) / mesh.shape["tensor"] / 1e9
     size = f"{needed:.2g} GB a device for {slots} slots of {capacity(longest, longest)} tokens"
-    device = jax.local_devices()[0]
-    memory = (device.memory_stats() or {}).get("bytes_limit")
-    memory = memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = sharding.device_memory()
     if needed * 1e9 > memory:
         raise UserError(
-            f"the decode cache may need {size}, and a device has {memory / 1e9:.0f} GB; lower "
+            f"the decode cache may need {size}, and a device has {memory / 1e9:.1f} GB; lower "
             "--rollout.slots, --rollout.max_new_tokens or --data.max_prompt_tokens, or raise "
             "--mesh.tensor"
         )
