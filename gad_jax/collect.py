@@ -11,111 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gad_jax import guard, options
-from gad_jax.config import option
+from gad_jax.collecting.settings import Collect
 from gad_jax.errors import UserError
 
 if TYPE_CHECKING:
     from gad_jax.collecting.asking import Asking
-    from gad_jax.collecting.budget import Caps, Prices, Use
+    from gad_jax.collecting.budget import Budget, Caps, Prices, Use
+    from gad_jax.collecting.local import LocalAsking
     from gad_jax.collecting.questions import Question, Teacher
     from gad_jax.collecting.store import Contents
 
-_OURS = ("model", "messages", "n", "stream")
-_LONGEST = ("max_completion_tokens", "max_tokens")  # the API's names, new and old
 _BYTES_PER_TOKEN = 4  # of English, roughly
-
-
-@dataclasses.dataclass(frozen=True)
-class Collect:
-    """What is asked, whom, and what it may cost."""
-
-    prompts: str = option(
-        dataclasses.MISSING, "JSONL, Parquet, .txt (a prompt per line), directory or hub dataset"
-    )
-    out: str = option(
-        dataclasses.MISSING, "JSONL file of responses; what it holds already is not asked again"
-    )
-    model: str = option(dataclasses.MISSING, "the teacher, by the API's name")
-    base_url: str = option("https://api.openai.com/v1", "where the API is")
-    key_variable: str = option(
-        "OPENAI_API_KEY", "NAME of the environment variable that holds the key; empty: no key"
-    )
-    system: str = option("", "system prompt for the teacher; the student never sees it")
-    samples: int = option(1, "responses per prompt", "responses")
-    temperature: float | None = option(None, "sampling temperature; none: the API's default")
-    top_p: float | None = option(None, "likeliest tokens to sample from; none: the API's default")
-    max_new_tokens: int = option(
-        0, "a longer response is cut (max_tokens of the API); 0: the API's limit", "tokens"
-    )
-    parameters: str = option("", "more parameters of the API, as a JSON object")
-    concurrency: int = option(16, "requests on their way at once, at most", "requests")
-    timeout: float = option(600.0, "of one attempt", "seconds")
-    attempts: int = option(8, "of one request", "attempts")
-    max_wait: float = option(900.0, "of one request, between its attempts", "seconds")
-    max_requests: int = option(0, "cap on what the file holds; 0: none", "responses")
-    max_total_tokens: int = option(0, "cap on what the file cost; 0: none", "tokens")
-    max_cost: float = option(0.0, "cap on what the file cost, at the prices below; 0: none")
-    prompt_price: float = option(0.0, "currency per million prompt tokens")
-    completion_price: float = option(0.0, "currency per million response tokens")
-    dry_run: bool = option(False, "count prompts, tokens and cost; ask and write nothing")
-    tokenizer: str = option(
-        "", "model whose tokenizer counts in a dry run; empty: 4 bytes are taken for a token"
-    )
-    skip_invalid: bool = option(False, "skip and count malformed prompts instead of stopping")
-
-    def __post_init__(self) -> None:
-        for name in ("prompts", "out", "model"):
-            if not getattr(self, name).strip():
-                raise ValueError(f"{name} must not be empty")
-        for name in ("samples", "concurrency", "attempts", "timeout"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be greater than 0")
-        for name in ("max_new_tokens", "max_wait", "max_requests", "max_total_tokens", "max_cost"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be 0 or more")
-        for name in ("prompt_price", "completion_price"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be 0 or more")
-        if self.max_cost and not (self.prompt_price or self.completion_price):
-            raise ValueError("max_cost needs prices; give prompt_price and completion_price")
-        longest = self.longest_answer  # which reads `parameters`
-        if (self.max_total_tokens or self.max_cost) and not longest:
-            raise ValueError(
-                "max_new_tokens is needed for a cap on tokens or cost: without it one response "
-                "may take any number"
-            )
-        if self.samples > 1 and self.temperature == 0:
-            raise ValueError(f"samples={self.samples} at temperature=0 would all be the same")
-
-    @property
-    def sampling(self) -> dict[str, Any]:
-        """The API's parameters. Raises ValueError for `parameters` that are none."""
-        given = _read_parameters(self.parameters)
-        named = {"temperature": self.temperature, "top_p": self.top_p}
-        named["max_tokens"] = self.max_new_tokens or None
-        return {name: value for name, value in named.items() if value is not None} | given
-
-    @property
-    def longest_answer(self) -> int:
-        """The most tokens that a response can have; 0 where that is not known."""
-        sampling = self.sampling
-        return next((sampling[name] for name in _LONGEST if name in sampling), 0)
-
-
-def _read_parameters(text: str) -> dict[str, Any]:
-    try:
-        given = json.loads(text) if text.strip() else {}
-    except ValueError:
-        given = None
-    if not isinstance(given, dict):
-        raise ValueError('parameters must be a JSON object, such as {"presence_penalty": 0.5}')
-    for name in _OURS:
-        if name in given:
-            raise ValueError(f"parameters: {name} has a flag of its own or is not for you to set")
-    for name in _LONGEST:
-        if name in given and not (type(given[name]) is int and given[name] > 0):
-            raise ValueError(f"parameters: {name} must be an integer greater than 0")
-    return given
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -133,8 +39,9 @@ def _run(collect: Collect) -> int:
     from gad_jax.collecting import questions
     from gad_jax.data import sources
 
-    _endpoint(collect)
-    teacher = questions.Teacher(collect.model, collect.system, collect.sampling)
+    if not collect.local:
+        _endpoint(collect)
+    teacher = questions.Teacher(collect.teacher_name, collect.system, collect.sampling)
     rows = sources.read(collect.prompts, skip_invalid=collect.skip_invalid, need_response=False)
     asked = questions.ask_all(rows, teacher, collect.samples)
     for reason, count in rows.skipped.items():
@@ -155,7 +62,8 @@ def _collect(collect: Collect, teacher: "Teacher", asked: list["Question"]) -> i
         missing = _missing(asked, store.contents)
         print(f"{len(asked) - len(missing)} of them are in {collect.out}; asking for the others")
         started = time.time()
-        asking = asyncio.run(ask(collect, teacher, store, missing))
+        answer = _answer_here if collect.local else ask
+        asking = asyncio.run(answer(collect, teacher, store, missing))
     finally:
         store.close()
     _write_manifest(collect, teacher, store.contents, asking)
@@ -167,32 +75,72 @@ async def ask(
     collect: Collect, teacher: "Teacher", store: Any, missing: list["Question"]
 ) -> "Asking":
     """Asks for what is missing and keeps it in `store`; returns how that went."""
-    from gad_jax.collecting.asking import Asking, Failures
-    from gad_jax.collecting.budget import Budget
-    from gad_jax.collecting.progress import Shown
-    from gad_jax.console import make_console
+    from gad_jax.collecting.asking import Asking
     from gad_jax.teacher import Client, Pace, Patience
 
-    failures = Failures(_beside(collect.out, "failed.jsonl"))
     patience = Patience(collect.attempts, collect.timeout, collect.max_wait)
-    budget = Budget(_caps(collect), _prices(collect), store.contents.used)
+    async with Client(_endpoint(collect), patience, Pace(collect.concurrency)) as client:
+        budget = _budget(collect, store)
+        asking = Asking(teacher, client, store, budget, collect.longest_answer)
+        # Twice as many as may be on their way: some wait to be asked again.
+        await _run_shown(collect, asking, missing, 2 * collect.concurrency)
+    return asking
+
+
+async def _answer_here(
+    collect: Collect, teacher: "Teacher", store: Any, missing: list["Question"]
+) -> "LocalAsking":
+    """As `ask`, of a teacher that this program runs."""
+    import jax
+
+    from gad_jax import generate, runs, sharding
+    from gad_jax.collecting.local import LocalAsking
+    from gad_jax.data.chat import Chat
+
+    known = {"temperature": 1.0, "max_tokens": 0} | collect.sampling
+    known["max_new_tokens"] = known.pop("max_tokens")
+    mesh = sharding.make_mesh()
+    try:
+        settings = generate.Generate(model=collect.local, **known)
+    except ValueError as error:
+        raise UserError(f"--{error}") from None
+    with jax.set_mesh(mesh):
+        network = runs.load_student(collect.local, mesh)
+        chat = Chat.load(network.tokenizer, network.template or "none")
+        model = generate.Answering(settings, network, chat, mesh, collect.concurrency)
+        asking = LocalAsking(teacher, model, store, _budget(collect, store))
+        await _run_shown(collect, asking, missing, collect.concurrency)
+    return asking
+
+
+async def _run_shown(
+    collect: Collect, asking: Any, missing: list["Question"], at_once: int
+) -> None:
+    """Asks with a display of how far it is, until done or told to stop."""
+    from gad_jax.collecting.asking import Failures
+    from gad_jax.collecting.progress import Shown
+    from gad_jax.console import make_console
+
+    failures = Failures(_beside(collect.out, "failed.jsonl"))
     words = ("waiting for the responses on their way", "stopped; what was stored is intact")
     with guard.StopRequest(*words) as stop:
         stop.ready = True
-        async with Client(_endpoint(collect), patience, Pace(collect.concurrency)) as client:
-            asking = Asking(teacher, client, store, budget, collect.longest_answer)
-            shown = Shown(make_console(), len(missing))
+        shown = Shown(make_console(), len(missing))
 
-            def look(asking: "Asking") -> bool:
-                shown.update(asking)
-                return stop.requested
+        def look(asking: Any) -> bool:
+            shown.update(asking)
+            return stop.requested
 
-            try:
-                # Twice as many as may be on their way: some wait to be asked again.
-                await asking.run(missing, 2 * collect.concurrency, failures, look)
-            finally:
-                shown.close()
-    return asking
+        try:
+            await asking.run(missing, at_once, failures, look)
+        finally:
+            shown.close()
+
+
+def _budget(collect: Collect, store: Any) -> "Budget":
+    from gad_jax.collecting.budget import Budget
+
+    return Budget(_caps(collect), _prices(collect), store.contents.used)
 
 
 def _endpoint(collect: Collect) -> Any:
@@ -227,8 +175,9 @@ def dry_run(collect: Collect, asked: list["Question"]) -> int:
 
     contents = store.scan(Path(collect.out))
     missing = _missing(asked, contents)
-    prompt_tokens = _count_prompt_tokens(collect, missing)
-    counted = f"{collect.tokenizer}'s" if collect.tokenizer else "taken as 4 bytes each"
+    tokenizer = collect.tokenizer or collect.local
+    counted = f"{tokenizer}'s" if tokenizer else "taken as 4 bytes each"
+    prompt_tokens = _count_prompt_tokens(tokenizer, missing)
     print(f"{len(missing)} to ask for; their prompts: {prompt_tokens:,} tokens ({counted})")
     used, longest = contents.used, collect.longest_answer
     if used.requests:
@@ -252,14 +201,14 @@ def _print_cost(
     print(f"with {what}: {completion_tokens:,} response tokens{cost}")
 
 
-def _count_prompt_tokens(collect: Collect, missing: list["Question"]) -> int:
+def _count_prompt_tokens(model: str, missing: list["Question"]) -> int:
     texts = [message["content"] for question in missing for message in question.sent]
-    if not collect.tokenizer:
+    if not model:
         return -(-sum(len(text.encode()) for text in texts) // _BYTES_PER_TOKEN)
     from gad_jax.data.tokenizer import load_tokenizer
     from gad_jax.models import source
 
-    tokenizer = load_tokenizer(source.resolve(collect.tokenizer))
+    tokenizer = load_tokenizer(source.resolve(model))
     parts = (texts[start : start + 1024] for start in range(0, len(texts), 1024))
     return sum(len(ids) for part in parts for ids in tokenizer(part)["input_ids"])
 
@@ -270,12 +219,12 @@ def _beside(out: str, ending: str) -> Path:
 
 
 def _write_manifest(
-    collect: Collect, teacher: "Teacher", contents: "Contents", asking: "Asking"
+    collect: Collect, teacher: "Teacher", contents: "Contents", asking: "Asking | LocalAsking"
 ) -> None:
     spent = asking.budget.spent
     manifest = {
         "source": collect.prompts,
-        "base_url": collect.base_url,
+        "base_url": "" if collect.local else collect.base_url,
         "teacher": dataclasses.asdict(teacher),
         "samples": collect.samples,
         "ended": asking.ended,
@@ -290,7 +239,7 @@ def _write_manifest(
     guard.write_atomic(_beside(collect.out, "manifest.json"), text)
 
 
-def report(collect: Collect, asking: "Asking", wanted: int, seconds: float) -> None:
+def report(collect: Collect, asking: "Asking | LocalAsking", wanted: int, seconds: float) -> None:
     """Says how asking went."""
     from gad_jax.collecting.progress import spend
 
@@ -306,8 +255,9 @@ def report(collect: Collect, asking: "Asking", wanted: int, seconds: float) -> N
     if asking.refused or asking.unanswered:
         where = _beside(collect.out, "failed.jsonl")
         print(f"{asking.refused} refused, {asking.unanswered} unanswered: see {where}")
-    faults = ", ".join(f"{count} × {reason}" for reason, count in asking.client.faults.items())
-    print(f"{asking.client.attempts} requests sent{f', faults: {faults}' if faults else ''}")
+    faults = ", ".join(f"{count} × {reason}" for reason, count in asking.faults.items())
+    if not collect.local:
+        print(f"{asking.attempts} requests sent{f', faults: {faults}' if faults else ''}")
 
 
 if __name__ == "__main__":

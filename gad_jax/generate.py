@@ -101,7 +101,9 @@ class Answer(NamedTuple):
 class Answering:
     """A loaded student, called with conversations; its decode weights are made once."""
 
-    def __init__(self, generate: Generate, network: "Network", chat: "Chat", mesh: Any):
+    def __init__(
+        self, generate: Generate, network: "Network", chat: "Chat", mesh: Any, slots: int = 0
+    ):
         import jax
 
         from gad_jax.rollout import engine
@@ -114,6 +116,7 @@ class Answering:
             chat.end_tokens,
             chat.pad_token,
             Sampler(generate.temperature, generate.top_k, generate.top_p),
+            slots=slots,
         )
         self.weights = engine.prepare(network.config, network.params)
         self.key = jax.random.key(generate.seed)

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import datetime
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,16 @@ class Asking:
         self._in_a_row = self._busy = 0
         self._draining = False
         self._error: Exception | None = None
+
+    @property
+    def faults(self) -> Mapping[str, int]:
+        """How often what went wrong with an attempt."""
+        return self.client.faults
+
+    @property
+    def attempts(self) -> int:
+        """The requests that were sent."""
+        return self.client.attempts
 
     async def run(
         self,

@@ -8,6 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from gad_jax.collecting.asking import Asking
 from gad_jax.collecting.budget import Budget
+from gad_jax.collecting.local import LocalAsking
 from gad_jax.console import format_seconds
 
 LINE_SECONDS = 10.0
@@ -32,7 +33,7 @@ class Shown:
             self._task = self._bar.add_task("", total=total)
             self._bar.start()
 
-    def update(self, asking: Asking) -> None:
+    def update(self, asking: Asking | LocalAsking) -> None:
         """Shows how far it is."""
         now = time.monotonic()
         text = self._text(asking, now - self._started)
@@ -42,12 +43,12 @@ class Shown:
             self._line_at = now
             self._console.print(f"{asking.answered} of {self._total}  {text}", soft_wrap=True)
 
-    def _text(self, asking: Asking, seconds: float) -> str:
+    def _text(self, asking: Asking | LocalAsking, seconds: float) -> str:
         rate = asking.answered / seconds if seconds > 0 else 0.0
         open_questions = self._total - asking.answered - asking.refused - asking.unanswered
         left = open_questions / rate if rate else math.inf
         parts = [f"{rate:.1f}/s", f"left {format_seconds(left)}", spend(asking.budget)]
-        faults = sum(asking.client.faults.values())
+        faults = sum(asking.faults.values())
         return "  ".join([*parts, f"{faults} faults"] if faults else parts)
 
     def close(self) -> None:

@@ -1,0 +1,82 @@
+"""A teacher of our own: the decode engine answers the questions, some at a time."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from gad_jax.collecting import store as storing
+from gad_jax.collecting.asking import Failures
+from gad_jax.collecting.budget import Budget
+from gad_jax.collecting.questions import Question, Teacher
+from gad_jax.collecting.store import Store
+from gad_jax.teacher import Completion, Reply, Usage
+
+BATCH = 4
+"""So many questions for each slot are answered by one call: slots that end early take the next."""
+
+
+class LocalAsking:
+    """One run over the open questions, as `Asking` is of an API's.
+
+    `model` is a `gad_jax.generate.Answering` with one sample per prompt. What it draws for a
+    question depends on the seed and on the question alone, so a run that was stopped goes on with
+    the answers that it would have given.
+    """
+
+    unanswered = 0
+    attempts = 0
+
+    def __init__(self, teacher: Teacher, model: Any, store: Store, budget: Budget) -> None:
+        self.teacher, self.model, self.store, self.budget = teacher, model, store, budget
+        self.answered = self.refused = 0
+        self.ended = "done"
+        self.faults: Counter[str] = Counter()
+
+    async def run(
+        self,
+        questions: Sequence[Question],
+        slots: int,
+        failures: Failures,
+        look: Callable[["LocalAsking"], bool],
+    ) -> None:
+        """Answers the questions, and has them on the disk a batch at a time. When `look` returns
+        True no further batch is begun."""
+        allowed = int(min(self.budget.caps.requests - self.budget.spent.requests, len(questions)))
+        for start in range(0, allowed, BATCH * slots):
+            if look(self):
+                self.ended = "stopped"
+                return
+            await self._answer(questions[start : min(start + BATCH * slots, allowed)], failures)
+        look(self)
+        if allowed < len(questions):
+            self.ended = "budget"
+
+    async def _answer(self, questions: Sequence[Question], failures: Failures) -> None:
+        self.store.check_room(len(questions))
+        prompts = self.model.encode([question.sent for question in questions])
+        asked = []
+        for question, prompt in zip(questions, prompts, strict=True):
+            if len(prompt) <= self.model.longest_prompt:
+                asked.append((question, prompt))
+            else:
+                self.refused += 1
+                failures.add(
+                    question,
+                    f"refused: it has {len(prompt)} tokens, and {self.model.longest_prompt} fit "
+                    "beside the longest answer",
+                )
+        if not asked:
+            return
+        numbers = [int(question.idempotency_key[:7], 16) for question, _ in asked]
+        groups = self.model.answers([prompt for _, prompt in asked], numbers)
+        lines = []
+        for (question, prompt), (answer,) in zip(asked, groups, strict=True):
+            completion = Completion(answer.text, "stop" if answer.finished else "length")
+            usage = Usage(len(prompt), answer.tokens)
+            reply = Reply("", self.model.network.origin, (completion,), usage)
+            lines.append(storing.make_line(question, self.teacher, reply))
+        await asyncio.gather(*(self.store.add(line) for line in lines))
+        for line in lines:
+            self.budget.settle(storing.used(line))
+        self.answered += len(lines)
