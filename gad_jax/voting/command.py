@@ -70,7 +70,8 @@ def _report(human: Human, several: list["Ballot"], votes: "Votes") -> None:
 
     found = results.result(several, votes)
     first, second = found.students
-    title = f"{first} against {second}: votes of {len(found.annotators)} people"
+    people = len(found.annotators)
+    title = f"{first} against {second}: {people} annotator{'' if people == 1 else 's'}"
     console.Display().table(title, results.table(found))
     print("\n".join(results.sentences(found)))
     path = human.path.with_suffix(".json")

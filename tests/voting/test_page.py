@@ -96,7 +96,7 @@ def test_votes_over_http_survive_a_kill(directory: Path) -> None:
         assert process.wait(20) == 0
         assert process.stdout is not None
         printed = process.stdout.read()
-    assert "gad against before: votes of 1 people" in printed
+    assert "gad against before: 1 annotator" in printed
     assert "the answer shown first got 100.0 %" in printed
     votes = kept(directory)
     assert sorted(vote["id"] for vote in votes) == ["q0", "q1", "q2"]
