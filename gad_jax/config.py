@@ -261,13 +261,21 @@ class Checkpoint:
     keep_best: bool = option(
         True, "also keep the checkpoint with the best evaluation of acceptable length"
     )
+    best_metric: Literal["rouge_l", "ngram_1", "ngram_2", "ngram_3", "ngram_4"] = option(
+        "rouge_l", "what makes an evaluation the best: overlap with the teacher's held-out answers"
+    )
+    best_min_length_ratio: float = option(
+        0.5, "acceptable: mean answer at least this many times the teacher's mean length; 0: any"
+    )
     best_max_length_ratio: float = option(
         1.5, "acceptable: mean answer at most this many times the teacher's mean length"
     )
 
     def __post_init__(self) -> None:
         _require_positive(self, "every", "keep", "best_max_length_ratio")
-        _require_at_least_zero(self, "every_minutes", "margin_minutes")
+        _require_at_least_zero(self, "every_minutes", "margin_minutes", "best_min_length_ratio")
+        low, high = self.best_min_length_ratio, self.best_max_length_ratio
+        _require(low < high, f"best_min_length_ratio={low} must be less than the maximum, {high}")
         try:
             datetime.datetime.fromisoformat(self.must_save_by or "2027-01-31")
         except ValueError:

@@ -1,4 +1,7 @@
-"""`python -m gad_jax.evaluate`: students' answers to prompt sets, how they compare, one report."""
+"""`python -m gad_jax.evaluate`: students' answers to prompt sets, how they compare, one report.
+
+`python -m gad_jax.evaluate human` is in `voting`.
+"""
 
 import dataclasses
 import math
@@ -25,7 +28,7 @@ _SETTINGS = ("template", "samples", "temperature", "top_k", "top_p", "max_new_to
 # as wide as a terminal; the report has all
 _SHOWN = (
     *("tokens", "× teacher", "cut", "D score", "ROUGE-L", "1-gram", "2-gram", "4-gram"),
-    *("score", "other's", "at equal length", "missing"),
+    *("score", "other's", "at equal length", "unread", "missing"),
 )
 
 
@@ -101,11 +104,17 @@ def split_label(text: str) -> tuple[str, str]:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
+    given = sys.argv[1:] if argv is None else argv
+    if given[:1] == ["human"]:
+        from gad_jax.voting import command
+
+        return command.main(given[1:])
     evaluate = options.parse(
         Evaluate,
-        sys.argv[1:] if argv is None else argv,
+        given,
         program="python -m gad_jax.evaluate",
-        description="Compares students on prompt sets, and writes one HTML report.",
+        description="Compares students on prompt sets, and writes one HTML report. "
+        "`human` before all flags: people vote on the answers (human --help).",
     )
     return guard.run_guarded(partial(_run, evaluate))
 

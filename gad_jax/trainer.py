@@ -380,12 +380,12 @@ class Trainer:
         return self.stopping
 
     def _score(self, result: heldout.Result | None) -> float | None:
-        """Returns what ranks a checkpoint: ROUGE-L, if the answers are of acceptable length."""
+        """Returns what ranks a checkpoint, if its answers are of acceptable length."""
         if result is None:
             return None
-        ratio = result.metrics["evaluation/length_ratio"]
-        acceptable = ratio <= self.config.checkpoint.best_max_length_ratio
-        return result.metrics["evaluation/rouge_l"] if acceptable else None
+        options = self.config.checkpoint
+        band = options.best_min_length_ratio, options.best_max_length_ratio
+        return result.score(options.best_metric, *band)
 
     def _save(self, span: Span, result: heldout.Result | None) -> None:
         meta = {

@@ -131,6 +131,8 @@ def test_row_holds_the_longest_sequence(
         ("warmup.epochs", 0.0, "greater than 0"),
         ("evaluation.batch_prompts", 0, "greater than 0"),
         ("checkpoint.keep", 0, "greater than 0"),
+        ("checkpoint.best_min_length_ratio", 1.5, "must be less than the maximum"),
+        ("checkpoint.best_min_length_ratio", -1.0, "0 or more"),
         ("mesh.replica", 0, "greater than 0"),
         ("mesh.fsdp", -1, "0 or more"),
     ],

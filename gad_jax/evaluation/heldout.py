@@ -26,6 +26,14 @@ class Result:
     metrics: dict[str, float]
     examples: list[dict[str, Any]]
 
+    def score(self, measure: str, shortest: float, longest: float) -> float | None:
+        """Returns the mean of a measure of `overlap.scores`; None where the mean answer is shorter
+        or longer than these multiples of the teacher's."""
+        if not shortest <= self.metrics["evaluation/length_ratio"] <= longest:
+            return None
+        pairs = [(example["teacher"], example["student"]) for example in self.examples]
+        return float(np.mean([overlap.scores(*pair)[measure] for pair in pairs]))
+
     def to_json(self) -> str:
         """Returns the file's text."""
         return json.dumps(dataclasses.asdict(self), ensure_ascii=False, indent=1) + "\n"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from gad_jax import collect, guard
 from gad_jax.collecting.questions import Question, Teacher
-from gad_jax.collecting.store import Store
+from gad_jax.collecting.store import Store, scan
 from gad_jax.errors import UserError
 from gad_jax.judging.contests import Contest, Judgement, Texts, judgement, scores
 from gad_jax.judging.settings import Judge
@@ -52,11 +52,12 @@ def judge(contests: Sequence[Contest], settings: Judge, directory: Path) -> list
 
 
 def read_verdicts(path: Path) -> Texts:
-    """Returns the texts of the verdicts in a file, nothing of a last line that a crash has torn."""
-    if not path.exists():
-        return {}
-    whole = path.read_bytes()
-    lines = [json.loads(line) for line in whole[: whole.rfind(b"\n") + 1].split(b"\n") if line]
+    """Returns the texts of the verdicts in a file, nothing of a last line that a crash has torn.
+
+    Raises UserError for any other line that is no verdict.
+    """
+    whole = path.read_bytes()[: scan(path).whole_bytes] if path.exists() else b""
+    lines = [json.loads(line) for line in whole.split(b"\n") if line]
     return {(line["key"], line["sample"]): line["teacher_response"] for line in lines}
 
 

@@ -219,7 +219,7 @@ def _score(group: Sequence[Judgement]) -> Score:
         wins=wins if pairs else None,
         ties=len(judged) - wins - losses if pairs else None,
         losses=losses if pairs else None,
-        first_place=100 * (_mean([_first_place(one) for one in judged]) or 0.5),
+        first_place=100 * float(np.mean([_first_place(one) for one in judged])) if judged else 50.0,
         unparsable=sum(one.unread for one in group),
         missing=len(group) - len(judged),
     )

@@ -22,9 +22,9 @@ _RULES = {
 _NOTE = (
     "{rule} 50 is parity. Means over prompts, with 95 % bootstrap intervals. At equal length: what "
     "the score would be if both answers were as long as each other, by the regression of "
-    "AlpacaEval 2{extrapolated}. Shown first: what the answer in the first place got; 50 for a "
-    "judge that does not care. Unread: verdicts that give no score; missing: contests without a "
-    "verdict on both orders, which do not count."
+    "AlpacaEval 2 (arXiv:2404.04475){extrapolated}. Shown first: what the answer in the first "
+    "place got; 50 for a judge that does not care. Unread: verdicts that give no score; missing: "
+    "contests without a verdict on both orders, which do not count."
 )
 
 

@@ -116,6 +116,11 @@ def test_a_liking_for_the_first_place_cancels(tmp_path: Path) -> None:
     assert gad.first_place == 100
     assert (gad.wins, gad.ties, gad.losses) == (0, 10, 0)
 
+    with FaultServer(answer=lambda body: "[[2]]") as server:
+        judge = settings(server, protocol="pairwise", parameters='{"seed": 2}')
+        last = scores(ask(students, judge, tmp_path))[0]
+    assert (last.score.value, last.first_place, last.ties) == (50, 0, 10)
+
     # a judge that prefers gad, but takes the first place in half of the prompts
     def biased(body: dict[str, Any]) -> str:
         first, second = shown(body)
@@ -298,3 +303,19 @@ def test_scores_without_a_verdict_are_no_numbers(tmp_path: Path) -> None:
     assert isinstance(score, Score)
     assert (score.judged, score.missing, score.tokens) == (0, 1, None)
     assert score.to_json()["score"] == {"value": None, "low": None, "high": None}
+
+
+def test_a_damaged_file_of_verdicts_is_named(tmp_path: Path) -> None:
+    """A torn last line is asked for again; any other line that is none ends in a sentence."""
+    path = tmp_path / "verdicts.jsonl"
+    with FaultServer(answer=rates) as server:
+        ask([answers("gad")], settings(server), tmp_path)
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-9])
+        (score,) = scores(ask([answers("gad")], settings(server), tmp_path))
+        assert (score.judged, len(server.requests)) == (10, 21)
+        assert path.read_bytes().count(b"\n") == 20
+        path.write_bytes(b"not ours\n" + whole)
+        with pytest.raises(UserError, match=r"verdicts\.jsonl:1: not a line that collect wrote"):
+            ask([answers("gad")], settings(server), tmp_path)
+        assert len(server.requests) == 21
