@@ -116,18 +116,21 @@ def response_logprobs(
     per_row = sharding.along(0)
 
     # In each data shard by itself: else the gradient of the kernel, as large as the vocabulary,
-    # is summed over the devices once a chunk.
-    def local(x: Array, targets: Array, kernel: Array) -> tuple[Array, Array]:
-        return _chunked_logprobs(x, targets, kernel, temperature, chunk)
+    # is summed over the devices once a chunk. It is summed over chunks and devices in float32,
+    # which is what the detour is for: products work in the dtype that the kernel came in.
+    def local(x: Array, targets: Array, wide: Array) -> tuple[Array, Array]:
+        return _chunked_logprobs(x, targets, wide, kernel.dtype, temperature, chunk)
 
     specs = (per_row, per_row, P())
-    return sharding.locally(local, specs, (per_row, per_row))(x, rows.targets, kernel)
+    wide = kernel.astype(jnp.float32)
+    return sharding.locally(local, specs, (per_row, per_row))(x, rows.targets, wide)
 
 
 def _chunked_logprobs(
     x: Float[Array, "M T D"],
     targets: Int[Array, "M T"],
     kernel: Float[Array, "D V"],
+    dtype: Any,
     temperature: float,
     chunk: int,
 ) -> tuple[Float[Array, "M T"], Float[Array, "M T"]]:
@@ -146,7 +149,8 @@ def _chunked_logprobs(
 
     @partial(jax.checkpoint, policy=keep)
     def one(x: Array, targets: Array, kernel: Array) -> tuple[Array, Array]:
-        logits = decoder.project(x.reshape(rows * chunk, width), kernel) / temperature
+        narrow = kernel.astype(dtype)
+        logits = decoder.project(x.reshape(rows * chunk, width), narrow) / temperature
         both = objectives.logprobs_and_entropy(logits, targets.reshape(rows * chunk))
         logprobs, entropy = (z.reshape(rows, chunk) for z in both)
         return logprobs, entropy

@@ -163,8 +163,10 @@ def test_keys_vote_in_a_browser(directory: Path, width: int) -> None:
         assert page.title() == "Which answer is better?"
         assert page.evaluate("document.documentElement.scrollWidth") == width
         for done, key in enumerate(("1", "ArrowRight", "b"), start=1):
+            page.wait_for_load_state()  # a key before the script is there is lost
             page.keyboard.press(key)
             page.wait_for_selector("button.chosen" if key == "b" else f"text={done} of 3 done")
+        page.wait_for_load_state()
         page.keyboard.press("0")
         page.wait_for_selector("text=2 of 3 done")
         page.click("text=Answer 2 is better")
