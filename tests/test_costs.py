@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from gad_jax import config as settings
-from gad_jax import costs, state, steps
+from gad_jax import costs, passes, state, steps
 from gad_jax.costs import Work
 from gad_jax.data import packing
 from gad_jax.models import decoder
@@ -48,12 +48,12 @@ def program() -> steps.Program:
 
 def logprob_sum(params, packed: Rows) -> jax.Array:
     first = jax.tree.map(lambda x: x[0], packed)
-    return steps.response_logprobs(NETWORK, params, first, 0.8, 10000)[0].sum()
+    return passes.response_logprobs(NETWORK, params, first, 0.8, 10000)[0].sum()
 
 
 def score_sum(params, packed: Rows) -> jax.Array:
     first = jax.tree.map(lambda x: x[0], packed)
-    return steps.response_scores(SCORER, params, first).sum()
+    return passes.response_scores(SCORER, params, first).sum()
 
 
 @pytest.fixture(scope="module")

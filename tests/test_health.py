@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gad_jax import health, options, sharding, steps, train
+from gad_jax import health, options, passes, sharding, train
 from gad_jax.config import Config
 from gad_jax.errors import CollapseError
 from gad_jax.health import Alarm, Health
@@ -306,7 +306,7 @@ def test_a_reward_that_likes_length_raises_the_length_alarms(tmp_path, play, mon
         ends = positions.at[rows.ends[..., 0], rows.ends[..., 1]].get(out_sharding=out)
         return ends.astype(jnp.float32) + 0 * jnp.sum(params["score"]["bias"])
 
-    monkeypatch.setattr(steps, "response_scores", length)
+    monkeypatch.setattr(passes, "response_scores", length)
     flags = [
         "--warmup.steps=20",
         "--warmup.discriminator_only_steps=0",

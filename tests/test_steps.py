@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gad_jax import sharding, steps
+from gad_jax import passes, sharding, steps
 from gad_jax.data import packing
 from gad_jax.models import decoder
 from gad_jax.models.decoder import DecoderConfig
@@ -357,13 +357,13 @@ def generator_by_hand(kl: float = 0.0, bonus: float = 0.0) -> Params:
 
 @functools.cache
 def packed_scores() -> Callable[..., Any]:
-    return jax.jit(lambda params, x: steps.response_scores(DISCRIMINATOR, params, x))
+    return jax.jit(lambda params, x: passes.response_scores(DISCRIMINATOR, params, x))
 
 
 def test_packed_logprobs_and_entropies_are_those_of_each_response_alone() -> None:
     params = put(networks()[0])
     packed, x = first(rows(texts(), "samples")), alone(texts(), "samples")
-    packed_logprobs = jax.jit(lambda *a: steps.response_logprobs(GENERATOR, *a, 0.8, 16))
+    packed_logprobs = jax.jit(lambda *a: passes.response_logprobs(GENERATOR, *a, 0.8, 16))
     found = packed_logprobs(params, packed)
     wanted = logprobs_by_hand(params, x)
     for one, other in zip(found, wanted, strict=True):
@@ -739,7 +739,7 @@ def with_lost_scores(
     monkeypatch: pytest.MonkeyPatch, lost: list[tuple[int, int]], value: float = np.nan
 ) -> Outcome:
     """Returns a GAD step in which the scores of (prompt, member) are lost; 0 is the teacher."""
-    real = steps.response_scores
+    real = passes.response_scores
 
     def lossy(config: DecoderConfig, params: Params, packed: Rows) -> jax.Array:
         scores = real(config, params, packed)
@@ -750,7 +750,7 @@ def with_lost_scores(
 
     pairs = rows(texts(), "pairs")
     packed_groups = np.asarray(pairs.groups[0])
-    monkeypatch.setattr(steps, "response_scores", lossy)
+    monkeypatch.setattr(passes, "response_scores", lossy)
     # A program of its own: others have been traced with the real scores.
     program = dataclasses.replace(GAD, kl_coefficient=0.0, log_ratio_max=20.0 + len(lost) / 64)
     state = start(program)
