@@ -1,4 +1,7 @@
-"""`python -m gad_jax.collect`: a teacher's responses to prompts, from an OpenAI-compatible API."""
+"""`python -m gad_jax.collect`: a teacher's responses to prompts, from an API or a local model.
+
+`python -m gad_jax.collect check` is in `collecting.check`.
+"""
 
 import asyncio
 import dataclasses
@@ -26,11 +29,17 @@ _BYTES_PER_TOKEN = 4  # of English, roughly
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
+    given = sys.argv[1:] if argv is None else argv
+    if given[:1] == ["check"]:
+        from gad_jax.collecting import check
+
+        return check.main(given[1:])
     collect = options.parse(
         Collect,
-        sys.argv[1:] if argv is None else argv,
+        given,
         program="python -m gad_jax.collect",
-        description="Asks a teacher for responses to prompts, and keeps every one that was paid.",
+        description="Asks a teacher for responses to prompts, and keeps every one that was paid. "
+        "`check` before all flags: what is in such files (check --help).",
     )
     return guard.run_guarded(partial(_run, collect))
 

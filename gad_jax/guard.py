@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, BinaryIO
 
 import filelock
 
@@ -263,13 +263,15 @@ def make_writable(directory: str | os.PathLike[str], flag: str) -> None:
         ) from error
 
 
-def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Writes a small file so that a crash leaves the old content or the new, never a part."""
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Gives a file that takes the place of `path` at the end: a crash or an error leaves the
+    old content or the new, never a part."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with open(partial, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -281,3 +283,9 @@ def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Writes a small file as `replacing` does."""
+    with replacing(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)

@@ -2,6 +2,7 @@
 
 import functools
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,3 +47,10 @@ def _script(text: str) -> str:
 @functools.cache
 def _script_of(letter: str) -> str:
     return unicodedata.name(letter, "").split(" ")[0]
+
+
+def main_script(text: str, letters: int = 200) -> str:
+    """Returns the script that most of a text's first letters have; empty for none."""
+    first = [letter for letter in text[: 5 * letters] if letter.isalpha()][:letters]
+    counts = Counter(map(_script_of, first))
+    return counts.most_common(1)[0][0] if counts else ""

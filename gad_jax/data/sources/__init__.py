@@ -61,7 +61,7 @@ def read(
     seen: dict[str, dict[str, str]] = {}
     groups: dict[str, int] = {}
     unfinished = 0
-    for where, record in _records(name, split, need_response):
+    for where, record in records(name, split, need_response):
         if need_response and not keep_unfinished and is_unfinished(record):
             unfinished += 1
             continue
@@ -112,7 +112,7 @@ def _with_split(name: str, split: str) -> tuple[str, str]:
     return name, split
 
 
-def _records(name: str, split: str, need_response: bool) -> Iterator[Record]:
+def records(name: str, split: str, need_response: bool) -> Iterator[Record]:
     """Yields the raw records of whatever `name` stands for."""
     if name in _BUNDLED:
         yield from _file_records(_BUNDLED_DIRECTORY / _BUNDLED[name], need_response)
