@@ -1,6 +1,6 @@
 """`python -m gad_jax.collect`: a teacher's responses to prompts, from an API or a local model.
 
-`python -m gad_jax.collect check` is in `collecting.check`.
+`python -m gad_jax.collect check` and `prepare` are in `collecting`.
 """
 
 import asyncio
@@ -34,12 +34,16 @@ def main(argv: list[str] | None = None) -> int:
         from gad_jax.collecting import check
 
         return check.main(given[1:])
+    if given[:1] == ["prepare"]:
+        from gad_jax.collecting import prepare
+
+        return prepare.main(given[1:])
     collect = options.parse(
         Collect,
         given,
         program="python -m gad_jax.collect",
         description="Asks a teacher for responses to prompts, and keeps every one that was paid. "
-        "`check` before all flags: what is in such files (check --help).",
+        "Before all flags, `check`: what is in such files (check --help); `prepare`: public sets.",
     )
     return guard.run_guarded(partial(_run, collect))
 
