@@ -111,6 +111,23 @@ def test_mistakes_are_named(file: Path, tmp_path: Path, refused: Callable[..., s
     assert "drop=bad" in refused(collect.main, "check", str(file), "--drop=bad")
 
 
+def test_a_disk_that_fills_up_leaves_nothing_behind(tmp_path: Path) -> None:
+    path, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    rows = [{"prompt": f"question {n}", "teacher_response": f"answer {n}"} for n in range(500)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = subprocess.run(
+        [sys.executable, "-m", "gad_jax.collect", "check", path, f"--out={out}", "--drop=cut"],
+        cwd=Path(__file__).parents[2],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 12, done.stderr
+    assert str(out) in done.stderr.splitlines()[-1]
+    assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
 def test_shingles_by_hand() -> None:
     assert len(shingles("a b c d e f", 5)) == 2
     assert len(shingles("A, b", 5)) == 1
