@@ -3,13 +3,11 @@
 import json
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
 import time
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import pytest
 from gad_jax import collect
 from gad_jax.data import sources
 from tests.fault_server import FaultServer
+from tests.limits import largest_file
 
 pytest_plugins = ["tests.run_fixtures"]
 
@@ -38,14 +37,13 @@ def flags(server: FaultServer, prompts: Path, out: Path, *more: str) -> list[str
     return [f"--prompts={prompts}", f"--out={out}", *where, *more]
 
 
-def start(*arguments: str, **more: Any) -> "subprocess.Popen[str]":
+def start(*arguments: str, before: Sequence[str] = ()) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-m", "gad_jax.collect", *arguments],
+        [*before, sys.executable, "-m", "gad_jax.collect", *arguments],
         env=os.environ | {"PYTHONPATH": str(ROOT), VARIABLE: KEY},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        **more,
     )
 
 
@@ -249,16 +247,9 @@ def test_ctrl_c_does_not_wait_for_a_server_that_says_later(prompts: Path, tmp_pa
 
 def test_a_file_that_cannot_grow_stays_whole(prompts: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
-
-    def limit() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
-
     with FaultServer() as server:
         arguments = flags(server, prompts, out, "--concurrency=1")
-        with warnings.catch_warnings():  # jax, which other tests load, warns of every fork
-            warnings.simplefilter("ignore", RuntimeWarning)
-            run = start(*arguments, preexec_fn=limit)
+        run = start(*arguments, before=largest_file(kib=3))
         errors = run.communicate()[1]
         assert run.returncode == 12
         assert errors.startswith(f"{out} could not be written: File too large")

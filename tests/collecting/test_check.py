@@ -14,6 +14,7 @@ import pytest
 from gad_jax import collect
 from gad_jax.collecting.duplicates import Overlap, near_duplicates, shingles, signature
 from gad_jax.data import sources
+from tests.limits import largest_file
 
 pytest_plugins = ["tests.run_fixtures"]
 
@@ -116,9 +117,12 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(tmp_path: Path) -> None:
     rows = [{"prompt": f"question {n}", "teacher_response": f"answer {n}"} for n in range(500)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = subprocess.run(
-        [sys.executable, "-m", "gad_jax.collect", "check", path, f"--out={out}", "--drop=cut"],
+        [
+            *largest_file(kib=9),
+            *(sys.executable, "-m", "gad_jax.collect", "check"),
+            *(path, f"--out={out}", "--drop=cut"),
+        ],
         cwd=Path(__file__).parents[2],
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000)),
         capture_output=True,
         text=True,
         check=False,
