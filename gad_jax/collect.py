@@ -18,9 +18,9 @@ from gad_jax.collecting.settings import Collect
 from gad_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from gad_jax.collecting.asking import Asking
     from gad_jax.collecting.budget import Budget, Caps, Prices, Use
     from gad_jax.collecting.local import LocalAsking
+    from gad_jax.collecting.progress import AnyAsking
     from gad_jax.collecting.questions import Question, Teacher
     from gad_jax.collecting.store import Contents
 
@@ -68,12 +68,21 @@ def _run(collect: Collect) -> int:
 
 
 def _collect(collect: Collect, teacher: "Teacher", asked: list["Question"]) -> int:
+    from gad_jax.collecting import batching
     from gad_jax.collecting.store import Store
 
+    on_their_way = batching.on_their_way(collect.out)
+    if on_their_way and not collect.batch:
+        raise UserError(
+            f"{on_their_way} responses are on their way in batches; add --batch to wait for them, "
+            f"or delete {batching.directory(collect.out)} to give them up"
+        )
     store = Store.open(Path(collect.out))
     try:
         missing = _missing(asked, store.contents)
         print(f"{len(asked) - len(missing)} of them are in {collect.out}; asking for the others")
+        if on_their_way:
+            print(f"{on_their_way} are on their way in batches already")
         started = time.time()
         answer = _answer_here if collect.local else ask
         asking = asyncio.run(answer(collect, teacher, store, missing))
@@ -86,15 +95,19 @@ def _collect(collect: Collect, teacher: "Teacher", asked: list["Question"]) -> i
 
 async def ask(
     collect: Collect, teacher: "Teacher", store: Any, missing: list["Question"]
-) -> "Asking":
+) -> "AnyAsking":
     """Asks for what is missing and keeps it in `store`; returns how that went."""
     from gad_jax.collecting.asking import Asking
+    from gad_jax.collecting.batching import BatchAsking
     from gad_jax.teacher import Client, Pace, Patience
 
     patience = Patience(collect.attempts, collect.timeout, collect.max_wait)
     async with Client(_endpoint(collect), patience, Pace(collect.concurrency)) as client:
-        budget = _budget(collect, store)
-        asking = Asking(teacher, client, store, budget, collect.longest_answer)
+        about = (teacher, client, store, _budget(collect, store), collect.longest_answer)
+        if collect.batch:
+            asking = BatchAsking(*about, collect.batch_requests, collect.poll_seconds)
+        else:
+            asking = Asking(*about)
         # Twice as many as may be on their way: some wait to be asked again.
         await _run_shown(collect, asking, missing, 2 * collect.concurrency)
     return asking
@@ -131,14 +144,16 @@ async def _run_shown(
 ) -> None:
     """Asks with a display of how far it is, until done or told to stop."""
     from gad_jax.collecting.asking import Failures
-    from gad_jax.collecting.progress import Shown
+    from gad_jax.collecting.progress import LINE_SECONDS, Shown
     from gad_jax.console import make_console
 
     failures = Failures(_beside(collect.out, "failed.jsonl"))
-    words = ("waiting for the responses on their way", "stopped; what was stored is intact")
+    waiting = "the batches go on" if collect.batch else "waiting for the responses on their way"
+    words = (waiting, "stopped; what was stored is intact")
     with guard.StopRequest(*words) as stop:
         stop.ready = True
-        shown = Shown(make_console(), len(missing))
+        seconds = max(LINE_SECONDS, 5 * collect.poll_seconds if collect.batch else 0)
+        shown = Shown(make_console(), len(missing), seconds)
 
         def look(asking: Any) -> bool:
             shown.update(asking)
@@ -184,13 +199,15 @@ def _prices(collect: Collect) -> "Prices":
 
 def dry_run(collect: Collect, asked: list["Question"]) -> int:
     """Says what asking would take; returns the exit code."""
-    from gad_jax.collecting import store
+    from gad_jax.collecting import batching, store
 
     contents = store.scan(Path(collect.out))
     missing = _missing(asked, contents)
     tokenizer = collect.tokenizer or collect.local
     counted = f"{tokenizer}'s" if tokenizer else "taken as 4 bytes each"
     prompt_tokens = _count_prompt_tokens(tokenizer, missing)
+    if on_their_way := batching.on_their_way(collect.out):
+        print(f"{on_their_way} responses are on their way in batches, and are counted again here")
     print(f"{len(missing)} to ask for; their prompts: {prompt_tokens:,} tokens ({counted})")
     used, longest = contents.used, collect.longest_answer
     if used.requests:
@@ -232,7 +249,7 @@ def _beside(out: str, ending: str) -> Path:
 
 
 def _write_manifest(
-    collect: Collect, teacher: "Teacher", contents: "Contents", asking: "Asking | LocalAsking"
+    collect: Collect, teacher: "Teacher", contents: "Contents", asking: "AnyAsking"
 ) -> None:
     spent = asking.budget.spent
     manifest = {
@@ -252,7 +269,7 @@ def _write_manifest(
     guard.write_atomic(_beside(collect.out, "manifest.json"), text)
 
 
-def report(collect: Collect, asking: "Asking | LocalAsking", wanted: int, seconds: float) -> None:
+def report(collect: Collect, asking: "AnyAsking", wanted: int, seconds: float) -> None:
     """Says how asking went."""
     from gad_jax.collecting.progress import spend
 

@@ -24,7 +24,9 @@ Script = Callable[[int, dict[str, Any]], str]
 class FaultServer:
     """Serves from a thread of its own; `latency` seconds an answer, `rate` of them a second.
 
-    `answer` writes the text of an answer, given the request's body."""
+    `answer` writes the text of an answer, given the request's body. `batch` answers what is no
+    chat completion, given "METHOD path", headers and body: with bytes or a JSON value, a status
+    before it, or None, which cuts the connection."""
 
     def __init__(
         self,
@@ -96,8 +98,12 @@ class FaultServer:
         method, path, _ = head[0].split()
         if self.batch is not None and not path.endswith("/chat/completions"):
             answer = self.batch(f"{method} {path.removeprefix('/v1/')}", headers, raw)
+            if answer is None:
+                writer.transport.abort()
+                return False
+            status, answer = answer if isinstance(answer, tuple) else (200, answer)
             content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-            writer.write(_http(200, content))
+            writer.write(_http(status, content))
             return True
         body = json.loads(raw)
         number = len(self.requests)

@@ -24,6 +24,9 @@ LOOK_SECONDS = 0.1
 class Asking:
     """One run over the open questions. `ended` says why it is over: done, stopped or budget."""
 
+    note = ""
+    """What else is to be shown while it runs."""
+
     def __init__(
         self,
         teacher: Teacher,

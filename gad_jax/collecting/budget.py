@@ -68,7 +68,7 @@ class Budget:
         every other request has been settled."""
 
         def fits() -> bool:
-            return self._within(self.spent.plus(self._promised).plus(most))
+            return self.allows(self.spent.plus(self._promised).plus(most))
 
         async with self._changed:
             await self._changed.wait_for(lambda: fits() or self._promised == Use())
@@ -90,7 +90,8 @@ class Budget:
         """What was spent, in the prices' currency."""
         return self.prices.cost(self.spent)
 
-    def _within(self, use: Use) -> bool:
+    def allows(self, use: Use) -> bool:
+        """Returns whether so much in all is below the caps."""
         caps = self.caps
         return (
             use.requests <= caps.requests

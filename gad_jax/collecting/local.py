@@ -26,6 +26,7 @@ class LocalAsking:
 
     unanswered = 0
     attempts = 0
+    note = ""
 
     def __init__(self, teacher: Teacher, model: Any, store: Store, budget: Budget) -> None:
         self.teacher, self.model, self.store, self.budget = teacher, model, store, budget

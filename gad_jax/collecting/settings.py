@@ -12,6 +12,7 @@ _LONGEST = ("max_completion_tokens", "max_tokens")  # the API's names, new and o
 LOCAL = "local:"
 """What a teacher that this program runs itself begins with."""
 
+_BATCH = ("batch_requests", "poll_seconds")
 _LOCAL_PARAMETERS = ("top_k", "seed")
 _LOCAL_LONGEST = 1024
 
@@ -48,8 +49,13 @@ class Collect:
     concurrency: int = option(
         16, "requests on their way at once, at most; of a local teacher, slots", "requests"
     )
+    batch: bool = option(
+        False, "ask through the provider's batch mode: cheaper, answered within a day"
+    )
+    batch_requests: int = option(5000, "of one batch, at most", "requests")
+    poll_seconds: float = option(60.0, "between two looks at the batches", "seconds")
     timeout: float = option(600.0, "of one attempt", "seconds")
-    attempts: int = option(8, "of one request", "attempts")
+    attempts: int = option(8, "of one request, beside those turned away", "attempts")
     max_wait: float = option(900.0, "of one request, between its attempts", "seconds")
     max_requests: int = option(0, "cap on what the file holds; 0: none", "responses")
     max_total_tokens: int = option(0, "cap on what the file cost; 0: none", "tokens")
@@ -67,7 +73,7 @@ class Collect:
             if not getattr(self, name).strip():
                 raise ValueError(f"{name} must not be empty")
         self._check_teacher()
-        for name in ("samples", "concurrency", "attempts", "timeout"):
+        for name in ("samples", "concurrency", "attempts", "timeout", *_BATCH):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be greater than 0")
         for name in ("max_new_tokens", "max_wait", "max_requests", "max_total_tokens", "max_cost"):
@@ -98,6 +104,8 @@ class Collect:
             )
         if not self.local:
             return
+        if self.batch:
+            raise ValueError("batch is for a teacher behind an API; a local one answers at once")
         for name in ("max_total_tokens", "max_cost", "prompt_price", "completion_price"):
             if getattr(self, name):
                 raise ValueError(f"{name} is for a teacher behind an API, which has a price")

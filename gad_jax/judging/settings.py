@@ -34,7 +34,7 @@ class Judge:
     parameters: str = option("", "more parameters of the API, as a JSON object")
     concurrency: int = option(16, "requests on their way at once, at most", "requests")
     timeout: float = option(120.0, "of one attempt", "seconds")
-    attempts: int = option(8, "of one request", "attempts")
+    attempts: int = option(8, "of one request, beside those turned away", "attempts")
     max_wait: float = option(900.0, "of one request, between its attempts", "seconds")
     max_total_tokens: int = option(0, "cap on what all verdicts cost; 0: none", "tokens")
     max_cost: float = option(0.0, "cap on what all verdicts cost, at the prices below; 0: none")

@@ -4,6 +4,7 @@
 |---|---|
 | 408, 409, 425, 429, 5xx; lost connection; time-out; short or broken body | asks again |
 | `Retry-After` (seconds or a date) | waits that long, or gives up if `max_wait` is less |
+| 429, or any of these with `Retry-After` | counts as waiting, not as one of the attempts |
 | 400, 413 or 422 about this prompt (too long, filtered) | raises PromptRefused |
 | quota used up; any other 3xx or 4xx | raises UserError: no request would fare better |
 
@@ -16,9 +17,9 @@ import email.utils
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import httpx2
 import tenacity
@@ -28,6 +29,8 @@ from gad_jax.errors import UserError
 from gad_jax.redaction import redact
 from gad_jax.teacher.bodies import BadBody, Reply, read_failure, read_reply
 from gad_jax.teacher.pace import Pace
+
+T = TypeVar("T")
 
 AGAIN = {408, 409, 425, 429}
 BUSY = {429, 503, 529}
@@ -87,7 +90,10 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Patience:
-    """How long one request is tried: attempts, seconds of each, seconds waited between them."""
+    """How long one request is tried: attempts, seconds of each, seconds waited between them.
+
+    Being turned away is no attempt: a server that limits the rate gets to every request in time.
+    """
 
     attempts: int = 8
     timeout: float = 600.0
@@ -98,9 +104,9 @@ class Patience:
 class _Again(Exception):
     """An attempt failed in a way that may pass; the server may have said when."""
 
-    def __init__(self, reason: str, after: float = 0.0) -> None:
+    def __init__(self, reason: str, after: float = 0.0, turned_away: bool = False) -> None:
         super().__init__(reason)
-        self.after = after
+        self.after, self.turned_away = after, turned_away
 
 
 class Client:
@@ -155,23 +161,45 @@ class Client:
             "messages": [dict(message) for message in messages],
         }
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
-        return await self.request("POST", "chat/completions", json=body, headers=headers)
+        return await self.request(
+            "POST", "chat/completions", read_reply, json=body, headers=headers
+        )
 
-    async def request(self, method: str, path: str, raw: bool = False, **content: Any) -> Any:
-        """Returns the checked reply to a request, or its bytes if `raw`, after as many attempts as
-        `patience` allows; `content` is as for httpx. Raises as `chat` does."""
+    async def request(
+        self,
+        method: str,
+        path: str,
+        read: Callable[[bytes], T],
+        *,
+        attempts: int = 0,
+        most_bytes: int = MAX_BODY_BYTES,
+        **content: Any,
+    ) -> T:
+        """Returns what `read` makes of the body of the reply to a request, after as many attempts
+        as `patience` or else `attempts` allows; `content` is as for httpx.
+
+        `read` raises BadBody for a body that should be asked for again. Raises as `chat` does.
+        """
         patience = self.patience
+        attempts = attempts or patience.attempts
+        turned_away = 0
+
+        def failure(state: tenacity.RetryCallState) -> _Again:
+            error = state.outcome and state.outcome.exception()
+            assert isinstance(error, _Again)  # nothing else is tried again
+            return error
 
         def stop(state: tenacity.RetryCallState) -> bool:
-            waited = state.idle_for + state.upcoming_sleep
-            exhausted = state.attempt_number >= patience.attempts or waited > patience.max_wait
-            return exhausted or self._hurry.is_set()
+            nonlocal turned_away
+            turned_away += failure(state).turned_away
+            exhausted = state.attempt_number - turned_away >= attempts
+            late = state.idle_for + state.upcoming_sleep > patience.max_wait
+            return exhausted or late or self._hurry.is_set()
 
         backoff = tenacity.wait_random_exponential(patience.first_wait, max=60)
 
         def wait(state: tenacity.RetryCallState) -> float:
-            error = state.outcome and state.outcome.exception()
-            after = error.after if isinstance(error, _Again) else 0.0
+            after = failure(state).after
             if not after:
                 return backoff(state)
             # Up to ten times what was asked, when it happens again: those who were turned away
@@ -187,19 +215,28 @@ class Client:
         )
         url = f"{self.endpoint.base_url.rstrip('/')}/{path}"
         try:
-            return await retrying(self._attempt, method, url, raw, content)
+            return await retrying(self._attempt, method, url, read, most_bytes, content)
         except _Again as error:
             tries = retrying.statistics.get("attempt_number", 1)
             raise Unanswered(f"{error}, {tries} attempts") from None
 
-    async def _attempt(self, method: str, url: str, raw: bool, content: dict[str, Any]) -> Any:
+    async def _attempt(
+        self,
+        method: str,
+        url: str,
+        read: Callable[[bytes], T],
+        most_bytes: int,
+        content: dict[str, Any],
+    ) -> T:
         try:
             async with self.pace.place(), asyncio.timeout(self.patience.timeout):
                 if self._hurry.is_set():
                     raise _Again("stopped before it was sent")
                 self.attempts += 1
-                status, headers, body = await self._send(method, url, content)
-            reply = self._judge(status, headers, body, raw)
+                status, headers, body = await self._send(method, url, most_bytes, content)
+            if not 200 <= status < 300:
+                self._judge(status, headers, body)
+            reply = read(body)
         except TimeoutError:
             self._fault(f"no answer within {self.patience.timeout:g} s")
         except httpx2.TransportError as error:
@@ -211,20 +248,18 @@ class Client:
             return reply
 
     async def _send(
-        self, method: str, url: str, content: dict[str, Any]
+        self, method: str, url: str, most_bytes: int, content: dict[str, Any]
     ) -> tuple[int, Mapping[str, str], bytes]:
         body = bytearray()
         async with self._http.stream(method, url, **content) as response:
             async for piece in response.aiter_bytes():
                 body += piece
-                if len(body) > MAX_BODY_BYTES:
-                    raise BadBody(f"the body is longer than {MAX_BODY_BYTES >> 20} MiB")
+                if len(body) > most_bytes:
+                    raise BadBody(f"the body is longer than {most_bytes >> 20} MiB")
         return response.status_code, response.headers, bytes(body)
 
-    def _judge(self, status: int, headers: Mapping[str, str], body: bytes, raw: bool) -> Any:
-        """Returns the reply in a response; raises what a failed one means."""
-        if 200 <= status < 300:
-            return body if raw else read_reply(body)
+    def _judge(self, status: int, headers: Mapping[str, str], body: bytes) -> NoReturn:
+        """Raises what a failed response means."""
         code, message = read_failure(body)
         said = redact(" ".join(message.split()))[:300]
         if status in AGAIN or status >= 500:
@@ -232,17 +267,18 @@ class Client:
                 raise UserError(f"{self._who()}: the quota is used up ({said}); raise it")
             if status in BUSY:
                 self.pace.rejected()
-            self._fault(f"status {status}", retry_after(headers, time.time()))
-        if status in (400, 413, 422) and (status == 413 or ABOUT_THE_PROMPT.search(code)):
+            after = retry_after(headers, time.time())
+            self._fault(f"status {status}", after, turned_away=status == 429 or after > 0)
+        if is_about_the_prompt(status, code):
             raise PromptRefused(f"status {status}: {said or code}")
         raise UserError(
             f"{self._who()} answered with status {status}{f' ({said})' if said else ''}"
             f"; {self._advice(status)}"
         )
 
-    def _fault(self, reason: str, after: float = 0.0) -> None:
+    def _fault(self, reason: str, after: float = 0.0, turned_away: bool = False) -> NoReturn:
         self.faults[reason] = self.faults.get(reason, 0) + 1
-        raise _Again(reason, after) from None
+        raise _Again(reason, after, turned_away) from None
 
     def _who(self) -> str:
         return f"{self.endpoint.base_url}, model {self.endpoint.model}"
@@ -257,6 +293,11 @@ class Client:
         if status == 404 or 300 <= status < 400:
             return "check base URL and model (the URL usually ends in /v1)"
         return "change what it complains of"
+
+
+def is_about_the_prompt(status: int, code: str) -> bool:
+    """Whether a failure is of this prompt, so that others may be answered."""
+    return status in (400, 413, 422) and (status == 413 or bool(ABOUT_THE_PROMPT.search(code)))
 
 
 def retry_after(headers: Mapping[str, str], now: float) -> float:

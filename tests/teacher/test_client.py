@@ -61,6 +61,12 @@ def test_attempts_are_bounded(fault: str) -> None:
     assert "4 attempts" in str(gave_up.value)
 
 
+def test_being_turned_away_is_no_attempt() -> None:
+    with FaultServer(lambda number, body: "429 after 0.01" if number < 12 else "") as server:
+        ask(server)  # which has 4 attempts
+    assert (len(server.requests), server.billed) == (13, 1)
+
+
 def test_retry_after_is_honoured_within_the_patience() -> None:
     with FaultServer(first("429 after 1")) as server:
         ask(server)
