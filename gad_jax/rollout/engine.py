@@ -16,8 +16,9 @@ from gad_jax.errors import UserError
 from gad_jax.models import decoder
 from gad_jax.models.decoder import DecoderConfig
 from gad_jax.rollout import loop
-from gad_jax.rollout.loop import Prefix, Settings, Weights
+from gad_jax.rollout.loop import Settings
 from gad_jax.rollout.queue import capacity, fewer_slots, make_queue
+from gad_jax.rollout.ring import Prefix, Weights
 from gad_jax.types import Params, Rollout, Segments
 
 __all__ = [
@@ -137,7 +138,9 @@ def trace(
     while True:
         fewer = fewer_slots(slots) if settings.move_to_fewer else 0
         state, status = loop.decode(config, settings, fewer, weights, prefix, queue, key, state)
-        busy, needed, waiting, ended = (int(x) for x in sharding.fetch((*status, state.column)))
+        busy, needed, waiting, ended = (
+            int(x) for x in sharding.fetch((*status, state.ring.column))
+        )
         segments.append(Segment(slots, columns, ended - sum(part.steps for part in segments)))
         if busy + waiting == 0:
             break
