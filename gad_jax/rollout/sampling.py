@@ -2,6 +2,9 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +53,7 @@ def shape_logits(logits: Float[Array, "n V"], sampler: Sampler) -> Float[Array, 
 
 
 def _keep_top(
-    logits: Float[Array, "n V"], weights: Float[Array, "n V"], limit: float
+    logits: Float[Array, "n V"], weights: Float[Array, "n V"], limit: float | Float[Array, "n 1"]
 ) -> Float[Array, "n V"]:
     """Returns -inf for each logit above which lie others with a weight of `limit` or more.
 
@@ -85,10 +88,62 @@ def sample(
     where the Gumbel trick needs one per token of the vocabulary.
     """
     logits = shape_logits(logits, sampler)
-    top = jnp.max(logits, axis=-1, keepdims=True)
-    weights = jnp.exp(logits - top)
+    top, weights = _weights(logits)
     greedy = sampler.temperature == 0
     token = _likeliest(logits) if greedy else _inverse_cdf(weights, uniform)
+    return _with_logprob(token, logits, top, weights)
+
+
+class RowSamplers(NamedTuple):
+    """A sampler per row, as arrays: what `Sampler` has, but for banned tokens."""
+
+    temperature: Float[Array, " n"]
+    top_k: Int[Array, " n"]
+    top_p: Float[Array, " n"]
+    min_p: Float[Array, " n"]
+
+
+def sample_rows(
+    logits: Float[Array, "n V"], uniform: Float[Array, " n"], samplers: RowSamplers
+) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
+    """Returns what `sample` does, of rows that each have a sampler of their own.
+
+    A filter that no row has costs nothing.
+    """
+    temperature, top_k, top_p, min_p = (x[:, None] for x in samplers)
+    vocabulary = logits.shape[-1]
+    random = temperature > 0
+    logits = logits.astype(jnp.float32) / jnp.where(random, temperature, 1.0)
+
+    def filtered(logits: Array, has: Array, limit: Array, weigh: Callable[[Array], Array]) -> Array:
+        # more than the sum of all weights keeps a row whole
+        def keep(logits: Array) -> Array:
+            return _keep_top(logits, weigh(logits), jnp.where(has, limit, vocabulary + 1.0))
+
+        return jax.lax.cond(jnp.any(has), keep, lambda logits: logits, logits)
+
+    has_top_k = random & (top_k > 0) & (top_k < vocabulary)
+    logits = filtered(logits, has_top_k, top_k.astype(jnp.float32), jnp.ones_like)
+    logits = filtered(logits, random & (top_p < 1), top_p, partial(jax.nn.softmax, axis=-1))
+    least = jnp.max(logits, axis=-1, keepdims=True) + jnp.log(jnp.where(random, min_p, 0.0))
+    logits = jnp.where(logits >= least, logits, -jnp.inf)
+    top, weights = _weights(logits)
+    token = jnp.where(random[:, 0], _inverse_cdf(weights, uniform), _likeliest(logits))
+    return _with_logprob(token, logits, top, weights)
+
+
+def _weights(logits: Float[Array, "n V"]) -> tuple[Float[Array, "n 1"], Float[Array, "n V"]]:
+    """Returns the largest logit of each row, and the probabilities relative to its own."""
+    top = jnp.max(logits, axis=-1, keepdims=True)
+    return top, jnp.exp(logits - top)
+
+
+def _with_logprob(
+    token: Int[Array, " n"],
+    logits: Float[Array, "n V"],
+    top: Float[Array, "n 1"],
+    weights: Float[Array, "n V"],
+) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
     picked = jnp.take_along_axis(logits, token[:, None], axis=-1)
     logprob = (picked - top)[:, 0] - jnp.log(jnp.sum(weights, axis=-1))
     return token.astype(jnp.int32), logprob

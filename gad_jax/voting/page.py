@@ -11,7 +11,6 @@ from typing import Any
 from urllib.parse import parse_qs, urlencode
 
 import jinja2
-import uvicorn
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -19,8 +18,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from gad_jax import console
-from gad_jax.errors import StorageError, UserError
+from gad_jax import console, listening
+from gad_jax.errors import StorageError
 from gad_jax.voting.ballots import CHOICES, Ballot, Votes, order, same
 from gad_jax.voting.settings import Human
 
@@ -42,27 +41,14 @@ HEADERS = {
 
 def serve(ballots: Sequence[Ballot], votes: Votes, human: Human) -> None:
     """Serves the page until Ctrl-C."""
-    config = uvicorn.Config(
-        make(ballots, votes, human.seed), host=HOST, port=human.port, log_level="warning"
-    )
-    try:
-        listening = config.bind_socket()
-    except SystemExit:
-        raise UserError(
-            f"--port={human.port} cannot be used; stop what uses it, or give another"
-        ) from None
-    listening.listen()  # before its address is told: who comes early waits, and is not turned away
-    print(
-        f"http://{HOST}:{listening.getsockname()[1]}/ has {len(ballots)} pairs to vote on; "
-        "Ctrl-C ends, every vote is kept",
-        flush=True,
-    )
-    try:
-        uvicorn.Server(config).run(sockets=[listening])
-    except KeyboardInterrupt:
-        pass
-    finally:
-        listening.close()
+
+    def say(address: str) -> None:
+        print(
+            f"{address}/ has {len(ballots)} pairs to vote on; Ctrl-C ends, every vote is kept",
+            flush=True,
+        )
+
+    listening.serve(make(ballots, votes, human.seed), HOST, human.port, say)
 
 
 def make(ballots: Sequence[Ballot], votes: Votes, seed: int) -> Starlette:
