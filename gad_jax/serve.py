@@ -55,11 +55,6 @@ def load(serve: Serve) -> "Student":
     template = network.template or "none" if serve.template == "auto" else serve.template
     chat = Chat.load(network.tokenizer, template)
     student = Student.make(network.config, network.params, chat, mesh, serve.slots, serve.context)
-    if serve.max_new_tokens >= student.context:
-        raise UserError(
-            f"--max_new_tokens={serve.max_new_tokens} leaves no room for a prompt: the model has "
-            f"{student.context} positions; lower it"
-        )
     print(f"{network.origin}: {student.slots} slots of up to {student.context} tokens", flush=True)
     return student
 
@@ -69,18 +64,18 @@ def _serve_http(serve: Serve, key: str) -> None:
     from gad_jax.serving import api
     from gad_jax.serving.scheduler import Scheduler
 
-    decoding = Scheduler(load(serve), serve.waiting)
-    terms = api.Terms(serve.label, key, serve.max_new_tokens, serve.seed)
-    decoding.start()
-
     def say(address: str) -> None:
         print(f"{address}/v1 serves {serve.label}; Ctrl-C ends", flush=True)
 
-    try:
-        listening.serve(api.make(decoding, terms, serve.host), serve.host, serve.port, say)
-    finally:
-        decoding.stop()
-    decoding.check()
+    with listening.bind(serve.host, serve.port) as bound:  # before the model is loaded
+        decoding = Scheduler(load(serve), serve.waiting)
+        terms = api.Terms(serve.label, key, serve.max_new_tokens, serve.seed)
+        decoding.start()
+        try:
+            listening.serve(api.make(decoding, terms, serve.host), bound, say)
+        finally:
+            decoding.stop()
+        decoding.check()
 
 
 def _key(variable: str) -> str:

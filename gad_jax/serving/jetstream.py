@@ -51,7 +51,7 @@ def _import_jetstream() -> tuple[Any, ...]:
             *("core.orchestrator", "core.proto.jetstream_pb2_grpc"),
             *("engine.engine_api", "engine.tokenizer_api", "engine.tokenizer_pb2"),
         )
-        found = [importlib.import_module(f"jetstream.{name}") for name in names]
+        found: list[Any] = [importlib.import_module(f"jetstream.{name}") for name in names]
         grpc = importlib.import_module("grpc")
     except ImportError as error:
         raise UserError(
@@ -158,8 +158,8 @@ class Engine(engine_api.Engine):
 
     def insert(self, prefix: Prefilled, decode_state: Live, slot: int) -> Live:
         """Returns the state with the prompt in a slot."""
-        one: Any = np.ones(1, np.float32)
-        greedy = RowSamplers(0 * one, np.zeros(1, np.int32), one, 0 * one)
+        one, none = jnp.ones(1), jnp.zeros(1)
+        greedy = RowSamplers(none, none.astype(jnp.int32), one, none)
         where = (np.int32(slot), prefix.length, prefix.last_token, np.uint32(0))
         with jax.set_mesh(self.student.mesh):
             return serving.insert(decode_state, prefix.prefix, *where, greedy)
@@ -186,7 +186,7 @@ class _Service(orchestrator.LLMOrchestrator):
         super().__init__(driver)
         self.student = student
 
-    async def Decode(self, request: Any, context: Any = None) -> AsyncIterator[Any]:  # noqa: N802
+    async def Decode(self, request: Any, context: Any = None) -> AsyncIterator[Any]:
         """Answers a request, which is checked before JetStream sees it."""
         text = request.WhichOneof("content") == "text_content"
         problem = await asyncio.to_thread(self._problem, request)

@@ -43,11 +43,6 @@ class Serve:
             raise ValueError(f"slots={self.slots} must be 0 or more")
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port={self.port} must be from 0 to 65535")
-        if self.max_new_tokens >= self.context:
-            raise ValueError(
-                f"max_new_tokens={self.max_new_tokens} leaves no room for a prompt in "
-                f"context={self.context}; lower it or raise that"
-            )
         if self.protocol == "jetstream" and self.key_variable:
             raise ValueError("key_variable is for protocol=openai; JetStream's service has no keys")
 

@@ -48,7 +48,8 @@ def serve(ballots: Sequence[Ballot], votes: Votes, human: Human) -> None:
             flush=True,
         )
 
-    listening.serve(make(ballots, votes, human.seed), HOST, human.port, say)
+    with listening.bind(HOST, human.port) as bound:
+        listening.serve(make(ballots, votes, human.seed), bound, say)
 
 
 def make(ballots: Sequence[Ballot], votes: Votes, seed: int) -> Starlette:
