@@ -114,7 +114,7 @@ class _Service:
         try:
             self._check_key(request)
             asked = bodies.read(await _read(request))
-            answer = self._ask(asked)
+            answer = await self._ask(asked)
         except UserError as error:
             return _Refused(400, str(error), "invalid_request").response()
         except _Refused as refused:
@@ -139,12 +139,12 @@ class _Service:
         if self.terms.key and not hmac.compare_digest(sent, f"Bearer {self.terms.key}".encode()):
             raise _Refused(401, "the API key is missing or wrong", "invalid_api_key")
 
-    def _ask(self, asked: ChatRequest) -> "_Answer":
+    async def _ask(self, asked: ChatRequest) -> "_Answer":
         """Hands the request to the scheduler, once per choice."""
         if asked.model != self.terms.name:
             message = f"model {asked.model!r} is not served here; {self.terms.name!r} is"
             raise _Refused(404, message, "model_not_found")
-        prompt = np.asarray(self.chat.encode_prompt(asked.conversation), np.int32)
+        prompt = await asyncio.to_thread(self.decoding.student.encode, asked.conversation)
         room = self.decoding.student.context - len(prompt)
         given = asked.max_completion_tokens or asked.max_tokens
         if room < (given or 1):

@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gad_jax.data.chat import Chat
 from gad_jax.errors import UserError
 from gad_jax.rollout import serving
 from gad_jax.rollout.ring import Prefix, Weights
@@ -87,8 +86,8 @@ class Prefilled(NamedTuple):
 class Tokenizer(tokenizer_api.Tokenizer):
     """JetStream's view of the student's chat: a text is what a user says."""
 
-    def __init__(self, chat: Chat) -> None:
-        self.chat = chat
+    def __init__(self, student: Student) -> None:
+        self.student, self.chat = student, student.chat
 
     pad_id = property(lambda self: self.chat.pad_token)
     eos_id = property(lambda self: self.chat.end_token)
@@ -97,7 +96,7 @@ class Tokenizer(tokenizer_api.Tokenizer):
 
     def encode(self, s: str, **_: Any) -> tuple[np.ndarray, int]:
         """Returns the prompt of a text, filled up, and its length."""
-        return pad(self.chat.encode_prompt([{"role": "user", "content": s}]))
+        return pad(self.student.encode([{"role": "user", "content": s}]))
 
     def decode(self, token_ids: list[int], **_: Any) -> str:
         """Returns the text of tokens."""
@@ -140,7 +139,7 @@ class Engine(engine_api.Engine):
 
     def build_tokenizer(self, metadata: Any) -> Tokenizer:
         """Returns the student's tokenizer."""
-        return Tokenizer(self.student.chat)
+        return Tokenizer(self.student)
 
     def init_decode_state(self, *_: Any, **__: Any) -> Live:
         """Returns empty slots."""
@@ -208,14 +207,14 @@ class _Service(orchestrator.LLMOrchestrator):
         if kind == "text_content":
             conversation = [{"role": "user", "content": request.text_content.text}]
             try:
-                tokens = student.chat.encode_prompt(conversation)
+                tokens = student.encode(conversation)
             except UserError as error:
                 return str(error)
         else:
-            tokens = list(request.token_content.token_ids)
-        if not tokens:
+            tokens = np.asarray(request.token_content.token_ids, np.int64)
+        if len(tokens) == 0:
             return "the prompt is empty"
-        if not 0 <= min(tokens) <= max(tokens) < student.config.vocabulary:
+        if not 0 <= tokens.min() <= tokens.max() < student.config.vocabulary:
             return f"a token is not in the vocabulary of {student.config.vocabulary}"
         if len(tokens) + request.max_tokens > student.context:
             return (

@@ -36,8 +36,8 @@ class Request:
     """One answer that is wanted.
 
     `on_token(token, log_prob)` and then, once, `on_end(reason)` are called from the scheduler's
-    thread: "stop" at an end token, which is not passed on, or "length". Setting `cancelled` frees
-    the slot; nothing is called after that.
+    thread: "stop" at an end token, which is not passed on, "length", or "error" when `on_token`
+    raises or decoding ends. Setting `cancelled` frees the slot; nothing is called after that.
     """
 
     prompt: np.ndarray
@@ -196,7 +196,11 @@ class Scheduler:
         request.answered += 1
         if token in self.student.chat.end_tokens:
             return "stop"
-        request.on_token(token, logprob)
+        try:
+            request.on_token(token, logprob)
+        except Exception:  # one answer's trouble is not the others'
+            logger.exception("an answer ended")
+            return "error"
         return "length" if request.answered >= request.max_new_tokens else None
 
 

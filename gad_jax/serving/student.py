@@ -1,6 +1,8 @@
 """A student that is ready to serve: its weights on their devices, its tokenizer, and its sizes."""
 
-from dataclasses import dataclass
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -10,6 +12,7 @@ from jax.sharding import Mesh
 
 from gad_jax import sharding
 from gad_jax.data.chat import Chat
+from gad_jax.data.tokenizer import Message
 from gad_jax.errors import UserError
 from gad_jax.models.decoder import DecoderConfig
 from gad_jax.rollout import engine
@@ -30,6 +33,7 @@ class Student:
     mesh: Mesh
     slots: int
     context: int
+    _encoding: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
     def make(
@@ -49,6 +53,12 @@ class Student:
             params = _in_compute_dtype(config, params)
             weights = engine.prepare(config, params)
         return cls(config, params, weights, chat, mesh, slots, context)
+
+    def encode(self, conversation: Sequence[Message]) -> np.ndarray:
+        """Returns the tokens of a conversation up to where the answer begins; from any thread,
+        though the tokenizer itself is for one. Raises UserError, as `Chat.encode_prompt`."""
+        with self._encoding:
+            return np.asarray(self.chat.encode_prompt(conversation), np.int32)
 
     def prefill(self, tokens: Any) -> Prefix:
         """Returns the caches of a prompt, filled up to one of few lengths, so that few programs are

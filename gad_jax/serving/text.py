@@ -22,13 +22,21 @@ class TextStream:
         """Returns what a token adds; nothing once `stopped`, which a stop string has done."""
         if self.stopped:
             return ""
-        self._held += self._decoding.step(self._tokenizer, token) or ""
+        self._held += self._decode(token)
         places = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
         if places:
             self.stopped = True
             text, self._held = self._held[: min(places)], ""
             return text
         return self._release(len(self._held) - max(map(self._beginning, self._stops), default=0))
+
+    def _decode(self, token: int) -> str:
+        try:
+            return self._decoding.step(self._tokenizer, token) or ""
+        except Exception:
+            # Where text before the token reads otherwise beside it, the stream cannot go on.
+            self._decoding = DecodeStream(skip_special_tokens=True)
+            return self._decoding.step(self._tokenizer, token) or ""
 
     def end(self) -> str:
         """Returns what was held back for a stop string that did not come."""
