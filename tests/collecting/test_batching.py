@@ -180,6 +180,8 @@ def test_nothing_paid_is_lost_however_often_it_is_killed(prompts: Path, tmp_path
     assert kills >= 4  # else nothing was proved
     lines = read(out)
     assert len(lines) == len(names(lines)) == provider.billed == 20
+    assert {headers["authorization"] for headers in provider.headers} == {f"Bearer {KEY}"}
+    assert not any(KEY in path.read_text() for path in tmp_path.rglob("*") if path.is_file())
 
 
 def test_a_batch_whose_making_lost_its_answer_is_found(prompts: Path, tmp_path: Path) -> None:

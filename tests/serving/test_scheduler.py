@@ -1,5 +1,6 @@
 """Requests that take slots and leave them, one of which makes trouble."""
 
+import dataclasses
 import queue
 import time
 from collections.abc import Callable, Iterator
@@ -83,7 +84,7 @@ def test_trouble_of_one_is_not_the_others(
 def test_cancelled_requests_leave_and_too_many_are_refused(
     scheduler: Scheduler, student: Student, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    never_ends = Chat(**(vars(student.chat) | {"end_tokens": (NEVER,)}))
+    never_ends = dataclasses.replace(student.chat, end_tokens=(NEVER,))
     monkeypatch.setitem(vars(student), "chat", never_ends)
     alone, heard = request(5)
     scheduler.submit(alone)
