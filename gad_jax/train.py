@@ -5,14 +5,16 @@ Start-up is in order: settings, run directory, devices, models and data, state. 
 """
 
 import contextlib
+import dataclasses
 import logging
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gad_jax import guard, options
-from gad_jax.config import Config
+from gad_jax.config import Config, option
 from gad_jax.errors import LostProcessError, UserError
 
 if TYPE_CHECKING:
@@ -45,19 +47,31 @@ DESCRIPTION = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Settings(Config):
+    """A run's settings, and whether it is only tried."""
+
+    dry_run: bool = option(
+        False,
+        "check settings, data, devices, memory and disk, take a step of every stage with tiny "
+        "networks on these devices, and leave nothing behind",
+    )
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
-    config = options.parse(
-        Config,
+    settings = options.parse(
+        Settings,
         sys.argv[1:] if argv is None else argv,
         program="python -m gad_jax.train",
         description=DESCRIPTION,
         config_default="quickstart",
     )
-    return guard.run_guarded(lambda: _run(config))
+    fields = {field.name: getattr(settings, field.name) for field in dataclasses.fields(Config)}
+    return guard.run_guarded(lambda: _run(Config(**fields), settings.dry_run))
 
 
-def _run(config: Config) -> int:
+def _run(config: Config, dry_run: bool) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("jax", "orbax", "httpx", "huggingface_hub"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -75,17 +89,22 @@ def _run(config: Config) -> int:
         if not processes.is_first():
             logging.getLogger().setLevel(logging.WARNING)
 
-        def claim() -> str:
-            held.enter_context(guard.lock_run(config.run_dir))
-            guard.clear_partials(Path(config.run_dir))
-            _write_config(config)
-            return ""
+        def claim(run: Config) -> str:
+            held.enter_context(guard.lock_run(run.run_dir))
+            guard.clear_partials(Path(run.run_dir))
+            _write_config(run)
+            return str(Path(run.run_dir) / "config.yaml")
 
         try:
             processes.require_same("settings", options.to_yaml(config))
-            processes.from_first(claim)
-            processes.require_shared(Path(config.run_dir) / "config.yaml")
-            code = _train(config, stop)
+            if dry_run:
+                code = _rehearse(config, stop, claim)
+            else:
+                path = processes.from_first(lambda: claim(config))
+                if processes.is_first():
+                    print(f"# {path}\n{options.to_yaml(config)}", flush=True)
+                processes.require_shared(Path(path))
+                code = _train(config, stop)
         except Exception as error:
             sentence = processes.lost_peer(error)
             if sentence is None:
@@ -96,14 +115,11 @@ def _run(config: Config) -> int:
     return code
 
 
-def _write_config(config: Config) -> None:
-    """Prints and stores the settings; refuses to go on with a run that has others.
-
-    A run without a checkpoint has not begun: what a failed start left is replaced.
-    """
+def _refuse_others(config: Config) -> bool:
+    """Refuses to go on with a run that has other settings; returns whether it may have, as one
+    without a checkpoint has not begun."""
     run = Path(config.run_dir)
     path = run / "config.yaml"
-    text = options.to_yaml(config)
     changed = [] if not path.exists() else options.differences(options.load(Config, path), config)
     changed = [line for line in changed if not line.startswith(CAN_CHANGE)]
     if changed and any(step.name.isdigit() for step in run.glob("checkpoints/*")):
@@ -111,10 +127,53 @@ def _write_config(config: Config) -> None:
             f"{config.run_dir} holds a run with other settings ({'; '.join(changed)}); "
             "choose another --run_dir, or give the settings that it has"
         )
-    if changed:
-        shutil.rmtree(run / "evaluations", ignore_errors=True)
-    guard.write_atomic(path, text)
-    print(f"# {path}\n{text}", flush=True)
+    return bool(changed)
+
+
+def _write_config(config: Config) -> None:
+    """Stores the settings; what a failed start with others left is replaced."""
+    path = Path(config.run_dir) / "config.yaml"
+    if _refuse_others(config):
+        shutil.rmtree(path.parent / "evaluations", ignore_errors=True)
+    guard.write_atomic(path, options.to_yaml(config))
+
+
+def _rehearse(config: Config, stop: guard.StopRequest, claim: Callable[[Config], str]) -> int:
+    """Checks a run without beginning it, then takes a step of each of its stages with tiny networks
+    in a directory beside the run's, which shows that devices and storage can be used."""
+    from gad_jax import preflight, processes, sharding, state
+    from gad_jax.checkpoint import Checkpoints
+    from gad_jax.schedule import plan
+    from gad_jax.trainer import sampling
+
+    scratch = Path(f"{config.run_dir}.dry_run")
+    mesh = sharding.make_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor)
+    tiny = preflight.rehearsal(config, str(scratch), mesh)
+
+    def begin() -> str:
+        _refuse_others(config)
+        print(options.to_yaml(config), flush=True)
+        return claim(tiny)
+
+    try:
+        processes.from_first(begin)
+        processes.require_shared(scratch / "config.yaml")
+        chat, data, _ = processes.together(lambda: _read(config))
+        spans = plan(config, data)
+        networks = state.network_configs(config)
+        checkpoints = Checkpoints(scratch / "checkpoints", keep=config.checkpoint.keep)
+        stages = [span.stage for span in spans]
+        preflight.check(config, stages, networks, sampling(config, chat), chat, mesh, checkpoints)
+        checkpoints.close()
+        code = _train(tiny, stop)
+    finally:
+        if processes.is_first():
+            shutil.rmtree(scratch, ignore_errors=True)
+    if processes.is_first() and not stop.requested:
+        steps = ", ".join(f"{span.stage} to step {span.end}" for span in spans)
+        shape = " × ".join(f"{name} {size}" for name, size in mesh.shape.items())
+        print(f"the dry run went well: {mesh.size} devices ({shape}); the run has {steps}")
+    return code
 
 
 def _train(config: Config, stop: guard.StopRequest) -> int:

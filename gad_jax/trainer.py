@@ -5,7 +5,6 @@ the training state or follows from (seed, step), so a run that resumes goes on a
 """
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from gad_jax import guard, health, processes, sharding, state, steps, stops
+from gad_jax import guard, health, preflight, processes, sharding, state, steps, stops
 from gad_jax.checkpoint import Checkpoints
 from gad_jax.config import Config, Stage
 from gad_jax.data import packing, scripts
@@ -29,6 +28,20 @@ from gad_jax.rollout import engine
 from gad_jax.rollout.sampling import Sampler
 from gad_jax.schedule import Span, plan
 from gad_jax.types import Rollout, Rows, TrainState
+
+
+def sampling(config: Config, chat: Chat) -> engine.Settings:
+    """Returns how the student answers in training."""
+    how = config.rollout
+    return engine.Settings(
+        samples=how.samples,
+        max_new_tokens=how.max_new_tokens,
+        end_tokens=chat.end_tokens,
+        pad_token=chat.pad_token,
+        sampler=Sampler(how.temperature, how.top_k, how.top_p),
+        slots=how.slots,
+        longest=config.data.max_prompt_tokens + how.max_new_tokens,
+    )
 
 
 class Trainer:
@@ -47,17 +60,9 @@ class Trainer:
         self.data, self.held_out, self.checkpoints = data, held_out, checkpoints
         self.spans = plan(config, data)
         self.networks = state.network_configs(config)
-        self.sampling = engine.Settings(
-            samples=config.rollout.samples,
-            max_new_tokens=config.rollout.max_new_tokens,
-            end_tokens=chat.end_tokens,
-            pad_token=chat.pad_token,
-            sampler=Sampler(config.rollout.temperature, config.rollout.top_k, config.rollout.top_p),
-            slots=config.rollout.slots,
-            longest=config.data.max_prompt_tokens + config.rollout.max_new_tokens,
-        )
-        self._check_state()
-        self._check_sizes()
+        self.sampling = sampling(config, chat)
+        stages = [span.stage for span in self.spans]
+        preflight.check(config, stages, self.networks, self.sampling, chat, mesh, checkpoints)
         self.compiles = sharding.CompileCounter()
         self.shapes: set[packing.Shape] = set()  # of the rows so far
         self.profiler = Profiler(config.profile.window, config.run_dir, self.networks)
@@ -152,45 +157,6 @@ class Trainer:
 
     def _evaluation_path(self, label: str) -> Path:
         return Path(self.config.run_dir) / "evaluations" / f"{label.replace(' ', '-')}.json"
-
-    def _check_sizes(self) -> None:
-        """Raises UserError where the settings, the tokenizer and the networks do not fit."""
-        generator, config = self.networks[0], self.config
-        if self.chat.vocab_size > generator.vocabulary:
-            raise UserError(
-                f"{config.student.path}: the tokenizer knows {self.chat.vocab_size} tokens and the "
-                f"network {generator.vocabulary}; use the tokenizer that belongs to the weights"
-            )
-        longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
-        for network in self.networks:
-            if longest > network.max_positions:
-                raise UserError(
-                    f"data.max_prompt_tokens + rollout.max_new_tokens = {longest} is more than the "
-                    f"{network.max_positions} positions of {config.student.path}; lower one of them"
-                )
-        if processes.is_first():
-            print(engine.check_cache(generator, self.sampling, longest, self.mesh), flush=True)
-
-    def _check_state(self) -> None:
-        """Raises an error where the run's largest state fits no device, or its checkpoints the
-        disk: before any weight is read."""
-
-        def size(stage: str) -> tuple[int, int]:
-            program = state.make_program(self.config, stage, *self.networks)
-            whole = state.abstract(self.config, stage, program, self.mesh)
-            leaves = jax.tree.leaves(whole)
-            total = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
-            return total, sharding.device_bytes(whole)
-
-        total, needed = map(max, zip(*(size(span.stage) for span in self.spans), strict=True))
-        memory = sharding.device_memory()
-        if needed > memory:
-            raise UserError(
-                f"weights and moments alone take {needed / 1e9:.2f} GB of a device with "
-                f"{memory / 1e9:.2f} GB; use more devices for --mesh.fsdp or --mesh.tensor, or a "
-                "smaller --student.path; python -m gad_jax.plan says what fits"
-            )
-        self.checkpoints.require_space(total)
 
     def _train_step(self, span: Span, program: steps.Program) -> dict[str, float]:
         """Runs one step and returns its metrics."""

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 
+from tests.faults.job import Job
+
 LONG = ["--config=tiny", "--gad.steps=500", "--data.heldout=", "--checkpoint.every=1000"]
 
 
@@ -59,3 +61,36 @@ def test_mistakes_are_one_sentence_and_exit_with_2(tmp_path):
         assert process.returncode == 2, printed
         assert sentence in printed.splitlines()[-1]
         assert "Traceback" not in printed
+
+
+def test_a_dry_run_of_two_processes_leaves_nothing_behind(tmp_path):
+    run_dir = tmp_path / "run"
+    flags = (
+        "--mesh.tensor=2",
+        "--batch.prompts=256",
+        "--stage=gad",
+        "--gad.steps=500",
+        "--dry_run",
+    )
+    job = Job(run_dir, "--config=tiny", *flags, processes=2, devices=4)
+    assert job.wait() == [0, 0], job.printed()
+    printed = job.printed()
+    assert "8 devices (replica 1 × fsdp 4 × tensor 2); the run has gad to step 500" in printed
+    assert "batch:\n  prompts: 256" in printed
+    assert "bundled: 352 rows with 352 responses" in printed
+    assert printed.count("step 1/1  gad") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.0.log", "run.1.log"]
+
+
+def test_a_dry_run_finds_what_a_run_would(tmp_path):
+    def says(*flags):
+        process = start(tmp_path / "run", "--config=tiny", "--dry_run", *flags)
+        printed, _ = process.communicate(timeout=120)
+        assert process.returncode == 2, printed
+        return printed.splitlines()[-1]
+
+    assert "nowhere.jsonl: no such file" in says("--data.train=nowhere.jsonl")
+    (tmp_path / "run" / "checkpoints" / "7").mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").write_text("gad: {steps: 3}\n")
+    assert "holds a run with other settings" in says()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
