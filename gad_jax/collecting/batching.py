@@ -143,7 +143,8 @@ class BatchAsking:
         try:
             while self.open and not self._stopping.is_set():
                 for batch in list(self.open):
-                    await self._go_on(batch, failures)
+                    if not self._stopping.is_set():
+                        await self._go_on(batch, failures)
                 with contextlib.suppress(TimeoutError):
                     if self.open:
                         await asyncio.wait_for(self._stopping.wait(), self.poll_seconds)
