@@ -20,9 +20,16 @@ from typing import Any
 REPOSITORY = Path(__file__).parents[1]
 FLAGS = (
     *("--config=quickstart", "--stage=gad", "--gad.discriminator_only_steps=0"),
-    *("--batch.prompts=8", "--rollout.samples=4", "--rollout.max_new_tokens=128"),
+    *("--batch.prompts=8", "--rollout.samples=4"),
 )
-RUN = ("--data.heldout=", "--export=false", "--checkpoint.every=1000")
+RUN = (
+    *("--data.heldout=", "--export=false", "--checkpoint.every=1000"),
+    "--rollout.max_new_tokens=128",
+)
+PLAN = (
+    *("--target=cpu:1", "--json", "--prompt_tokens=60"),
+    "--rollout.max_new_tokens=256",  # a plan takes means up to half of it
+)
 STEPS = 8
 GIB = 2**30
 
@@ -67,8 +74,8 @@ def run(model: str, directory: Path) -> dict[str, float]:
 
 def plan(model: str, length: float) -> dict[str, Any]:
     """Returns the plan of the same step."""
-    flags = ("--target=cpu:1", "--json", "--prompt_tokens=60", f"--response_tokens={length}")
-    command = [sys.executable, "-m", "gad_jax.plan", *FLAGS, *flags, f"--student.path={model}"]
+    command = [sys.executable, "-m", "gad_jax.plan", *FLAGS, *PLAN, f"--student.path={model}"]
+    command += [f"--response_tokens={length}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
