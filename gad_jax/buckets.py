@@ -13,3 +13,8 @@ def round_up(size: int, multiple: int = 1, parts: int = 4) -> int:
         return units * multiple
     step = 1 << (units.bit_length() - parts.bit_length())
     return -(-units // step) * step * multiple
+
+
+def power_of_two(size: int) -> int:
+    """Returns the least power of two that holds `size`."""
+    return 1 << (size - 1).bit_length()

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
 
 import jax
 from jax.sharding import Mesh
@@ -21,9 +20,7 @@ TINY_TENSOR = 2
 
 def check(
     config: Config,
-    stages: Sequence[str],
     networks: tuple[DecoderConfig, DecoderConfig],
-    sampling: engine.Settings,
     chat: Chat,
     mesh: Mesh,
     checkpoints: Checkpoints,
@@ -31,7 +28,8 @@ def check(
     """Says what the run needs, and raises an error where that is not there or where settings,
     tokenizer and networks do not fit: before any weight is read."""
     total, needed = map(
-        max, zip(*(_state_bytes(config, stage, networks, mesh) for stage in stages), strict=True)
+        max,
+        zip(*(_state_bytes(config, stage, networks, mesh) for stage in config.stages), strict=True),
     )
     memory = sharding.device_memory()
     if needed > memory:
@@ -43,7 +41,7 @@ def check(
     checkpoints.require_space(total)
     _check_sizes(config, networks, chat)
     longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
-    cache = engine.check_cache(networks[0], sampling, longest, mesh)
+    cache = engine.check_cache(networks[0], config.rollout.slots, longest, mesh)
     if processes.is_first():
         print(
             f"weights and moments: {needed / 1e9:.2g} GB a device of {memory / 1e9:.1f} GB; "

@@ -29,7 +29,7 @@ def _run(serve: Serve) -> int:
     if serve.protocol == "jetstream":
         from gad_jax.serving import jetstream  # which may not be installed: before the model
 
-        jetstream.serve(partial(load, serve), serve)
+        jetstream.serve(load(serve), serve)
     else:
         _serve_http(serve, key)
     return guard.Exit.OK

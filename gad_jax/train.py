@@ -144,7 +144,6 @@ def _rehearse(config: Config, stop: guard.StopRequest, claim: Callable[[Config],
     from gad_jax import preflight, processes, sharding, state
     from gad_jax.checkpoint import Checkpoints
     from gad_jax.schedule import plan
-    from gad_jax.trainer import sampling
 
     scratch = Path(f"{config.run_dir}.dry_run")
     mesh = sharding.make_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor)
@@ -160,10 +159,8 @@ def _rehearse(config: Config, stop: guard.StopRequest, claim: Callable[[Config],
         processes.require_shared(scratch / "config.yaml")
         chat, data, _ = processes.together(lambda: _read(config))
         spans = plan(config, data)
-        networks = state.network_configs(config)
         checkpoints = Checkpoints(scratch / "checkpoints", keep=config.checkpoint.keep)
-        stages = [span.stage for span in spans]
-        preflight.check(config, stages, networks, sampling(config, chat), chat, mesh, checkpoints)
+        preflight.check(config, state.network_configs(config), chat, mesh, checkpoints)
         checkpoints.close()
         code = _train(tiny, stop)
     finally:

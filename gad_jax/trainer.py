@@ -30,20 +30,6 @@ from gad_jax.schedule import Span, plan
 from gad_jax.types import Rollout, Rows, TrainState
 
 
-def sampling(config: Config, chat: Chat) -> engine.Settings:
-    """Returns how the student answers in training."""
-    how = config.rollout
-    return engine.Settings(
-        samples=how.samples,
-        max_new_tokens=how.max_new_tokens,
-        end_tokens=chat.end_tokens,
-        pad_token=chat.pad_token,
-        sampler=Sampler(how.temperature, how.top_k, how.top_p),
-        slots=how.slots,
-        longest=config.data.max_prompt_tokens + how.max_new_tokens,
-    )
-
-
 class Trainer:
     """The run's parts, and the loop over them. Create and use it under `jax.set_mesh(mesh)`."""
 
@@ -60,9 +46,16 @@ class Trainer:
         self.data, self.held_out, self.checkpoints = data, held_out, checkpoints
         self.spans = plan(config, data)
         self.networks = state.network_configs(config)
-        self.sampling = sampling(config, chat)
-        stages = [span.stage for span in self.spans]
-        preflight.check(config, stages, self.networks, self.sampling, chat, mesh, checkpoints)
+        preflight.check(config, self.networks, chat, mesh, checkpoints)
+        self.sampling = engine.Settings(
+            samples=config.rollout.samples,
+            max_new_tokens=config.rollout.max_new_tokens,
+            end_tokens=chat.end_tokens,
+            pad_token=chat.pad_token,
+            sampler=Sampler(config.rollout.temperature, config.rollout.top_k, config.rollout.top_p),
+            slots=config.rollout.slots,
+            longest=config.data.max_prompt_tokens + config.rollout.max_new_tokens,
+        )
         self.compiles = sharding.CompileCounter()
         self.shapes: set[packing.Shape] = set()  # of the rows so far
         self.profiler = Profiler(config.profile.window, config.run_dir, self.networks)

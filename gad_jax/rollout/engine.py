@@ -171,20 +171,26 @@ def cache_bytes(config: DecoderConfig, slots: int, longest: int) -> int:
 
 
 def check_cache(
-    config: DecoderConfig, settings: Settings, longest: int, mesh: jax.sharding.Mesh
+    config: DecoderConfig,
+    slots: int,
+    longest: int,
+    mesh: jax.sharding.Mesh,
+    advice: str = (
+        "lower --rollout.slots, --rollout.max_new_tokens or --data.max_prompt_tokens, or raise "
+        "--mesh.tensor"
+    ),
 ) -> str:
-    """Returns a sentence on the largest decode cache while sequences are at most `longest`.
+    """Returns a sentence on the largest decode cache while sequences are at most `longest`; 0
+    slots are the default ones.
 
-    Raises UserError when that is more than a device's memory.
+    Raises UserError, with the advice, when that is more than a device's memory.
     """
-    slots = settings.slots or default_slots()
+    slots = slots or default_slots()
     needed = cache_bytes(config, slots, longest) / mesh.shape["tensor"] / 1e9
     size = f"{needed:.2g} GB a device for {slots} slots of {capacity(longest, longest)} tokens"
     memory = sharding.device_memory()
     if needed * 1e9 > memory:
         raise UserError(
-            f"the decode cache may need {size}, and a device has {memory / 1e9:.1f} GB; lower "
-            "--rollout.slots, --rollout.max_new_tokens or --data.max_prompt_tokens, or raise "
-            "--mesh.tensor"
+            f"the decode cache may need {size}, and a device has {memory / 1e9:.1f} GB; {advice}"
         )
     return f"decode cache: at most {size}"

@@ -19,12 +19,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from gad_jax import sharding
 from gad_jax.models.decoder import DecoderConfig
 from gad_jax.rollout import ring
-from gad_jax.rollout.queue import Queue, capacity
+from gad_jax.rollout.queue import Queue, is_wasteful
 from gad_jax.rollout.ring import Prefix, Ring, Weights, zeros
 from gad_jax.rollout.sampling import GREEDY, Sampler, sample
-
-SPARE = 3
-"""A cache with so many times the columns that are needed is replaced by a smaller one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +105,7 @@ def decode(
         def suits(state: Slots) -> Array:
             status = _status(settings, queue, state)
             enough = status.needed <= columns
-            wasteful = (columns > capacity(1)) & (columns >= SPARE * status.needed)
+            wasteful = is_wasteful(columns, status.needed)
             emptier = (status.waiting == 0) & (status.busy <= fewer)
             return (status.busy + status.waiting > 0) & enough & ~wasteful & ~emptier
 

@@ -14,6 +14,9 @@ from jaxtyping import Array, Int
 from gad_jax import buckets
 
 LEAST_COLUMNS = 64
+SPARE = 3
+"""A cache with so many times the columns that are needed is replaced by a smaller one."""
+
 ROW_MULTIPLE = 32
 
 
@@ -66,8 +69,14 @@ class PackedPrompts:
 def capacity(columns: int, longest: int = 0) -> int:
     """Returns the cache size that holds so many columns and a third more, a power of two; or
     `longest`, if nothing is longer than that and it is less."""
-    size = _power_of_two(max(columns + columns // 3, LEAST_COLUMNS))
+    size = buckets.power_of_two(max(columns + columns // 3, LEAST_COLUMNS))
     return min(size, longest) if longest else size
+
+
+def is_wasteful(columns: Any, needed: Any) -> Any:
+    """Returns whether a cache of so many columns should be replaced by a smaller one; of numbers,
+    or inside a compiled program."""
+    return (columns > capacity(1)) & (columns >= SPARE * needed)
 
 
 def fewer_slots(slots: int) -> int:
@@ -84,7 +93,7 @@ def make_queue(
     by_length = np.argsort(-lengths, kind="stable")
     width = buckets.round_up(int(lengths.max()), ROW_MULTIPLE)
     rows = [_fill_rows(by_length[shard::shards], lengths, width) for shard in range(shards)]
-    count = _power_of_two(max(len(shard) for shard in rows))
+    count = buckets.power_of_two(max(len(shard) for shard in rows))
     grids: list[Any] = [np.zeros((shards * count, width), np.int32) for _ in range(3)]
     arrays = PromptRows(*grids)
     entries = shards * per_shard
@@ -105,7 +114,9 @@ def make_queue(
     queue.last_tokens[order] = [prompt[-1] for prompt in prompts]
     queue.indices[order] = indices
     queue.limits[order] = limits
-    return PackedPrompts(arrays, queue, _power_of_two(count * width), int(lengths.max()), order)
+    return PackedPrompts(
+        arrays, queue, buckets.power_of_two(count * width), int(lengths.max()), order
+    )
 
 
 def _places(rows: list[list[int]], lengths: np.ndarray) -> Iterator[tuple[int, int, int, int]]:
@@ -115,10 +126,6 @@ def _places(rows: list[list[int]], lengths: np.ndarray) -> Iterator[tuple[int, i
         for number, prompt in enumerate(members, start=1):
             yield row, number, column, prompt
             column += int(lengths[prompt])
-
-
-def _power_of_two(size: int) -> int:
-    return 1 << (size - 1).bit_length()
 
 
 def _fill_rows(members: np.ndarray, lengths: np.ndarray, width: int) -> list[list[int]]:

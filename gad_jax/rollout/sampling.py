@@ -4,10 +4,11 @@ import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 _BLOCK = 256
@@ -101,6 +102,21 @@ class RowSamplers(NamedTuple):
     top_k: Int[Array, " n"]
     top_p: Float[Array, " n"]
     min_p: Float[Array, " n"]
+
+    @classmethod
+    def of(cls, *samplers: Sampler) -> "RowSamplers":
+        """Returns these samplers as rows, on the host."""
+
+        def column(name: str, kind: type) -> Any:
+            return np.asarray([getattr(sampler, name) for sampler in samplers], kind)
+
+        real = np.float32
+        return cls(
+            column("temperature", real),
+            column("top_k", np.int32),
+            column("top_p", real),
+            column("min_p", real),
+        )
 
 
 def sample_rows(

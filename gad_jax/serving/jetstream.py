@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import types
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
 
 import jax
@@ -23,13 +23,12 @@ import numpy as np
 from gad_jax.errors import UserError
 from gad_jax.rollout import serving
 from gad_jax.rollout.ring import Prefix, Weights
-from gad_jax.rollout.sampling import RowSamplers
+from gad_jax.rollout.sampling import GREEDY, RowSamplers
 from gad_jax.rollout.serving import Live
 from gad_jax.serving.settings import Serve
 from gad_jax.serving.student import Student
 from gad_jax.serving.text import TextStream
 
-LEAST_PROMPT = 16
 GRACE_SECONDS = 5.0
 
 
@@ -95,19 +94,13 @@ class Tokenizer(tokenizer_api.Tokenizer):
     stop_tokens = property(lambda self: set(self.chat.end_tokens))
 
     def encode(self, s: str, **_: Any) -> tuple[np.ndarray, int]:
-        """Returns the prompt of a text, filled up, and its length."""
-        return pad(self.student.encode([{"role": "user", "content": s}]))
+        """Returns the prompt of a text and its length; `Engine.prefill` fills it up."""
+        tokens = self.student.encode([{"role": "user", "content": s}])
+        return tokens, len(tokens)
 
     def decode(self, token_ids: list[int], **_: Any) -> str:
         """Returns the text of tokens."""
         return self.chat.decode(token_ids)
-
-
-def pad(tokens: Any) -> tuple[np.ndarray, int]:
-    """Returns the tokens filled up to a power of two, and how many they are."""
-    count = len(tokens)
-    size = max(LEAST_PROMPT, 1 << (count - 1).bit_length())
-    return np.pad(np.asarray(tokens, np.int32), (0, size - count)), count
 
 
 class Engine(engine_api.Engine):
@@ -157,8 +150,7 @@ class Engine(engine_api.Engine):
 
     def insert(self, prefix: Prefilled, decode_state: Live, slot: int) -> Live:
         """Returns the state with the prompt in a slot."""
-        one, none = jnp.ones(1), jnp.zeros(1)
-        greedy = RowSamplers(none, none.astype(jnp.int32), one, none)
+        greedy = RowSamplers.of(GREEDY)
         where = (np.int32(slot), prefix.length, prefix.last_token, np.uint32(0))
         with jax.set_mesh(self.student.mesh):
             return serving.insert(decode_state, prefix.prefix, *where, greedy)
@@ -177,7 +169,9 @@ class _Driver(orchestrator.Driver):
         self, request: Any, tokenizer: Tokenizer, *_: Any
     ) -> tuple[np.ndarray, int]:
         content = request.prefill_content
-        return tokenizer.encode(content) if isinstance(content, str) else pad(content)
+        if isinstance(content, str):
+            return tokenizer.encode(content)
+        return np.asarray(content, np.int32), len(content)
 
 
 class _Service(orchestrator.LLMOrchestrator):
@@ -224,9 +218,8 @@ class _Service(orchestrator.LLMOrchestrator):
         return ""
 
 
-def serve(load: Callable[[], Student], settings: Serve) -> None:
+def serve(student: Student, settings: Serve) -> None:
     """Serves until Ctrl-C or SIGTERM."""
-    student = load()
     engine = Engine(student)
     driver = _Driver(
         prefill_engines=[engine],

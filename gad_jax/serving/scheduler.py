@@ -16,8 +16,8 @@ import jax
 import numpy as np
 
 from gad_jax import sharding
-from gad_jax.rollout import loop, serving
-from gad_jax.rollout.queue import capacity
+from gad_jax.rollout import serving
+from gad_jax.rollout.queue import capacity, is_wasteful
 from gad_jax.rollout.sampling import RowSamplers, Sampler
 from gad_jax.rollout.serving import Live
 from gad_jax.serving.student import Student
@@ -164,8 +164,8 @@ class Scheduler:
         for slot, request in entering:
             prefix = self.student.prefill(request.prompt)
             place = np.asarray([slot, len(request.prompt), request.prompt[-1]], np.int32)
-            sampler, seed = _row(request.sampler), np.uint32(request.seed)
-            live = serving.insert(live, prefix, *place, seed, sampler)
+            sampler = RowSamplers.of(request.sampler)
+            live = serving.insert(live, prefix, *place, np.uint32(request.seed), sampler)
         return live
 
     def _fit(self, live: Live) -> Live:
@@ -173,7 +173,7 @@ class Scheduler:
         lengths = [len(r.prompt) + r.answered + 1 for r in self._slots if r is not None]
         needed = max(lengths, default=0)
         columns, wanted = live.ring.columns, capacity(needed, self.student.context)
-        wasteful = columns > capacity(1) and columns >= loop.SPARE * needed
+        wasteful = is_wasteful(columns, needed)
         if columns < min(needed, self.student.context) or (wasteful and wanted < columns):
             live = serving.resize(live, wanted)
         return live
@@ -202,11 +202,3 @@ class Scheduler:
             logger.exception("an answer ended")
             return "error"
         return "length" if request.answered >= request.max_new_tokens else None
-
-
-def _row(sampler: Sampler) -> RowSamplers:
-    def real(x: float) -> Any:
-        return np.asarray([x], np.float32)
-
-    top_k: Any = np.asarray([sampler.top_k], np.int32)
-    return RowSamplers(real(sampler.temperature), top_k, real(sampler.top_p), real(sampler.min_p))

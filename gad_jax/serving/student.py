@@ -10,10 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from gad_jax import sharding
+from gad_jax import buckets, sharding
 from gad_jax.data.chat import Chat
 from gad_jax.data.tokenizer import Message
-from gad_jax.errors import UserError
 from gad_jax.models.decoder import DecoderConfig
 from gad_jax.rollout import engine
 from gad_jax.rollout.ring import Prefix, Weights
@@ -43,13 +42,8 @@ class Student:
         context = min(context, config.max_positions)
         slots = slots or (8 if sharding.platform() == "cpu" else engine.default_slots())
         with jax.set_mesh(mesh):
-            needed = engine.cache_bytes(config, slots, context) / mesh.shape["tensor"]
-            if needed > sharding.device_memory():
-                raise UserError(
-                    f"the caches may need {needed / 1e9:.2g} GB a device for {slots} slots of "
-                    f"{context} tokens, and a device has {sharding.device_memory() / 1e9:.1f} GB; "
-                    "lower --slots or --context, or raise --tensor"
-                )
+            advice = "lower --slots or --context, or raise --tensor"
+            engine.check_cache(config, slots, context, mesh, advice)
             params = _in_compute_dtype(config, params)
             weights = engine.prepare(config, params)
         return cls(config, params, weights, chat, mesh, slots, context)
@@ -64,7 +58,7 @@ class Student:
         """Returns the caches of a prompt, filled up to one of few lengths, so that few programs are
         compiled. The mesh must be set."""
         length = len(tokens)
-        width = max(LEAST_PROMPT_ROW, 1 << (length - 1).bit_length())
+        width = max(LEAST_PROMPT_ROW, buckets.power_of_two(length))
         rows = np.zeros((3, 1, width), np.int32)
         rows[0, 0, :length] = tokens
         rows[1, 0, :length] = np.arange(length)

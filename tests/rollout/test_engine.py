@@ -266,8 +266,7 @@ def test_the_largest_cache_is_known_before(llama: Model) -> None:
 
 def test_a_cache_beyond_the_memory_is_refused(llama: Model) -> None:
     def check(slots: int) -> str:
-        settings = dataclasses.replace(SAMPLING, slots=slots)
-        return engine.check_cache(llama.config, settings, 76, llama.mesh)
+        return engine.check_cache(llama.config, slots, 76, llama.mesh)
 
     # 256 bytes a token
     assert check(8) == "decode cache: at most 0.00016 GB a device for 8 slots of 76 tokens"

@@ -29,20 +29,12 @@ SAMPLERS = (
 )
 
 
-def rows(*samplers: Sampler) -> RowSamplers:
-    def real(name: str) -> Any:
-        return np.asarray([getattr(one, name) for one in samplers], np.float32)
-
-    top_k: Any = np.asarray([one.top_k for one in samplers], np.int32)
-    return RowSamplers(real("temperature"), top_k, real("top_p"), real("min_p"))
-
-
 def test_every_row_is_drawn_as_by_a_sampler_of_its_own() -> None:
     random = np.random.default_rng(0)
     for _ in range(20):
         logits = jnp.asarray(random.normal(0, 3, (len(SAMPLERS), 700)), jnp.float32)
         uniform = jnp.asarray(random.random(len(SAMPLERS)), jnp.float32)
-        tokens, logprobs = jax.jit(sample_rows)(logits, uniform, rows(*SAMPLERS))
+        tokens, logprobs = jax.jit(sample_rows)(logits, uniform, RowSamplers.of(*SAMPLERS))
         for row, sampler in enumerate(SAMPLERS):
             token, logprob = sample(logits[row : row + 1], uniform[row : row + 1], sampler)
             assert int(tokens[row]) == int(token[0])
@@ -97,7 +89,11 @@ def decode(
                 prompt = prompts[index]
                 place = np.asarray([free[0], len(prompt), prompt[-1]], np.int32)
                 live = serving.insert(
-                    live, one.prefill(prompt), *place, np.uint32(seeds[index]), rows(sampler)
+                    live,
+                    one.prefill(prompt),
+                    *place,
+                    np.uint32(seeds[index]),
+                    RowSamplers.of(sampler),
                 )
             if step == 5:
                 live = serving.resize(live, 2 * columns)
