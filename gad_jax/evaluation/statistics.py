@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Shaped
+from scipy import stats
 
 LEVEL = 0.95
 DRAWS = 2000
@@ -37,6 +38,18 @@ def mean_interval(values: Sequence[float], seed: int = 0) -> Interval:
     if x.size == 0:
         return Interval(np.nan, np.nan, np.nan)
     return _interval(float(x.mean()), _weights(x.size, seed) @ x / x.size)
+
+
+def t_interval(values: Sequence[float]) -> Interval:
+    """Returns the mean of a few repetitions, with Student's t interval.
+
+    NaN for no values, and bounds of NaN for one: a single repetition says nothing of the next.
+    """
+    x = np.asarray(values, np.float64)
+    if x.size < 2:
+        return Interval(float(x.mean()) if x.size else np.nan, np.nan, np.nan)
+    half = float(stats.t.ppf((1 + LEVEL) / 2, x.size - 1) * x.std(ddof=1) / np.sqrt(x.size))
+    return Interval(float(x.mean()), float(x.mean()) - half, float(x.mean()) + half)
 
 
 def length_controlled(

@@ -30,6 +30,17 @@ def test_a_mean_has_the_interval_of_the_normal_law() -> None:
     assert str(statistics.Interval(52.26, 49.96, 54.5)) == "52.3 [50.0, 54.5]"
 
 
+def test_few_repetitions_have_students_interval() -> None:
+    """1, 2, 3: the standard error is 1 / √3, and Student's t with two degrees of freedom 4.303."""
+    found = statistics.t_interval([1.0, 2.0, 3.0])
+    assert found == pytest.approx((2.0, 2.0 - 2.484, 2.0 + 2.484), abs=1e-3)
+    assert statistics.t_interval([0.5] * 4) == (0.5, 0.5, 0.5)
+    alone = statistics.t_interval([0.7])
+    assert alone.value == 0.7
+    assert math.isnan(alone.low)
+    assert math.isnan(statistics.t_interval([]).value)
+
+
 @pytest.mark.parametrize("steepness", [1.0, 3.0, np.inf])
 def test_a_judge_that_only_likes_length_is_brought_to_parity(steepness: float) -> None:
     chance = (DIFFERENCE > 0) if np.isinf(steepness) else None

@@ -1,0 +1,74 @@
+"""The small world: the teacher is right, and the oracle sees everything that is not."""
+
+import random
+from collections import Counter
+
+import pytest
+
+from gad_jax.data import world
+
+INSTRUCTION = "4 plus 3 times 2 minus 4"
+ANSWERS = {
+    "headline": "it is 0 since 4 plus 3 is 2 times 2 is 4 minus 4 is 0",
+    "steps": "4 plus 3 is 2 times 2 is 4 minus 4 is 0 so it is 0",
+    "story": "first 4 plus 3 is 2 then times 2 is 4 then minus 4 is 0",
+}
+
+
+def test_the_teacher_answers_in_every_style() -> None:
+    assert {style: world.answer(INSTRUCTION, style) for style in world.STYLES} == ANSWERS
+
+
+@pytest.mark.parametrize("style", world.STYLES)
+def test_one_wrong_word_is_seen(style: str) -> None:
+    right = ANSWERS[style].split()
+    assert world.judge(INSTRUCTION, " ".join(right)) == (style, True)
+    for place, word in enumerate(right):
+        for other in {*world.WORDS} - {word}:
+            wrong = " ".join([*right[:place], other, *right[place + 1 :]])
+            assert not world.judge(INSTRUCTION, wrong).valid
+    assert not world.judge(INSTRUCTION, " ".join(right[:-1])).valid
+    assert not world.judge(INSTRUCTION, " ".join([*right, "so"])).valid
+
+
+@pytest.mark.parametrize("text", ["", "so it is 0", "<unknown>"])
+def test_an_answer_in_no_style_is_wrong(text: str) -> None:
+    assert world.judge(INSTRUCTION, text) == ("", False)
+
+
+def test_rows_are_different_right_and_in_the_teachers_proportions() -> None:
+    rows = world.rows(4000, seed=5)
+    asked = [row["messages"][0]["content"] for row in rows]
+    assert len({*asked}) == len({row["id"] for row in rows}) == 4000
+    verdicts = [
+        world.judge(instruction, row["teacher_response"])
+        for instruction, row in zip(asked, rows, strict=True)
+    ]
+    assert all(verdict.valid for verdict in verdicts)
+    found = Counter(verdict.style for verdict in verdicts)
+    for style, share in world.STYLES.items():
+        # six standard errors of a binomial share
+        assert abs(found[style] / 4000 - share) < 6 * (share * (1 - share) / 4000) ** 0.5
+    words = {word for row in rows for word in row["teacher_response"].split()}
+    assert words == {*world.WORDS}
+
+
+def test_a_seed_gives_a_world_of_its_own() -> None:
+    assert world.rows(50, seed=1) == world.rows(50, seed=1)
+    assert world.rows(50, seed=1) != world.rows(50, seed=2)
+    # fewer rows are the first ones, so held-out rows can be those after the training rows
+    asked = world.instructions(80, seed=1)
+    assert asked[:50] == world.instructions(50, seed=1)
+
+
+def test_every_value_on_the_way_is_right() -> None:
+    source = random.Random(0)
+    for instruction in world.instructions(500, seed=source.randrange(1000)):
+        story = world.answer(instruction, "story").split()
+        values = [story[n + 1] for n, word in enumerate(story) if word == "is"]
+        python = instruction.split()
+        value = int(python[0])
+        for name, digit, claimed in zip(python[1::2], python[2::2], values, strict=True):
+            sign = {"plus": "+", "minus": "-", "times": "*"}[name]
+            value = eval(f"({value} {sign} {digit}) % 5")  # the test's own arithmetic
+            assert str(value) == claimed
