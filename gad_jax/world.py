@@ -271,3 +271,7 @@ def _answers(run: Path, heldout: Path, seed: int) -> dict[str, Any]:
                 teacher = [row.responses[0] for row in rows]
                 found[name] |= oracle.mean_overlap(teacher, [text for (text,) in texts])
     return found | {"curve": oracle.curve(run)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
