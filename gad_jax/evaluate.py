@@ -122,6 +122,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(evaluate: Evaluate) -> int:
     from gad_jax import console
     from gad_jax.evaluation import answers, report
+    from gad_jax.voting import tables as voting
 
     run = Path(evaluate.run) if evaluate.run else None
     if run is not None and not (run / "config.yaml").is_file():
@@ -146,8 +147,10 @@ def _run(evaluate: Evaluate) -> int:
         display.table(f"{group[0].prompts}: {len(group[0].lines)} prompts", rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     judged = _judge(evaluate, groups, path.parent, display)
+    voted = voting.tables(groups, path.parent / "votes.jsonl")
+    judgements = {name: judged.get(name, []) + voted.get(name, []) for name in {**judged, **voted}}
     curves = {str(run): run} if run else _runs(evaluate)
-    guard.write_atomic(path, report.render(report.collect(found, curves, judged)))
+    guard.write_atomic(path, report.render(report.collect(found, curves, judgements)))
     print(path)
     return guard.Exit.OK
 

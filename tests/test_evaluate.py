@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from gad_jax import evaluate, generate
-from gad_jax.evaluation import heldout, overlap
+from gad_jax.evaluation import answers, heldout, overlap
+from gad_jax.voting.ballots import Votes, ballots
 
 pytest_plugins = ["tests.run_fixtures"]
 
@@ -97,11 +98,19 @@ def test_a_run_is_reported_from_what_it_kept(
     assert "has no evaluations" in refused(evaluate.main, run)
     example = {"prompt": "p", "teacher": "a b", "student": "a", "length": 2, "finished": True}
     example |= {"teacher_length": 3, "rouge_l": 0.5}
-    for label, step in (("before", 0), ("after gad", 2)):
-        result = heldout.Result(label, step, {}, [example])
+    for label, step, text in (("before", 0, "a"), ("after gad", 2, "b")):
+        result = heldout.Result(label, step, {}, [example | {"student": text}])
         (run / "evaluations" / f"{step}.json").write_text(result.to_json())
     assert evaluate.main([str(run)]) == 0
-    assert "after gad" in (run / "report.html").read_text()
+    page = (run / "report.html").read_text()
+    assert "after gad" in page
+    assert "People prefer" not in page
+
+    (ballot,) = ballots(answers.from_run(run), ["after gad", "before"])
+    Votes(run / "votes.jsonl").add(ballot, "ann", "tie", 0, 1.0)
+    assert evaluate.main([str(run)]) == 0
+    page = (run / "report.html").read_text()
+    assert "People prefer the answers of after gad to those of before" in page
 
 
 def test_mistakes_are_one_sentence(

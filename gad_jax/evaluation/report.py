@@ -69,7 +69,7 @@ def collect(
     judged: Mapping[str, Sequence[Table]] | None = None,
 ) -> Report:
     """Returns the report on these answers; `runs` are run directories whose curves are shown, and
-    `judged` the judges' tables of each prompt set."""
+    `judged` the tables of each prompt set that judges and people gave."""
     sets = [
         _prompt_set(name, [one for one in answers if one.prompts == name], (judged or {}).get(name))
         for name in dict.fromkeys(one.prompts for one in answers)

@@ -98,12 +98,13 @@ def _draw(key: str, annotator: str, seed: int, use: str) -> int:
 
 
 class Votes:
-    """The file of votes; the caller holds its lock. A torn last line is cut off when it is opened.
+    """The file of votes; the caller holds its lock. A torn last line is cut off when it is opened;
+    `read_only` leaves the file alone, and needs no lock.
 
     Raises UserError for any other line that is no vote.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, read_only: bool = False):
         self.path = path
         self._writing = threading.Lock()
         whole = path.read_bytes() if path.exists() else b""
@@ -111,7 +112,7 @@ class Votes:
         self.lines = [
             _parse(raw, path, number) for number, raw in enumerate(kept.splitlines(), start=1)
         ]
-        if kept != whole:
+        if kept != whole and not read_only:
             os.truncate(path, len(kept))
 
     def add(
