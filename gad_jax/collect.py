@@ -9,6 +9,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +19,10 @@ from gad_jax.collecting.settings import Collect
 from gad_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from gad_jax.collecting.asking import Collection
+    from gad_jax.collecting.batching import Batch
     from gad_jax.collecting.budget import Budget, Caps, Prices, Use
     from gad_jax.collecting.local import LocalAsking
-    from gad_jax.collecting.progress import AnyAsking
     from gad_jax.collecting.questions import Question, Teacher
     from gad_jax.collecting.store import Contents
 
@@ -71,7 +73,8 @@ def _collect(collect: Collect, teacher: "Teacher", asked: list["Question"]) -> i
     from gad_jax.collecting import batching
     from gad_jax.collecting.store import Store
 
-    on_their_way = batching.on_their_way(collect.out)
+    open_batches = batching.open_batches(collect.out)
+    on_their_way = batching.responses(open_batches)
     if on_their_way and not collect.batch:
         raise UserError(
             f"{on_their_way} responses are on their way in batches; add --batch to wait for them, "
@@ -84,8 +87,8 @@ def _collect(collect: Collect, teacher: "Teacher", asked: list["Question"]) -> i
         if on_their_way:
             print(f"{on_their_way} are on their way in batches already")
         started = time.time()
-        answer = _answer_here if collect.local else ask
-        asking = asyncio.run(answer(collect, teacher, store, missing))
+        about = (collect, teacher, store, missing)
+        asking = asyncio.run(_answer_here(*about) if collect.local else ask(*about, open_batches))
     finally:
         store.close()
     _write_manifest(collect, teacher, store.contents, asking)
@@ -94,9 +97,14 @@ def _collect(collect: Collect, teacher: "Teacher", asked: list["Question"]) -> i
 
 
 async def ask(
-    collect: Collect, teacher: "Teacher", store: Any, missing: list["Question"]
-) -> "AnyAsking":
-    """Asks for what is missing and keeps it in `store`; returns how that went."""
+    collect: Collect,
+    teacher: "Teacher",
+    store: Any,
+    missing: list["Question"],
+    open_batches: Sequence["Batch"] = (),
+) -> "Collection":
+    """Asks for what is missing and keeps it in `store`; returns how that went. In batch mode,
+    `open_batches` are on their way already."""
     from gad_jax.collecting.asking import Asking
     from gad_jax.collecting.batching import BatchAsking
     from gad_jax.teacher import Client, Pace, Patience
@@ -105,7 +113,12 @@ async def ask(
     async with Client(_endpoint(collect), patience, Pace(collect.concurrency)) as client:
         about = (teacher, client, store, _budget(collect, store), collect.longest_answer)
         if collect.batch:
-            asking = BatchAsking(*about, collect.batch_requests, collect.poll_seconds)
+            asking = BatchAsking(
+                *about,
+                batch_requests=collect.batch_requests,
+                poll_seconds=collect.poll_seconds,
+                open=list(open_batches),
+            )
         else:
             asking = Asking(*about)
         # Twice as many as may be on their way: some wait to be asked again.
@@ -206,7 +219,7 @@ def dry_run(collect: Collect, asked: list["Question"]) -> int:
     tokenizer = collect.tokenizer or collect.local
     counted = f"{tokenizer}'s" if tokenizer else "taken as 4 bytes each"
     prompt_tokens = _count_prompt_tokens(tokenizer, missing)
-    if on_their_way := batching.on_their_way(collect.out):
+    if on_their_way := batching.responses(batching.open_batches(collect.out)):
         print(f"{on_their_way} responses are on their way in batches, and are counted again here")
     print(f"{len(missing)} to ask for; their prompts: {prompt_tokens:,} tokens ({counted})")
     used, longest = contents.used, collect.longest_answer
@@ -249,7 +262,7 @@ def _beside(out: str, ending: str) -> Path:
 
 
 def _write_manifest(
-    collect: Collect, teacher: "Teacher", contents: "Contents", asking: "AnyAsking"
+    collect: Collect, teacher: "Teacher", contents: "Contents", asking: "Collection"
 ) -> None:
     spent = asking.budget.spent
     manifest = {
@@ -269,7 +282,7 @@ def _write_manifest(
     guard.write_atomic(_beside(collect.out, "manifest.json"), text)
 
 
-def report(collect: Collect, asking: "AnyAsking", wanted: int, seconds: float) -> None:
+def report(collect: Collect, asking: "Collection", wanted: int, seconds: float) -> None:
     """Says how asking went."""
     from gad_jax.collecting.progress import spend
 

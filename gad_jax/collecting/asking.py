@@ -21,11 +21,33 @@ UNANSWERED_IN_A_ROW = 20
 LOOK_SECONDS = 0.1
 
 
-class Asking:
-    """One run over the open questions. `ended` says why it is over: done, stopped or budget."""
+class Collection:
+    """One run over the open questions: what came of it so far. `ended` says why it is over: done,
+    stopped or budget."""
 
-    note = ""
-    """What else is to be shown while it runs."""
+    def __init__(self, teacher: Teacher, store: Store, budget: Budget) -> None:
+        self.teacher, self.store, self.budget = teacher, store, budget
+        self.answered = self.refused = self.unanswered = 0
+        self.ended = "done"
+
+    @property
+    def faults(self) -> Mapping[str, int]:
+        """How often what went wrong with an attempt."""
+        return {}
+
+    @property
+    def attempts(self) -> int:
+        """The requests that were sent."""
+        return 0
+
+    @property
+    def note(self) -> str:
+        """What else is to be shown while it runs."""
+        return ""
+
+
+class ApiCollection(Collection):
+    """A run that asks an API."""
 
     def __init__(
         self,
@@ -35,13 +57,9 @@ class Asking:
         budget: Budget,
         most_completion_tokens: int,
     ) -> None:
-        self.teacher, self.client, self.store, self.budget = teacher, client, store, budget
-        self.most_completion_tokens = most_completion_tokens
-        self.answered = self.refused = self.unanswered = 0
-        self.ended = "done"
-        self._in_a_row = self._busy = 0
-        self._draining = False
-        self._error: Exception | None = None
+        super().__init__(teacher, store, budget)
+        self.client, self.most_completion_tokens = client, most_completion_tokens
+        self._in_a_row = 0
 
     @property
     def faults(self) -> Mapping[str, int]:
@@ -52,6 +70,18 @@ class Asking:
     def attempts(self) -> int:
         """The requests that were sent."""
         return self.client.attempts
+
+    def most(self, question: Question) -> Use:
+        """Returns what the answer to a question may cost."""
+        return Use(1, most_prompt_tokens(question.sent), self.most_completion_tokens)
+
+
+class Asking(ApiCollection):
+    """A run that asks one question per request, many at once."""
+
+    _busy = 0
+    _draining = False
+    _error: Exception | None = None
 
     async def run(
         self,
@@ -96,8 +126,7 @@ class Asking:
                 self._drain("error", error)
 
     async def _ask_within_budget(self, question: Question, failures: "Failures") -> None:
-        prompt = most_prompt_tokens(question.sent)
-        async with self.budget.promise(Use(1, prompt, self.most_completion_tokens)) as fits:
+        async with self.budget.promise(self.most(question)) as fits:
             if not fits:
                 self._drain("budget")
             if self._draining:

@@ -16,9 +16,14 @@ from pathlib import Path
 
 from gad_jax import guard
 from gad_jax.collecting import store as storing
-from gad_jax.collecting.asking import LOOK_SECONDS, UNANSWERED_IN_A_ROW, Failures
-from gad_jax.collecting.budget import Budget, Use
-from gad_jax.collecting.questions import Question, Teacher, most_prompt_tokens
+from gad_jax.collecting.asking import (
+    LOOK_SECONDS,
+    UNANSWERED_IN_A_ROW,
+    ApiCollection,
+    Failures,
+)
+from gad_jax.collecting.budget import Budget
+from gad_jax.collecting.questions import Question, Teacher
 from gad_jax.collecting.store import Store
 from gad_jax.errors import UserError
 from gad_jax.teacher import Client, PromptRefused, Unanswered, batches
@@ -83,13 +88,13 @@ def open_batches(out: str | Path) -> list[Batch]:
     return [Batch.load(path) for path in sorted(directory(out).glob("*.json"))]
 
 
-def on_their_way(out: str | Path) -> int:
-    """Returns how many responses are asked for in batches that are on their way."""
-    return sum(len(batch.questions) for batch in open_batches(out))
+def responses(batches: Sequence[Batch]) -> int:
+    """Returns how many responses are asked for in these batches."""
+    return sum(len(batch.questions) for batch in batches)
 
 
-class BatchAsking:
-    """One run over the open questions, as `Asking` is in the ordinary mode."""
+class BatchAsking(ApiCollection):
+    """A run in batch mode; `open` are the batches that are on their way."""
 
     def __init__(
         self,
@@ -98,18 +103,16 @@ class BatchAsking:
         store: Store,
         budget: Budget,
         most_completion_tokens: int,
+        *,
         batch_requests: int,
         poll_seconds: float,
+        open: list[Batch],
     ) -> None:
-        self.teacher, self.client, self.store, self.budget = teacher, client, store, budget
-        self.most_completion_tokens = most_completion_tokens
+        super().__init__(teacher, client, store, budget, most_completion_tokens)
         self.batch_requests, self.poll_seconds = batch_requests, poll_seconds
-        self.answered = self.refused = self.unanswered = 0
-        self.ended = "done"
-        self.open: list[Batch] = []
+        self.open = open
         self._failed: Counter[str] = Counter()
         self._stopping = asyncio.Event()
-        self._in_a_row = 0
 
     @property
     def faults(self) -> Mapping[str, int]:
@@ -117,14 +120,9 @@ class BatchAsking:
         return {**self.client.faults, **self._failed}
 
     @property
-    def attempts(self) -> int:
-        """The requests that were sent."""
-        return self.client.attempts
-
-    @property
     def note(self) -> str:
         """What is on its way."""
-        asked = sum(len(batch.questions) for batch in self.open)
+        asked = responses(self.open)
         done = sum(batch.done for batch in self.open)
         return f"{len(self.open)} batches on their way, {done} of {asked} answered there"
 
@@ -137,7 +135,6 @@ class BatchAsking:
     ) -> None:
         """Makes batches of the questions that are in none, and waits for all. When `look` returns
         True it returns; the batches stay with the provider, and the next run asks for them."""
-        self.open = open_batches(self.store.path)
         self._make(questions)
         watching = asyncio.create_task(self._watch(look))
         try:
@@ -168,13 +165,13 @@ class BatchAsking:
         promised = self.budget.spent
         for batch in self.open:
             for question in batch.questions:
-                promised = promised.plus(self._most(question))
+                promised = promised.plus(self.most(question))
         group: list[Question] = []
         size = 0
         for question in questions:
             if (question.key, question.sample) in asked:
                 continue
-            promised = promised.plus(self._most(question))
+            promised = promised.plus(self.most(question))
             if not self.budget.allows(promised):
                 self.ended = "budget"
                 break
@@ -186,9 +183,6 @@ class BatchAsking:
             size += length
         if group:
             self._add(group)
-
-    def _most(self, question: Question) -> Use:
-        return Use(1, most_prompt_tokens(question.sent), self.most_completion_tokens)
 
     def _add(self, questions: list[Question]) -> None:
         self.store.check_room(len(questions))

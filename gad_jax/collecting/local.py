@@ -1,12 +1,11 @@
 """A teacher of our own: the decode engine answers the questions, some at a time."""
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from gad_jax.collecting import store as storing
-from gad_jax.collecting.asking import Failures
+from gad_jax.collecting.asking import Collection, Failures
 from gad_jax.collecting.budget import Budget
 from gad_jax.collecting.questions import Question, Teacher
 from gad_jax.collecting.store import Store
@@ -16,23 +15,17 @@ BATCH = 4
 """So many questions for each slot are answered by one call: slots that end early take the next."""
 
 
-class LocalAsking:
-    """One run over the open questions, as `Asking` is of an API's.
+class LocalAsking(Collection):
+    """A run that has a model of our own answer.
 
     `model` is a `gad_jax.generate.Answering` with one sample per prompt. What it draws for a
     question depends on the seed and on the question alone, so a run that was stopped goes on with
     the answers that it would have given.
     """
 
-    unanswered = 0
-    attempts = 0
-    note = ""
-
     def __init__(self, teacher: Teacher, model: Any, store: Store, budget: Budget) -> None:
-        self.teacher, self.model, self.store, self.budget = teacher, model, store, budget
-        self.answered = self.refused = 0
-        self.ended = "done"
-        self.faults: Counter[str] = Counter()
+        super().__init__(teacher, store, budget)
+        self.model = model
 
     async def run(
         self,

@@ -6,15 +6,11 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from gad_jax.collecting.asking import Asking
-from gad_jax.collecting.batching import BatchAsking
+from gad_jax.collecting.asking import Collection
 from gad_jax.collecting.budget import Budget
-from gad_jax.collecting.local import LocalAsking
 from gad_jax.console import format_seconds
 
 LINE_SECONDS = 10.0
-
-AnyAsking = Asking | BatchAsking | LocalAsking
 
 
 class Shown:
@@ -36,7 +32,7 @@ class Shown:
             self._task = self._bar.add_task("", total=total)
             self._bar.start()
 
-    def update(self, asking: AnyAsking) -> None:
+    def update(self, asking: Collection) -> None:
         """Shows how far it is."""
         now = time.monotonic()
         text = self._text(asking, now - self._started)
@@ -46,7 +42,7 @@ class Shown:
             self._line_at = now
             self._console.print(f"{asking.answered} of {self._total}  {text}", soft_wrap=True)
 
-    def _text(self, asking: AnyAsking, seconds: float) -> str:
+    def _text(self, asking: Collection, seconds: float) -> str:
         rate = asking.answered / seconds if seconds > 0 else 0.0
         open_questions = self._total - asking.answered - asking.refused - asking.unanswered
         left = open_questions / rate if rate else math.inf

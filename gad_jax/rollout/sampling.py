@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,6 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 _BLOCK = 256
+LEAST_TEMPERATURE = 1e-6
+"""A lower one, by which logits could not be divided, is 0."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +26,11 @@ class Sampler:
     top_p: float = 1.0
     min_p: float = 0.0
     banned: tuple[int, ...] = ()
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken."""
+        return self.temperature < LEAST_TEMPERATURE
 
 
 GREEDY = Sampler(temperature=0.0)
@@ -40,7 +47,7 @@ def shape_logits(logits: Float[Array, "n V"], sampler: Sampler) -> Float[Array, 
     logits = logits.astype(jnp.float32)
     if sampler.banned:
         logits = logits.at[:, jnp.asarray(sampler.banned)].set(-jnp.inf)
-    if sampler.temperature == 0:
+    if sampler.greedy:
         return logits
     logits = logits / sampler.temperature
     if 0 < sampler.top_k < logits.shape[-1]:
@@ -90,8 +97,7 @@ def sample(
     """
     logits = shape_logits(logits, sampler)
     top, weights = _weights(logits)
-    greedy = sampler.temperature == 0
-    token = _likeliest(logits) if greedy else _inverse_cdf(weights, uniform)
+    token = _likeliest(logits) if sampler.greedy else _inverse_cdf(weights, uniform)
     return _with_logprob(token, logits, top, weights)
 
 
@@ -107,15 +113,14 @@ class RowSamplers(NamedTuple):
     def of(cls, *samplers: Sampler) -> "RowSamplers":
         """Returns these samplers as rows, on the host."""
 
-        def column(name: str, kind: type) -> Any:
-            return np.asarray([getattr(sampler, name) for sampler in samplers], kind)
+        def column(values: Iterable[float], kind: type = np.float32) -> Any:
+            return np.asarray(list(values), kind)
 
-        real = np.float32
         return cls(
-            column("temperature", real),
-            column("top_k", np.int32),
-            column("top_p", real),
-            column("min_p", real),
+            column(0 if sampler.greedy else sampler.temperature for sampler in samplers),
+            column((sampler.top_k for sampler in samplers), np.int32),
+            column(sampler.top_p for sampler in samplers),
+            column(sampler.min_p for sampler in samplers),
         )
 
 

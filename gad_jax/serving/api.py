@@ -90,7 +90,7 @@ class _Service:
         self.decoding, self.terms = decoding, terms
         self.chat = decoding.student.chat
         self.started = int(time.time())
-        self._asked = 0
+        self._unseeded = 0  # answers to requests without a seed
 
     async def health(self, request: Request) -> Response:
         """Says whether answers are to be had, and how many wait for one."""
@@ -153,10 +153,12 @@ class _Service:
                 f"it and its answer of {given or 'at least 1'}; shorten it"
             )
             raise _Refused(400, message, "context_length_exceeded")
-        self._asked += 1
-        seed = self.terms.seed + self._asked if asked.seed is None else asked.seed
+        choices, seed = asked.n or 1, asked.seed
+        if seed is None:
+            seed = self.terms.seed + self._unseeded
+            self._unseeded += choices
         answer = _Answer(asked, self.terms.name, self.chat, len(prompt))
-        for choice in range(asked.n or 1):
+        for choice in range(choices):
             longest = given or min(self.terms.max_new_tokens, room)
             one = answer.request(choice, prompt, longest, seed)
             try:
@@ -229,7 +231,7 @@ class _Answer:
             while open_choices:
                 piece = await self._pieces.get()
                 if piece.reason == "error":
-                    raise _Refused(503, "the server has stopped decoding", "stopped")
+                    raise _Refused(500, "the server could not go on with the answer", "failed")
                 open_choices -= bool(piece.reason)
                 yield piece
         finally:

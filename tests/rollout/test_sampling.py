@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gad_jax.rollout.sampling import GREEDY, Sampler, sample, shape_logits
+from gad_jax.rollout.sampling import (
+    GREEDY,
+    RowSamplers,
+    Sampler,
+    sample,
+    sample_rows,
+    shape_logits,
+)
 
 DRAWS = 10_000
 BELOW_ONE = np.nextafter(np.float32(1), np.float32(0))
@@ -181,3 +188,16 @@ def test_half_precision_logits_are_drawn_in_float32() -> None:
     half, full = (draw(x, uniform, Sampler()) for x in (logits, logits.astype(jnp.float32)))
     assert half[1].dtype == jnp.float32
     jax.tree.map(np.testing.assert_array_equal, half, full)
+
+
+def test_a_temperature_by_which_nothing_can_be_divided_is_greedy() -> None:
+    logits = logits_row(3, 300)
+    for temperature in (1e-38, 1e-320):
+        sampler = Sampler(temperature=temperature, top_p=0.9)
+        tokens, logprobs = draws(logits, sampler, np.asarray([0.0, 0.999]))
+        assert (tokens == logits.argmax()).all()
+        rows = RowSamplers.of(sampler, Sampler())
+        assert rows.temperature.tolist() == [0, 1]
+        alone = jax.jit(sample_rows)(np.asarray([logits, logits]), np.float32([0.5, 0.5]), rows)
+        assert alone[0][0] == logits.argmax()
+        assert np.allclose(alone[1][0], logprobs[0])

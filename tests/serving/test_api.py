@@ -103,6 +103,12 @@ def test_a_sample_is_of_its_seed_alone(client: httpx2.Client) -> None:
     assert sample(2) == together[1]
     assert sample(None) != sample(None)
 
+    # the choices of one request and the next request's are all drawn anew
+    several = ask(client, temperature=1.2, n=3)
+    texts = [text_of(several, choice) for choice in range(3)]
+    texts += [text_of(ask(client, temperature=1.2)) for _ in range(3)]
+    assert len(set(texts)) == 6
+
 
 def test_answers_end_where_they_are_told_to(client: httpx2.Client) -> None:
     how: dict[str, Any] = {"temperature": 1, "seed": 11, "max_tokens": 60}
