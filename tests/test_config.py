@@ -167,9 +167,10 @@ def test_file_names_only_what_differs_from_the_defaults(path: Path) -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_file_starts_with_its_command(path: Path) -> None:
-    name = "" if path.stem == "quickstart" else f" --config {path.stem}"
+    commands = {"quickstart": "train", "world": "world"}
+    command = commands.get(path.stem, f"train --config {path.stem}")
     first = path.read_text(encoding="utf-8").splitlines()[0]
-    assert first == f"# python -m gad_jax.train{name}"
+    assert first == f"# python -m gad_jax.{command}"
 
 
 def test_there_are_paper_files_for_every_student_and_method() -> None:
