@@ -56,8 +56,8 @@ METHODS = {
         "CE instead of BT", ("--stage=warmup,gad", "--discriminator.objective=cross_entropy")
     ),
 }
-"""The paper's comparison and its ablations. All but the longer SeqKD, which takes about the time of
-GAD, go over the teacher's rows three times; a frozen discriminator has been trained for two more."""
+"""The paper's comparison and its ablations. All go over the teacher's rows three times, but for the
+longer SeqKD, which takes about the time of GAD, and the frozen discriminator's two epochs."""
 
 
 @dataclasses.dataclass(frozen=True)

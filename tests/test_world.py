@@ -18,30 +18,30 @@ def test_methods_are_trained_judged_and_compared(
     tmp_path: Path,
     command: Callable[..., Any],
     refused: Callable[..., str],
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "world"
-    flags = (f"--out={out}", *SMALL, "--methods=gad")
+    flags = (f"--out={out}", *SMALL, "--methods=seqkd")
     done = command("world", *flags)
     assert done.returncode == 0, done.stderr
     assert "seed 0, warm:" in done.stdout
-    assert "seed 0, gad:" in done.stdout
+    assert "seed 0, seqkd:" in done.stdout
     results = json.loads((out / "results.json").read_text())
-    assert [*results] == ["seeds", "warm start", "GAD"]
-    (gad,) = results["GAD"]
-    # one step of warm-up and one of GAD, each with its evaluation
-    assert [point["step"] for point in gad["curve"]] == [0, 1, 2]
-    assert "reward" in gad["curve"][-1]
-    assert set(gad["greedy"]) > {"valid", "coverage", "distinct", "tokens", "ngram_1", "rouge_l"}
+    assert [*results] == ["seeds", "warm start", "SeqKD"]
+    (seqkd,) = results["SeqKD"]
+    # three steps: an epoch has one
+    assert [point["step"] for point in seqkd["curve"]] == [0, 3]
+    assert set(seqkd["greedy"]) > {"valid", "coverage", "distinct", "tokens", "ngram_1", "rouge_l"}
     table = (out / "results.md").read_text().splitlines()
-    assert [line.split(" | ")[0] for line in table[2:]] == ["| warm start", "| GAD"]
+    assert table[0] == "|  | warm start | SeqKD |"
+    assert f"| {100 * seqkd['greedy']['valid']:.1f} |" in table[2]
     assert (out / "results.png").read_bytes().startswith(b"\x89PNG")
 
     # what is done is not done again, and not mixed with other settings
     assert world.main(list(flags)) == 0
-    printed = capsys.readouterr().out
+    printed = capfd.readouterr().out
     assert "warm start" in printed
-    assert "seed 0, gad:" not in printed
+    assert "seed 0, seqkd:" not in printed
     other = [flag.replace("--rows=64", "--rows=65") for flag in flags]
     assert "has results with rows=64, now 65" in refused(world.main, *other)
 

@@ -12,7 +12,7 @@ from gad_jax.data import world
 from gad_jax.evaluation.figures import COLOURS
 from gad_jax.evaluation.statistics import Interval, t_interval
 
-COLUMNS = {
+MEASURES = {
     "right, greedy %": lambda r: 100 * r["greedy"]["valid"],
     "right, sampled %": lambda r: 100 * r["sampled"]["valid"],
     "headlines, sampled %": lambda r: 100 * r["sampled"]["styles"]["headline"][0],
@@ -24,6 +24,7 @@ COLUMNS = {
     "ROUGE-L %": lambda r: 100 * r["greedy"]["rouge_l"],
     "tokens, greedy": lambda r: r["greedy"]["tokens"],
 }
+PRINTED = ("right, greedy %", "right, sampled %", "4-gram F1 %", "tokens, greedy")
 WARM = "warm start"
 
 
@@ -35,18 +36,21 @@ def report(seeds: Sequence[int], methods: Mapping[str, str], out: Path) -> None:
         for name, called in {"warm": WARM, **methods}.items()
     }
     table = {
-        called: {name: t_interval([value(r) for r in repeated]) for name, value in COLUMNS.items()}
+        called: {
+            name: t_interval([float(value(r)) for r in repeated])
+            for name, value in MEASURES.items()
+        }
         for called, repeated in found.items()
     }
     shown = {
         called: {name: _shown(cell) for name, cell in row.items()} for called, row in table.items()
     }
-    console.Display().table(f"mean over {len(seeds)} seeds [95 % interval]", shown)
-    header = ["method", *COLUMNS]
+    printed = {called: {name: row[name] for name in PRINTED} for called, row in shown.items()}
+    console.Display().table(f"mean over {len(seeds)} seeds [95 % interval]", printed)
     lines = [
-        header,
-        ["---"] * len(header),
-        *([called, *row.values()] for called, row in shown.items()),
+        ["", *shown],
+        ["---"] * (1 + len(shown)),
+        *([name, *(row[name] for row in shown.values())] for name in MEASURES),
     ]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     guard.write_atomic(out / "results.md", text + "\n")
