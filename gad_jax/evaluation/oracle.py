@@ -13,6 +13,9 @@ from gad_jax.evaluation import heldout, overlap
 USED = 0.05
 """A style counts as covered if at least this share of all answers is right and in it."""
 
+LAST_STEPS = 8
+"""A curve's lead is a mean over so many steps."""
+
 
 def measure(asked: Sequence[str], answers: Sequence[Sequence[str]]) -> dict[str, Any]:
     """Returns measures of several answers to each instruction.
@@ -50,18 +53,22 @@ def mean_overlap(teacher: Sequence[str], answers: Sequence[str]) -> dict[str, fl
 
 def curve(run: Path) -> list[dict[str, Any]]:
     """Returns, for each held-out evaluation of a run, `step`, `valid`, the share of its greedy
-    answers that is right, and the mean `reward` of the step, where there is one."""
-    rewards = {
-        row["step"]: row["reward/mean"]
+    answers that is right, and `lead`: by how much the discriminator scores the student's samples
+    higher than the teacher's answers, the mean of the last steps, where it has scored any."""
+    leads = {
+        row["step"]: -row["discriminator/margin"]
         for row in metrics.read_rows(run / "metrics.jsonl")
-        if "reward/mean" in row
+        if "discriminator/margin" in row
     }
     points = []
     for path in (run / "evaluations").glob("*.json"):
         result = heldout.read(path)
         verdicts = [world.judge(e["prompt"], e["student"]) for e in result.examples]
         point = {"step": result.step, "valid": sum(v.valid for v in verdicts) / len(verdicts)}
-        if result.step in rewards:
-            point["reward"] = rewards[result.step]
+        last = [
+            leads[n] for n in range(result.step - LAST_STEPS + 1, result.step + 1) if n in leads
+        ]
+        if last:
+            point["lead"] = sum(last) / len(last)
         points.append(point)
     return sorted(points, key=lambda point: point["step"])

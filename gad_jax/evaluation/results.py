@@ -78,7 +78,7 @@ def _draw(
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 8.5), layout="constrained")
-    (right, styles), (curves, hack) = figure.subplots(2, 2)
+    (right, styles), (curves, leads) = figure.subplots(2, 2)
     places = np.arange(len(found))
     for offset, (name, colour) in enumerate(
         (("right, greedy %", COLOURS[3]), ("right, sampled %", COLOURS[2]))
@@ -115,11 +115,11 @@ def _draw(
             continue
         steps, valid = _mean_curve(repeated, "valid")
         curves.plot(steps, 100 * valid, "o-", ms=3, color=colour, label=called)
-        steps, reward = _mean_curve(repeated, "reward")
+        steps, lead = _mean_curve(repeated, "lead")
         if steps.size:
-            hack.plot(steps, reward, "o-", ms=3, color=colour, label=called)
+            leads.plot(steps, lead, "o-", ms=3, color=colour, label=called)
     curves.set(xlabel="step", ylabel="right, greedy, %", title="on the way (mean of the seeds)")
-    hack.set(xlabel="step", ylabel="D's score of the student's samples", title="reward")
+    leads.set(xlabel="step", ylabel="score, student − teacher", title="in the eyes of D")
     curves.legend(frameon=False)
     figure.savefig(path, dpi=110)
 

@@ -42,7 +42,7 @@ def test_overlap_is_the_mean_over_pairs() -> None:
     assert found["ngram_3"] == 0.5  # 'a b' has none
 
 
-def test_the_curve_joins_evaluations_and_rewards(tmp_path: Path) -> None:
+def test_the_curve_joins_evaluations_and_scores(tmp_path: Path) -> None:
     (tmp_path / "evaluations").mkdir()
     for label, step, students in (("before", 0, ["", ""]), ("step 2", 2, [RIGHT[0], ""])):
         examples = [
@@ -50,9 +50,10 @@ def test_the_curve_joins_evaluations_and_rewards(tmp_path: Path) -> None:
         ]
         result = heldout.Result(label, step, {}, examples)
         (tmp_path / "evaluations" / f"{label}.json").write_text(result.to_json())
-    rows = [{"step": 1, "stage": "warmup"}, {"step": 2, "stage": "gad", "reward/mean": -0.5}]
+    rows = [{"step": 1, "stage": "seqkd"}]
+    rows += [{"step": 1 + n, "discriminator/margin": 0.5 + n} for n in (0, 1)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert oracle.curve(tmp_path) == [
         {"step": 0, "valid": 0.0},
-        {"step": 2, "valid": 0.5, "reward": -0.5},
+        {"step": 2, "valid": 0.5, "lead": -1.0},
     ]

@@ -9,14 +9,14 @@ import pytest
 from gad_jax.evaluation import oracle, results
 
 
-def result(right: int, rewards: bool) -> dict[str, Any]:
+def result(right: int, scored: bool) -> dict[str, Any]:
     """Ten instructions, of which so many are answered right, and the others in no style."""
     texts = [["first 1 plus 1 is 2"]] * right + [["so"]] * (10 - right)
     found = oracle.measure(["1 plus 1"] * 10, texts) | {"tokens": 4.0}
     greedy = found | oracle.mean_overlap(["a b c d"], ["a b c d"])
     curve: list[dict[str, float]] = [{"step": 0, "valid": 0.0}, {"step": 5, "valid": right / 10}]
-    if rewards:
-        curve[1]["reward"] = 1.5
+    if scored:
+        curve[1]["lead"] = 1.5
     return {"greedy": greedy, "sampled": found, "curve": curve}
 
 
@@ -25,7 +25,7 @@ def test_means_and_intervals_over_seeds(tmp_path: Path, capsys: pytest.CaptureFi
         place = tmp_path / f"seed-{seed}"
         place.mkdir()
         for name, less in (("warm", 4), ("gad", 0)):
-            text = json.dumps(result(right - less, rewards=name == "gad"))
+            text = json.dumps(result(right - less, scored=name == "gad"))
             (place / f"{name}.json").write_text(text)
     results.report([3, 4], {"gad": "GAD"}, tmp_path)
     rows = [
