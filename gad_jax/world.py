@@ -26,12 +26,13 @@ from gad_jax.errors import UserError
 SAMPLES = 4
 """Answers to each held-out instruction at temperature 1, beside the greedy one."""
 
+MAX_NEW_TOKENS = 32
 WARM_FLAGS = (
+    "--stage=seqkd",
     "--seqkd.epochs=5",
     "--seqkd.generator_learning_rate=1e-3",
     "--evaluation.every=0",
 )
-MAX_NEW_TOKENS = 32
 POLL_SECONDS = 0.2
 
 
@@ -170,29 +171,27 @@ class _Seed:
 
     def run(self) -> None:
         """Does what is not done yet, until the end or a stop request."""
+        if not (self.place / "heldout.jsonl").exists():
+            self._make_world()
+        self._do("warm", WARM_FLAGS, self.place / "untrained")
+        for name in self.world.chosen:
+            self._do(name, METHODS[name].flags, self.place / "warm" / "export" / "student")
+
+    def _make_world(self) -> None:
+        """Writes the untrained student, the teacher's rows and, last, the held-out ones."""
         from gad_jax.data import world as small
         from gad_jax.models import words
 
-        if not (self.place / "heldout.jsonl").exists():
-            self.place.mkdir(parents=True, exist_ok=True)
-            rows = small.rows(self.world.rows + self.world.heldout, self.number)
-            words.write_student(
-                self.place / "untrained",
-                small.WORDS,
-                layers=self.world.layers,
-                width=self.world.width,
-                seed=self.number,
-            )
-            for name, part in (
-                ("teacher", rows[: self.world.rows]),
-                ("heldout", rows[self.world.rows :]),
-            ):
-                text = "".join(json.dumps(row) + "\n" for row in part)
-                guard.write_atomic(self.place / f"{name}.jsonl", text)
-        warm = ("--stage=seqkd", *WARM_FLAGS)
-        self._do("warm", warm, self.place / "untrained")
-        for name in self.world.chosen:
-            self._do(name, METHODS[name].flags, self.place / "warm" / "export" / "student")
+        layers, width = self.world.layers, self.world.width
+        self.place.mkdir(parents=True, exist_ok=True)
+        words.write_student(
+            self.place / "untrained", small.WORDS, layers=layers, width=width, seed=self.number
+        )
+        rows = small.rows(self.world.rows + self.world.heldout, self.number)
+        parts = {"teacher": rows[: self.world.rows], "heldout": rows[self.world.rows :]}
+        for name, part in parts.items():
+            text = "".join(json.dumps(row) + "\n" for row in part)
+            guard.write_atomic(self.place / f"{name}.jsonl", text)
 
     def _do(self, name: str, flags: Sequence[str], student: Path) -> None:
         """Trains by a method and has the oracle look at the answers, unless that is done."""
@@ -215,10 +214,14 @@ class _Seed:
     def _train(self, name: str, flags: Sequence[str], student: Path) -> bool:
         """Returns whether training ended; False when a stop request cut it short."""
         command = [
-            *(sys.executable, "-m", "gad_jax.train", f"--config={self.world.training}"),
-            *(f"--run_dir={self.place / name}", f"--student.path={student}"),
-            *(f"--data.train={self.place / 'teacher.jsonl'}",),
-            *(f"--data.heldout={self.place / 'heldout.jsonl'}", f"--seed={self.number}", *flags),
+            *(sys.executable, "-m", "gad_jax.train"),
+            f"--config={self.world.training}",
+            f"--run_dir={self.place / name}",
+            f"--student.path={student}",
+            f"--data.train={self.place / 'teacher.jsonl'}",
+            f"--data.heldout={self.place / 'heldout.jsonl'}",
+            f"--seed={self.number}",
+            *flags,
         ]
         log = self.place / f"{name}.log"
         with log.open("ab") as output:
