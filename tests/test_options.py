@@ -204,7 +204,7 @@ def test_missing_configuration_lists_what_there_is(write: Any) -> None:
     assert sentence.startswith(
         "--config=qickstart: no such file or configuration; did you mean 'quickstart'? "
     )
-    assert re.search(r"configurations here: .*, mine, .*quickstart.*, tiny$", sentence)
+    assert re.search(r"configurations here: .*, mine, .*quickstart.*, tiny, world$", sentence)
     assert "did you mean 'tiny'?" in refusal("--config=somewhere/tiny.yaml")
 
 
