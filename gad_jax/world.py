@@ -111,8 +111,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(world: World) -> int:
+    from gad_jax.data import world as small
     from gad_jax.evaluation import results
 
+    if world.rows + world.heldout > small.INSTRUCTIONS:
+        raise UserError(
+            f"--rows={world.rows} and --heldout={world.heldout} are more than the "
+            f"{small.INSTRUCTIONS} instructions that the world has; lower them"
+        )
     out = Path(world.out)
     guard.make_writable(out, "--out")
     _keep_settings(world, out / "settings.json")
@@ -147,8 +153,8 @@ def _take_cores(worker: int, workers: int) -> None:
 
 def _keep_settings(world: World, path: Path) -> None:
     """Writes what results depend on beside them, or refuses to mix them with others'."""
-    kept = {name: getattr(world, name) for name in ("training", "rows", "layers", "width")}
-    kept["heldout"] = world.heldout
+    names = ("training", "rows", "heldout", "layers", "width")
+    kept = {name: getattr(world, name) for name in names}
     if path.exists():
         before = json.loads(path.read_text("utf-8"))
         changed = [name for name in kept if before.get(name) != kept[name]]

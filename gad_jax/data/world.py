@@ -34,6 +34,9 @@ OPERATIONS = {
 LENGTHS = (3, 4)
 """How many operations an instruction has."""
 
+INSTRUCTIONS = sum(SIZE * (len(OPERATIONS) * SIZE) ** length for length in LENGTHS)
+"""How many different instructions there are."""
+
 WORDS = (*map(str, range(SIZE)), *OPERATIONS, "it", "is", "since", "so", "first", "then")
 """Every word of the world."""
 
@@ -47,7 +50,9 @@ class Verdict(NamedTuple):
 
 
 def instructions(count: int, seed: int) -> list[str]:
-    """Returns different instructions, in a random order."""
+    """Returns different instructions, in a random order; at most `INSTRUCTIONS`."""
+    if count > INSTRUCTIONS:
+        raise ValueError(f"{count} different instructions are asked for, of {INSTRUCTIONS}")
     source = random.Random(f"instructions {seed}")
     found: dict[str, None] = {}
     while len(found) < count:

@@ -30,7 +30,7 @@ def overlap_by_order(answers: Sequence[Answers]) -> str:
     if any(None in line for line in lines.values()):
         return ""
     figure, axes = _axes()
-    for (label, line), colour in zip(lines.items(), _colours(len(lines)), strict=True):
+    for (label, line), colour in zip(lines.items(), colours(len(lines)), strict=True):
         axes.plot(list(overlap.ORDERS), line, "o-", color=colour, label=label)
     axes.set(xlabel="n", ylabel="n-gram F1", title="overlap with the teacher's text")
     axes.set_ylim(bottom=0)
@@ -44,13 +44,13 @@ def lengths(answers: Sequence[Answers]) -> str:
         a.label: [answer["tokens"] for line in a.lines for answer in line["answers"]]
         for a in answers
     }
-    colours = [*_colours(len(found))]
+    shades = colours(len(found))
     teacher = [line["teacher_tokens"] for line in answers[0].lines if line["teacher_tokens"]]
     if teacher:
         found["teacher"] = teacher
-        colours.append(TEACHER)
+        shades.append(TEACHER)
     figure, axes = _axes()
-    for (label, tokens), colour in zip(found.items(), colours, strict=True):
+    for (label, tokens), colour in zip(found.items(), shades, strict=True):
         ordered = np.sort([0, *tokens])
         longer = 1 - np.arange(len(ordered)) / len(tokens)
         style = "--" if label == "teacher" else "-"
@@ -74,7 +74,7 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
         if not any(points.values()):
             continue
         figure, axes = _axes()
-        for (label, line), colour in zip(points.items(), _colours(len(points)), strict=True):
+        for (label, line), colour in zip(points.items(), colours(len(points)), strict=True):
             colour = COLOURS[3] if len(points) == 1 else colour
             mark = "o-" if len(line) < 12 else "-"
             axes.plot(
@@ -101,7 +101,8 @@ def _mark_stages(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
             axes.text(start, 0.98, f" {after['stage']}", transform=place, color="#777", va="top")
 
 
-def _colours(count: int) -> list[str]:
+def colours(count: int) -> list[str]:
+    """Returns the colours of so many lines."""
     return [COLOURS[n % len(COLOURS)] for n in range(count)]
 
 

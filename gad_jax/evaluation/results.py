@@ -9,7 +9,7 @@ import numpy as np
 
 from gad_jax import console, guard
 from gad_jax.data import world
-from gad_jax.evaluation.figures import COLOURS
+from gad_jax.evaluation.figures import COLOURS, colours
 from gad_jax.evaluation.statistics import Interval, t_interval
 
 MEASURES = {
@@ -91,9 +91,7 @@ def _draw(
     right.set(ylabel="right answers, %", ylim=(0, 105), title="by the oracle")
     right.legend(frameon=False, loc="upper left")
     floor = np.zeros(len(found))
-    for style, colour in zip(
-        (*world.STYLES, "none"), ("#c1440e", "#1b6ca8", "#5aa02c", "#8d99a6"), strict=True
-    ):
+    for style, number in zip((*world.STYLES, "none"), (1, 3, 2, 0), strict=True):
         share, valid = (
             np.asarray(
                 [
@@ -103,6 +101,7 @@ def _draw(
             )
             for n in (0, 1)
         )
+        colour = COLOURS[number]
         styles.bar(places, valid, 0.7, floor, color=colour, label=style)
         styles.bar(places, share - valid, 0.7, floor + valid, color=colour, alpha=0.3, hatch="//")
         floor += share
@@ -110,7 +109,7 @@ def _draw(
     styles.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     for axes in (right, styles):
         axes.set_xticks(places, [*found], rotation=25, ha="right")
-    for (called, repeated), colour in zip(found.items(), COLOURS, strict=False):
+    for (called, repeated), colour in zip(found.items(), colours(len(found)), strict=True):
         if called == WARM:
             continue
         steps, valid = _mean_curve(repeated, "valid")

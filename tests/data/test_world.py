@@ -72,3 +72,10 @@ def test_every_value_on_the_way_is_right() -> None:
             sign = {"plus": "+", "minus": "-", "times": "*"}[name]
             value = eval(f"({value} {sign} {digit}) % 5")  # the test's own arithmetic
             assert str(value) == claimed
+
+
+def test_more_instructions_than_there_are_end_in_an_error() -> None:
+    # of three operations, 5 · 15³; of four, 5 · 15⁴
+    assert world.INSTRUCTIONS == 16_875 + 253_125
+    with pytest.raises(ValueError, match="270001 different instructions"):
+        world.instructions(270_001, seed=0)
