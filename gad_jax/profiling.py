@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from gad_jax import ceilings, costs, guard
+from gad_jax import ceilings, costs, guard, sharding
 from gad_jax.costs import Work
 from gad_jax.models.decoder import DecoderConfig
 from gad_jax.planning.targets import CHIPS
@@ -171,7 +171,5 @@ def _peak_flops() -> float:
 
 
 def _peak_memory() -> float:
-    stats = jax.local_devices()[0].memory_stats()
-    if stats and "peak_bytes_in_use" in stats:
-        return float(stats["peak_bytes_in_use"])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+    process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return float(sharding.peak_memory() or process)

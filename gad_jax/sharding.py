@@ -273,6 +273,12 @@ def device_memory() -> int:
     return known or machine // len(devices)
 
 
+def peak_memory() -> int:
+    """Returns the most bytes that this process's first device has held; 0 on a CPU, which does not
+    count them."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
+
+
 def platform() -> str:
     """Returns what programs are compiled for: 'cpu', 'gpu' or 'tpu'."""
     return _platform.get() or jax.default_backend()

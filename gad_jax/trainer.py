@@ -164,7 +164,13 @@ class Trainer:
         metrics: dict[str, float] = {}
         if options.train_discriminator or span.stage == "gad":
             with jax.profiler.TraceAnnotation("rollout"):
-                rollout, segments = self._sample(batch)
+                weights = engine.prepare(self.networks[0], self.state.generator)
+                jax.block_until_ready(weights)
+                resharded = time.perf_counter()
+                metrics["reshard/gib"] = sharding.device_bytes(weights) / 2**30
+                metrics["seconds/reshard"] = resharded - started
+                rollout, segments = self._sample(batch, weights)
+                del weights
             metrics |= self._rollout_metrics(rollout, batch, time.perf_counter() - started)
             shards = sharding.data_shards(self.mesh)
             metrics["rollout/occupancy"] = engine.occupancy(rollout, segments, shards)
@@ -191,10 +197,14 @@ class Trainer:
             "seconds/compile": self.compiles.seconds - compiled[1],
             "compiles": float(self.compiles.count - compiled[0]),
         }
+        peak = sharding.peak_memory()
+        metrics |= {"memory/peak_gib": peak / 2**30} if peak else {}
         self.profiler.end(self.step, update.__name__, metrics)
         return metrics
 
-    def _sample(self, batch: PromptBatch) -> tuple[Rollout, tuple[engine.Segment, ...]]:
+    def _sample(
+        self, batch: PromptBatch, weights: engine.Weights
+    ) -> tuple[Rollout, tuple[engine.Segment, ...]]:
         return engine.trace(
             self.networks[0],
             self.state.generator,
@@ -203,6 +213,7 @@ class Trainer:
             jax.random.fold_in(self.state.key, self.step),
             self.sampling,
             self.mesh,
+            weights,
         )
 
     def _pack(

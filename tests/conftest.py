@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # tests marked gpu are given cuda,cpu
 # Tiny networks take longer to compile than to run, so LLVM need not optimise them.
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"

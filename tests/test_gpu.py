@@ -1,0 +1,210 @@
+"""What a GPU computes, against the CPU of the same machine.
+
+JAX_PLATFORMS=cuda,cpu python -m pytest -m gpu -n 0 tests/test_gpu.py
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from gad_jax import sharding
+from gad_jax.models import attention, decoder, weights
+from gad_jax.models.tiny import write_tiny
+from gad_jax.rollout import engine
+from gad_jax.rollout.sampling import Sampler
+from gad_jax.types import Segments
+
+pytestmark = pytest.mark.gpu
+
+ROOT = Path(__file__).parents[1]
+EXACT = {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}
+"""Without it a GPU multiplies float32 matrices with 10 bits of the mantissa (TF32)."""
+
+PROMPTS = [np.arange(3, 3 + length, dtype=np.int32) for length in (5, 9, 30, 17)]
+SAMPLES, LIMIT, PAD, TEMPERATURE = 3, 24, 256, 0.8
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _exact() -> Any:
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+def on(platform: str, function: Callable[[Mesh], Any]) -> Any:
+    """Returns what the function computes on the first device of a platform, as numpy arrays."""
+    mesh = sharding.make_mesh(devices=jax.devices(platform)[:1])
+    with sharding.compiling_for(platform), jax.set_mesh(mesh):
+        return jax.device_get(function(mesh))
+
+
+def distance(found: Any, expected: Any) -> float:
+    """Returns ‖found − expected‖ / ‖expected‖."""
+    found, expected = (np.asarray(x, np.float64) for x in (found, expected))
+    assert np.isfinite(found).all()
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+@pytest.mark.parametrize(
+    ("length", "heads", "kv_heads", "width"),
+    [(64, 4, 2, 64), (200, 14, 2, 64), (512, 9, 3, 64), (1024, 12, 2, 128), (4096, 8, 8, 128)],
+)
+def test_flash_attention(length: int, heads: int, kv_heads: int, width: int) -> None:
+    """cuDNN's kernel under the masks of packed rows, values and gradients."""
+    random = np.random.default_rng(length)
+    arrays = [
+        random.normal(size=(2, length, n, width)).astype(np.float32)
+        for n in (heads, kv_heads, kv_heads, heads)
+    ]
+    cuts = np.sort(random.choice(np.arange(1, length), 6, replace=False))
+    own = np.searchsorted(cuts, np.arange(length), side="right") + 1
+    own[cuts[-1] :] = 0  # padding
+    prefix = np.where(own <= 3, 1, 4) * (own > 0)  # two prompts, of two and one responses
+    segments = Segments(*(np.tile(x.astype(np.int32), (2, 1)) for x in (own, prefix)))
+
+    def whole(q: Any, k: Any, v: Any, weight: Any, segments: Segments) -> Any:
+        mask = attention.visible(segments)
+        real = segments.own[:, :, None, None] > 0
+
+        def loss(q: Any, k: Any, v: Any) -> Any:
+            mixed = jnp.where(real, attention.attend(q, k, v, mask), 0)
+            return (mixed * weight).astype(jnp.float32).sum(), mixed
+
+        (_, mixed), gradients = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(q, k, v)
+        return mixed, *gradients
+
+    def compute(dtype: str, mesh: Mesh) -> Any:
+        placed = sharding.put(arrays, mesh, "batch", None, "heads", None)
+        q, k, v, weight = (x.astype(dtype) for x in placed)
+        return jax.jit(whole)(q, k, v, weight, sharding.put(segments, mesh, "batch"))
+
+    found = on("gpu", lambda mesh: compute("bfloat16", mesh))
+    expected = on("cpu", lambda mesh: compute("float32", mesh))
+    errors = [distance(a.astype(np.float32), b) for a, b in zip(found, expected, strict=True)]
+    assert max(errors) < 1e-2, errors  # inputs and results of 8 bits
+
+
+class Model:
+    """A random-tiny, and what both platforms make of it."""
+
+    def __init__(self, directory: Path, family: str):
+        write_tiny(directory, family, tied=family != "qwen2")  # pyright: ignore[reportArgumentType]
+        self.directory = directory
+
+    def load(self, mesh: Mesh, dtype: str) -> tuple[Any, Any]:
+        config, params = weights.load(self.directory, mesh)
+        return dataclasses.replace(config, compute_dtype=dtype), params
+
+    def answer(self, platform: str, dtype: str) -> Any:
+        settings = engine.Settings(SAMPLES, LIMIT, (512,), PAD, Sampler(temperature=TEMPERATURE))
+
+        def sample(mesh: Mesh) -> Any:
+            network, key = self.load(mesh, dtype), jax.random.key(1)
+            return engine.generate(*network, PROMPTS, np.arange(4), key, settings, mesh)
+
+        return on(platform, sample)
+
+    def forced(self, platform: str, dtype: str, rollout: Any) -> Any:
+        """Returns the log-probabilities of the rollout's tokens, from one pass over whole rows."""
+        rows = [
+            np.concatenate([prompt, sample])
+            for prompt, group in zip(PROMPTS, rollout.tokens, strict=True)
+            for sample in group
+        ]
+        width = max(map(len, rows))
+        ids = np.stack([np.pad(row, (0, width - len(row))) for row in rows])
+        own = np.stack([np.arange(width) < len(row) for row in rows]).astype(np.int32)
+        positions = np.broadcast_to(np.arange(width, dtype=np.int32), ids.shape)
+
+        def score(mesh: Mesh) -> Any:
+            config, params = self.load(mesh, dtype)
+            arrays = sharding.put((ids, positions, Segments(own, own)), mesh, "batch")
+            logits = jax.jit(decoder.logits, static_argnums=0)(config, params, *arrays)
+            return jax.nn.log_softmax(logits.astype(jnp.float32) / TEMPERATURE)
+
+        logprobs = on(platform, score)
+        taken = [
+            scores[np.arange(len(row) - 1), row[1:]][-LIMIT:]
+            for row, scores in zip(rows, logprobs, strict=True)
+        ]
+        return np.reshape(taken, rollout.logprobs.shape)
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen2", "qwen3"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return Model(tmp_path_factory.mktemp(request.param), request.param)
+
+
+def test_samples_are_those_of_the_cpu(model: Model) -> None:
+    gpu, cpu = (model.answer(platform, "float32") for platform in ("gpu", "cpu"))
+    np.testing.assert_array_equal(gpu.tokens, cpu.tokens)
+    np.testing.assert_allclose(gpu.logprobs, cpu.logprobs, atol=2e-5)
+
+
+def test_logprobs_are_those_of_the_whole_row(model: Model) -> None:
+    rollout = model.answer("gpu", "float32")
+    whole = model.forced("gpu", "float32", rollout)
+    np.testing.assert_allclose(rollout.logprobs, whole, atol=2e-5)
+
+
+def test_logprobs_in_half_precision(model: Model) -> None:
+    """The loop's bfloat16 against the update's (cuDNN) and against float32."""
+    rollout = model.answer("gpu", "bfloat16")
+    whole = model.forced("gpu", "bfloat16", rollout)
+    exact = model.forced("cpu", "float32", rollout)
+    errors = [np.abs(rollout.logprobs - other).mean() for other in (whole, exact)]
+    assert max(errors) < 0.02, errors
+    assert abs((rollout.logprobs - exact).mean()) < 0.005  # on average none
+
+
+RUN = (
+    *("--config=tiny", "--student.compute_dtype=float32"),
+    *("--checkpoint.every=1", "--checkpoint.keep=4"),
+    *("--warmup.generator_learning_rate=1e-3", "--gad.generator_learning_rate=1e-3"),
+    *("--warmup.discriminator_learning_rate=1e-3", "--gad.discriminator_learning_rate=1e-3"),
+)
+
+
+def train(run: Path, platforms: str) -> list[dict[str, Any]]:
+    """Runs gad_jax.train as a user does; returns the lines of metrics.jsonl."""
+    done = subprocess.run(
+        [sys.executable, "-m", "gad_jax.train", *RUN, f"--run_dir={run}"],
+        env=os.environ | EXACT | {"JAX_PLATFORMS": platforms, "XLA_FLAGS": ""},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_is_that_of_the_cpu(tmp_path: Path) -> None:
+    """Warm-up and GAD, and a run that goes on on the GPU from the CPU's checkpoint."""
+    cpu = train(tmp_path / "cpu", "cpu")
+    gpu = train(tmp_path / "gpu", "cuda")
+    shutil.copytree(tmp_path / "cpu", tmp_path / "both")
+    for step in (3, 4):
+        shutil.rmtree(tmp_path / f"both/checkpoints/{step}")
+    both = train(tmp_path / "both", "cuda")
+    assert len(cpu) == len(gpu) == len(both) == 4
+    assert "memory/peak_gib" in gpu[-1]
+    compared = 0
+    for found in (gpu, both):
+        for mine, theirs in zip(found, cpu, strict=True):
+            for name in set(mine) & set(theirs):
+                if name.startswith(("response", "reward", "loss", "discriminator", "kl", "policy")):
+                    assert mine[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-4), name
+                    compared += 1
+    assert compared > 40
