@@ -1,9 +1,12 @@
-"""What `gad_jax.plan` predicts of a GAD step on this CPU, and what the step then takes.
+"""What `gad_jax.plan` predicts of a GAD step on this machine, and what the step then takes.
 
-    python benchmarks/plan_accuracy.py
+    python benchmarks/plan_accuracy.py                        a CPU
+    python benchmarks/plan_accuracy.py measure FILE           a GPU: runs, and writes what they took
+    python benchmarks/plan_accuracy.py compare FILE h100:1x1  anywhere that has the GPU's compiler
 
-Three sizes in float32: random networks of 3 and 25 million parameters, and SmolLM2. The plan is
-asked for the mean lengths that the run had. Run it on an idle machine.
+On a CPU in float32 random networks of 3 and 25 million parameters, and SmolLM2; on one GPU random
+networks of the shapes of Qwen2.5-0.5B and 1.5B. The plan is asked for the mean lengths that the run
+had. Run it on an idle machine.
 """
 
 import dataclasses
@@ -13,29 +16,69 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 REPOSITORY = Path(__file__).parents[1]
-FLAGS = (
-    *("--config=quickstart", "--stage=gad", "--gad.discriminator_only_steps=0"),
-    *("--batch.prompts=8", "--rollout.samples=4"),
-)
-RUN = (
-    *("--data.heldout=", "--export=false", "--checkpoint.every=1000"),
-    "--rollout.max_new_tokens=128",
-)
-PLAN = (
-    *("--target=cpu:1", "--json", "--prompt_tokens=60"),
-    "--rollout.max_new_tokens=256",  # a plan takes means up to half of it
-)
-STEPS = 8
+FLAGS = ("--stage=gad", "--gad.discriminator_only_steps=0")
+PROMPT_TOKENS = 60
+"""About the mean of the bundled prompts."""
+
 GIB = 2**30
 
 
-def write_random(directory: Path, **sizes: int) -> None:
-    """Writes a random network with random-tiny's tokenizer; a response has about 35 tokens."""
+class Setting(NamedTuple):
+    """The networks to measure, by name, and how."""
+
+    sizes: dict[str, dict[str, Any] | str]
+    """Fields of a DecoderConfig, or a model to fetch."""
+
+    flags: tuple[str, ...]
+    """Of both run and plan."""
+
+    limit: int
+    """Most tokens of a response."""
+
+    ends: float
+    """Share of the tokens that end a response of a random network."""
+
+    steps: int
+
+
+CPU = Setting(
+    {
+        "3 M": {"layers": 6, "width": 192, "mlp_width": 512, "heads": 6, "kv_heads": 2}
+        | {"head_width": 32},
+        "25 M": {"layers": 12, "width": 448, "mlp_width": 1216, "heads": 8, "kv_heads": 4}
+        | {"head_width": 56},
+        "SmolLM2-135M": "smollm2-135m-instruct",
+    },
+    ("--config=quickstart", "--batch.prompts=8", "--rollout.samples=4"),
+    limit=128,
+    ends=0.03,
+    steps=8,
+)
+QWEN = {"family": "qwen2", "qkv_bias": True, "tied": True, "vocabulary": 151_936}
+GPU = Setting(
+    {
+        "Qwen2.5-1.5B": {"layers": 28, "width": 1536, "mlp_width": 8960, "heads": 12, "kv_heads": 2}
+        | {"head_width": 128, **QWEN},
+        "Qwen2.5-0.5B": {"layers": 24, "width": 896, "mlp_width": 4864, "heads": 14, "kv_heads": 2}
+        | {"head_width": 64, **QWEN},
+    },
+    (
+        *("--config=qwen2.5-3b-gad", "--mesh.replica=1", "--mesh.fsdp=1", "--batch.prompts=16"),
+        *("--batch.micro_batch_prompts=4", "--data.max_prompt_tokens=512"),
+    ),
+    limit=768,
+    ends=1 / 385,
+    steps=8,
+)
+
+
+def write_random(directory: Path, ends: float, sizes: dict[str, Any]) -> None:
+    """Writes a random network with random-tiny's tokenizer, whose tokens are about equally likely:
+    `ends` of them end a response."""
     import jax
 
     from gad_jax.data.tokenizer import load_tokenizer
@@ -43,15 +86,29 @@ def write_random(directory: Path, **sizes: int) -> None:
 
     tiny = source.resolve("random-tiny")
     config = dataclasses.replace(weights.read_config(tiny), **sizes)
-    ends = (258, *range(300, 314))  # of 512 tokens about equally likely, so that responses end
-    params = decoder.init(config, jax.random.key(0))
-    weights.save(directory, config, params, load_tokenizer(tiny), ends)
+    params = jax.jit(decoder.init, static_argnums=0)(config, jax.random.key(0))
+    count = round(ends * config.vocabulary)
+    end_tokens = (258, *range(config.vocabulary - count + 1, config.vocabulary))
+    weights.save(directory, config, params, load_tokenizer(tiny), end_tokens)
 
 
-def run(model: str, directory: Path) -> dict[str, float]:
-    """Returns the medians of a run's steps that compiled nothing, and the growth of its memory
-    from before the first step, in bytes."""
-    command = [sys.executable, "-m", "gad_jax.train", *FLAGS, *RUN, f"--gad.steps={STEPS}"]
+def write_config(directory: Path, sizes: dict[str, Any]) -> None:
+    """Writes config.json alone, which is what a plan reads."""
+    from gad_jax.models import source, weights
+    from gad_jax.models.families import FAMILIES
+
+    config = dataclasses.replace(weights.read_config(source.resolve("random-tiny")), **sizes)
+    text = json.dumps(FAMILIES[config.family].write(config))
+    (directory / "config.json").write_text(text, encoding="utf-8")
+
+
+def run(model: str, directory: Path, setting: Setting) -> dict[str, float]:
+    """Returns the medians of a run's steps that compiled nothing, and the most memory it held, in
+    bytes: the device's, or on a CPU the growth of the process from before the first step."""
+    command = [sys.executable, "-m", "gad_jax.train", *FLAGS, *setting.flags]
+    command += ["--data.train=bundled", "--data.heldout=", "--export=false"]
+    command += ["--checkpoint.every=1000", f"--gad.steps={setting.steps}", "--data.template=none"]
+    command += [f"--rollout.max_new_tokens={setting.limit}"]
     command += [f"--student.path={model}", f"--run_dir={directory / 'run'}"]
     with open(directory / "log", "wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=REPOSITORY)
@@ -64,20 +121,27 @@ def run(model: str, directory: Path) -> dict[str, float]:
     def median(key: str) -> float:
         return statistics.median(line[key] for line in steady)
 
-    parts = ("rollout", "step")
+    process_grew = usage.ru_maxrss * 1024.0 - empty_process()
+    device = steady[-1].get("memory/peak_gib", 0) * GIB
+    parts = ("rollout", "step", "reshard", "update")
     return {
-        "peak": usage.ru_maxrss * 1024.0,
+        "peak": device or process_grew,
         "length": median("response/length"),
+        "rollout_tokens_per_second": median("tokens_per_second/rollout"),
+        "padding": median("padding"),
         **{part: median(f"seconds/{part}") for part in parts},
     }
 
 
-def plan(model: str, length: float) -> dict[str, Any]:
+def plan(model: str, length: float, setting: Setting, target: str) -> dict[str, Any]:
     """Returns the plan of the same step."""
-    command = [sys.executable, "-m", "gad_jax.plan", *FLAGS, *PLAN, f"--student.path={model}"]
-    command += [f"--response_tokens={length}"]
+    command = [sys.executable, "-m", "gad_jax.plan", *FLAGS, *setting.flags, "--json"]
+    command += [f"--target={target}", f"--student.path={model}"]
+    command += [f"--prompt_tokens={PROMPT_TOKENS}", f"--response_tokens={length}"]
+    # a plan takes means up to half of the limit
+    command += [f"--rollout.max_new_tokens={max(setting.limit, 256)}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
-    assert done.returncode == 0, done.stderr
+    assert done.stdout, done.stderr
     return json.loads(done.stdout)
 
 
@@ -88,22 +152,31 @@ def empty_process() -> float:
     return os.wait4(process.pid, 0)[2].ru_maxrss * 1024.0
 
 
-def main() -> None:
-    """Runs the command."""
-    small = {"layers": 6, "width": 192, "mlp_width": 512, "heads": 6, "kv_heads": 2}
-    middle = {"layers": 12, "width": 448, "mlp_width": 1216, "heads": 8, "kv_heads": 4}
-    sizes: dict[str, Callable[[Path], str]] = {
-        "3 M": lambda path: _random(path, head_width=32, **small),
-        "25 M": lambda path: _random(path, head_width=56, **middle),
-        "135 M": lambda path: "smollm2-135m-instruct",
-    }
-    base = empty_process()
-    print("| parameters | | predicted | actual | predicted / actual |\n|---|---|---|---|---|")
-    for name, make in sizes.items():
+def measure(setting: Setting, file: Path | None = None) -> dict[str, dict[str, float]]:
+    """Returns what a run of each size took; also writes it, after each."""
+    found = {}
+    for name, size in setting.sizes.items():
         with tempfile.TemporaryDirectory() as scratch:
-            model = make(Path(scratch))
-            actual = run(model, Path(scratch))
-            expected = plan(model, actual["length"])
+            model = size if isinstance(size, str) else f"{scratch}/model"
+            if not isinstance(size, str):
+                write_random(Path(model), setting.ends, size)
+            found[name] = run(model, Path(scratch), setting)
+        print(name, json.dumps(found[name]), flush=True)
+        if file:
+            file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return found
+
+
+def compare(setting: Setting, found: dict[str, dict[str, float]], target: str) -> None:
+    """Prints the table."""
+    print("| parameters | | predicted | actual | predicted / actual |\n|---|---|---|---|---|")
+    for name, actual in found.items():
+        size = setting.sizes[name]
+        with tempfile.TemporaryDirectory() as scratch:
+            model = size if isinstance(size, str) else scratch
+            if not isinstance(size, str):
+                write_config(Path(scratch), size)
+            expected = plan(model, actual["length"], setting, target)
         phases = {phase["name"]: phase["seconds"] for phase in expected["steps"][-1]["phases"]}
         rollout = sum(seconds for part, seconds in phases.items() if part.startswith("rollout"))
         peak = max(program["total_bytes"] for program in expected["programs"])
@@ -111,18 +184,26 @@ def main() -> None:
             ("step, s", expected["steps"][-1]["seconds"], actual["step"]),
             ("rollout, s", rollout, actual["rollout"]),
             ("updates, s", sum(phases.values()) - rollout, actual["step"] - actual["rollout"]),
-            ("memory, GiB", peak / GIB, (actual["peak"] - base) / GIB),
+            ("memory, GiB", peak / GIB, actual["peak"] / GIB),
         )
         for what, planned, measured in rows:
             ratio = planned / measured
             print(f"| {name} | {what} | {planned:.2f} | {measured:.2f} | {ratio:.2f} |", flush=True)
 
 
-def _random(path: Path, **sizes: int) -> str:
-    write_random(path / "model", **sizes)
-    return str(path / "model")
+def main(arguments: list[str]) -> None:
+    """Runs the command."""
+    match arguments:
+        case []:
+            compare(CPU, measure(CPU), "cpu:1")
+        case ["measure", file]:
+            measure(GPU, Path(file))
+        case ["compare", file, target]:
+            compare(GPU, json.loads(Path(file).read_text()), target)
+        case _:
+            sys.exit(__doc__)
 
 
 if __name__ == "__main__":
     sys.path.insert(0, str(REPOSITORY))
-    main()
+    main(sys.argv[1:])

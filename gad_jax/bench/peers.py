@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from gad_jax.errors import UserError
@@ -29,19 +30,25 @@ class Peer(NamedTuple):
     """What its library still refers to."""
 
 
+def torch_device() -> tuple[str, str]:
+    """Returns where torch is to compute and in which dtype, as this process's JAX does."""
+    return ("cuda", "bfloat16") if jax.default_backend() == "gpu" else ("cpu", "float32")
+
+
 def transformers(directory: Path) -> Peer | None:
-    """Returns transformers' `generate` in float32; None without torch."""
+    """Returns transformers' `generate`, on the device and in the dtype of `torch_device`; None
+    without torch."""
     if importlib.util.find_spec("torch") is None:
         return None
     import torch  # pyright: ignore[reportMissingImports]
     from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        directory, dtype=torch.float32, use_safetensors=True
-    ).eval()
+    device, dtype = torch_device()
+    model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, use_safetensors=True)
+    model = model.to(device).eval()
 
     def run(prompts: np.ndarray, tokens: int) -> Seconds:
-        ids = torch.from_numpy(prompts).long()
+        ids = torch.from_numpy(prompts).long().to(device)
 
         def draw(count: int) -> float:
             started = time.perf_counter()
@@ -53,12 +60,14 @@ def transformers(directory: Path) -> Peer | None:
                     min_new_tokens=count,
                     do_sample=False,
                 )
+            if device == "cuda":
+                torch.cuda.synchronize()
             return time.perf_counter() - started
 
         prefill = draw(1)
         return Seconds(prefill, draw(tokens) - prefill)
 
-    return Peer("transformers, float32", run)
+    return Peer(f"transformers, {dtype}", run)
 
 
 def llama_cpp(file: str) -> Peer | None:

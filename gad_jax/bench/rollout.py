@@ -83,12 +83,12 @@ def _run(chosen: Rollout) -> int:
     from gad_jax.models import source
 
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    best = ceilings.measure()
     others = [peers.llama_cpp(chosen.gguf)]
     if chosen.torch:
         others.append(peers.transformers(source.resolve(chosen.model)))
     with jax.set_mesh(mesh):
         network = runs.load_student(chosen.model, mesh)
+        best = ceilings.measure(network.config.compute_dtype)
         sampler = _Sampler(chosen, network, mesh)
         for size in map(int, chosen.sizes):
             _uniform(chosen, sampler, size, best, [peer for peer in others if peer])

@@ -55,7 +55,7 @@ def _run(chosen: Update) -> int:
     rate = flops / seconds
     print(
         f"{chosen.rows} × {chosen.row_tokens} tokens, {compute_dtype}: median of {chosen.steps} "
-        f"steps {seconds:.2f} s, {tokens / seconds:,.0f} tokens/s, compiled in "
+        f"steps {seconds:.3g} s, {tokens / seconds:,.0f} tokens/s, compiled in "
         f"{compile_seconds:.0f} s"
     )
     print(
@@ -68,7 +68,7 @@ def _run(chosen: Update) -> int:
         if theirs is None:
             print("torch is not installed, so there is no step to compare with")
         else:
-            print(f"torch: median {theirs:.2f} s; ours is {theirs / seconds:.2f} times as fast")
+            print(f"torch: median {theirs:.3g} s; ours is {theirs / seconds:.2f} times as fast")
     return guard.Exit.OK
 
 
@@ -115,23 +115,32 @@ def ours(chosen: Update, directory: Any) -> tuple[float, float, str, float]:
 
 
 def torch_step(chosen: Update, directory: Any) -> float | None:
-    """Returns the seconds of the same step in transformers on torch; None without torch."""
+    """Returns the seconds of the same step in transformers on torch, where JAX computes half in
+    torch's mixed precision; None without torch."""
     try:
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         return None
     from transformers import AutoModelForCausalLM
 
+    from gad_jax.bench import peers
+
+    device, dtype = peers.torch_device()
     model = AutoModelForCausalLM.from_pretrained(directory, dtype="float32", use_safetensors=True)
+    model = model.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
     shape = (chosen.rows, chosen.row_tokens)
-    ids = torch.randint(0, model.config.vocab_size, shape)
+    ids = torch.randint(0, model.config.vocab_size, shape, device=device)
+    half = torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16")
 
     def step() -> None:
         optimizer.zero_grad()
-        model(input_ids=ids, labels=ids).loss.backward()
+        with half:
+            loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.2)
         optimizer.step()
+        loss.item()  # waits for the device
 
     return _median(step, chosen.steps)
 
