@@ -126,8 +126,10 @@ def torch_step(chosen: Update, directory: Any) -> float | None:
     from gad_jax.bench import peers
 
     device, dtype = peers.torch_device()
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype="float32", use_safetensors=True)
-    model = model.to(device)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        directory, dtype="float32", use_safetensors=True
+    )
+    model.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
     shape = (chosen.rows, chosen.row_tokens)
     ids = torch.randint(0, model.config.vocab_size, shape, device=device)

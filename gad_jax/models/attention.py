@@ -1,5 +1,8 @@
 """Attention over packed rows: who sees whom, and which kernel computes it."""
 
+import math
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -8,6 +11,10 @@ from gad_jax import sharding
 from gad_jax.types import Segments
 
 _BLOCKS = 4
+_LANES = 128
+"""A splash kernel's blocks are multiples of a TPU's vector width …"""
+_LARGEST = 512
+"""… and at most so large."""
 
 
 def visible(segments: Segments) -> Bool[Array, "M T T"]:
@@ -33,11 +40,12 @@ def attend(
     """Returns softmax(query · key / √C) · value where the mask is True, each group of H/K query
     heads sharing a key/value head.
 
-    cuDNN's flash kernel on a GPU in half precision; elsewhere matrix products in blocks of queries,
-    which skip the keys that lie after a block.
+    Flash kernels where there are any: cuDNN's on a GPU in half precision, splash on a TPU.
+    Elsewhere matrix products in blocks of queries, which skip the keys that lie after a block.
     """
     half = query.dtype in (jnp.bfloat16, jnp.float16)
-    kernel = _cudnn if sharding.platform() == "gpu" and half else _blocked
+    flash = {"gpu": _cudnn if half else _blocked, "tpu": _splash}
+    kernel = flash.get(sharding.platform(), _blocked)
     heads = sharding.spec("batch", None, "heads", None)
     if heads is None:
         return kernel(query, key, value, mask)
@@ -52,6 +60,34 @@ def _cudnn(query: Array, key: Array, value: Array, mask: Array) -> Array:
     return jax.nn.dot_product_attention(
         query, key, value, mask=mask[:, None], implementation="cudnn"
     )
+
+
+def _splash(query: Array, key: Array, value: Array, mask: Array, interpret: bool = False) -> Array:
+    """One row after the other: the kernel skips the blocks in which nobody sees anybody, and those
+    differ from row to row. `interpret` runs it on a CPU."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    length, width = query.shape[1], query.shape[3]
+    padded = -(-length // _LANES) * _LANES
+    block = math.gcd(padded, _LARGEST)
+    names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
+    blocks: dict[str, Any] = {f"block_{name}": block for name in names}
+    sizes = splash.BlockSizes(**blocks)
+
+    def row(inputs: tuple[Array, Array, Array, Array]) -> Array:
+        q, k, v, mask = inputs
+        more = padded - length
+        heads_first = (jnp.pad(z, [(0, more), (0, 0), (0, 0)]).swapaxes(0, 1) for z in (q, k, v))
+        mask = jnp.pad(mask, (0, more)) | jnp.eye(padded, dtype=bool)  # nobody sees nothing
+        kernel = splash.make_splash_mha(
+            mask[None], block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
+        )
+        # under a transformation the library's own flag is an array, of which it cannot ask
+        kernel.fwd_mask_info = kernel.fwd_mask_info._replace(is_dynamic_mask=True)
+        mixed: Any = kernel(*heads_first)
+        return mixed.swapaxes(0, 1)[:length]
+
+    return jax.lax.map(row, (query * jnp.asarray(width**-0.5, query.dtype), key, value, mask))
 
 
 def _blocked(query: Array, key: Array, value: Array, mask: Array) -> Array:
