@@ -135,8 +135,12 @@ def summary(
     update, total = mean("seconds/update"), sum(flops.values()) / count
     compiling = mean("seconds/compile")
     lines = [f"{count} steps, mean of each", "", f"{'':16}{'seconds':>10}{'TFLOP':>12}"]
-    parts_timed = ("rollout", "pack", "update")
-    lines += [f"{part:16}{mean(f'seconds/{part}'):10.3f}" for part in parts_timed]
+    lines += [
+        f"{'rollout':16}{mean('seconds/rollout'):10.3f}",
+        f"{'  resharding':16}{mean('seconds/reshard'):10.3f}   "
+        f"{mean('reshard/gib'):.3g} GiB of weights per device",
+    ]
+    lines += [f"{part:16}{mean(f'seconds/{part}'):10.3f}" for part in ("pack", "update")]
     lines += [f"  {part:14}{'':10}{value / count / 1e12:12.4g}" for part, value in flops.items()]
     lines += [
         f"{'step':16}{mean('seconds/step'):10.3f}",
