@@ -61,10 +61,10 @@ CPU = Setting(
 QWEN = {"family": "qwen2", "qkv_bias": True, "tied": True, "vocabulary": 151_936}
 GPU = Setting(
     {
-        "Qwen2.5-1.5B": {"layers": 28, "width": 1536, "mlp_width": 8960, "heads": 12, "kv_heads": 2}
-        | {"head_width": 128, **QWEN},
         "Qwen2.5-0.5B": {"layers": 24, "width": 896, "mlp_width": 4864, "heads": 14, "kv_heads": 2}
         | {"head_width": 64, **QWEN},
+        "Qwen2.5-1.5B": {"layers": 28, "width": 1536, "mlp_width": 8960, "heads": 12, "kv_heads": 2}
+        | {"head_width": 128, **QWEN},
     },
     (
         *("--config=qwen2.5-3b-gad", "--mesh.replica=1", "--mesh.fsdp=1", "--batch.prompts=16"),
@@ -107,7 +107,12 @@ def run(model: str, directory: Path, setting: Setting) -> dict[str, float]:
     bytes: the device's, or on a CPU the growth of the process from before the first step."""
     command = [sys.executable, "-m", "gad_jax.train", *FLAGS, *setting.flags]
     command += ["--data.train=bundled", "--data.heldout=", "--export=false"]
-    command += ["--checkpoint.every=1000", f"--gad.steps={setting.steps}", "--data.template=none"]
+    command += [
+        "--checkpoint.every=1000",
+        "--checkpoint.keep=1",
+        f"--gad.steps={setting.steps}",
+        "--data.template=none",
+    ]
     command += [f"--rollout.max_new_tokens={setting.limit}"]
     command += [f"--student.path={model}", f"--run_dir={directory / 'run'}"]
     with open(directory / "log", "wb") as log:
