@@ -8,6 +8,7 @@ newest columns, whatever was in the ring before.
 What runs here is of one data shard (`sharding.locally`).
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -39,44 +40,59 @@ class Prefix(NamedTuple):
     values: tuple[Float[Array, "K F C"], ...]
 
 
+def order() -> tuple[str, str]:
+    """Returns the order of the axes of a layer's keys and values: slot, kv head, width, t = column.
+
+    A TPU's compiler wants a column's numbers side by side, and would keep a second copy of caches
+    that come otherwise; elsewhere products with these orders read the caches as they lie.
+    """
+    return ("stkc", "stkc") if sharding.platform() == "tpu" else ("skct", "sktc")
+
+
 class Ring(NamedTuple):
-    """The caches of S slots of a data shard.
+    """The caches of S slots of a data shard, their axes in the `order` of the platform.
 
     `column` is the next one to be written. `context` counts the columns that belong to a slot's
     sequence, and `token` is its newest token, not yet in the cache.
     """
 
     column: Int[Array, ""]
-    keys: tuple[Float[Array, "S K C T"], ...]
-    values: tuple[Float[Array, "S K T C"], ...]
+    keys: tuple[Float[Array, "S _ _ _"], ...]
+    values: tuple[Float[Array, "S _ _ _"], ...]
     context: Int[Array, " S"]
     token: Int[Array, " S"]
 
     @property
     def columns(self) -> int:
         """Of each slot."""
-        return self.keys[0].shape[-1]
+        return self.keys[0].shape[order()[0].index("t")]
 
 
-def zeros(count: int, *shape: int, dtype: Any = jnp.int32, axis: str | None = None) -> Array:
-    """Returns zeros [count, *shape] for each data shard; `axis` is the name of the second one."""
+def zeros(
+    count: int, *shape: int, dtype: Any = jnp.int32, axes: Sequence[str | None] = ()
+) -> Array:
+    """Returns zeros [count, *shape] for each data shard; `axes` are the logical ones of `shape`."""
     shards = sharding.data_shards(jax.sharding.get_abstract_mesh())
-    where = sharding.spec("batch", *(axis if i == 0 else None for i in range(len(shape))))
+    where = sharding.spec("batch", *(axes or (None,) * len(shape)))
     return jnp.zeros((shards * count, *shape), dtype, out_sharding=where)
 
 
 def make(config: DecoderConfig, slots: int, columns: int) -> Ring:
     """Returns empty caches, on all data shards."""
 
-    def cache(*shape: int) -> tuple[Array, ...]:
-        kind = jnp.dtype(config.compute_dtype)
-        size = (slots, config.kv_heads, *shape)
-        return tuple(zeros(*size, dtype=kind, axis="kv_heads") for _ in range(config.layers))
+    sizes = {"s": slots, "k": config.kv_heads, "c": config.head_width, "t": columns}
 
+    def cache(letters: str) -> tuple[Array, ...]:
+        kind = jnp.dtype(config.compute_dtype)
+        shape = [sizes[letter] for letter in letters]
+        axes = ["kv_heads" if letter == "k" else None for letter in letters[1:]]
+        return tuple(zeros(*shape, dtype=kind, axes=axes) for _ in range(config.layers))
+
+    keys, values = map(cache, order())
     return Ring(
         column=jnp.zeros((), jnp.int32),
-        keys=cache(config.head_width, columns),
-        values=cache(columns, config.head_width),
+        keys=keys,
+        values=values,
         context=zeros(slots),
         token=zeros(slots),
     )
@@ -103,13 +119,17 @@ def insert(
     age = (ring.column - 1 - jnp.arange(ring.columns)) % ring.columns
     source = jnp.clip(start + cached - 1 - age, 0, prefix.keys[0].shape[-1] - 1)
 
-    def write(target: Array, line: Array, axis: int) -> Array:
-        new = jnp.take(line, source, axis=axis)
+    def write(target: Array, line: Array, lies: str, letters: str) -> Array:
+        new = jnp.take(line, source, axis=lies.index("t"))
+        new = jnp.einsum(f"{lies}->{letters[1:]}", new)
         return jax.lax.dynamic_update_slice_in_dim(target, new[None], slot, axis=0)
 
+    of_keys, of_values = order()
+    keys = zip(ring.keys, prefix.keys, strict=True)
+    values = zip(ring.values, prefix.values, strict=True)
     return ring._replace(
-        keys=tuple(write(x, y, 2) for x, y in zip(ring.keys, prefix.keys, strict=True)),
-        values=tuple(write(x, y, 1) for x, y in zip(ring.values, prefix.values, strict=True)),
+        keys=tuple(write(x, line, "kct", of_keys) for x, line in keys),
+        values=tuple(write(x, line, "ktc", of_values) for x, line in values),
         context=ring.context.at[slot].set(cached),
         token=ring.token.at[slot].set(token),
     )
@@ -120,13 +140,14 @@ def resized(ring: Ring, kept: Int[Array, " n"], columns: int) -> Ring:
     age = (ring.column - 1 - jnp.arange(columns)) % columns
     source = (ring.column - 1 - age) % ring.columns
 
-    def move(x: Array, axis: int) -> Array:
+    def move(x: Array, letters: str) -> Array:
         # a column older than the ring was is garbage, which no context reaches
-        return jnp.take(x[kept], source, axis=axis)
+        return jnp.take(x[kept], source, axis=letters.index("t"))
 
+    of_keys, of_values = order()
     return ring._replace(
-        keys=tuple(move(x, 3) for x in ring.keys),
-        values=tuple(move(x, 2) for x in ring.values),
+        keys=tuple(move(x, of_keys) for x in ring.keys),
+        values=tuple(move(x, of_values) for x in ring.values),
         context=ring.context[kept],
         token=ring.token[kept],
     )
@@ -163,8 +184,8 @@ def forward(
 
 
 def _attend(
-    keys: Float[Array, "S K C T"],
-    values: Float[Array, "S K T C"],
+    keys: Float[Array, "S _ _ _"],
+    values: Float[Array, "S _ _ _"],
     column: Int[Array, ""],
     seen: Bool[Array, "S T"],
     query: Float[Array, "S H C"],
@@ -172,20 +193,25 @@ def _attend(
     value: Float[Array, "S K C"],
 ) -> tuple[Float[Array, "S H C"], tuple[Array, Array]]:
     """Writes the newest key and value into the column, and attends to what each slot has seen."""
-    slots, kv_heads, width, _ = keys.shape
+    slots, kv_heads, width = key.shape
+    of_keys, of_values = order()
     shared = query.shape[1] // kv_heads
     split = sharding.spec(None, "kv_heads", None, None)
     q = query.reshape(slots, kv_heads, shared, width, out_sharding=split)
     q = q * jnp.asarray(width**-0.5, q.dtype)
-    update = jax.lax.dynamic_update_slice_in_dim
-    keys = update(keys, key[..., None], column, axis=3)
-    values = update(values, value[:, :, None], column, axis=2)
+
+    def write(caches: Array, new: Array, letters: str) -> Array:
+        axis = letters.index("t")
+        new = jnp.expand_dims(new, axis)
+        return jax.lax.dynamic_update_slice_in_dim(caches, new, column, axis)
+
+    keys, values = write(keys, key, of_keys), write(values, value, of_values)
     kind = jnp.float32
-    scores = jnp.einsum("skgc,skct->skgt", q, keys, preferred_element_type=kind)
+    scores = jnp.einsum(f"skgc,{of_keys}->skgt", q, keys, preferred_element_type=kind)
     scores = jnp.where(seen[:, None, None], scores, -jnp.inf)
     scores = jnp.exp(scores - scores.max(-1, keepdims=True))
     mixed = jnp.einsum(
-        "skgt,sktc->skgc", scores.astype(q.dtype), values, preferred_element_type=kind
+        f"skgt,{of_values}->skgc", scores.astype(q.dtype), values, preferred_element_type=kind
     )
     out = (mixed / scores.sum(-1, keepdims=True)).astype(q.dtype)
     return out.reshape(query.shape, out_sharding=sharding.spec(None, "heads", None)), (keys, values)

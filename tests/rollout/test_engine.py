@@ -14,7 +14,7 @@ from gad_jax.errors import UserError
 from gad_jax.models import decoder, weights
 from gad_jax.models.decoder import DecoderConfig
 from gad_jax.models.tiny import write_tiny
-from gad_jax.rollout import engine, loop
+from gad_jax.rollout import engine, loop, ring
 from gad_jax.rollout.engine import Settings
 from gad_jax.rollout.sampling import Sampler
 from gad_jax.types import Params, Rollout, Segments
@@ -195,6 +195,16 @@ def trace(model: Model, settings: Settings, limits: np.ndarray = LIMITS) -> Any:
 def uneven(llama: Model) -> Rollout:
     """Responses of very different lengths, all in slots of their own."""
     return trace(llama, dataclasses.replace(LONG, slots=10))[0]
+
+
+def test_caches_in_the_order_of_a_tpu_give_the_same(
+    llama: Model, uneven: Rollout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ring, "order", lambda: ("stkc", "stkc"))
+    jax.clear_caches()  # programs are kept by their arguments, of which the order is none
+    rollout = trace(llama, dataclasses.replace(LONG, slots=4))[0]
+    jax.clear_caches()
+    assert_same(rollout, uneven)
 
 
 def test_a_slot_that_is_free_takes_the_next_sample(llama: Model, uneven: Rollout) -> None:
