@@ -10,6 +10,7 @@ had. Run it on an idle machine.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import statistics
@@ -76,6 +77,13 @@ GPU = Setting(
 )
 
 
+def random_config(sizes: dict[str, Any]) -> Any:
+    """Returns random-tiny's DecoderConfig with other sizes."""
+    from gad_jax.models import source, weights
+
+    return dataclasses.replace(weights.read_config(source.resolve("random-tiny")), **sizes)
+
+
 def write_random(directory: Path, ends: float, sizes: dict[str, Any]) -> None:
     """Writes a random network with random-tiny's tokenizer, whose tokens are about equally likely:
     `ends` of them end a response."""
@@ -84,20 +92,19 @@ def write_random(directory: Path, ends: float, sizes: dict[str, Any]) -> None:
     from gad_jax.data.tokenizer import load_tokenizer
     from gad_jax.models import decoder, source, weights
 
-    tiny = source.resolve("random-tiny")
-    config = dataclasses.replace(weights.read_config(tiny), **sizes)
+    config = random_config(sizes)
     params = jax.jit(decoder.init, static_argnums=0)(config, jax.random.key(0))
     count = round(ends * config.vocabulary)
     end_tokens = (258, *range(config.vocabulary - count + 1, config.vocabulary))
-    weights.save(directory, config, params, load_tokenizer(tiny), end_tokens)
+    tokenizer = load_tokenizer(source.resolve("random-tiny"))
+    weights.save(directory, config, params, tokenizer, end_tokens)
 
 
 def write_config(directory: Path, sizes: dict[str, Any]) -> None:
     """Writes config.json alone, which is what a plan reads."""
-    from gad_jax.models import source, weights
     from gad_jax.models.families import FAMILIES
 
-    config = dataclasses.replace(weights.read_config(source.resolve("random-tiny")), **sizes)
+    config = random_config(sizes)
     text = json.dumps(FAMILIES[config.family].write(config))
     (directory / "config.json").write_text(text, encoding="utf-8")
 
@@ -106,14 +113,9 @@ def run(model: str, directory: Path, setting: Setting) -> dict[str, float]:
     """Returns the medians of a run's steps that compiled nothing, and the most memory it held, in
     bytes: the device's, or on a CPU the growth of the process from before the first step."""
     command = [sys.executable, "-m", "gad_jax.train", *FLAGS, *setting.flags]
-    command += ["--data.train=bundled", "--data.heldout=", "--export=false"]
-    command += [
-        "--checkpoint.every=1000",
-        "--checkpoint.keep=1",
-        f"--gad.steps={setting.steps}",
-        "--data.template=none",
-    ]
-    command += [f"--rollout.max_new_tokens={setting.limit}"]
+    command += ["--data.train=bundled", "--data.heldout=", "--data.template=none"]
+    command += ["--export=false", "--checkpoint.every=1000", "--checkpoint.keep=1"]
+    command += [f"--gad.steps={setting.steps}", f"--rollout.max_new_tokens={setting.limit}"]
     command += [f"--student.path={model}", f"--run_dir={directory / 'run'}"]
     with open(directory / "log", "wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=REPOSITORY)
@@ -126,11 +128,10 @@ def run(model: str, directory: Path, setting: Setting) -> dict[str, float]:
     def median(key: str) -> float:
         return statistics.median(line[key] for line in steady)
 
-    process_grew = usage.ru_maxrss * 1024.0 - empty_process()
     device = steady[-1].get("memory/peak_gib", 0) * GIB
     parts = ("rollout", "step", "reshard", "update")
     return {
-        "peak": device or process_grew,
+        "peak": device or usage.ru_maxrss * 1024.0 - empty_process(),
         "length": median("response/length"),
         "rollout_tokens_per_second": median("tokens_per_second/rollout"),
         "padding": median("padding"),
@@ -146,10 +147,11 @@ def plan(model: str, length: float, setting: Setting, target: str) -> dict[str, 
     # a plan takes means up to half of the limit
     command += [f"--rollout.max_new_tokens={max(setting.limit, 256)}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
-    assert done.stdout, done.stderr
+    assert done.returncode == 0, done.stderr or done.stdout
     return json.loads(done.stdout)
 
 
+@functools.cache
 def empty_process() -> float:
     """Returns the memory of a process that has loaded what a run loads, in bytes."""
     code = "import jax, optax, orbax.checkpoint, transformers, datasets; jax.devices()"

@@ -5,10 +5,7 @@ JAX_PLATFORMS=cuda,cpu python -m pytest -m gpu -n 0 tests/test_gpu.py
 
 import dataclasses
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,20 +17,18 @@ import pytest
 from jax.sharding import Mesh
 
 from gad_jax import sharding
-from gad_jax.models import attention, decoder, weights
+from gad_jax.models import attention
 from gad_jax.models.tiny import write_tiny
 from gad_jax.rollout import engine
 from gad_jax.rollout.sampling import Sampler
-from gad_jax.types import Segments
+from gad_jax.types import Rollout, Segments
+from tests.rollout.test_engine import NO_END, PAD, Model
 
 pytestmark = pytest.mark.gpu
 
-ROOT = Path(__file__).parents[1]
-EXACT = {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}
-"""Without it a GPU multiplies float32 matrices with 10 bits of the mantissa (TF32)."""
+pytest_plugins = ["tests.run_fixtures"]
 
 PROMPTS = [np.arange(3, 3 + length, dtype=np.int32) for length in (5, 9, 30, 17)]
-SAMPLES, LIMIT, PAD, TEMPERATURE = 3, 24, 256, 0.8
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -95,74 +90,52 @@ def test_flash_attention(length: int, heads: int, kv_heads: int, width: int) -> 
     assert max(errors) < 1e-2, errors  # inputs and results of 8 bits
 
 
-class Model:
-    """A random-tiny, and what both platforms make of it."""
-
-    def __init__(self, directory: Path, family: str):
-        write_tiny(directory, family, tied=family != "qwen2")  # pyright: ignore[reportArgumentType]
-        self.directory = directory
-
-    def load(self, mesh: Mesh, dtype: str) -> tuple[Any, Any]:
-        config, params = weights.load(self.directory, mesh)
-        return dataclasses.replace(config, compute_dtype=dtype), params
-
-    def answer(self, platform: str, dtype: str) -> Any:
-        settings = engine.Settings(SAMPLES, LIMIT, (512,), PAD, Sampler(temperature=TEMPERATURE))
-
-        def sample(mesh: Mesh) -> Any:
-            network, key = self.load(mesh, dtype), jax.random.key(1)
-            return engine.generate(*network, PROMPTS, np.arange(4), key, settings, mesh)
-
-        return on(platform, sample)
-
-    def forced(self, platform: str, dtype: str, rollout: Any) -> Any:
-        """Returns the log-probabilities of the rollout's tokens, from one pass over whole rows."""
-        rows = [
-            np.concatenate([prompt, sample])
-            for prompt, group in zip(PROMPTS, rollout.tokens, strict=True)
-            for sample in group
-        ]
-        width = max(map(len, rows))
-        ids = np.stack([np.pad(row, (0, width - len(row))) for row in rows])
-        own = np.stack([np.arange(width) < len(row) for row in rows]).astype(np.int32)
-        positions = np.broadcast_to(np.arange(width, dtype=np.int32), ids.shape)
-
-        def score(mesh: Mesh) -> Any:
-            config, params = self.load(mesh, dtype)
-            arrays = sharding.put((ids, positions, Segments(own, own)), mesh, "batch")
-            logits = jax.jit(decoder.logits, static_argnums=0)(config, params, *arrays)
-            return jax.nn.log_softmax(logits.astype(jnp.float32) / TEMPERATURE)
-
-        logprobs = on(platform, score)
-        taken = [
-            scores[np.arange(len(row) - 1), row[1:]][-LIMIT:]
-            for row, scores in zip(rows, logprobs, strict=True)
-        ]
-        return np.reshape(taken, rollout.logprobs.shape)
+SAMPLING = engine.Settings(3, 24, NO_END, PAD, Sampler(temperature=0.8))
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen2", "qwen3"])
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return Model(tmp_path_factory.mktemp(request.param), request.param)
+def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random-tiny of each family."""
+    path = tmp_path_factory.mktemp(request.param)
+    write_tiny(path, request.param, tied=request.param != "qwen2")
+    return path
 
 
-def test_samples_are_those_of_the_cpu(model: Model) -> None:
-    gpu, cpu = (model.answer(platform, "float32") for platform in ("gpu", "cpu"))
+def network(directory: Path, mesh: Mesh, dtype: str) -> Model:
+    model = Model(directory, mesh)
+    model.config = dataclasses.replace(model.config, compute_dtype=dtype)
+    return model
+
+
+def answer(directory: Path, platform: str, dtype: str) -> Rollout:
+    return on(platform, lambda mesh: network(directory, mesh, dtype).answer(SAMPLING, PROMPTS))
+
+
+def forced(directory: Path, platform: str, dtype: str, rollout: Rollout) -> np.ndarray:
+    """Returns the log-probabilities of the rollout's tokens, from one pass over whole rows."""
+    logits = on(platform, lambda mesh: network(directory, mesh, dtype).forced(PROMPTS, rollout))
+    logprobs = jax.device_get(jax.nn.log_softmax(np.float32(logits) / 0.8))
+    taken = np.take_along_axis(logprobs, rollout.tokens.reshape(*logprobs.shape[:2], 1), -1)
+    return taken.reshape(rollout.logprobs.shape)
+
+
+def test_samples_are_those_of_the_cpu(directory: Path) -> None:
+    gpu, cpu = (answer(directory, platform, "float32") for platform in ("gpu", "cpu"))
     np.testing.assert_array_equal(gpu.tokens, cpu.tokens)
     np.testing.assert_allclose(gpu.logprobs, cpu.logprobs, atol=2e-5)
 
 
-def test_logprobs_are_those_of_the_whole_row(model: Model) -> None:
-    rollout = model.answer("gpu", "float32")
-    whole = model.forced("gpu", "float32", rollout)
+def test_logprobs_are_those_of_the_whole_row(directory: Path) -> None:
+    rollout = answer(directory, "gpu", "float32")
+    whole = forced(directory, "gpu", "float32", rollout)
     np.testing.assert_allclose(rollout.logprobs, whole, atol=2e-5)
 
 
-def test_logprobs_in_half_precision(model: Model) -> None:
+def test_logprobs_in_half_precision(directory: Path) -> None:
     """The loop's bfloat16 against the update's (cuDNN) and against float32."""
-    rollout = model.answer("gpu", "bfloat16")
-    whole = model.forced("gpu", "bfloat16", rollout)
-    exact = model.forced("cpu", "float32", rollout)
+    rollout = answer(directory, "gpu", "bfloat16")
+    whole = forced(directory, "gpu", "bfloat16", rollout)
+    exact = forced(directory, "cpu", "float32", rollout)
     errors = [np.abs(rollout.logprobs - other).mean() for other in (whole, exact)]
     assert max(errors) < 0.02, errors
     assert abs((rollout.logprobs - exact).mean()) < 0.005  # on average none
@@ -176,28 +149,26 @@ RUN = (
 )
 
 
-def train(run: Path, platforms: str) -> list[dict[str, Any]]:
-    """Runs gad_jax.train as a user does; returns the lines of metrics.jsonl."""
-    done = subprocess.run(
-        [sys.executable, "-m", "gad_jax.train", *RUN, f"--run_dir={run}"],
-        env=os.environ | EXACT | {"JAX_PLATFORMS": platforms, "XLA_FLAGS": ""},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def test_a_run_is_that_of_the_cpu(tmp_path: Path) -> None:
+def test_a_run_is_that_of_the_cpu(
+    command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Warm-up and GAD, and a run that goes on on the GPU from the CPU's checkpoint."""
-    cpu = train(tmp_path / "cpu", "cpu")
-    gpu = train(tmp_path / "gpu", "cuda")
+    # Else a GPU multiplies float32 matrices with 10 bits of the mantissa (TF32).
+    monkeypatch.setenv("JAX_DEFAULT_MATMUL_PRECISION", "highest")
+
+    def train(name: str, platform: str) -> list[dict[str, Any]]:
+        monkeypatch.setenv("JAX_PLATFORMS", platform)
+        done = command("train", *RUN, f"--run_dir={tmp_path / name}")
+        assert done.returncode == 0, done.stderr
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    cpu = train("cpu", "cpu")
+    gpu = train("gpu", "cuda")
     shutil.copytree(tmp_path / "cpu", tmp_path / "both")
     for step in (3, 4):
         shutil.rmtree(tmp_path / f"both/checkpoints/{step}")
-    both = train(tmp_path / "both", "cuda")
+    both = train("both", "cuda")
     assert len(cpu) == len(gpu) == len(both) == 4
     assert "memory/peak_gib" in gpu[-1]
     compared = 0

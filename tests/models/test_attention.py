@@ -107,9 +107,10 @@ def test_a_key_head_serves_neighbouring_query_heads() -> None:
 
 
 def assert_same(
-    inputs: Any, mask: jax.Array, one: Callable[..., Any], other: Callable[..., Any]
+    inputs: Any, mask: jax.Array, one: Callable[..., Any], other: Callable[..., Any], terms: int = 1
 ) -> None:
-    """Compares values and gradients of two functions of query, key, value and mask."""
+    """Compares values and gradients of two functions of query, key, value and mask; sums have
+    `terms` times as many terms as in 19 tokens."""
     weight = np.random.default_rng(1).normal(size=inputs[0].shape).astype(np.float32)
 
     @jax.jit
@@ -122,7 +123,7 @@ def assert_same(
 
     for a, b in zip(*both(*inputs), strict=True):
         # a key's gradient sums all queries
-        np.testing.assert_allclose(a, b, atol=5 * TOLERANCE * max(1, np.abs(b).max()))
+        np.testing.assert_allclose(a, b, atol=5 * TOLERANCE * terms)
 
 
 @pytest.mark.parametrize("length", [7, 19])
@@ -140,7 +141,9 @@ def test_splash_attention(length: int) -> None:
     """The kernel that a TPU runs, interpreted; rows of one and of three blocks."""
     splash = functools.partial(attention._splash, interpret=True)
     mask = visible(packed(length))
-    assert_same(random_inputs(2, length, 2, 1), mask, splash, attention._blocked)
+    assert_same(
+        random_inputs(2, length, 2, 1), mask, splash, attention._blocked, terms=length // 19
+    )
 
 
 def test_padding_has_no_gradient_and_segments_none_across() -> None:

@@ -63,7 +63,7 @@ class Model:
 
     def forced(self, prompts: list[np.ndarray], rollout: Rollout) -> list[np.ndarray]:
         """Returns the logits [length V] of each response, from one pass over its whole row."""
-        sequences, starts = [], []
+        sequences, starts, longest = [], [], rollout.tokens.shape[-1]
         for prompt, group in zip(prompts, rollout.tokens, strict=True):
             for tokens in group:
                 sequences.append(np.concatenate([prompt, tokens]))
@@ -78,7 +78,7 @@ class Model:
         with jax.set_mesh(self.mesh):
             arrays = sharding.put((ids, positions, Segments(own, own)), self.mesh, "batch")
             whole = sharding.fetch(logits(self.config, self.params, *arrays))
-        return [row[start : start + LIMIT] for row, start in zip(whole, starts, strict=True)]
+        return [row[start : start + longest] for row, start in zip(whole, starts, strict=True)]
 
 
 @pytest.fixture(scope="module")
