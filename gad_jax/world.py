@@ -1,8 +1,9 @@
 """`python -m gad_jax.world`: SeqKD, GAD and its ablations, where an oracle says what is right.
 
-For each seed: a world's instructions and teacher text, a small student trained on them until it can
-do most of what it will ever do, and from there each method, by `gad_jax.train`, on the same teacher
-rows. What docs/results.md says of the paper's claims comes from here.
+For each seed: a world's instructions with answers of its public and of its teacher, a small student
+trained on the public's until it can do most of what it will ever do, and from there each method, by
+`gad_jax.train`, on the same rows of the teacher. What docs/results.md says of the paper's claims
+comes from here.
 """
 
 import dataclasses
@@ -179,12 +180,13 @@ class _Seed:
         """Does what is not done yet, until the end or a stop request."""
         if not (self.place / "heldout.jsonl").exists():
             self._make_world()
-        self._do("warm", WARM_FLAGS, self.place / "untrained")
+        self._do("warm", WARM_FLAGS, self.place / "untrained", self.place / "public.jsonl")
         for name in self.world.chosen:
-            self._do(name, METHODS[name].flags, self.place / "warm" / "export" / "student")
+            student = self.place / "warm" / "export" / "student"
+            self._do(name, METHODS[name].flags, student, self.place / "teacher.jsonl")
 
     def _make_world(self) -> None:
-        """Writes the untrained student, the teacher's rows and, last, the held-out ones."""
+        """Writes the untrained student, the rows to train on and, last, the held-out ones."""
         from gad_jax.data import world as small
         from gad_jax.models import words
 
@@ -193,19 +195,23 @@ class _Seed:
         words.write_student(
             self.place / "untrained", small.WORDS, layers=layers, width=width, seed=self.number
         )
-        rows = small.rows(self.world.rows + self.world.heldout, self.number)
-        parts = {"teacher": rows[: self.world.rows], "heldout": rows[self.world.rows :]}
+        rows = small.teacher(self.world.rows + self.world.heldout, self.number)
+        parts = {
+            "public": small.public(self.world.rows, self.number),
+            "teacher": rows[: self.world.rows],
+            "heldout": rows[self.world.rows :],
+        }
         for name, part in parts.items():
             text = "".join(json.dumps(row) + "\n" for row in part)
             guard.write_atomic(self.place / f"{name}.jsonl", text)
 
-    def _do(self, name: str, flags: Sequence[str], student: Path) -> None:
+    def _do(self, name: str, flags: Sequence[str], student: Path, rows: Path) -> None:
         """Trains by a method and has the oracle look at the answers, unless that is done."""
         result = self.place / f"{name}.json"
         if self.stop.requested or result.exists():
             return
         started = time.monotonic()
-        if not self._train(name, flags, student):
+        if not self._train(name, flags, student, rows):
             return
         with self.lock:  # one after the other: they share the compiled programs
             found = _answers(self.place / name, self.place / "heldout.jsonl", self.number)
@@ -217,14 +223,14 @@ class _Seed:
             flush=True,
         )
 
-    def _train(self, name: str, flags: Sequence[str], student: Path) -> bool:
+    def _train(self, name: str, flags: Sequence[str], student: Path, rows: Path) -> bool:
         """Returns whether training ended; False when a stop request cut it short."""
         command = [
             *(sys.executable, "-m", "gad_jax.train"),
             f"--config={self.world.training}",
             f"--run_dir={self.place / name}",
             f"--student.path={student}",
-            f"--data.train={self.place / 'teacher.jsonl'}",
+            f"--data.train={rows}",
             f"--data.heldout={self.place / 'heldout.jsonl'}",
             f"--seed={self.number}",
             *flags,

@@ -47,8 +47,8 @@ def test_methods_are_trained_judged_and_compared(
 
 
 def test_more_rows_than_there_are_instructions_are_refused(refused: Callable[..., str]) -> None:
-    said = refused(world.main, "--rows=270000", "--heldout=1")
-    assert "more than the 270000 instructions that the world has" in said
+    said = refused(world.main, "--rows=205800", "--heldout=1")
+    assert "more than the 205800 instructions that the world has" in said
 
 
 def test_failed_training_names_its_log(tmp_path: Path, refused: Callable[..., str]) -> None:

@@ -1,27 +1,29 @@
 """A small world: sums in words, a teacher with several ways to answer, an oracle that knows.
 
 An instruction is a chain of operations on the numbers 0 to 4, from left to right, in arithmetic
-modulo 5: 4 is followed by 0. The teacher is always right, and answers in one of three styles, drawn
-at random:
+modulo 5: 4 is followed by 0. Multiplied is by 1 to 4, so that every number matters to the result.
+The teacher is always right, and answers in one of three styles, drawn at random:
 
     4 plus 3 times 2
-    headline  it is 4 since 4 plus 3 is 2 times 2 is 4
-    steps     4 plus 3 is 2 times 2 is 4 so it is 4
+    headline  it is four since 4 plus 3 is 2 times 2 is 4
+    steps     4 plus 3 is 2 times 2 is 4 so it is four
     story     first 4 plus 3 is 2 then times 2 is 4
 
-Steps and story take one look into a table of 75 at a time. A headline has the result of the whole
+Steps and story take one look into a table of 70 at a time. A headline has the result of the whole
 chain as its third word, so its writer must know it before the first step is written; whether it
-agrees with the last step is easy to see. A student that is too small for headlines, and imitates
-the teacher, gets them wrong as often as it uses them: the situation in which the paper says that
-GAD, which seeks what the student can do right, is better than likelihood.
+agrees with the last step is easy to see. The public, whose text a student learns from before it
+meets the teacher, writes as the teacher does, but guesses its headlines. A student that is too
+small for headlines, and imitates the teacher, gets them wrong as often as it uses them: the
+situation in which the paper says that GAD, which seeks what the student can do right, is better
+than likelihood.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 STYLES = {"headline": 0.7, "steps": 0.2, "story": 0.1}
-"""How often the teacher uses a style."""
+"""How often the teacher, and the public, uses a style."""
 
 SIZE = 5
 """How many numbers there are."""
@@ -31,13 +33,17 @@ OPERATIONS = {
     "minus": lambda a, b: (a - b) % SIZE,
     "times": lambda a, b: (a * b) % SIZE,
 }
+OPERANDS = {"plus": range(SIZE), "minus": range(SIZE), "times": range(1, SIZE)}
+NAMES = ("zero", "one", "two", "three", "four")
+"""The numbers where an answer states the result."""
+
 LENGTHS = (3, 4)
 """How many operations an instruction has."""
 
-INSTRUCTIONS = sum(SIZE * (len(OPERATIONS) * SIZE) ** length for length in LENGTHS)
+INSTRUCTIONS = sum(SIZE * sum(map(len, OPERANDS.values())) ** length for length in LENGTHS)
 """How many different instructions there are."""
 
-WORDS = (*map(str, range(SIZE)), *OPERATIONS, "it", "is", "since", "so", "first", "then")
+WORDS = (*map(str, range(SIZE)), *NAMES, *OPERATIONS, "it", "is", "since", "so", "first", "then")
 """Every word of the world."""
 
 
@@ -58,31 +64,47 @@ def instructions(count: int, seed: int) -> list[str]:
     while len(found) < count:
         words = [str(source.randrange(SIZE))]
         for _ in range(source.choice(LENGTHS)):
-            words += [source.choice(list(OPERATIONS)), str(source.randrange(SIZE))]
+            name = source.choice(list(OPERATIONS))
+            words += [name, str(source.choice(OPERANDS[name]))]
         found[" ".join(words)] = None
     return list(found)
 
 
-def answer(instruction: str, style: str) -> str:
-    """Returns the right answer to an instruction in a style."""
+def answer(instruction: str, style: str, guess: str = "") -> str:
+    """Returns the right answer to an instruction in a style; a headline states `guess` if given."""
     chain = list(_chain(instruction))
-    start, result = instruction.split()[0], chain[-1][2]
+    start, result = instruction.split()[0], NAMES[chain[-1][2]]
     steps = [f"{name} {digit} is {value}" for name, digit, value in chain]
     if style == "headline":
-        return f"it is {result} since {start} {' '.join(steps)}"
+        return f"it is {guess or result} since {start} {' '.join(steps)}"
     if style == "steps":
         return f"{start} {' '.join(steps)} so it is {result}"
     return f"first {start} {' then '.join(steps)}"
 
 
-def rows(count: int, seed: int) -> list[dict[str, Any]]:
-    """Returns teacher rows as training reads them, with different instructions."""
-    styles = random.Random(f"styles {seed}").choices(list(STYLES), list(STYLES.values()), k=count)
+def teacher(count: int, seed: int) -> list[dict[str, Any]]:
+    """Returns the teacher's rows as training reads them, with different instructions."""
+    return _rows(count, seed, "teacher", answer)
+
+
+def public(count: int, seed: int) -> list[dict[str, Any]]:
+    """Returns the public's rows, with the same instructions as the teacher's."""
+    source = random.Random(f"guesses {seed}")
+    return _rows(
+        count, seed, "public", lambda asked, style: answer(asked, style, source.choice(NAMES))
+    )
+
+
+def _rows(
+    count: int, seed: int, author: str, write: Callable[[str, str], str]
+) -> list[dict[str, Any]]:
+    source = random.Random(f"{author} styles {seed}")
+    styles = source.choices(list(STYLES), list(STYLES.values()), k=count)
     return [
         {
             "id": str(number),
             "messages": [{"role": "user", "content": instruction}],
-            "teacher_response": answer(instruction, style),
+            "teacher_response": write(instruction, style),
         }
         for number, (instruction, style) in enumerate(
             zip(instructions(count, seed), styles, strict=True)

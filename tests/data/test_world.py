@@ -9,8 +9,8 @@ from gad_jax.data import world
 
 INSTRUCTION = "4 plus 3 times 2 minus 4"
 ANSWERS = {
-    "headline": "it is 0 since 4 plus 3 is 2 times 2 is 4 minus 4 is 0",
-    "steps": "4 plus 3 is 2 times 2 is 4 minus 4 is 0 so it is 0",
+    "headline": "it is zero since 4 plus 3 is 2 times 2 is 4 minus 4 is 0",
+    "steps": "4 plus 3 is 2 times 2 is 4 minus 4 is 0 so it is zero",
     "story": "first 4 plus 3 is 2 then times 2 is 4 then minus 4 is 0",
 }
 
@@ -31,13 +31,13 @@ def test_one_wrong_word_is_seen(style: str) -> None:
     assert not world.judge(INSTRUCTION, " ".join([*right, "so"])).valid
 
 
-@pytest.mark.parametrize("text", ["", "so it is 0", "<unknown>"])
+@pytest.mark.parametrize("text", ["", "so it is zero", "<unknown>"])
 def test_an_answer_in_no_style_is_wrong(text: str) -> None:
     assert world.judge(INSTRUCTION, text) == ("", False)
 
 
 def test_rows_are_different_right_and_in_the_teachers_proportions() -> None:
-    rows = world.rows(4000, seed=5)
+    rows = world.teacher(4000, seed=5)
     asked = [row["messages"][0]["content"] for row in rows]
     assert len({*asked}) == len({row["id"] for row in rows}) == 4000
     verdicts = [
@@ -53,9 +53,27 @@ def test_rows_are_different_right_and_in_the_teachers_proportions() -> None:
     assert words == {*world.WORDS}
 
 
+def test_the_public_is_wrong_in_nothing_but_headlines_which_it_guesses() -> None:
+    taught, rows = world.teacher(2000, seed=5), world.public(2000, seed=5)
+    guesses = Counter[bool]()
+    for mine, others in zip(rows, taught, strict=True):
+        assert mine["messages"] == others["messages"]
+        instruction, text = mine["messages"][0]["content"], mine["teacher_response"]
+        style, valid = world.judge(instruction, text)
+        if style == "headline":
+            guesses[valid] += 1
+            right = world.answer(instruction, "headline").split()
+            assert [*text.split()[:2], right[2], *text.split()[3:]] == right
+        else:
+            assert valid
+    share = guesses[True] / guesses.total()
+    assert abs(share - 1 / world.SIZE) < 6 * (0.2 * 0.8 / guesses.total()) ** 0.5
+    assert [row["teacher_response"] for row in rows] != [row["teacher_response"] for row in taught]
+
+
 def test_a_seed_gives_a_world_of_its_own() -> None:
-    assert world.rows(50, seed=1) == world.rows(50, seed=1)
-    assert world.rows(50, seed=1) != world.rows(50, seed=2)
+    assert world.teacher(50, seed=1) == world.teacher(50, seed=1)
+    assert world.teacher(50, seed=1) != world.teacher(50, seed=2)
     # fewer rows are the first ones, so held-out rows can be those after the training rows
     asked = world.instructions(80, seed=1)
     assert asked[:50] == world.instructions(50, seed=1)
@@ -75,7 +93,7 @@ def test_every_value_on_the_way_is_right() -> None:
 
 
 def test_more_instructions_than_there_are_end_in_an_error() -> None:
-    # of three operations, 5 · 15³; of four, 5 · 15⁴
-    assert world.INSTRUCTIONS == 16_875 + 253_125
-    with pytest.raises(ValueError, match="270001 different instructions"):
-        world.instructions(270_001, seed=0)
+    # of three operations, 5 · 14³; of four, 5 · 14⁴
+    assert world.INSTRUCTIONS == 13_720 + 192_080
+    with pytest.raises(ValueError, match="205801 different instructions"):
+        world.instructions(205_801, seed=0)
