@@ -5,13 +5,13 @@ modulo 5: 4 is followed by 0. Multiplied is by 1 to 4, so that every number matt
 The teacher is always right, and answers in one of three styles, drawn at random:
 
     4 plus 3 times 2
-    headline  it is four since 4 plus 3 is 2 times 2 is 4
+    headline  it is four since 4 plus 3 is 2 times 2 is 4 so it is four
     steps     4 plus 3 is 2 times 2 is 4 so it is four
     story     first 4 plus 3 is 2 then times 2 is 4
 
 Steps and story take one look into a table of 70 at a time. A headline has the result of the whole
 chain as its third word, so its writer must know it before the first step is written; whether it
-agrees with the last step is easy to see. The public, whose text a student learns from before it
+agrees with the last word is easy to see. The public, whose text a student learns from before it
 meets the teacher, writes as the teacher does, but guesses its headlines. A student that is too
 small for headlines, and imitates the teacher, gets them wrong as often as it uses them: the
 situation in which the paper says that GAD, which seeks what the student can do right, is better
@@ -71,15 +71,15 @@ def instructions(count: int, seed: int) -> list[str]:
 
 
 def answer(instruction: str, style: str, guess: str = "") -> str:
-    """Returns the right answer to an instruction in a style; a headline states `guess` if given."""
+    """Returns the right answer to an instruction in a style; a headline begins with `guess` as the
+    result, if one is given."""
     chain = list(_chain(instruction))
     start, result = instruction.split()[0], NAMES[chain[-1][2]]
     steps = [f"{name} {digit} is {value}" for name, digit, value in chain]
-    if style == "headline":
-        return f"it is {guess or result} since {start} {' '.join(steps)}"
-    if style == "steps":
-        return f"{start} {' '.join(steps)} so it is {result}"
-    return f"first {start} {' then '.join(steps)}"
+    if style == "story":
+        return f"first {start} {' then '.join(steps)}"
+    reasons = f"{start} {' '.join(steps)} so it is {result}"
+    return f"it is {guess or result} since {reasons}" if style == "headline" else reasons
 
 
 def teacher(count: int, seed: int) -> list[dict[str, Any]]:

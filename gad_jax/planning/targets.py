@@ -108,8 +108,12 @@ def parse(text: str) -> Target:
 def prepare_environment(target: Target) -> None:
     """Sets what jax reads when it is imported; call it before."""
     os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or libtpu looks for a cloud machine
-    os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
+    if target.platform == "tpu":  # libtpu compiles, and is not to look for devices or a cloud
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+        os.environ.setdefault("TPU_ACCELERATOR_TYPE", f"{target.kind}-{target.devices}")
+        os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # plans run side by side
+        os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     flag = "--xla_force_host_platform_device_count"
     flags = os.environ.get("XLA_FLAGS", "")

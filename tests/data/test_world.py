@@ -9,7 +9,7 @@ from gad_jax.data import world
 
 INSTRUCTION = "4 plus 3 times 2 minus 4"
 ANSWERS = {
-    "headline": "it is zero since 4 plus 3 is 2 times 2 is 4 minus 4 is 0",
+    "headline": "it is zero since 4 plus 3 is 2 times 2 is 4 minus 4 is 0 so it is zero",
     "steps": "4 plus 3 is 2 times 2 is 4 minus 4 is 0 so it is zero",
     "story": "first 4 plus 3 is 2 then times 2 is 4 then minus 4 is 0",
 }
