@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 
+import jax
 import pytest
 
 from gad_jax import plan, sharding
@@ -61,6 +62,20 @@ def test_a_run_that_is_too_large_is_told_what_to_change(
     out = capsys.readouterr().out
     assert "It does not fit: gad: G and D update needs 0." in out
     assert "- split or reduce what is computed at once: a smaller --batch.micro_batch" in out
+
+
+def test_a_program_that_the_compiler_refuses_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def too_large(*_: object) -> None:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: needs 40G\nof 31G")
+
+    monkeypatch.setattr("jax.stages.Lowered.compile", too_large)
+    assert plan.main(list(FLAGS)) == 2
+    out = capsys.readouterr().out
+    assert "It does not fit: the compiler refused " in out
+    assert "(RESOURCE_EXHAUSTED: needs 40G)" in out
+    assert "- split or reduce the weights over more devices" in out
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,10 @@ def _advice(program: Compiled, mesh: dict[str, int]) -> list[str]:
             "the rollout's caches: fewer --rollout.slots or shorter "
             "--rollout.max_new_tokens, or a larger --mesh.tensor"
         )
-    said = [changes[name] for name, size in sizes if size > 0.1 * program.total and name in changes]
+    large = [name for name, size in sizes if size > 0.1 * program.total]
+    if program.refused and "rollout" not in program.name:
+        large.append("temporary")  # of a size that the compiler does not say
+    said = [changes[name] for name in large if name in changes]
     return [f"split or reduce {change}" for change in dict.fromkeys(said)]
 
 
@@ -90,8 +93,11 @@ def show(plan: Plan, console: Console) -> None:
         )
         return
     peak = plan.peak
-    needed = peak.refused or f"{peak.total / GIB:.2f} GiB per device"
-    console.print(f"It does not fit: {peak.name} needs {needed}; {limit:.1f} GiB are usable.")
+    if peak.refused:
+        console.print(f"It does not fit: the compiler refused {peak.name} ({peak.refused})")
+    else:
+        needed = f"{peak.total / GIB:.2f} GiB per device; {limit:.1f} GiB are usable"
+        console.print(f"It does not fit: {peak.name} needs {needed}.")
     for line in plan.advice():
         console.print(f"- {line}")
 

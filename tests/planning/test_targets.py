@@ -34,3 +34,12 @@ def test_known_targets(text: str, devices: int, per_node: int, platform: str) ->
 def test_others_are_refused(text: str, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         targets.parse(text)
+
+
+def test_two_plans_for_tpus_may_compile_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    # libtpu locks the machine against a second user of its chips, unless it is told not to
+    monkeypatch.setattr("os.environ", environment := {"TPU_WORKER_HOSTNAMES": "mine"})
+    targets.prepare_environment(targets.parse("v6e:4x4"))
+    assert environment["ALLOW_MULTIPLE_LIBTPU_LOAD"] == "1"
+    assert environment["TPU_ACCELERATOR_TYPE"] == "v6e-16"
+    assert environment["TPU_WORKER_HOSTNAMES"] == "mine"
