@@ -34,6 +34,8 @@ OPERATIONS = {
     "times": lambda a, b: (a * b) % SIZE,
 }
 OPERANDS = {"plus": range(SIZE), "minus": range(SIZE), "times": range(1, SIZE)}
+"""What may follow an operation: times 0 would give the result away."""
+
 NAMES = ("zero", "one", "two", "three", "four")
 """The numbers where an answer states the result."""
 
