@@ -181,9 +181,9 @@ class _Seed:
         if not (self.place / "heldout.jsonl").exists():
             self._make_world()
         self._do("warm", WARM_FLAGS, self.place / "untrained", self.place / "public.jsonl")
+        student, rows = self.place / "warm" / "export" / "student", self.place / "teacher.jsonl"
         for name in self.world.chosen:
-            student = self.place / "warm" / "export" / "student"
-            self._do(name, METHODS[name].flags, student, self.place / "teacher.jsonl")
+            self._do(name, METHODS[name].flags, student, rows)
 
     def _make_world(self) -> None:
         """Writes the untrained student, the rows to train on and, last, the held-out ones."""
