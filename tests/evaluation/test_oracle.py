@@ -9,11 +9,13 @@ import pytest
 from gad_jax.evaluation import heldout, oracle
 
 ASKED = ["1 plus 1", "2 times 3"]
-RIGHT = ["it is 2 since 1 plus 1 is 2", "2 times 3 is 1 so it is 1"]
+RIGHT = ["it is two since 1 plus 1 is 2 so it is two", "2 times 3 is 1 so it is one"]
 
 
 def test_measures_of_two_answers_each() -> None:
-    found = oracle.measure(ASKED, [[RIGHT[0], "it is 3 since 1 plus 1 is 2"], [RIGHT[1], RIGHT[1]]])
+    found = oracle.measure(
+        ASKED, [[RIGHT[0], "it is three since 1 plus 1 is 2 so it is two"], [RIGHT[1], RIGHT[1]]]
+    )
     assert found["valid"] == 0.75
     assert found["coverage"] == 2
     assert found["styles"] == {
