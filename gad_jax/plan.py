@@ -98,7 +98,7 @@ def make(settings: Settings, target: targets.Target, say: Any) -> Any:
     mesh = sharding.make_mesh(
         mesh_settings.replica, mesh_settings.fsdp, mesh_settings.tensor, found
     )
-    with sharding.compiling_for({"cuda": "gpu"}.get(target.platform, target.platform)):
+    with sharding.compiling_for(target.backend):
         both = state.network_configs(settings, networks.read)
     _check_heads(both, mesh_settings.tensor)
     lengths = workload.Lengths(

@@ -56,12 +56,27 @@ def test_the_decode_copy_is_gathered_over_fsdp(planned: dict) -> None:
 def test_a_run_that_is_too_large_is_told_what_to_change(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = targets.Chip("cpu", 1e12, 1e6, 1e9, 1e9, 1e9, 0.5, "a device of one megabyte")
+    small = targets.Chip("cpu", 1e12, 1e6, 1e9, 1e9, 1e9, 0.5, 0.0, "a device of one megabyte")
     monkeypatch.setattr("gad_jax.planning.estimate.chip_of", lambda _: small)
     assert plan.main(list(FLAGS)) == 2
     out = capsys.readouterr().out
     assert "It does not fit: gad: G and D update needs 0." in out
     assert "- split or reduce what is computed at once: a smaller --batch.micro_batch" in out
+
+
+def test_every_turn_of_the_decode_loop_takes_the_latency_of_its_layers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slow = targets.Chip("cpu", 1e12, 1e12, 1e9, 1e9, 1e9, 0.5, 0.25, "a device that hesitates")
+    monkeypatch.setattr("gad_jax.planning.estimate.chip_of", lambda _: slow)
+    short = ("--response_tokens=1", "--rollout.max_new_tokens=2")
+    assert plan.main([*FLAGS, *short, "--json"]) == 0
+    [step] = json.loads(capsys.readouterr().out)["steps"]
+    phases = {phase["name"]: phase for phase in step["phases"]}
+    decode = phases.pop("rollout: decode")
+    assert decode["latency_seconds"] == 2 * 2 * 0.25  # two tokens in every slot, two layers
+    assert decode["seconds"] == 1 + max(decode["compute_seconds"], decode["memory_seconds"])
+    assert {phase["latency_seconds"] for phase in phases.values()} == {0}
 
 
 def test_a_program_that_the_compiler_refuses_does_not_fit(

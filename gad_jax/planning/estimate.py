@@ -18,19 +18,30 @@ from gad_jax.rollout.queue import capacity
 from gad_jax.types import Rows
 
 
+class Cost(NamedTuple):
+    """What one part of a step needs of all devices: operations, bytes of memory, and the layers
+    that the turns of the decode loop go through one after the other."""
+
+    name: str
+    flops: float
+    bytes: float
+    layers: int = 0
+
+
 class Phase(NamedTuple):
-    """One part of a step: the operations and bytes of all devices, and the seconds that the
-    attainable rate of operations and the memory's bandwidth give."""
+    """One part of a step: its operations and bytes, and the seconds that the attainable rate of
+    operations, the memory's bandwidth and the latency of the layers make of its cost."""
 
     name: str
     flops: float
     bytes: float
     compute_seconds: float
     memory_seconds: float
+    latency_seconds: float
 
     @property
     def seconds(self) -> float:
-        return max(self.compute_seconds, self.memory_seconds)
+        return max(self.compute_seconds, self.memory_seconds) + self.latency_seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +73,7 @@ def chip_of(target: Target) -> Chip:
     n = target.devices
     return Chip(
         "cpu", rates.flops_per_second / n, memory / n, rates.bytes_per_second / n,
-        rates.bytes_per_second / n, rates.bytes_per_second / n, 0.75,
+        rates.bytes_per_second / n, rates.bytes_per_second / n, 0.5, 0.0,
         "measured on this machine: a matrix product of 2048, reading 512 MB",
     )  # fmt: skip
 
@@ -79,28 +90,29 @@ def step(
     """Returns the phases of a step of this stage, after those that train D alone."""
     generator, discriminator = networks
     rates = getattr(config, stage)
-    phases: list[tuple[str, float, float]] = []
+    # The backward pass is two forward ones, and computes everything again with remat=full.
+    training = costs.TRAINING + (config.student.remat == "full")
+    needs: list[Cost] = []
     if rates.train_discriminator or stage == "gad":
-        phases += _rollout(config, generator, target, work)
-        passes = costs.TRAINING if rates.train_discriminator else 1
+        needs += _rollout(config, generator, target, work)
+        passes = training if rates.train_discriminator else 1
         flops = passes * costs.forward_flops(discriminator, costs.processed_work(work.pairs))
-        phases.append(("discriminator", flops, _update_bytes(discriminator, work.pairs, target)))
+        needs.append(Cost("discriminator", flops, _update_bytes(discriminator, work.pairs, target)))
     if rates.train_generator:
         rows = work.samples if stage == "gad" else work.teacher
-        flops = costs.training_flops(generator, costs.processed_work(rows))
-        phases.append(("generator", flops, _update_bytes(generator, rows, target)))
+        flops = costs.forward_flops(generator, costs.processed_work(rows))
+        needs.append(Cost("generator", training * flops, _update_bytes(generator, rows, target)))
         if stage == "gad" and config.grpo.kl_coefficient > 0:
-            flops = costs.forward_flops(generator, costs.processed_work(rows))
-            phases.append(("reference", flops, _read_bytes(generator, rows, target)))
-    if config.student.remat == "full":  # the forward pass again, in every backward pass
-        phases = [
-            (name, flops * 4 / 3 if name in ("generator", "discriminator") else flops, size)
-            for name, flops, size in phases
-        ]
-    rate, bandwidth = chip.flops * chip.attainable, chip.bandwidth
-    n = target.devices
-    timed = [Phase(name, f, b, f / n / rate, b / n / bandwidth) for name, f, b in phases]
-    return Step(stage, timed, transfer_seconds(transfers, chip))
+            needs.append(Cost("reference", flops, _read_bytes(generator, rows, target)))
+    phases = [_timed(need, target.devices, chip) for need in needs]
+    return Step(stage, phases, transfer_seconds(transfers, chip))
+
+
+def _timed(need: Cost, devices: int, chip: Chip) -> Phase:
+    compute = need.flops / devices / (chip.flops * chip.attainable)
+    memory = need.bytes / devices / chip.bandwidth
+    latency = need.layers * chip.layer_latency
+    return Phase(need.name, need.flops, need.bytes, compute, memory, latency)
 
 
 def transfer_seconds(transfers: list[hlo.Collective], chip: Chip) -> float:
@@ -118,9 +130,7 @@ def transfer_seconds(transfers: list[hlo.Collective], chip: Chip) -> float:
     return total
 
 
-def _rollout(
-    config: Config, network: DecoderConfig, target: Target, work: Workload
-) -> list[tuple[str, float, float]]:
+def _rollout(config: Config, network: DecoderConfig, target: Target, work: Workload) -> list[Cost]:
     """Returns prefill and decode. Each turn of the decode loop reads the weights once per device
     (per tensor share), and the caches, here those for half of the longest response; a slot that
     ends takes the next sample, and the loop ends with the last."""
@@ -132,14 +142,18 @@ def _rollout(
     weights = size * (costs.layer_weights(network) + network.width * network.vocabulary)
     copies = target.devices / config.mesh.tensor
     shards = target.devices // config.mesh.tensor
-    slots = min(config.rollout.slots or engine.default_slots(), -(-answers.size // shards))
+    slots = config.rollout.slots or engine.default_slots(target.backend)
+    slots = min(slots, -(-answers.size // shards))
     turns = max(_turns(answers.reshape(-1)[shard::shards], slots) for shard in range(shards))
     token = 2 * network.layers * network.kv_heads * network.head_width * size
     columns = capacity(int(asked.max() + answers.max() // 2))
     cache = token * turns * shards * slots * columns
+    moved = weights * copies * turns + cache
     return [
-        ("rollout: prefill", costs.forward_flops(network, prefill), weights * copies),
-        ("rollout: decode", costs.forward_flops(network, decode), weights * copies * turns + cache),
+        Cost("rollout: prefill", costs.forward_flops(network, prefill), weights * copies),
+        Cost(
+            "rollout: decode", costs.forward_flops(network, decode), moved, network.layers * turns
+        ),
     ]
 
 

@@ -58,7 +58,7 @@ def compile_all(
         name: packing.abstract(getattr(work, name), mesh)
         for name in ("pairs", "samples", "teacher")
     }
-    with jax.set_mesh(mesh), sharding.compiling_for(_backend(target)):
+    with jax.set_mesh(mesh), sharding.compiling_for(target.backend):
         for stage in config.stages:
             program = state.make_program(config, stage, *networks)
             start = state.abstract(config, stage, program, mesh)
@@ -71,10 +71,6 @@ def compile_all(
             if samples and stage == config.stages[-1]:  # the last stage holds the most beside it
                 done += _rollout(config, program, start, mesh, target, work, report)
     return done
-
-
-def _backend(target: Target) -> str:
-    return {"cuda": "gpu"}.get(target.platform, target.platform)
 
 
 def _updates(config: Config, stage: str) -> list[tuple[str, Any, list[str]]]:

@@ -136,7 +136,7 @@ def _time_table(step: Step, plan: Plan) -> Table:
         f"{step.stage}: predicted {step.seconds:.3g} s per step (at {attained:.0%} of the peak, "
         f"assumed; transfers {step.transfer_seconds:.3g} s, beside the updates)"
     )
-    for name in ("phase", "TFLOP", "GB moved", "compute s", "memory s"):
+    for name in ("phase", "TFLOP", "GB moved", "compute s", "memory s", "latency s"):
         table.add_column(name, justify="left" if name == "phase" else "right")
     for phase in step.phases:
         table.add_row(
@@ -145,6 +145,7 @@ def _time_table(step: Step, plan: Plan) -> Table:
             f"{phase.bytes / 1e9:,.4g}",
             f"{phase.compute_seconds:.3g}",
             f"{phase.memory_seconds:.3g}",
+            f"{phase.latency_seconds:.3g}" if phase.latency_seconds else "–",
         )
     return table
 

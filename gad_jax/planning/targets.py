@@ -13,8 +13,10 @@ class Chip:
     """One device, by its data sheet. Rates are per second, sizes and rates of bytes decimal.
 
     `link` is what a device sends to its neighbours in a node or slice, in one direction;
-    `network` what it has between nodes. `attainable` is the share of the peak that large training
-    steps usually reach: an assumption, for the predicted time only.
+    `network` what it has between nodes. Two are for the predicted time only: `attainable`, the
+    share of the peak that large training steps usually reach, an assumption; and `layer_latency`,
+    the seconds that a layer takes in the decode loop however little it computes: kernels start one
+    after the other. 0 where that has not been measured.
     """
 
     platform: str
@@ -24,28 +26,29 @@ class Chip:
     link: float
     network: float
     attainable: float
+    layer_latency: float
     source: str
 
 
 CHIPS = {
     "h100": Chip(
-        "cuda", 989.4e12, 84.94e9, 3.352e12, 450e9, 50e9, 0.45,
+        "cuda", 989.4e12, 84.94e9, 3.352e12, 450e9, 50e9, 0.45, 5e-5,
         "NVIDIA H100 SXM data sheet: dense bfloat16, HBM3, NVLink 4, one 400 Gb/s NIC per GPU",
     ),
     "h200": Chip(
-        "cuda", 989.4e12, 150.7e9, 4.8e12, 450e9, 50e9, 0.45,
+        "cuda", 989.4e12, 150.7e9, 4.8e12, 450e9, 50e9, 0.45, 5e-5,
         "NVIDIA H200 SXM data sheet: dense bfloat16, HBM3e, NVLink 4, one 400 Gb/s NIC per GPU",
     ),
     "v5e": Chip(
-        "tpu", 197e12, 16.9e9, 819e9, 200e9, 25e9, 0.5,
+        "tpu", 197e12, 16.9e9, 819e9, 200e9, 25e9, 0.5, 0.0,
         "Google Cloud TPU v5e system architecture",
     ),
     "v5p": Chip(
-        "tpu", 459e12, 102.0e9, 2.765e12, 600e9, 25e9, 0.5,
+        "tpu", 459e12, 102.0e9, 2.765e12, 600e9, 25e9, 0.5, 0.0,
         "Google Cloud TPU v5p system architecture",
     ),
     "v6e": Chip(
-        "tpu", 918e12, 33.6e9, 1.638e12, 448e9, 25e9, 0.5,
+        "tpu", 918e12, 33.6e9, 1.638e12, 448e9, 25e9, 0.5, 0.0,
         "Google Cloud TPU v6e system architecture",
     ),
 }  # fmt: skip
@@ -81,6 +84,11 @@ class Target:
     @property
     def platform(self) -> str:
         return "cpu" if self.kind == "cpu" else CHIPS[self.kind].platform
+
+    @property
+    def backend(self) -> str:
+        """Its name as `jax.default_backend` has it."""
+        return {"cuda": "gpu"}.get(self.platform, self.platform)
 
 
 def parse(text: str) -> Target:
