@@ -7,6 +7,7 @@ comes from here.
 """
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import os
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gad_jax import guard, options
-from gad_jax.config import option
+from gad_jax.config import Config, option
 from gad_jax.errors import UserError
 
 SAMPLES = 4
@@ -154,19 +155,31 @@ def _take_cores(worker: int, workers: int) -> None:
 
 def _keep_settings(world: World, path: Path) -> None:
     """Writes what results depend on beside them, or refuses to mix them with others'."""
+    from gad_jax.data import world as small
+
     names = ("training", "rows", "heldout", "layers", "width")
-    kept = {name: getattr(world, name) for name in names}
+    texts = [small.teacher(32, seed=0), small.public(32, seed=0)]
+    flags = [WARM_FLAGS, *METHODS.values()]
+    kept = {name: getattr(world, name) for name in names} | {
+        "world": _digest(json.dumps(texts)),
+        "settings": _digest(options.to_yaml(options.load(Config, world.training)) + str(flags)),
+    }
     if path.exists():
         before = json.loads(path.read_text("utf-8"))
         changed = [name for name in kept if before.get(name) != kept[name]]
         if changed:
             name = changed[0]
-            raise UserError(
-                f"{path.parent} has results with {name}={before.get(name)}, now {kept[name]}; "
-                "give the same, or choose another --out"
-            )
+            what = {
+                "world": "results of another world",
+                "settings": f"results of other settings than {world.training} has now",
+            }.get(name, f"results with {name}={before.get(name)}, now {kept[name]}")
+            raise UserError(f"{path.parent} has {what}; give the same, or choose another --out")
     else:
         guard.write_atomic(path, json.dumps(kept, indent=1) + "\n")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class _Seed:

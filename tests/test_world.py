@@ -44,6 +44,11 @@ def test_methods_are_trained_judged_and_compared(
     assert "seed 0, seqkd:" not in printed
     other = [flag.replace("--rows=64", "--rows=65") for flag in flags]
     assert "has results with rows=64, now 65" in refused(world.main, *other)
+    settings = out / "settings.json"
+    kept = json.loads(settings.read_text())
+    for name, said in (("world", "of another world"), ("settings", "of other settings than world")):
+        settings.write_text(json.dumps(kept | {name: "0"}))
+        assert f"has results {said}" in refused(world.main, *flags)
 
 
 def test_more_rows_than_there_are_instructions_are_refused(refused: Callable[..., str]) -> None:
