@@ -128,11 +128,11 @@ def _run(evaluate: Evaluate) -> int:
     if run is not None and not (run / "config.yaml").is_file():
         raise UserError(f"{run} is not a run directory: it has no config.yaml")
     if evaluate.model:
-        found = _answer_all(evaluate)
-        path = evaluate.directory / "report.html"
+        found, source = _answer_all(evaluate), evaluate.directory
+        path = source / "report.html"
     else:
         assert run is not None
-        found = answers.from_run(run)
+        found, source = answers.from_run(run), run
         path = Path(evaluate.out or run) / "report.html"
         if not found:
             raise UserError(f"{run} has no evaluations; let it finish one, or give --model")
@@ -147,7 +147,7 @@ def _run(evaluate: Evaluate) -> int:
         display.table(f"{group[0].prompts}: {len(group[0].lines)} prompts", rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     judged = _judge(evaluate, groups, path.parent, display)
-    voted = voting.tables(groups, path.parent / "votes.jsonl")
+    voted = voting.tables(groups, source / "votes.jsonl")
     judgements = {name: judged.get(name, []) + voted.get(name, []) for name in {**judged, **voted}}
     curves = {str(run): run} if run else _runs(evaluate)
     guard.write_atomic(path, report.render(report.collect(found, curves, judgements)))

@@ -108,9 +108,10 @@ def test_a_run_is_reported_from_what_it_kept(
 
     (ballot,) = ballots(answers.from_run(run), ["after gad", "before"])
     Votes(run / "votes.jsonl").add(ballot, "ann", "tie", 0, 1.0)
-    assert evaluate.main([str(run)]) == 0
-    page = (run / "report.html").read_text()
-    assert "People prefer the answers of after gad to those of before" in page
+    for flags, where in ([], run), ([f"--out={tmp_path}/elsewhere"], tmp_path / "elsewhere"):
+        assert evaluate.main([str(run), *flags]) == 0
+        page = (where / "report.html").read_text()
+        assert "People prefer the answers of after gad to those of before" in page
 
 
 def test_mistakes_are_one_sentence(
