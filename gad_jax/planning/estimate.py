@@ -1,7 +1,6 @@
 """How long a step takes on the target: operations, bytes and transfers over stated rates."""
 
 import dataclasses
-import heapq
 from typing import NamedTuple
 
 import numpy as np
@@ -10,11 +9,10 @@ from gad_jax import costs
 from gad_jax.config import Config
 from gad_jax.costs import Work
 from gad_jax.models.decoder import DecoderConfig
-from gad_jax.planning import hlo
+from gad_jax.planning import decoding, hlo
 from gad_jax.planning.targets import CHIPS, Chip, Target
 from gad_jax.planning.workload import Workload
 from gad_jax.rollout import engine
-from gad_jax.rollout.queue import capacity
 from gad_jax.types import Rows
 
 
@@ -132,37 +130,26 @@ def transfer_seconds(transfers: list[hlo.Collective], chip: Chip) -> float:
 
 def _rollout(config: Config, network: DecoderConfig, target: Target, work: Workload) -> list[Cost]:
     """Returns prefill and decode. Each turn of the decode loop reads the weights once per device
-    (per tensor share), and the caches, here those for half of the longest response; a slot that
-    ends takes the next sample, and the loop ends with the last."""
+    (per tensor share) and every column of the caches, and works in idle slots too."""
     size = np.dtype(np.float32).itemsize if network.compute_dtype == "float32" else 2
     asked, answers = work.prompts.astype(np.int64), work.responses.astype(np.int64)
     prefill = Work(int(asked.sum()), int((asked * (asked + 1) // 2).sum()), len(asked))
-    context = asked[:, None] + (answers + 1) / 2
-    decode = Work(int(answers.sum()), int((answers * context).sum()), int(answers.sum()))
     weights = size * (costs.layer_weights(network) + network.width * network.vocabulary)
     copies = target.devices / config.mesh.tensor
     shards = target.devices // config.mesh.tensor
     slots = config.rollout.slots or engine.default_slots(target.backend)
-    slots = min(slots, -(-answers.size // shards))
-    turns = max(_turns(answers.reshape(-1)[shard::shards], slots) for shard in range(shards))
-    token = 2 * network.layers * network.kv_heads * network.head_width * size
-    columns = capacity(int(asked.max() + answers.max() // 2))
-    cache = token * turns * shards * slots * columns
+    longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
+    parts = decoding.segments(asked, answers, shards, slots, longest)
+    turns = sum(part.steps for part in parts)
+    tokens = shards * sum(part.steps * part.slots for part in parts)
+    columns = shards * sum(part.steps * part.slots * part.columns for part in parts)
+    cache = 2 * network.layers * network.kv_heads * network.head_width * size * columns
+    flops = costs.forward_flops(network, Work(tokens, columns, tokens))
     moved = weights * copies * turns + cache
     return [
         Cost("rollout: prefill", costs.forward_flops(network, prefill), weights * copies),
-        Cost(
-            "rollout: decode", costs.forward_flops(network, decode), moved, network.layers * turns
-        ),
+        Cost("rollout: decode", flops, moved, network.layers * turns),
     ]
-
-
-def _turns(lengths: np.ndarray, slots: int) -> int:
-    """Returns the turns of the decode loop: each response in the slot that is free first."""
-    free = [0] * slots
-    for length in lengths:
-        heapq.heapreplace(free, free[0] + int(length))
-    return max(free)
 
 
 def _update_bytes(network: DecoderConfig, rows: Rows, target: Target) -> float:

@@ -43,7 +43,7 @@ def test_fewer_slots_take_more_turns_and_each_the_latency_of_every_layer() -> No
     one = step_of(slots=1)["rollout: decode"]
     total = one.latency_seconds / (3 * CHIPS["h100"].layer_latency)
     assert 128 * 20 < total < 128 * 60  # 128 samples of about 40 tokens, one after the other
-    assert one.flops == all_at_once.flops
+    assert one.flops < all_at_once.flops  # whose idle slots work too
 
 
 def test_a_backward_pass_is_two_forward_passes_and_a_third_with_full_remat() -> None:

@@ -14,6 +14,7 @@ from gad_jax.errors import UserError
 from gad_jax.models import decoder, weights
 from gad_jax.models.decoder import DecoderConfig
 from gad_jax.models.tiny import write_tiny
+from gad_jax.planning import decoding
 from gad_jax.rollout import engine, loop, ring
 from gad_jax.rollout.engine import Settings
 from gad_jax.rollout.sampling import Sampler
@@ -178,8 +179,9 @@ MANY = prompts(5, 9, 30, 1, 17, 61, 2, 3, 33, 8)
 
 
 def trace(model: Model, settings: Settings, limits: np.ndarray = LIMITS) -> Any:
+    """Returns what the loop sampled and how it went, which is as the plan expects it."""
     with jax.set_mesh(model.mesh):
-        return engine.trace(
+        rollout, segments = engine.trace(
             model.config,
             model.params,
             MANY,
@@ -189,6 +191,11 @@ def trace(model: Model, settings: Settings, limits: np.ndarray = LIMITS) -> Any:
             model.mesh,
             limits=limits,
         )
+    asked = np.array([len(prompt) for prompt in MANY])
+    shards = sharding.data_shards(model.mesh)
+    expected = decoding.segments(asked, rollout.lengths, shards, settings.slots, settings.longest)
+    assert segments == expected
+    return rollout, segments
 
 
 @pytest.fixture(scope="module")
@@ -252,6 +259,14 @@ def test_eight_devices_refill_as_one_does(tmp_path: Any, uneven: Rollout) -> Non
     write_tiny(tmp_path, "llama")
     model = Model(tmp_path, sharding.make_mesh(1, 4, 2))
     assert_same(trace(model, dataclasses.replace(LONG, slots=2))[0], uneven)
+
+
+def test_the_plan_expects_what_the_loop_does_with_responses_that_end(llama: Model) -> None:
+    often = tuple(range(0, 512, 40))
+    settings = dataclasses.replace(LONG, samples=3, slots=8, end_tokens=often)
+    rollout, segments = trace(llama, settings)  # compares them
+    assert rollout.lengths.std(axis=1).max() > 1  # those of a prompt differ
+    assert len(segments) > 2
 
 
 def test_an_idle_device_waits_for_the_others(tmp_path: Any, sampled: Rollout) -> None:

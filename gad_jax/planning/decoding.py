@@ -1,0 +1,103 @@
+"""How the decode loop will go when the lengths of the responses are known: the rules of
+`rollout.engine.trace` and `rollout.loop`, with numbers in place of tokens."""
+
+import numpy as np
+from jaxtyping import Int
+
+from gad_jax.rollout.engine import Segment
+from gad_jax.rollout.queue import capacity, fewer_slots, is_wasteful
+
+
+def segments(
+    prompts: Int[np.ndarray, " B"],
+    responses: Int[np.ndarray, "B N"],
+    shards: int,
+    slots: int,
+    longest: int = 0,
+) -> tuple[Segment, ...]:
+    """Returns the calls of `decode` for prompts and responses of these lengths, in tokens; `slots`
+    are those of a data shard, and no sequence is longer than `longest` (0: any).
+
+    Example: one prompt of 5 tokens with one response of 7, one slot → (Segment(1, 64, 7),).
+    """
+    queue = _Queue(prompts, responses, shards)
+    slots = min(slots, queue.asked.shape[1])
+    columns = capacity(int(prompts.max()), longest)
+    state = _Slots(queue, slots)
+    found: list[Segment] = []
+    while True:
+        fewer, steps = fewer_slots(slots), 0
+        while True:
+            busy, needed, waiting = state.status()
+            last = waiting == 0 and busy <= fewer
+            if not busy + waiting or needed > columns or is_wasteful(columns, needed) or last:
+                break
+            state.step(columns)
+            steps += 1
+        found.append(Segment(slots, columns, steps))
+        if not busy + waiting:
+            return tuple(found)
+        if last:
+            slots = fewer
+            state.keep(slots)
+        columns = capacity(needed, longest)
+
+
+class _Queue:
+    """The samples of each data shard in their order: tokens of their prompts, and of themselves."""
+
+    def __init__(self, prompts: np.ndarray, responses: np.ndarray, shards: int):
+        samples = responses.shape[1]
+        dealt = np.argsort(-prompts, kind="stable")
+        size = -(-len(prompts) // shards) * samples
+        self.asked = np.zeros((shards, size), np.int64)
+        self.answered = np.zeros((shards, size), np.int64)
+        self.total = np.zeros(shards, np.int64)
+        for shard in range(shards):
+            members = dealt[shard::shards]
+            count = self.total[shard] = len(members) * samples
+            self.asked[shard, :count] = np.repeat(prompts[members], samples)
+            self.answered[shard, :count] = responses[members].reshape(-1)
+
+
+class _Slots:
+    """By data shard and slot: the tokens of a sequence so far, and how many are still to come (none
+    in an idle slot)."""
+
+    def __init__(self, queue: _Queue, slots: int):
+        self.queue = queue
+        self.next = np.zeros_like(queue.total)
+        self.tokens = np.zeros((len(queue.total), slots), np.int64)
+        self.left = np.zeros_like(self.tokens)
+
+    def status(self) -> tuple[int, int, int]:
+        """Returns the most busy slots, columns needed and samples waiting of any shard."""
+        active = self.left > 0
+        waiting = self.queue.total - self.next
+        entering = np.where((waiting > 0) & ~active.all(axis=1), self._next_prompts(), 0)
+        needed = np.where(active, self.tokens, 0).max(initial=int(entering.max()))
+        return int(active.sum(axis=1).max()), int(needed), int(waiting.max())
+
+    def step(self, columns: int) -> None:
+        """Fills the idle slots with samples whose prompts fit, and draws a token in each."""
+        enters = (self.next < self.queue.total) & (self._next_prompts() <= columns)
+        for shard in np.flatnonzero(enters & (self.left == 0).any(axis=1)):
+            for slot in np.flatnonzero(self.left[shard] == 0):
+                sample = self.next[shard]
+                if sample == self.queue.total[shard] or self.queue.asked[shard, sample] > columns:
+                    break
+                self.tokens[shard, slot] = self.queue.asked[shard, sample]
+                self.left[shard, slot] = self.queue.answered[shard, sample]
+                self.next[shard] += 1
+        self.tokens += 1
+        self.left = np.maximum(self.left - 1, 0)
+
+    def keep(self, slots: int) -> None:
+        """Moves what goes on into fewer slots."""
+        kept = np.argsort(self.left == 0, axis=1, kind="stable")[:, :slots]
+        self.tokens = np.take_along_axis(self.tokens, kept, axis=1)
+        self.left = np.take_along_axis(self.left, kept, axis=1)
+
+    def _next_prompts(self) -> np.ndarray:
+        last = np.minimum(self.next, self.queue.asked.shape[1] - 1)
+        return np.take_along_axis(self.queue.asked, last[:, None], axis=1)[:, 0]

@@ -1,0 +1,10 @@
+"""What the plan expects of the decode loop against what the loop did."""
+
+import numpy as np
+
+from gad_jax.planning import decoding
+from gad_jax.rollout.engine import Segment
+
+
+def test_one_response() -> None:
+    assert decoding.segments(np.array([5]), np.array([[7]]), 1, 8) == (Segment(1, 64, 7),)
