@@ -160,7 +160,8 @@ def occupancy(rollout: Rollout, segments: tuple[Segment, ...], shards: int) -> f
 
 
 def default_slots(platform: str | None = None) -> int:
-    """Returns the slots of a data shard: few keep a CPU busy, an accelerator needs more."""
+    """Returns the slots of a data shard, on this platform if none is named: few keep a CPU busy, an
+    accelerator needs more."""
     return 32 if (platform or sharding.platform()) == "cpu" else 64
 
 

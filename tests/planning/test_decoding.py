@@ -1,4 +1,4 @@
-"""What the plan expects of the decode loop against what the loop did."""
+"""The decode loop in numbers, by hand; rollout/test_engine.py compares it with every loop it runs."""
 
 import numpy as np
 
