@@ -88,8 +88,8 @@ def _draw(
         right.bar(at, [c.value for c in cells], 0.34, color=colour, label=name.rstrip(" %"))
         spread = [c.high - c.value for c in cells]
         right.errorbar(at, [c.value for c in cells], spread, fmt="none", color="black", capsize=3)
-    right.set(ylabel="right answers, %", ylim=(0, 105), title="by the oracle")
-    right.legend(frameon=False, loc="upper left")
+    right.set(ylabel="right answers, %", ylim=(0, 120), title="by the oracle")
+    right.legend(frameon=False, loc="upper left", ncols=2)
     floor = np.zeros(len(found))
     for style, number in zip((*world.STYLES, "none"), (1, 3, 2, 0), strict=True):
         share, valid = (
