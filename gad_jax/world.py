@@ -60,7 +60,7 @@ METHODS = {
     ),
 }
 """The paper's comparison and its ablations. All go over the teacher's rows three times, but for the
-longer SeqKD, which takes about the time of GAD, and the frozen discriminator's two epochs."""
+longer SeqKD's nine, and two more for the discriminator that is then frozen."""
 
 
 @dataclasses.dataclass(frozen=True)
