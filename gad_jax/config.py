@@ -400,11 +400,10 @@ class Config:
             self.gad.train_generator,
             "gad.train_generator=false leaves the discriminator alone; use --stage=offpolicy",
         )
-        needed = self.data.max_prompt_tokens + self.rollout.max_new_tokens
         _require(
-            self.batch.row_tokens == 0 or self.batch.row_tokens >= needed,
+            self.batch.row_tokens == 0 or self.batch.row_tokens >= self.longest,
             f"batch.row_tokens={self.batch.row_tokens} is shorter than data.max_prompt_tokens + "
-            f"rollout.max_new_tokens = {needed}; raise it or lower one of those",
+            f"rollout.max_new_tokens = {self.longest}; raise it or lower one of those",
         )
 
     @property
@@ -413,7 +412,11 @@ class Config:
         return ("warmup", "gad") if self.stage == "all" else tuple(self.stage.split(","))
 
     @property
+    def longest(self) -> int:
+        """Most tokens of a prompt and its response together."""
+        return self.data.max_prompt_tokens + self.rollout.max_new_tokens
+
+    @property
     def row_tokens(self) -> int:
         """Length of a packed row: as set, or the longest sequence rounded up to 128."""
-        needed = self.data.max_prompt_tokens + self.rollout.max_new_tokens
-        return self.batch.row_tokens or -(-needed // 128) * 128
+        return self.batch.row_tokens or -(-self.longest // 128) * 128

@@ -40,8 +40,7 @@ def check(
         )
     checkpoints.require_space(total)
     _check_sizes(config, networks, chat)
-    longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
-    cache = engine.check_cache(networks[0], config.rollout.slots, longest, mesh)
+    cache = engine.check_cache(networks[0], config.rollout.slots, config.longest, mesh)
     if processes.is_first():
         print(
             f"weights and moments: {needed / 1e9:.2g} GB a device of {memory / 1e9:.1f} GB; "
@@ -67,12 +66,11 @@ def _check_sizes(config: Config, networks: tuple[DecoderConfig, DecoderConfig], 
             f"{config.student.path}: the tokenizer knows {chat.vocab_size} tokens and the "
             f"network {networks[0].vocabulary}; use the tokenizer that belongs to the weights"
         )
-    longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
     for network in networks:
-        if longest > network.max_positions:
+        if config.longest > network.max_positions:
             raise UserError(
-                f"data.max_prompt_tokens + rollout.max_new_tokens = {longest} is more than the "
-                f"{network.max_positions} positions of {config.student.path}; lower one of them"
+                f"data.max_prompt_tokens + rollout.max_new_tokens = {config.longest} is more than "
+                f"the {network.max_positions} positions of {config.student.path}; lower one of them"
             )
 
 

@@ -54,7 +54,7 @@ class Trainer:
             pad_token=chat.pad_token,
             sampler=Sampler(config.rollout.temperature, config.rollout.top_k, config.rollout.top_p),
             slots=config.rollout.slots,
-            longest=config.data.max_prompt_tokens + config.rollout.max_new_tokens,
+            longest=config.longest,
         )
         self.compiles = sharding.CompileCounter()
         self.shapes: set[packing.Shape] = set()  # of the rows so far

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gad_jax import costs
+from gad_jax import costs, sharding
 from gad_jax.config import Config
 from gad_jax.costs import Work
 from gad_jax.models.decoder import DecoderConfig
@@ -137,9 +137,9 @@ def _rollout(config: Config, network: DecoderConfig, target: Target, work: Workl
     weights = size * (costs.layer_weights(network) + network.width * network.vocabulary)
     copies = target.devices / config.mesh.tensor
     shards = target.devices // config.mesh.tensor
-    slots = config.rollout.slots or engine.default_slots(target.backend)
-    longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
-    parts = decoding.segments(asked, answers, shards, slots, longest)
+    with sharding.compiling_for(target.backend):
+        slots = config.rollout.slots or engine.default_slots()
+    parts = decoding.segments(asked, answers, shards, slots, config.longest)
     turns = sum(part.steps for part in parts)
     tokens = shards * sum(part.steps * part.slots for part in parts)
     columns = shards * sum(part.steps * part.slots * part.columns for part in parts)

@@ -110,7 +110,7 @@ def _rollout(
         pad_token=0,
         sampler=Sampler(config.rollout.temperature, config.rollout.top_k, config.rollout.top_p),
         slots=config.rollout.slots,
-        longest=config.data.max_prompt_tokens + config.rollout.max_new_tokens,
+        longest=config.longest,
     )
     asked = [np.zeros(length, np.int32) for length in work.prompts]
     limits = np.full(len(asked), settings.max_new_tokens)

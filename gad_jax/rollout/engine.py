@@ -159,10 +159,9 @@ def occupancy(rollout: Rollout, segments: tuple[Segment, ...], shards: int) -> f
     return float(np.sum(rollout.lengths)) / steps
 
 
-def default_slots(platform: str | None = None) -> int:
-    """Returns the slots of a data shard, on this platform if none is named: few keep a CPU busy, an
-    accelerator needs more."""
-    return 32 if (platform or sharding.platform()) == "cpu" else 64
+def default_slots() -> int:
+    """Returns the slots of a data shard: few keep a CPU busy, an accelerator needs more."""
+    return 32 if sharding.platform() == "cpu" else 64
 
 
 def cache_bytes(config: DecoderConfig, slots: int, longest: int) -> int:
