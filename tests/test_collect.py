@@ -217,7 +217,7 @@ def test_nothing_paid_is_lost_however_often_it_is_killed(tmp_path: Path) -> None
 
 def test_ctrl_c_waits_for_what_is_paid(prompts: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
-    with FaultServer(latency=0.5) as server:
+    with FaultServer(latency=5) as server:  # longer than the second command takes to start
         run = start(*flags(server, prompts, out, "--concurrency=4"))
         while len(server.requests) < 4:
             time.sleep(0.01)

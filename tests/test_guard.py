@@ -112,7 +112,7 @@ def test_a_signal_before_the_first_step_ends_at_once(number: int, code: int) -> 
     found, out, err = finish(process)
     assert (found, out) == (code, "")
     assert "nothing was saved" in err
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 15  # it would go on for 20
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -187,10 +187,10 @@ from gad_jax.guard import watchdog
 def stalled_line():
     time.sleep(20)
 for _ in range(4):
-    watchdog(0.5)
-    time.sleep(0.25)
+    watchdog(2)
+    time.sleep(0.6)
 watchdog(0)
-time.sleep(0.7)
+time.sleep(2.2)
 print("still here", flush=True)
 watchdog(0.5)
 stalled_line()

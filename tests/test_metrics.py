@@ -176,7 +176,7 @@ tracker = Tracker(sys.argv[1])
 tracker.start(0, 50)
 for step in range(1, 51):
     tracker.log(step, "gad", {"generator/loss": step / 3})
-time.sleep(1.5)
+time.sleep(4)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 

