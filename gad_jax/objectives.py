@@ -4,12 +4,16 @@ Losses are unreduced, per token or per pair, in float32; callers mask, sum, and 
 global count. Nothing here knows of batches, meshes or models.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
+
+from gad_jax import sharding
 
 SAVED = "normalizer and entropy"
 """What a policy of `jax.checkpoint` should save: two numbers per token, which then need no second
@@ -35,12 +39,44 @@ def _logprobs_and_entropy(logits: Array, tokens: Array) -> tuple[tuple[Array, Ar
     top = jnp.max(wide, axis=-1, keepdims=True)
     shifted = wide - top
     weights = jnp.exp(shifted)
-    total = jnp.sum(weights, axis=-1)
+    terms = (weights, weights * shifted)
+    if sharding.platform() == "cpu" and _on_one_device(wide):
+        total, weighted = _sums(*terms)
+        here = sharding.reshard(wide, *[None] * wide.ndim)
+        picked = jnp.take_along_axis(here, tokens[..., None], axis=-1)[..., 0]
+    else:
+        total, weighted = (jnp.sum(x, axis=-1) for x in terms)
+        picked = jnp.sum(jnp.where(_is_token(wide, tokens), wide, 0.0), axis=-1)
     log_total = jnp.log(total)
-    picked = jnp.sum(jnp.where(_is_token(wide, tokens), wide, 0.0), axis=-1)
     log_normalizer = checkpoint_name(top[..., 0] + log_total, SAVED)
-    entropy = checkpoint_name(log_total - jnp.sum(weights * shifted, axis=-1) / total, SAVED)
+    entropy = checkpoint_name(log_total - weighted / total, SAVED)
     return (picked - log_normalizer, entropy), (logits, tokens, log_normalizer, entropy)
+
+
+def _sums(*terms: Float[Array, "*n V"]) -> Sequence[Float[Array, "*n"]]:
+    """Returns the sums over the last axis in one pass over all terms, which are then never stored.
+
+    Sums of columns side by side are what XLA makes vector instructions of on a CPU, exponentials
+    included: a tenth of the time of separate sums of rows, and as exact.
+    """
+    *lead, width = terms[0].shape
+    columns = math.gcd(width, 8)
+    parts = [x.reshape(*lead, columns, width // columns) for x in terms]
+
+    def add(left: Sequence[Array], right: Sequence[Array]) -> list[Array]:
+        return [a + b for a, b in zip(left, right, strict=True)]
+
+    sums = jax.lax.reduce(parts, [0.0] * len(parts), add, [len(lead)])
+    return [jnp.sum(x, axis=-1) for x in sums]
+
+
+def _on_one_device(x: Array) -> bool:
+    """Returns whether no axis is laid out over several devices."""
+    layout = jax.typeof(x).sharding
+    names = [
+        name for axes in layout.spec for name in (axes if isinstance(axes, tuple) else (axes,))
+    ]
+    return all(layout.mesh.shape[name] == 1 for name in names if name is not None)
 
 
 def _logprobs_and_entropy_gradient(

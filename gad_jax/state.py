@@ -19,6 +19,7 @@ from gad_jax import sharding
 from gad_jax.errors import UserError
 from gad_jax.models import decoder, source, weights
 from gad_jax.models.decoder import DecoderConfig
+from gad_jax.optimizer import adamw
 from gad_jax.steps import Program
 from gad_jax.types import Params, TrainState
 
@@ -64,8 +65,8 @@ def make_program(
     return Program(
         generator=generator,
         discriminator=discriminator,
-        generator_optimizer=_optimizer(config.optimizer, rates.generator_learning_rate),
-        discriminator_optimizer=_optimizer(config.optimizer, rates.discriminator_learning_rate),
+        generator_optimizer=adamw(config.optimizer, rates.generator_learning_rate),
+        discriminator_optimizer=adamw(config.optimizer, rates.discriminator_learning_rate),
         discriminator_objective=config.discriminator.objective,
         train_discriminator=rates.train_discriminator,
         vocabulary_chunk=config.batch.vocabulary_chunk,
@@ -184,20 +185,6 @@ def _load_discriminator(config: settings.Config, network: DecoderConfig, mesh: M
         head = decoder.init_score(network, key, config.discriminator.head_stddev)
         params["score"] = sharding.put(jax.device_get(head), mesh)
     return params
-
-
-def _optimizer(options: settings.Optimizer, rate: float) -> optax.GradientTransformation:
-    """AdamW after a global-norm clip."""
-    return optax.chain(
-        optax.clip_by_global_norm(options.max_gradient_norm),
-        optax.adamw(
-            rate,
-            b1=options.beta1,
-            b2=options.beta2,
-            eps=options.epsilon,
-            weight_decay=options.weight_decay,
-        ),
-    )
 
 
 @sharding.jit

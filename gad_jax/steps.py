@@ -30,8 +30,8 @@ class Program:
 
     generator: DecoderConfig
     discriminator: DecoderConfig
-    generator_optimizer: optax.GradientTransformation
-    discriminator_optimizer: optax.GradientTransformation
+    generator_optimizer: optax.GradientTransformationExtraArgs
+    discriminator_optimizer: optax.GradientTransformationExtraArgs
     discriminator_objective: Literal["bradley_terry", "cross_entropy"]
     vocabulary_chunk: int
     temperature: float
@@ -261,13 +261,16 @@ def _commit(
     finite = jnp.all(jnp.isfinite(jnp.stack([*losses, *norms.values()])))
 
     def update(
-        optimizer: optax.GradientTransformation, gradients: Params | None, params: Any, moments: Any
+        optimizer: optax.GradientTransformationExtraArgs,
+        gradients: Params | None,
+        params: Any,
+        moments: Any,
     ) -> tuple[Any, Any]:
         if gradients is None:
             return params, moments
-        updates, new_moments = optimizer.update(gradients, moments, params)
-        new = (optax.apply_updates(params, updates), new_moments)
-        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, (params, moments))
+        updates, moments = optimizer.update(gradients, moments, params, finite=finite)
+        new = optax.apply_updates(params, updates)
+        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, params), moments
 
     with jax.named_scope("optimizer"):
         new_generator = update(

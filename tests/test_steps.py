@@ -13,10 +13,12 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from gad_jax import config as settings
 from gad_jax import passes, sharding, steps
 from gad_jax.data import packing
 from gad_jax.models import decoder
 from gad_jax.models.decoder import DecoderConfig
+from gad_jax.optimizer import adamw
 from gad_jax.types import Params, Rows, Segments, TrainState
 
 PROMPTS, SAMPLES, VOCABULARY = 8, 3, 64
@@ -41,17 +43,23 @@ GENERATOR = DecoderConfig(
 DISCRIMINATOR = dataclasses.replace(GENERATOR, head="score")
 
 
-def _record() -> optax.GradientTransformation:
+def _record() -> optax.GradientTransformationExtraArgs:
     """Passes a gradient on unchanged and keeps it in its state, for a test to read."""
-    return optax.GradientTransformation(
-        lambda params: jax.tree.map(jnp.zeros_like, params),
-        lambda gradient, _, params=None: (gradient, gradient),
+
+    def update(
+        gradient: Params, kept: Params, params: Any = None, *, finite: jax.Array, **_: Any
+    ) -> tuple[Params, Params]:
+        return gradient, jax.tree.map(lambda a, b: jnp.where(finite, a, b), gradient, kept)
+
+    return optax.GradientTransformationExtraArgs(
+        lambda params: jax.tree.map(jnp.zeros_like, params), update
     )
 
 
 # With this epsilon an update is a smooth function of the gradient: with 1e-8 it is nearly its sign,
 # and where the gradient is rounding alone, so would be the sign.
-OPTIMIZER = optax.chain(_record(), optax.clip_by_global_norm(0.2), optax.adamw(1e-2, eps=1e-2))
+SETTINGS = settings.Optimizer(max_gradient_norm=0.2, weight_decay=1e-4, epsilon=1e-2)
+OPTIMIZER = optax.chain(_record(), adamw(SETTINGS, 1e-2))
 
 GAD = steps.Program(
     generator=GENERATOR,
