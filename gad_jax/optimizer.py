@@ -13,7 +13,7 @@ from gad_jax.config import Optimizer
 def adamw(options: Optimizer, rate: float) -> optax.GradientTransformationExtraArgs:
     """Returns what makes of a gradient an update of the parameters, at a constant learning rate.
 
-    Its `update` takes `finite`, without which the moments stay as they are.
+    Its `update` takes `finite`: where that is False the moments stay as they are.
     """
     return optax.chain(
         _clip(options.max_gradient_norm),
@@ -45,15 +45,15 @@ def _scale_by_adam(options: Optimizer) -> optax.GradientTransformationExtraArgs:
     plain = optax.scale_by_adam(options.beta1, options.beta2, options.epsilon)
 
     def update(
-        gradients: Any,
-        moments: optax.OptState,
+        updates: Any,
+        state: optax.OptState,
         params: Any = None,
         *,
-        finite: Bool[Array, ""],
+        finite: Bool[Array, ""] | bool = True,
         **_: Any,
     ) -> tuple[Any, optax.OptState]:
-        new = plain.update(gradients, moments)[1]
-        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, moments)
+        _, new = plain.update(updates, state)
+        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
         new = jax.lax.optimization_barrier(new)
         assert isinstance(new, optax.ScaleByAdamState)
         first = optax.tree.bias_correction(new.mu, options.beta1, new.count)

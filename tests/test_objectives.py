@@ -100,6 +100,15 @@ def test_the_gradients_are_those_of_log_softmax(dtype: str) -> None:
     )
 
 
+@pytest.mark.parametrize("width", [49_152, 49_157])
+def test_sums_over_a_wide_vocabulary_keep_float32(width: int) -> None:
+    logits, tokens = 3 * normal(5, 4, width), np.asarray([0, 1, 77, width - 1], np.int32)
+    logprobs, entropies = jax.jit(logprobs_and_entropy)(logits, tokens)
+    exact = logits - np.log(np.exp(logits.astype(np.float64)).sum(-1, keepdims=True))
+    np.testing.assert_allclose(logprobs, exact[np.arange(4), tokens], atol=5e-6)
+    np.testing.assert_allclose(entropies, -(np.exp(exact) * exact).sum(-1), atol=5e-6)
+
+
 @pytest.mark.parametrize("tensor", [1, 2])
 def test_a_vocabulary_split_over_devices_gives_the_same_and_stays_split(tensor: int) -> None:
     logits, tokens = 2 * normal(2, 8, 64), np.arange(8, dtype=np.int32) * 7
