@@ -27,9 +27,9 @@ def logprobs_and_entropy(
     """Returns the log-probability of each token under softmax(logits), and the entropy of that
     distribution in nats, both in float32.
 
-    The token is picked by comparison, not by gather, so that a vocabulary split over devices
-    stays where it is. Both results come from one exponential of the vocabulary, and so do both
-    gradients: beside a small model's projection every further pass over it is felt.
+    A vocabulary that is split over devices stays where it is: there a token is picked by
+    comparison, not by its index. Both results come from one exponential of the vocabulary, and so
+    do both gradients: beside a small model's projection every further pass over it is felt.
     """
     return _logprobs_and_entropy(logits, tokens)[0]
 
@@ -73,10 +73,8 @@ def _sums(*terms: Float[Array, "*n V"]) -> Sequence[Float[Array, "*n"]]:
 def _on_one_device(x: Array) -> bool:
     """Returns whether no axis is laid out over several devices."""
     layout = jax.typeof(x).sharding
-    names = [
-        name for axes in layout.spec for name in (axes if isinstance(axes, tuple) else (axes,))
-    ]
-    return all(layout.mesh.shape[name] == 1 for name in names if name is not None)
+    names = jax.tree.leaves(tuple(layout.spec))  # an axis has no name, one, or several
+    return all(layout.mesh.shape[name] == 1 for name in names)
 
 
 def _logprobs_and_entropy_gradient(

@@ -52,7 +52,7 @@ def _scale_by_adam(options: Optimizer) -> optax.GradientTransformationExtraArgs:
         finite: Bool[Array, ""] | bool = True,
         **_: Any,
     ) -> tuple[Any, optax.OptState]:
-        _, new = plain.update(updates, state)
+        new = plain.update(updates, state)[1]
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
         new = jax.lax.optimization_barrier(new)
         assert isinstance(new, optax.ScaleByAdamState)
