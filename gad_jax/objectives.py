@@ -1,7 +1,7 @@
 """The equations of GAD (arXiv:2511.10643): log-probs, advantages, surrogate, KL, pair losses.
 
 Losses are unreduced, per token or per pair, in float32; callers mask, sum, and divide once by the
-global count. Nothing here knows of batches, meshes or models.
+global count. Nothing here knows of batches or models.
 """
 
 import math

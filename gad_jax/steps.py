@@ -268,7 +268,7 @@ def _commit(
     ) -> tuple[Any, Any]:
         if gradients is None:
             return params, moments
-        # the moments stay as they are by the optimizer's own doing, which is in place
+        # where something is not finite, the optimizer keeps its moments: it updates them in place
         updates, moments = optimizer.update(gradients, moments, params, finite=finite)
         new = optax.apply_updates(params, updates)
         return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, params), moments
