@@ -10,14 +10,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from gad_jax import sharding
-
-SAVED = "normalizer and entropy"
-"""What a policy of `jax.checkpoint` should save: two numbers per token, which then need no second
-pass over the vocabulary."""
 
 
 @jax.custom_vjp
@@ -48,8 +43,8 @@ def _logprobs_and_entropy(logits: Array, tokens: Array) -> tuple[tuple[Array, Ar
         total, weighted = (jnp.sum(x, axis=-1) for x in terms)
         picked = jnp.sum(jnp.where(_is_token(wide, tokens), wide, 0.0), axis=-1)
     log_total = jnp.log(total)
-    log_normalizer = checkpoint_name(top[..., 0] + log_total, SAVED)
-    entropy = checkpoint_name(log_total - weighted / total, SAVED)
+    log_normalizer = top[..., 0] + log_total
+    entropy = log_total - weighted / total
     return (picked - log_normalizer, entropy), (logits, tokens, log_normalizer, entropy)
 
 

@@ -1,17 +1,91 @@
-"""The networks on packed rows: log-probabilities of the responses' tokens, and their scores."""
+"""The networks on packed rows: the loss and the log-probabilities of the responses' tokens, and the
+responses' scores."""
 
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Shaped
 
 from gad_jax import objectives, sharding
 from gad_jax.models import decoder
 from gad_jax.models.decoder import DecoderConfig
-from gad_jax.types import Params, Rows
+from gad_jax.types import Metrics, Params, Rows
+
+PerToken = tuple[Float[Array, " n"], dict[str, Float[Array, " n"]]]
+"""A loss, and other numbers by name."""
+TokenLoss = Callable[..., PerToken]
+"""(log-probabilities [n], entropies [n], *inputs [n]) → PerToken."""
+
+
+def response_loss(
+    config: DecoderConfig,
+    params: Params,
+    rows: Rows,
+    count: Float[Array, ""],
+    temperature: float,
+    chunk: int,
+    token_loss: TokenLoss,
+    *inputs: Float[Array, "M T"],
+) -> tuple[Float[Array, ""], Metrics]:
+    """Returns sums over the response tokens of a micro-batch, divided by `count`: of a loss, and of
+    other numbers, through which no gradient flows.
+
+    Both come from `token_loss(log-probabilities, entropies, *inputs)`, [n] each, of the
+    distribution softmax(logits / temperature). Logits exist for about `chunk` positions of a data
+    shard at a time, and once: the loss of a token depends on no other token, so its gradient with
+    respect to the hidden states and the vocabulary projection is taken where its logits are.
+    """
+    x, _ = decoder.hidden(config, params, rows.tokens, rows.positions, rows.segments)
+    head, axes = decoder.head(config, params)
+    per_row = sharding.along(0)
+
+    @jax.custom_vjp
+    def total(x: Array, head: Array, *others: Any) -> tuple[Array, Metrics]:
+        return forward(x, head, *others)[0]
+
+    def forward(x: Array, head: Array, *others: Any) -> Any:
+        kernel = sharding.gather(head.astype(config.compute_dtype), *axes)
+        specs = (per_row, P(), P(), *(per_row for _ in others[1:]))
+        shards = sharding.locally(local, specs, per_row)(x, kernel, *others)
+        sums, for_kernel = jax.tree.map(lambda z: jnp.sum(z, axis=0), shards[:2])
+        return sums, (shards[2], sharding.reshard(for_kernel, *axes))
+
+    def local(
+        x: Array, kernel: Array, count: Array, targets: Array, mask: Array, *inputs: Array
+    ) -> Any:
+        wide = kernel.astype(jnp.float32)
+
+        def one(summed: Array, part: Sequence[Array]) -> Any:
+            piece, targets, mask, *inputs = part
+
+            def value(piece: Array, wide: Array) -> tuple[Array, Metrics]:
+                # Products work in the dtype that the kernel came in, sums of them in float32.
+                logits = decoder.project(config, piece, wide.astype(kernel.dtype)) / temperature
+                both = objectives.logprobs_and_entropy(logits, targets)
+                each = token_loss(*both, *inputs)
+                return jax.tree.map(lambda z: jnp.sum(jnp.where(mask, z, 0.0)) / count, each)
+
+            gradient = jax.value_and_grad(value, (0, 1), has_aux=True)
+            sums, (for_piece, for_kernel) = gradient(piece, wide)
+            return summed + for_kernel, (sums, for_piece)
+
+        parts = tuple(_pieces(z, chunk) for z in (x, targets, mask, *inputs))
+        for_kernel, (sums, for_x) = jax.lax.scan(one, jnp.zeros_like(wide), parts)
+        shard = jax.tree.map(lambda z: jnp.sum(z, keepdims=True), sums), for_kernel[None]
+        return *shard, _joined(for_x, x.shape)
+
+    def backward(gradients: tuple[Array, Array], cotangents: tuple[Array, Metrics]) -> Any:
+        for_x, for_head = gradients
+        scale = cotangents[0]
+        scaled = (for_x * scale.astype(for_x.dtype), (for_head * scale).astype(head.dtype))
+        return *scaled, *(None for _ in others)
+
+    others = (count, rows.targets, rows.mask, *inputs)
+    total.defvjp(forward, backward)
+    return total(x, head, *others)
 
 
 def response_logprobs(
@@ -20,56 +94,42 @@ def response_logprobs(
     """Returns the log-probability of each target and the entropy at each position of a micro-batch.
 
     Both are of softmax(logits / temperature). Logits exist for about `chunk` positions of a data
-    shard at a time, in the backward pass too.
+    shard at a time; a gradient would keep them all (`response_loss` does not).
     """
     x, _ = decoder.hidden(config, params, rows.tokens, rows.positions, rows.segments)
-    kernel = decoder.head_kernel(config, params)
+    head, axes = decoder.head(config, params)
+    kernel = sharding.gather(head.astype(config.compute_dtype), *axes)
     per_row = sharding.along(0)
 
-    # In each data shard by itself: else the gradient of the kernel, as large as the vocabulary,
-    # is summed over the devices once a chunk. It is summed over chunks and devices in float32,
-    # which is what the detour is for: products work in the dtype that the kernel came in.
-    def local(x: Array, targets: Array, wide: Array) -> tuple[Array, Array]:
-        return _chunked_logprobs(x, targets, wide, kernel.dtype, temperature, chunk)
+    def local(x: Array, targets: Array, kernel: Array) -> tuple[Array, Array]:
+        def one(part: tuple[Array, Array]) -> tuple[Array, Array]:
+            logits = decoder.project(config, part[0], kernel) / temperature
+            return objectives.logprobs_and_entropy(logits, part[1])
 
-    specs = (per_row, per_row, P())
-    wide = kernel.astype(jnp.float32)
-    return sharding.locally(local, specs, (per_row, per_row))(x, rows.targets, wide)
-
-
-def _chunked_logprobs(
-    x: Float[Array, "M T D"],
-    targets: Int[Array, "M T"],
-    kernel: Float[Array, "D V"],
-    dtype: Any,
-    temperature: float,
-    chunk: int,
-) -> tuple[Float[Array, "M T"], Float[Array, "M T"]]:
-    rows, length, width = x.shape
-    chunk = min(max(chunk // rows, 1), length)
-    pieces = -(-length // chunk)
-
-    def split(z: Array) -> Array:
-        z = jnp.pad(z, [(0, 0), (0, pieces * chunk - length), *[(0, 0)] * (z.ndim - 2)])
-        return z.reshape(rows, pieces, chunk, *z.shape[2:]).swapaxes(0, 1)
-
-    def join(z: Array) -> Array:
-        return z.swapaxes(0, 1).reshape(rows, pieces * chunk)[:, :length]
-
-    keep = jax.checkpoint_policies.save_only_these_names(objectives.SAVED)
-
-    @partial(jax.checkpoint, policy=keep)
-    def one(x: Array, targets: Array, kernel: Array) -> tuple[Array, Array]:
-        narrow = kernel.astype(dtype)
-        logits = decoder.project(x.reshape(rows * chunk, width), narrow) / temperature
-        both = objectives.logprobs_and_entropy(logits, targets.reshape(rows * chunk))
-        logprobs, entropy = (z.reshape(rows, chunk) for z in both)
+        both = jax.lax.map(one, (_pieces(x, chunk), _pieces(targets, chunk)))
+        logprobs, entropy = (_joined(z, targets.shape) for z in both)
         return logprobs, entropy
 
-    _, parts = jax.lax.scan(
-        lambda _, part: (None, one(*part, kernel)), None, (split(x), split(targets))
-    )
-    return join(parts[0]), join(parts[1])
+    specs = (per_row, per_row, P())
+    return sharding.locally(local, specs, (per_row, per_row))(x, rows.targets, kernel)
+
+
+def _pieces(x: Shaped[Array, "M T *rest"], chunk: int) -> Shaped[Array, "pieces n *rest"]:
+    """Returns x in pieces of about `chunk` positions, the same columns of every row together; the
+    last is filled up with zeros."""
+    rows, length, *rest = x.shape
+    columns = min(max(chunk // rows, 1), length)
+    pieces = -(-length // columns)
+    x = jnp.pad(x, [(0, 0), (0, pieces * columns - length), *[(0, 0)] * len(rest)])
+    x = x.reshape(rows, pieces, columns, *rest).swapaxes(0, 1)
+    return x.reshape(pieces, rows * columns, *rest)
+
+
+def _joined(pieces: Shaped[Array, "pieces n *rest"], shape: Sequence[int]) -> Array:
+    """Returns what `_pieces` took apart, in its shape."""
+    rows, length, *rest = shape
+    x = pieces.reshape(pieces.shape[0], rows, -1, *rest).swapaxes(0, 1)
+    return x.reshape(rows, -1, *rest)[:, :length]
 
 
 def response_scores(config: DecoderConfig, params: Params, rows: Rows) -> Float[Array, "G S"]:

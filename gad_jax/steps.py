@@ -156,15 +156,15 @@ def _imitate(program: Program, state: TrainState, teacher: Rows) -> tuple[Params
     """Returns the gradient of the token-mean cross-entropy on the teacher's responses."""
     count = jnp.maximum(jnp.sum(teacher.mask), 1).astype(jnp.float32)
 
-    def loss(params: Params, rows: Rows) -> tuple[Array, Array]:
-        logprobs, entropy = passes.response_logprobs(
-            program.generator, params, rows, 1.0, program.vocabulary_chunk
-        )
-        entropy = jnp.sum(jnp.where(rows.mask, jax.lax.stop_gradient(entropy), 0.0)) / count
-        return -jnp.sum(jnp.where(rows.mask, logprobs, 0.0)) / count, entropy
+    def token_loss(logprobs: Array, entropy: Array) -> passes.PerToken:
+        return -logprobs, {"entropy": entropy}
 
-    total, gradients, entropy = _accumulate(loss, state.generator, teacher)
-    return gradients, {"generator/loss": total, "entropy": jnp.sum(entropy)}
+    def loss(params: Params, rows: Rows) -> tuple[Array, Metrics]:
+        chunk = program.vocabulary_chunk
+        return passes.response_loss(program.generator, params, rows, count, 1.0, chunk, token_loss)
+
+    value, gradients, parts = _accumulate(loss, state.generator, teacher)
+    return gradients, {"generator/loss": value} | jax.tree.map(jnp.sum, parts)
 
 
 def _reinforce(
@@ -178,35 +178,39 @@ def _reinforce(
     count = jnp.maximum(jnp.sum(samples.mask), 1).astype(jnp.float32)
     flat = advantages.reshape(advantages.size)
 
-    def total(rows: Rows, x: Array) -> Array:
-        return jnp.sum(jnp.where(rows.mask, x, 0.0)) / count
-
-    def loss(params: Params, rows: Rows) -> tuple[Array, dict[str, Array]]:
-        logprobs, entropy = passes.response_logprobs(
-            p.generator, params, rows, p.temperature, p.vocabulary_chunk
-        )
-        advantage = flat.at[rows.sequences].get(out_sharding=sharding.spec("batch", None))
+    def token_loss(
+        logprobs: Array, entropy: Array, advantage: Array, sampled: Array, *reference: Array
+    ) -> passes.PerToken:
         old = jax.lax.stop_gradient(logprobs)
         policy = objectives.clipped_surrogate(
             logprobs, old, advantage, p.clip_low, p.clip_high, p.dual_clip, p.log_ratio_max
         )
         parts = {
-            "generator/policy_loss": total(rows, policy),
-            "logprobs/gap": total(rows, jnp.abs(old - rows.sampled_logprobs)),
+            "generator/policy_loss": policy,
+            "logprobs/gap": jnp.abs(old - sampled),
+            "entropy": entropy,
         }
-        value = parts["generator/policy_loss"]
+        value = policy
+        for log_reference in reference:
+            kl = objectives.kl_k3(logprobs, log_reference, p.log_ratio_max, p.kl_max)
+            parts["kl/reference"] = kl
+            value += p.kl_coefficient * kl
+        if p.entropy_coefficient > 0:
+            value -= p.entropy_coefficient * entropy
+        return value, parts
+
+    def loss(params: Params, rows: Rows) -> tuple[Array, Metrics]:
+        advantage = flat.at[rows.sequences].get(out_sharding=sharding.spec("batch", None))
+        inputs = [advantage, rows.sampled_logprobs]
         if p.kl_coefficient > 0:
             with jax.named_scope("reference"):
                 reference, _ = passes.response_logprobs(
                     p.generator, state.reference, rows, p.temperature, p.vocabulary_chunk
                 )
-            kl = objectives.kl_k3(logprobs, reference, p.log_ratio_max, p.kl_max)
-            parts["kl/reference"] = total(rows, kl)
-            value += p.kl_coefficient * parts["kl/reference"]
-        if p.entropy_coefficient > 0:
-            value -= p.entropy_coefficient * total(rows, entropy)
-        parts["entropy"] = total(rows, jax.lax.stop_gradient(entropy))
-        return value, parts
+            inputs.append(reference)
+        return passes.response_loss(
+            p.generator, params, rows, count, p.temperature, p.vocabulary_chunk, token_loss, *inputs
+        )
 
     value, gradients, parts = _accumulate(loss, state.generator, samples)
     return gradients, {"generator/loss": value} | jax.tree.map(jnp.sum, parts)

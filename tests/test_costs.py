@@ -70,6 +70,24 @@ def test_a_forward_pass_costs_what_the_formula_says(networks) -> None:
     )
 
 
+def test_a_gradient_costs_two_forward_passes_more_and_no_second_projection() -> None:
+    """The vocabulary projection is most of this network: computing it twice would be a quarter."""
+    wide = dataclasses.replace(NETWORK, vocabulary=4096)
+    packed = rows(SAMPLES, together=True)
+    first = jax.tree.map(lambda x: jnp.asarray(x[0]), packed)
+
+    def loss(params, rows: Rows) -> jax.Array:
+        def token_loss(logprobs, entropy):
+            return -logprobs, {"entropy": entropy}
+
+        return passes.response_loss(wide, params, rows, jnp.float32(1), 0.8, 10000, token_loss)[0]
+
+    counted = xla_flops(jax.value_and_grad(loss), decoder.abstract(wide), first)
+    assert costs.training_flops(wide, costs.processed_work(packed)) == pytest.approx(
+        counted, rel=0.1
+    )
+
+
 def test_packed_work_by_hand() -> None:
     packed = rows(2, together=True)
     prompt = sum(range(1, ASKED))  # a token sees itself and those before

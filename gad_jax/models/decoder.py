@@ -243,19 +243,21 @@ def hidden(
     return x.reshape(shape, out_sharding=sharding.spec("batch", None, None)), cache
 
 
-def head_kernel(config: DecoderConfig, params: Params) -> Float[Array, "D V"]:
-    """Returns the vocabulary projection in the compute dtype, gathered over FSDP."""
+def head(config: DecoderConfig, params: Params) -> tuple[Array, tuple[str, str]]:
+    """Returns the parameter that projects to the vocabulary, and its logical axes: the embedding
+    itself where it is tied. `project` takes it with its FSDP shards gathered."""
     if config.tied:
-        table = params["embedding"].astype(config.compute_dtype)
-        return sharding.gather(table, "vocabulary", "embed").T
-    kernel = params["head"]["kernel"].astype(config.compute_dtype)
-    return sharding.gather(kernel, "embed", "vocabulary")
+        return params["embedding"], ("vocabulary", "embed")
+    return params["head"]["kernel"], ("embed", "vocabulary")
 
 
-def project(x: Float[Array, "n D"], kernel: Float[Array, "D V"]) -> Float[Array, "n V"]:
-    """Returns float32 logits of hidden states; `kernel` comes from `head_kernel`."""
+def project(
+    config: DecoderConfig, x: Float[Array, "n D"], kernel: Float[Array, "*head"]
+) -> Float[Array, "n V"]:
+    """Returns float32 logits of hidden states; `kernel` lies as `head` has it."""
+    product = "nd,vd->nv" if config.tied else "nd,dv->nv"
     out = sharding.spec("batch", "vocabulary")
-    return jnp.einsum("nd,dv->nv", x, kernel, out_sharding=out).astype(jnp.float32)
+    return jnp.einsum(product, x, kernel, out_sharding=out).astype(jnp.float32)
 
 
 def logits(
@@ -269,7 +271,9 @@ def logits(
     x, _ = hidden(config, params, tokens, positions, segments)
     rows, length, width = x.shape
     flat = x.reshape(rows * length, width, out_sharding=sharding.spec("batch", None))
-    y = project(flat, head_kernel(config, params))
+    kernel, axes = head(config, params)
+    kernel = sharding.gather(kernel.astype(config.compute_dtype), *axes)
+    y = project(config, flat, kernel)
     out = sharding.spec("batch", None, "vocabulary")
     return y.reshape(rows, length, config.vocabulary, out_sharding=out)
 
