@@ -297,9 +297,13 @@ def score(
 def _remat(layer: Callable[..., Any], policy: str) -> Callable[..., Any]:
     if policy == "none":
         return layer
+    policies = jax.checkpoint_policies
     saved = {
-        "full": jax.checkpoint_policies.nothing_saveable,
-        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        "full": policies.nothing_saveable,
+        "dots": policies.save_from_both_policies(
+            policies.dots_with_no_batch_dims_saveable,
+            policies.save_only_these_names(attention.SAVED),
+        ),
     }
     # Inside a scan nothing can merge the second computation with the first.
     return jax.checkpoint(layer, policy=saved[policy], prevent_cse=False)

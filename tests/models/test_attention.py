@@ -111,7 +111,7 @@ def assert_same(
 ) -> None:
     """Compares values and gradients of two functions of query, key, value and mask; sums have
     `terms` times as many terms as in 19 tokens."""
-    weight = np.random.default_rng(1).normal(size=inputs[0].shape).astype(np.float32)
+    weight = jnp.asarray(np.random.default_rng(1).normal(size=inputs[0].shape), jnp.float32)
 
     @jax.jit
     def both(*inputs: jax.Array) -> list[tuple[jax.Array, ...]]:

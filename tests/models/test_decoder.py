@@ -213,10 +213,16 @@ def is_scan(equation: Any) -> bool:
     return equation.primitive.name == "scan"
 
 
+def is_attention(equation: Any) -> bool:
+    """Returns whether it is a product for each row and head."""
+    dimensions = equation.params.get("dimension_numbers")
+    return equation.primitive.name == "dot_general" and len(dimensions[1][0]) == 2
+
+
 def test_layers_are_one_scan_and_remat_says_what_it_keeps(models: Any) -> None:
     _, config, params = models("llama")
     row = rows(tokens())
-    kept = {}
+    kept, products = {}, {}
     for policy in REMAT:
         network = dataclasses.replace(config, remat=policy)
 
@@ -231,10 +237,14 @@ def test_layers_are_one_scan_and_remat_says_what_it_keeps(models: Any) -> None:
         arrays = [variable.aval for variable in scans[0].outvars]
         stacked = [array for array in arrays if array.shape[:1] == (2,)]
         kept[policy] = sum(array.size for array in stacked) / (2 * LENGTH)
-    # Of each layer and token: its input; with "dots" also q, k, v, o, gate and up. The backward
-    # pass does not read the output of down.
+        pairs = [e for e in equations(scans[1].params["jaxpr"]) if is_attention(e)]
+        products[policy] = len(pairs) // 4  # blocks of queries
+    # Of each layer and token: its input; with "dots" also q, k, v, o, gate and up, and attention's
+    # output and a number per head. The backward pass does not read the output of down.
     assert kept["full"] == 32
-    assert kept["dots"] == 32 + (32 + 16 + 16 + 32 + 64 + 64)
+    assert kept["dots"] == 32 + (32 + 16 + 16 + 32 + 64 + 64) + (32 + config.heads)
+    # The weights again and four gradients; with "full" also weights and output as before.
+    assert products == {"full": 7, "dots": 5, "none": 5}
     assert kept["none"] > 2 * kept["dots"]
 
 
