@@ -36,7 +36,8 @@ from gad_jax.redaction import redact, redact_logs
 
 
 class Exit(enum.IntEnum):
-    """Exit codes of every command; 1 is the watchdog's, 130 and 143 an interrupted start."""
+    """Exit codes of every command; 1 is the watchdog's, 130 and 143 an interrupted start, 141 when
+    whatever read the output has ended."""
 
     OK = 0
     USER = 2
@@ -79,6 +80,9 @@ def run_guarded(main: Callable[[], int]) -> int:
     except tuple(EXIT_CODES) as error:
         _say(sentence(error))
         _leave(next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind)))
+    except BrokenPipeError:  # as `| head` leaves us
+        _say("stopped: whatever read the output has ended")
+        _leave(128 + signal.SIGPIPE)
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             _say(redact(traceback.format_exc().rstrip()))

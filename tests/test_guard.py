@@ -68,6 +68,16 @@ def test_exit_codes(body: str, code: int, last_line: str) -> None:
     assert ("Traceback" in err) == (code == 13)
 
 
+def test_a_reader_who_leaves_ends_it_in_one_line() -> None:
+    process = start(GUARDED.replace("BODY", "while True: print('more', flush=True)"))
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(10) == 141
+    assert process.stderr is not None
+    with process.stderr as errors:
+        assert errors.read() == "stopped: whatever read the output has ended\n"
+
+
 def test_success_and_argparse_pass_through() -> None:
     quick = GUARDED.replace("args=(60,)", "args=(0,)")
     assert finish(start(quick.replace("BODY", "return 0")))[0] == 0
