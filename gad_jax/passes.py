@@ -39,7 +39,7 @@ def response_loss(
     respect to the hidden states and the vocabulary projection is taken where its logits are.
     """
     x, _ = decoder.hidden(config, params, rows.tokens, rows.positions, rows.segments)
-    head, axes = decoder.head(config, params)
+    head = decoder.head(config, params)
     per_row = sharding.along(0)
 
     @jax.custom_vjp
@@ -47,11 +47,11 @@ def response_loss(
         return forward(x, head, *others)[0]
 
     def forward(x: Array, head: Array, *others: Any) -> Any:
-        kernel = sharding.gather(head.astype(config.compute_dtype), *axes)
+        kernel = decoder.head_kernel(config, head)
         specs = (per_row, P(), P(), *(per_row for _ in others[1:]))
         shards = sharding.locally(local, specs, per_row)(x, kernel, *others)
         sums, for_kernel = jax.tree.map(lambda z: jnp.sum(z, axis=0), shards[:2])
-        return sums, (shards[2], sharding.reshard(for_kernel, *axes))
+        return sums, (shards[2], sharding.reshard(for_kernel, *decoder.head_axes(config)))
 
     def local(
         x: Array, kernel: Array, count: Array, targets: Array, mask: Array, *inputs: Array
@@ -97,8 +97,7 @@ def response_logprobs(
     shard at a time; a gradient would keep them all (`response_loss` does not).
     """
     x, _ = decoder.hidden(config, params, rows.tokens, rows.positions, rows.segments)
-    head, axes = decoder.head(config, params)
-    kernel = sharding.gather(head.astype(config.compute_dtype), *axes)
+    kernel = decoder.head_kernel(config, decoder.head(config, params))
     per_row = sharding.along(0)
 
     def local(x: Array, targets: Array, kernel: Array) -> tuple[Array, Array]:

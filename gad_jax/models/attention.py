@@ -111,7 +111,7 @@ def _blocked_forward(query: Array, key: Array, value: Array, mask: Array) -> tup
         weights = jnp.exp(logits - top)
         total = weights.sum(axis=-1, keepdims=True)
         mixed = _product("mkqs,mskc->mkqc", weights.astype(value.dtype), block.value) / total
-        parts.append(_apart(mixed, query).astype(value.dtype))
+        parts.append(_apart(mixed, query.shape[2]).astype(value.dtype))
         normalizers.append(checkpoint_name(top + jnp.log(total), SAVED))
     output = checkpoint_name(jnp.concatenate(parts, axis=1), SAVED)
     return output, (query, key, value, mask, output, normalizers)
@@ -119,6 +119,7 @@ def _blocked_forward(query: Array, key: Array, value: Array, mask: Array) -> tup
 
 def _blocked_backward(residuals: Any, cotangent: Array) -> tuple[Array, Array, Array, None]:
     query, key, value, mask, output, normalizers = residuals
+    heads, kv_heads = query.shape[2], key.shape[2]
     # softmax's gradient is w (d - Σ w d), and Σ w d that of the output
     means = jnp.sum(cotangent.astype(jnp.float32) * output, axis=-1, keepdims=True)
     for_query = []
@@ -127,11 +128,11 @@ def _blocked_backward(residuals: Any, cotangent: Array) -> tuple[Array, Array, A
     others = zip(blocks, _cut(cotangent), _cut(means), normalizers, strict=True)
     for block, part, mean, normalizer in others:
         stop = block.key.shape[1]
-        given = _together(part, key)
+        given = _together(part, kv_heads)
         weights = jnp.exp(_logits(block) - normalizer)
-        slopes = _product("mkqc,mskc->mkqs", given, block.value) - _together(mean, key)
+        slopes = _product("mkqc,mskc->mkqs", given, block.value) - _together(mean, kv_heads)
         slopes = (weights * slopes).astype(value.dtype)
-        for_query.append(_apart(_product("mkqs,mskc->mkqc", slopes, block.key), query))
+        for_query.append(_apart(_product("mkqs,mskc->mkqc", slopes, block.key), heads))
         rest = [(0, 0), (0, key.shape[1] - stop), (0, 0), (0, 0)]
         for_key += jnp.pad(_product("mkqs,mkqc->mskc", slopes, block.query), rest)
         weights = weights.astype(value.dtype)
@@ -162,29 +163,30 @@ def _cut(x: Shaped[Array, "M T *rest"]) -> list[Shaped[Array, "M q *rest"]]:
 
 def _blocks(query: Array, key: Array, value: Array, mask: Array) -> list[_Block]:
     scaled = query * jnp.asarray(query.shape[3] ** -0.5, query.dtype)
+    kv_heads = key.shape[2]
     blocks, stop = [], 0
     for part, seen in zip(_cut(scaled), _cut(mask), strict=True):
         stop += part.shape[1]
         blocks.append(
-            _Block(_together(part, key), key[:, :stop], value[:, :stop], seen[..., :stop])
+            _Block(_together(part, kv_heads), key[:, :stop], value[:, :stop], seen[..., :stop])
         )
     return blocks
 
 
-def _together(x: Float[Array, "M q H C"], key: Float[Array, "M T K D"]) -> Float[Array, "M K n C"]:
+def _together(x: Float[Array, "M q H C"], kv_heads: int) -> Float[Array, "M K n C"]:
     """Returns the rows of all heads that share a key's, one after the other."""
     rows, length, heads, width = x.shape
-    shared = heads // key.shape[2]
-    x = x.reshape(rows, length, key.shape[2], shared, width).transpose(0, 2, 3, 1, 4)
-    return x.reshape(rows, key.shape[2], shared * length, width)
+    shared = heads // kv_heads
+    x = x.reshape(rows, length, kv_heads, shared, width).transpose(0, 2, 3, 1, 4)
+    return x.reshape(rows, kv_heads, shared * length, width)
 
 
-def _apart(x: Float[Array, "M K n C"], query: Float[Array, "M T H C"]) -> Float[Array, "M q H C"]:
+def _apart(x: Float[Array, "M K n C"], heads: int) -> Float[Array, "M q H C"]:
     """Returns what `_together` put together."""
     rows, kv_heads, together, width = x.shape
-    shared = query.shape[2] // kv_heads
+    shared = heads // kv_heads
     x = x.reshape(rows, kv_heads, shared, together // shared, width).transpose(0, 3, 1, 2, 4)
-    return x.reshape(rows, together // shared, query.shape[2], width)
+    return x.reshape(rows, together // shared, heads, width)
 
 
 def _logits(block: _Block) -> Float[Array, "M K n s"]:

@@ -243,18 +243,25 @@ def hidden(
     return x.reshape(shape, out_sharding=sharding.spec("batch", None, None)), cache
 
 
-def head(config: DecoderConfig, params: Params) -> tuple[Array, tuple[str, str]]:
-    """Returns the parameter that projects to the vocabulary, and its logical axes: the embedding
-    itself where it is tied. `project` takes it with its FSDP shards gathered."""
-    if config.tied:
-        return params["embedding"], ("vocabulary", "embed")
-    return params["head"]["kernel"], ("embed", "vocabulary")
+def head(config: DecoderConfig, params: Params) -> Array:
+    """Returns the parameter that projects to the vocabulary: the embedding itself where tied."""
+    return params["embedding"] if config.tied else params["head"]["kernel"]
+
+
+def head_axes(config: DecoderConfig) -> tuple[str, str]:
+    """Returns the logical axes of `head`."""
+    return ("vocabulary", "embed") if config.tied else ("embed", "vocabulary")
+
+
+def head_kernel(config: DecoderConfig, head: Float[Array, "*head"]) -> Float[Array, "*head"]:
+    """Returns `head` in the compute dtype with its FSDP shards gathered: what `project` takes."""
+    return sharding.gather(head.astype(config.compute_dtype), *head_axes(config))
 
 
 def project(
     config: DecoderConfig, x: Float[Array, "n D"], kernel: Float[Array, "*head"]
 ) -> Float[Array, "n V"]:
-    """Returns float32 logits of hidden states; `kernel` lies as `head` has it."""
+    """Returns float32 logits of hidden states; `kernel` comes from `head_kernel`."""
     product = "nd,vd->nv" if config.tied else "nd,dv->nv"
     out = sharding.spec("batch", "vocabulary")
     return jnp.einsum(product, x, kernel, out_sharding=out).astype(jnp.float32)
@@ -271,9 +278,7 @@ def logits(
     x, _ = hidden(config, params, tokens, positions, segments)
     rows, length, width = x.shape
     flat = x.reshape(rows * length, width, out_sharding=sharding.spec("batch", None))
-    kernel, axes = head(config, params)
-    kernel = sharding.gather(kernel.astype(config.compute_dtype), *axes)
-    y = project(config, flat, kernel)
+    y = project(config, flat, head_kernel(config, head(config, params)))
     out = sharding.spec("batch", None, "vocabulary")
     return y.reshape(rows, length, config.vocabulary, out_sharding=out)
 
