@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,12 +118,18 @@ def run(model: str, directory: Path, setting: Setting) -> dict[str, float]:
     command += ["--export=false", "--checkpoint.every=1000", "--checkpoint.keep=1"]
     command += [f"--gad.steps={setting.steps}", f"--rollout.max_new_tokens={setting.limit}"]
     command += [f"--student.path={model}", f"--run_dir={directory / 'run'}"]
-    with open(directory / "log", "wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=REPOSITORY)
-        _, status, usage = os.wait4(process.pid, 0)
-    assert status == 0, (directory / "log").read_text()
-    lines = [json.loads(line) for line in (directory / "run/metrics.jsonl").open()]
-    steady = [line for line in lines if line["compiles"] == 0]
+    log, metrics = directory / "log", directory / "run/metrics.jsonl"
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, cwd=REPOSITORY)
+    lines: list[str] = []
+    ended = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    while len(lines) < setting.steps and not os.waitid(os.P_PID, process.pid, ended):
+        time.sleep(0.2)
+        lines = metrics.read_text().splitlines() if metrics.exists() else []
+    process.kill()  # before it saves a checkpoint, which is no part of a step
+    usage = os.wait4(process.pid, 0)[2]
+    assert len(lines) == setting.steps, log.read_text()
+    steady = [line for line in map(json.loads, lines) if line["compiles"] == 0]
     assert steady, "every step compiled something"
 
     def median(key: str) -> float:

@@ -148,6 +148,10 @@ RUN = (
     *("--warmup.discriminator_learning_rate=1e-3", "--gad.discriminator_learning_rate=1e-3"),
 )
 
+LEVELS = {"discriminator/student_score", "discriminator/teacher_score", "reward/mean"}
+"""Bradley-Terry's loss leaves the level of the scores free: its gradient there is rounding, and
+Adam makes steps of it. Their differences (margin, standard deviation) are compared."""
+
 
 def test_a_run_is_that_of_the_cpu(
     command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -171,11 +175,11 @@ def test_a_run_is_that_of_the_cpu(
     both = train("both", "cuda")
     assert len(cpu) == len(gpu) == len(both) == 4
     assert "memory/peak_gib" in gpu[-1]
-    compared = 0
+    compared = ("response/", "reward/", "discriminator/", "generator/", "kl/", "entropy")
     for found in (gpu, both):
         for mine, theirs in zip(found, cpu, strict=True):
-            for name in set(mine) & set(theirs):
-                if name.startswith(("response", "reward", "loss", "discriminator", "kl", "policy")):
-                    assert mine[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-4), name
-                    compared += 1
-    assert compared > 40
+            names = [name for name in theirs if name.startswith(compared) and name not in LEVELS]
+            assert len(names) > 10
+            assert {name: mine[name] for name in names} == pytest.approx(
+                {name: theirs[name] for name in names}, rel=1e-3, abs=1e-4
+            ), theirs["step"]
