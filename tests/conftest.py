@@ -18,8 +18,15 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ["JAX_DEBUG_KEY_REUSE"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["GAD_JAX_CACHE"] = tempfile.mkdtemp(prefix="gad_jax-tests-")
-atexit.register(shutil.rmtree, os.environ["GAD_JAX_CACHE"], ignore_errors=True)
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # started by a process that came past here
+    shared = Path(os.environ["GAD_JAX_CACHE"])
+    os.environ["GAD_JAX_CACHE"] = str(shared / worker)
+    (shared / worker).mkdir()
+    (shared / worker / "xla").symlink_to(shared / "xla")  # compiled programs serve all workers
+else:
+    os.environ["GAD_JAX_CACHE"] = tempfile.mkdtemp(prefix="gad_jax-tests-")
+    (Path(os.environ["GAD_JAX_CACHE"]) / "xla").mkdir()
+    atexit.register(shutil.rmtree, os.environ["GAD_JAX_CACHE"], ignore_errors=True)
 
 from jaxtyping import install_import_hook  # noqa: E402  (it imports what reads the variables above)
 
