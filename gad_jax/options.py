@@ -10,7 +10,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
@@ -245,17 +245,22 @@ def _read_yaml(kind: type, path: Path) -> dict[str, Given]:
         raise UserError(f"{path}: not UTF-8 text; save it as UTF-8") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    return {} if root is None else dict(_walk(kind, root, str(path), "", {}))
+    leaves = {leaf.path: leaf for leaf in fields.leaves(kind)}
+    return {} if root is None else dict(_walk(kind, leaves, root, str(path), "", {}))
 
 
 def _walk(
-    kind: type, node: yaml.Node, file: str, prefix: str, seen: dict[str, int]
+    kind: type,
+    leaves: Mapping[str, Leaf],
+    node: yaml.Node,
+    file: str,
+    prefix: str,
+    seen: dict[str, int],
 ) -> Iterator[tuple[str, Given]]:
     """The values below one mapping of a file; `seen` are the lines of the names so far."""
     if not isinstance(node, yaml.MappingNode):
         what = f"{prefix.removesuffix('.')!r} is a section and" if prefix else "the file"
         raise UserError(f"{_line(file, node)}: {what} needs lines of the form `name: value`")
-    leaves = {leaf.path: leaf for leaf in fields.leaves(kind)}
     for key, value in node.value:
         where = _line(file, key)
         if not isinstance(key, yaml.ScalarNode):
@@ -270,7 +275,7 @@ def _walk(
             yield path, _value(leaves[path], value, file)
         elif any(known.startswith(f"{path}.") for known in leaves):
             if value.tag != "tag:yaml.org,2002:null":  # a section whose lines are commented out
-                yield from _walk(kind, value, file, f"{path}.", seen)
+                yield from _walk(kind, leaves, value, file, f"{path}.", seen)
         else:
             raise UserError(f"{where}: {fields.no_such_field(kind, path)}")
 

@@ -45,7 +45,11 @@ class Profiler:
         self._rows = []
         if step == self._first:
             shutil.rmtree(self._directory, ignore_errors=True)
-            jax.profiler.start_trace(str(self._directory), create_perfetto_trace=True)
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0  # calls of Python slow the step and fill the trace
+            jax.profiler.start_trace(
+                str(self._directory), create_perfetto_trace=True, profiler_options=options
+            )
             self._tracing = True
 
     def saw(self, rows: Rows) -> None:

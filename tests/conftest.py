@@ -28,7 +28,8 @@ else:
     (Path(os.environ["GAD_JAX_CACHE"]) / "xla").mkdir()
     atexit.register(shutil.rmtree, os.environ["GAD_JAX_CACHE"], ignore_errors=True)
 
-from jaxtyping import install_import_hook  # noqa: E402  (it imports what reads the variables above)
+# It imports what reads the variables above.
+from jaxtyping import install_import_hook
 
 PACKAGE = Path(__file__).parents[1] / "gad_jax"
 # The pytrees of types.py also hold shapes and shardings (eval_shape), which no annotation names.

@@ -1,5 +1,7 @@
 """The page of a profile: by hand, and that of a real run."""
 
+import gzip
+import json
 from pathlib import Path
 
 import pytest
@@ -65,4 +67,8 @@ def test_a_run_that_is_profiled(command, tmp_path: Path) -> None:
     assert "discriminator" in page
     assert page.split("longest)")[1].strip(), "no operation was found in the trace"
     assert list(tmp_path.rglob("*.xplane.pb"))
-    assert list(tmp_path.rglob("perfetto_trace.json.gz"))
+    [trace] = tmp_path.rglob("perfetto_trace.json.gz")
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    names = [event.get("name", "") for event in events]
+    assert any("gad_step" in name for name in names)
+    assert not any(name.startswith("$") for name in names), "a call of Python is traced"
