@@ -72,6 +72,7 @@ class World:
     first_seed: int = option(0, "the first of the seeds")
     methods: str = option("all", f"with commas, of {', '.join(METHODS)}; or all")
     training: str = option("world", "configuration of the runs, as --config of gad_jax.train")
+    flags: str = option("", "more flags of the runs, as one text with blanks between")
     rows: int = option(8192, "teacher rows", "rows")
     heldout: int = option(500, "instructions that are answered at the end", "instructions")
     layers: int = option(4, "layers of the student", "layers")
@@ -159,10 +160,10 @@ def _keep_settings(world: World, path: Path) -> None:
 
     names = ("training", "rows", "heldout", "layers", "width")
     texts = [small.teacher(32, seed=0), small.public(32, seed=0)]
-    flags = [WARM_FLAGS, *METHODS.values()]
+    flags = str([WARM_FLAGS, *METHODS.values()]) + world.flags
     kept = {name: getattr(world, name) for name in names} | {
         "world": _digest(json.dumps(texts)),
-        "settings": _digest(options.to_yaml(options.load(Config, world.training)) + str(flags)),
+        "settings": _digest(options.to_yaml(options.load(Config, world.training)) + flags),
     }
     if path.exists():
         before = json.loads(path.read_text("utf-8"))
@@ -171,7 +172,7 @@ def _keep_settings(world: World, path: Path) -> None:
             name = changed[0]
             what = {
                 "world": "results of another world",
-                "settings": f"results of other settings than {world.training} has now",
+                "settings": f"results of other settings than {world.training} and --flags say now",
             }.get(name, f"results with {name}={before.get(name)}, now {kept[name]}")
             raise UserError(f"{path.parent} has {what}; give the same, or choose another --out")
     else:
@@ -247,6 +248,7 @@ class _Seed:
             f"--data.heldout={self.place / 'heldout.jsonl'}",
             f"--seed={self.number}",
             *flags,
+            *self.world.flags.split(),
         ]
         log = self.place / f"{name}.log"
         with log.open("ab") as output:

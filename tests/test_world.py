@@ -1,6 +1,7 @@
 """The small world's command on two real methods, in small; and what it says to mistakes."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ def test_methods_are_trained_judged_and_compared(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "world"
-    flags = (f"--out={out}", *SMALL, "--methods=seqkd")
+    more = "--flags=--optimizer.max_gradient_norm=3 --optimizer.beta2=0.95"
+    flags = (f"--out={out}", *SMALL, "--methods=seqkd", more)
     done = command("world", *flags)
     assert done.returncode == 0, done.stderr
     assert "seed 0, warm:" in done.stdout
@@ -35,6 +37,8 @@ def test_methods_are_trained_judged_and_compared(
     table = (out / "results.md").read_text().splitlines()
     assert table[0] == "|  | warm start | SeqKD |"
     assert f"| {100 * seqkd['greedy']['valid']:.1f} |" in table[2]
+    settings = (out / "seed-0" / "seqkd" / "config.yaml").read_text()
+    assert re.search(r"beta2: 0.95\n(?s:.*)max_gradient_norm: 3", settings)
     assert (out / "results.png").read_bytes().startswith(b"\x89PNG")
 
     # what is done is not done again, and not mixed with other settings
@@ -46,6 +50,7 @@ def test_methods_are_trained_judged_and_compared(
     assert "has results with rows=64, now 65" in refused(world.main, *other)
     settings = out / "settings.json"
     kept = json.loads(settings.read_text())
+    assert "than world and --flags say now" in refused(world.main, *flags[:-1], "--flags=--x=1")
     for name, said in (("world", "of another world"), ("settings", "of other settings than world")):
         settings.write_text(json.dumps(kept | {name: "0"}))
         assert f"has results {said}" in refused(world.main, *flags)
