@@ -22,11 +22,15 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # started by a process that
     shared = Path(os.environ["GAD_JAX_CACHE"])
     os.environ["GAD_JAX_CACHE"] = str(shared / worker)
     (shared / worker).mkdir()
-    (shared / worker / "xla").symlink_to(shared / "xla")  # compiled programs serve all workers
+    (shared / worker / "xla").symlink_to(shared / "xla")
 else:
     os.environ["GAD_JAX_CACHE"] = tempfile.mkdtemp(prefix="gad_jax-tests-")
-    (Path(os.environ["GAD_JAX_CACHE"]) / "xla").mkdir()
-    atexit.register(shutil.rmtree, os.environ["GAD_JAX_CACHE"], ignore_errors=True)
+    shared = Path(os.environ["GAD_JAX_CACHE"])
+    (shared / "xla").mkdir()
+    # Tests compile the same programs, in this process, in workers and in commands.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(shared / "xla")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+    atexit.register(shutil.rmtree, shared, ignore_errors=True)
 
 # It imports what reads the variables above.
 from jaxtyping import install_import_hook
