@@ -22,7 +22,7 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # started by a process that
     shared = Path(os.environ["GAD_JAX_CACHE"])
     os.environ["GAD_JAX_CACHE"] = str(shared / worker)
     (shared / worker).mkdir()
-    (shared / worker / "xla").symlink_to(shared / "xla")
+    (shared / worker / "xla").symlink_to(shared / "xla")  # where gad_jax.train keeps programs
 else:
     os.environ["GAD_JAX_CACHE"] = tempfile.mkdtemp(prefix="gad_jax-tests-")
     shared = Path(os.environ["GAD_JAX_CACHE"])
