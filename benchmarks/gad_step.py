@@ -28,6 +28,7 @@ def ours(steps: int, more: list[str]) -> list[float]:
 
     from gad_jax import guard, options, sharding, train
     from gad_jax.config import Config
+    from gad_jax.metrics import read_rows
 
     class NoStop(guard.StopRequest):
         def __init__(self) -> None:
@@ -52,11 +53,11 @@ def ours(steps: int, more: list[str]) -> list[float]:
             trainer = train.build(config, mesh)
             trainer.run(NoStop())
             trainer.tracker.close()
-        rows = (Path(directory) / "metrics.jsonl").read_text().splitlines()
-    for row in map(json.loads, rows):
+        rows = read_rows(Path(directory) / "metrics.jsonl")
+    for row in rows:
         parts = {name: round(row[name], 1) for name in row if name.startswith("seconds/")}
         print(parts, "compiles", row["compiles"], "length", row["response/length"])
-    return [row["seconds/step"] for row in map(json.loads, rows) if row["compiles"] == 0]
+    return [row["seconds/step"] for row in rows if row["compiles"] == 0]
 
 
 def trl(steps: int, more: list[str]) -> list[float]:

@@ -113,6 +113,8 @@ def write_config(directory: Path, sizes: dict[str, Any]) -> None:
 def run(model: str, directory: Path, setting: Setting) -> dict[str, float]:
     """Returns the medians of a run's steps that compiled nothing, and the most memory it held, in
     bytes: the device's, or on a CPU the growth of the process from before the first step."""
+    from gad_jax.metrics import read_rows
+
     command = [sys.executable, "-m", "gad_jax.train", *FLAGS, *setting.flags]
     command += ["--data.train=bundled", "--data.heldout=", "--data.template=none"]
     command += ["--export=false", "--checkpoint.every=1000", "--checkpoint.keep=1"]
@@ -121,19 +123,19 @@ def run(model: str, directory: Path, setting: Setting) -> dict[str, float]:
     log, metrics = directory / "log", directory / "run/metrics.jsonl"
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, cwd=REPOSITORY)
-    lines: list[str] = []
+    rows: list[dict[str, Any]] = []
     ended = os.WEXITED | os.WNOHANG | os.WNOWAIT
-    while len(lines) < setting.steps and not os.waitid(os.P_PID, process.pid, ended):
+    while len(rows) < setting.steps and not os.waitid(os.P_PID, process.pid, ended):
         time.sleep(0.2)
-        lines = metrics.read_text().splitlines() if metrics.exists() else []
+        rows = read_rows(metrics) if metrics.exists() else []
     process.kill()  # before it saves a checkpoint, which is no part of a step
     usage = os.wait4(process.pid, 0)[2]
-    assert len(lines) == setting.steps, log.read_text()
-    steady = [line for line in map(json.loads, lines) if line["compiles"] == 0]
+    assert len(rows) == setting.steps, log.read_text()
+    steady = [row for row in rows if row["compiles"] == 0]
     assert steady, "every step compiled something"
 
     def median(key: str) -> float:
-        return statistics.median(line[key] for line in steady)
+        return statistics.median(row[key] for row in steady)
 
     device = steady[-1].get("memory/peak_gib", 0) * GIB
     parts = ("rollout", "step", "reshard", "update")

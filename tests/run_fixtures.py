@@ -38,9 +38,7 @@ def command() -> Command:
         "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_gpu_autotune_level=0",
         # Where torch is not installed, transformers says so on stderr.
         "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).strip(
-            os.pathsep
-        ),
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
     }
 
     def run(module: str, *arguments: object, typed: str = "") -> subprocess.CompletedProcess[str]:
