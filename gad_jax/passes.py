@@ -51,6 +51,7 @@ def response_loss(
         specs = (per_row, P(), P(), *(per_row for _ in others[1:]))
         shards = sharding.locally(local, specs, per_row)(x, kernel, *others)
         sums, for_kernel = jax.tree.map(lambda z: jnp.sum(z, axis=0), shards[:2])
+        sums = sharding.sum_of_replicas(sums)
         return sums, (shards[2], sharding.reshard(for_kernel, *decoder.head_axes(config)))
 
     def local(
@@ -135,6 +136,6 @@ def response_scores(config: DecoderConfig, params: Params, rows: Rows) -> Float[
     """Returns the score of every response of one micro-batch: that of its last token."""
     scores = decoder.score(config, params, rows.tokens, rows.positions, rows.segments)
     # M × T numbers: gathering them is nothing beside the pass that made them.
-    scores = sharding.reshard(scores, None, None)
+    scores = sharding.of_all_replicas(sharding.reshard(scores, None, None))
     out = sharding.spec(None, None)
     return scores.at[rows.ends[..., 0], rows.ends[..., 1]].get(out_sharding=out)

@@ -154,9 +154,9 @@ def spec(*logical: str | None) -> P | None:
     return P(*(axes(name) for name in logical))
 
 
-def along(axis: int) -> P:
+def along(axis: int) -> P | None:
     """Returns the spec of an array whose `axis` is split over the data shards."""
-    return P(*(None,) * axis, DATA_AXES)
+    return spec(*(None,) * axis, "batch")
 
 
 def locally(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
@@ -171,9 +171,42 @@ def locally(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Call
         function,
         in_specs=in_specs,
         out_specs=out_specs,
-        axis_names=set(DATA_AXES),
+        axis_names=set(DATA_AXES) - set(manual_axes()),
         check_vma=False,
     )
+
+
+def in_each_replica(
+    function: Callable[..., Any], in_specs: Any, out_specs: Any
+) -> Callable[..., Any]:
+    """Returns what applies the function in each replica; in it the other axes are as before.
+
+    The specs say which arguments and results are split over "replica". With one replica, or without
+    a mesh, that is the function itself.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.shape["replica"] == 1:
+        return function
+    return jax.shard_map(
+        function, in_specs=in_specs, out_specs=out_specs, axis_names={"replica"}, check_vma=False
+    )
+
+
+def sum_of_replicas(tree: Any) -> Any:
+    """Returns, inside of `in_each_replica`, the sums over the replicas."""
+    return jax.lax.psum(tree, "replica") if "replica" in manual_axes() else tree
+
+
+def of_all_replicas(x: jax.Array) -> jax.Array:
+    """Returns, inside of `in_each_replica`, the parts of all replicas along the first axis.
+
+    A gradient flows into the replica's own part only.
+    """
+    if "replica" not in manual_axes():
+        return x
+    parts = jax.lax.all_gather(jax.lax.stop_gradient(x), "replica", tiled=True)
+    own = jax.lax.axis_index("replica") * x.shape[0]
+    return jax.lax.dynamic_update_slice_in_dim(parts, x, own, axis=0)
 
 
 def mesh_spec(*logical: str | None) -> P:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
 from gad_jax import objectives, passes, sharding
@@ -159,11 +160,11 @@ def _imitate(program: Program, state: TrainState, teacher: Rows) -> tuple[Params
     def token_loss(logprobs: Array, entropy: Array) -> passes.PerToken:
         return -logprobs, {"entropy": entropy}
 
-    def loss(params: Params, rows: Rows) -> tuple[Array, Metrics]:
+    def loss(params: Params, rows: Rows, count: Array) -> tuple[Array, Metrics]:
         chunk = program.vocabulary_chunk
         return passes.response_loss(program.generator, params, rows, count, 1.0, chunk, token_loss)
 
-    value, gradients, parts = _accumulate(loss, state.generator, teacher)
+    value, gradients, parts = _accumulate(loss, state.generator, teacher, count)
     return gradients, {"generator/loss": value} | jax.tree.map(jnp.sum, parts)
 
 
@@ -199,39 +200,54 @@ def _reinforce(
             value -= p.entropy_coefficient * entropy
         return value, parts
 
-    def loss(params: Params, rows: Rows) -> tuple[Array, Metrics]:
+    def loss(
+        params: Params, rows: Rows, count: Array, flat: Array, reference_params: Params | None
+    ) -> tuple[Array, Metrics]:
         advantage = flat.at[rows.sequences].get(out_sharding=sharding.spec("batch", None))
         inputs = [advantage, rows.sampled_logprobs]
         if p.kl_coefficient > 0:
             with jax.named_scope("reference"):
                 reference, _ = passes.response_logprobs(
-                    p.generator, state.reference, rows, p.temperature, p.vocabulary_chunk
+                    p.generator, reference_params, rows, p.temperature, p.vocabulary_chunk
                 )
             inputs.append(reference)
         return passes.response_loss(
             p.generator, params, rows, count, p.temperature, p.vocabulary_chunk, token_loss, *inputs
         )
 
-    value, gradients, parts = _accumulate(loss, state.generator, samples)
+    value, gradients, parts = _accumulate(loss, state.generator, samples, count, flat, state.reference)
     return gradients, {"generator/loss": value} | jax.tree.map(jnp.sum, parts)
 
 
 def _accumulate(
-    loss: Callable[[Params, Rows], tuple[Array, Any]], params: Params, rows: Rows
+    loss: Callable[..., tuple[Array, Any]], params: Params, rows: Rows, *shared: Any
 ) -> tuple[Array, Params, Any]:
-    """Returns the sum of the loss over micro-batches, its gradient, and each one's extras."""
+    """Returns the sum of `loss(params, micro-batch, *shared)` over micro-batches, its gradient, and
+    each one's extras.
+
+    A replica sums the gradients of its own rows; those of all replicas meet once, after the last
+    micro-batch. So the loss is that of all rows in each of them, its gradient that of its own.
+    """
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
-    if rows.tokens.shape[0] == 1:
-        (value, extra), gradients = value_and_grad(params, jax.tree.map(lambda x: x[0], rows))
-        return value, gradients, jax.tree.map(lambda x: x[None], extra)
 
-    def add(carry: Any, micro: Rows) -> tuple[Any, Any]:
-        (value, extra), gradients = value_and_grad(params, micro)
-        return jax.tree.map(jnp.add, carry, (value, gradients)), extra
+    def local(params: Params, rows: Rows, *shared: Any) -> tuple[Array, Params, Any]:
+        if rows.tokens.shape[0] == 1:
+            micro = jax.tree.map(lambda x: x[0], rows)
+            (value, extra), gradients = value_and_grad(params, micro, *shared)
+            extra = jax.tree.map(lambda x: x[None], extra)
+        else:
 
-    start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-    (value, gradients), extra = jax.lax.scan(add, start, rows)
-    return value, gradients, extra
+            def add(carry: Any, micro: Rows) -> tuple[Any, Any]:
+                (value, extra), gradients = value_and_grad(params, micro, *shared)
+                return jax.tree.map(jnp.add, carry, (value, gradients)), extra
+
+            start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+            (value, gradients), extra = jax.lax.scan(add, start, rows)
+        return value, sharding.sum_of_replicas(gradients), extra
+
+    of_rows = Rows(*(P(None, "replica") for _ in rows))._replace(ends=P(), groups=P())
+    specs = (P(), of_rows, *(P() for _ in shared))
+    return sharding.in_each_replica(local, specs, P())(params, rows, *shared)
 
 
 def _reward_metrics(

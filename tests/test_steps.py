@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -582,8 +583,13 @@ def test_a_masked_token_has_no_gradient() -> None:
     assert moved(generator_gradient(other), generator_gradient(teacher))
 
 
-def test_the_mesh_gives_what_one_device_gives() -> None:
-    found, one = mesh_history(), history()
+@pytest.mark.parametrize(
+    ("shape", "micro_batches"), [((1, 4, 2), 1), ((2, 2, 2), 2), ((4, 1, 1), 1)]
+)
+def test_a_mesh_gives_what_one_device_gives(
+    shape: tuple[int, int, int], micro_batches: int
+) -> None:
+    found, one = mesh_history(shape, micro_batches), history()
     # Sums over shards come in another order; an advantage divides by a spread of scores, and the
     # second step starts from what the first has left of the difference.
     for step in range(2):
@@ -602,11 +608,11 @@ class History(NamedTuple):
     """Programs that each step compiled."""
 
 
-def walk(program: steps.Program, mesh: Mesh | None) -> History:
+def walk(program: steps.Program, mesh: Mesh | None, micro_batches: int = 1) -> History:
     counter = sharding.CompileCounter()
     state, outcomes, compiled = start(reference="same", mesh=mesh), [], []
     for seed in range(3):
-        batch = [rows(texts(seed), which, mesh=mesh) for which in ("pairs", "samples")]
+        batch = [rows(texts(seed), which, micro_batches, mesh) for which in ("pairs", "samples")]
         before = counter.count
         state, metrics = steps.gad_step(program, state, *batch)
         compiled.append(counter.count - before)
@@ -621,14 +627,14 @@ def history() -> History:
 
 
 @functools.cache
-def mesh_history() -> History:
-    mesh = sharding.make_mesh(1, 4, 2)
+def mesh_history(shape: tuple[int, int, int], micro_batches: int) -> History:
+    mesh = sharding.make_mesh(*shape, jax.devices()[: math.prod(shape)])
     with jax.set_mesh(mesh):
-        return walk(MESH_GAD, mesh)
+        return walk(MESH_GAD, mesh, micro_batches)
 
 
 def test_one_program_serves_all_steps_of_a_shape() -> None:
-    assert mesh_history().compiled == [1, 0, 0]
+    assert mesh_history((1, 4, 2), 1).compiled == [1, 0, 0]
     # on one device an earlier test may have compiled it
     assert history().compiled in ([1, 0, 0], [0, 0, 0])
 
