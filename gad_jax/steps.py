@@ -215,7 +215,9 @@ def _reinforce(
             p.generator, params, rows, count, p.temperature, p.vocabulary_chunk, token_loss, *inputs
         )
 
-    value, gradients, parts = _accumulate(loss, state.generator, samples, count, flat, state.reference)
+    value, gradients, parts = _accumulate(
+        loss, state.generator, samples, count, flat, state.reference
+    )
     return gradients, {"generator/loss": value} | jax.tree.map(jnp.sum, parts)
 
 

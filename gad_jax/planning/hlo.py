@@ -42,7 +42,11 @@ def collectives(text: str, per_node: int) -> list[Collective]:
             size = len(groups[0])
             if size == 1:
                 continue
-            sent = _sent(found[2], _sizes(found[1]), size)
+            sizes = _sizes(found[1])
+            # What starts a transfer returns its operands too; an all-reduce, where it nests them.
+            if found[3] and (found[2] != "all-reduce" or found[1].startswith("((")):
+                sizes = sizes[len(sizes) // 2 :]
+            sent = _sent(found[2], sizes, size)
             nodes = len({device // per_node for device in groups[0]})
             total = totals[found[2], size // nodes, nodes]
             total[0] += times
@@ -90,20 +94,15 @@ def _sizes(shape: str) -> list[int]:
     ]
 
 
-def _sent(kind: str, sizes: list[int], size: int) -> int:
+def _sent(kind: str, results: list[int], size: int) -> int:
     """Returns the bytes that one device of a group of `size` sends."""
-    if kind == "all-gather":
-        # The started form has operands and results, the same number of each.
-        results = sizes[len(sizes) // 2 :] if len(sizes) > 1 else sizes
-        return sum(results) * (size - 1) // size
     if kind == "reduce-scatter":
-        results = sizes[len(sizes) // 2 :] if len(sizes) > 1 else sizes
         return sum(results) * (size - 1)
     if kind == "all-reduce":
-        return 2 * sum(sizes) * (size - 1) // size
+        return 2 * sum(results) * (size - 1) // size
     if kind == "collective-permute":
-        return sizes[-1] if sizes else 0
-    return sum(sizes) * (size - 1) // size
+        return results[-1] if results else 0
+    return sum(results) * (size - 1) // size
 
 
 def _groups(line: str) -> list[list[int]]:

@@ -22,6 +22,17 @@ ENTRY %main (p: f32[4]) -> f32[4] {
 }
 """
 
+STARTED = """HloModule m
+ENTRY %main (p: f32[4]) -> f32[4] {
+  %r = (f32[10]{0}, f32[6]{0}) all-reduce-start(%p), replica_groups={{0,1}}
+  %n = ((f32[10]{0}, f32[6]{0}), (f32[10]{0}, f32[6]{0})) all-reduce-start(%p), replica_groups={{0,1}}
+  %s = ((f32[8]{0}, f32[4]{0}), (f32[4]{0}, f32[2]{0})) reduce-scatter-start(%p), replica_groups={{0,1}}
+  %t = (f32[4]{0}, f32[2]{0}) reduce-scatter(%p), replica_groups={{0,1}}
+  %g = ((f32[4]{0}, f32[2]{0}), (f32[8]{0}, f32[4]{0})) all-gather-start(%p), replica_groups={{0,1}}
+  %h = (f32[8]{0}, f32[4]{0}) all-gather(%p), replica_groups={{0,1}}
+}
+"""
+
 
 def test_bytes_are_those_of_a_ring_and_loops_count_their_turns() -> None:
     found = hlo.collectives(TEXT, per_node=4)
@@ -31,6 +42,14 @@ def test_bytes_are_those_of_a_ring_and_loops_count_their_turns() -> None:
         hlo.Collective("all-gather", 4, 2, 1, 112),  # 128 bytes · 7/8
         hlo.Collective("all-reduce", 1, 2, 1, 64),  # 2 · 64 bytes · 1/2
         hlo.Collective("reduce-scatter", 2, 1, 1, 64),  # each keeps 64 bytes of 128
+    ]
+
+
+def test_a_started_transfer_counts_once() -> None:
+    assert hlo.collectives(STARTED, per_node=2) == [
+        hlo.Collective("all-gather", 2, 1, 2, 2 * 24),  # 48 bytes · 1/2
+        hlo.Collective("all-reduce", 2, 1, 2, 2 * 64),
+        hlo.Collective("reduce-scatter", 2, 1, 2, 2 * 24),
     ]
 
 
