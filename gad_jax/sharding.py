@@ -30,6 +30,9 @@ AXIS_NAMES = ("replica", "fsdp", "tensor")
 DATA_AXES = ("replica", "fsdp")
 """The mesh axes over which a batch is split."""
 
+SHARDS_STAY = jax.__version_info__ >= (0, 11, 2)
+"""Whether `jax.shard_map` over one axis leaves alone what others split; before, it gathers that."""
+
 MESH_AXES: dict[str | None, str | tuple[str, ...] | None] = {
     # parameters
     "layers": None,
@@ -181,11 +184,11 @@ def in_each_replica(
 ) -> Callable[..., Any]:
     """Returns what applies the function in each replica; in it the other axes are as before.
 
-    The specs say which arguments and results are split over "replica". With one replica, or without
-    a mesh, that is the function itself.
+    The specs say which arguments and results are split over "replica". With one replica, without a
+    mesh, or where `SHARDS_STAY` is False, that is the function itself.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.shape["replica"] == 1:
+    if mesh.empty or mesh.shape["replica"] == 1 or not SHARDS_STAY:
         return function
     return jax.shard_map(
         function, in_specs=in_specs, out_specs=out_specs, axis_names={"replica"}, check_vma=False

@@ -587,8 +587,9 @@ def test_a_masked_token_has_no_gradient() -> None:
     ("shape", "micro_batches"), [((1, 4, 2), 1), ((2, 2, 2), 2), ((4, 1, 1), 1)]
 )
 def test_a_mesh_gives_what_one_device_gives(
-    shape: tuple[int, int, int], micro_batches: int
+    shape: tuple[int, int, int], micro_batches: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sharding, "SHARDS_STAY", True)
     found, one = mesh_history(shape, micro_batches), history()
     # Sums over shards come in another order; an advantage divides by a spread of scores, and the
     # second step starts from what the first has left of the difference.

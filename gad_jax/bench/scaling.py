@@ -5,10 +5,13 @@ the transfers in the program are compared with what the layout must send.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 from gad_jax import guard, options
 from gad_jax.config import option
 from gad_jax.planning import targets
+
+_VOCABULARY, _ROWS, _ROW_TOKENS = 512, 16, 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +21,8 @@ class Scaling:
     layers: int = option(3, "layers of the network", "layers")
     width: int = option(128, "its width; 4 heads, mlp of twice the width, 512 tokens", "features")
     devices: tuple[int, ...] = option((1, 2, 4, 8), "numbers of devices", "devices")
+    replica: int = option(1, "replicas, each with the weights split over its devices", "replicas")
+    micro_batches: int = option(1, "micro-batches of the update", "micro-batches")
 
     def __post_init__(self) -> None:
         if self.layers < 1 or self.width < 8 or self.width % 8:
@@ -27,6 +32,19 @@ class Scaling:
         for count in self.devices:
             if count < 1 or self.width % count:
                 raise ValueError(f"devices={count} does not divide width={self.width}")
+            if self.replica < 1 or count % self.replica:
+                raise ValueError(f"replica={self.replica} does not divide devices={count}")
+        if self.micro_batches < 1:
+            raise ValueError(f"micro_batches={self.micro_batches} must be 1 or more")
+
+
+class Sent(NamedTuple):
+    """Bytes that a device sends in an update: gathers of weights, reductions of gradients inside of
+    a replica, and those between replicas."""
+
+    gathered: float
+    gradients: float
+    between_replicas: float
 
 
 def main(argv: list[str]) -> int:
@@ -43,32 +61,42 @@ def main(argv: list[str]) -> int:
 def _run(chosen: Scaling) -> int:
     largest = max(chosen.devices)
     targets.prepare_environment(targets.parse(f"cpu:{largest}"))
-    print("devices  gathered MB  by layout  gradients MB  by layout")
+    names = [name.replace("_", " ") for name in Sent._fields]
+    print("devices" + "".join(f"{name:>18} MB  by layout" for name in names))
     for count in chosen.devices:
-        gathered, gradients = sent(chosen, count)
-        layout = by_layout(chosen, count)
-        numbers = (gathered, layout[0], gradients, layout[1])
-        print(f"{count:7}" + "".join(f"{size / 1e6:12.3f}" for size in numbers))
+        pairs = zip(sent(chosen, count), by_layout(chosen, count), strict=True)
+        print(f"{count:7}" + "".join(f"{a / 1e6:21.3f}{b / 1e6:11.3f}" for a, b in pairs))
     return guard.Exit.OK
 
 
-def by_layout(chosen: Scaling, count: int) -> tuple[float, float]:
-    """Returns the bytes that FSDP sends per device: gathered weights, and gradients.
+def by_layout(chosen: Scaling, count: int) -> Sent:
+    """Returns the bytes that the layout makes each of `count` devices send.
 
-    A device of n sends (n - 1)/n of what it gathers. Layers are gathered in the forward pass and,
-    since it is computed again, in the backward pass; embedding and head once. Gradients are reduced
-    once, in float32: on a CPU XLA sends them to all, which is twice a reduce-scatter.
+    A device of n sends (n - 1)/n of what it gathers. Layers are gathered in each micro-batch, in
+    the forward pass and, since it is computed again, in the backward pass; embedding and head once.
+    Gradients are reduced in each micro-batch, in float32: on a CPU XLA sends them to all, which is
+    twice a reduce-scatter. Where there are replicas, that is inside of one, and the embedding's
+    part is made from the tokens' ids and gradients, which are gathered; then the replicas reduce
+    what each device has summed of its part, once.
     """
-    width = chosen.width
-    layer = width * (2 * width + 2 * width // 2) + 3 * width * 2 * width
-    ends = 2 * 512 * width
-    layers, norms = chosen.layers * layer, (2 * chosen.layers + 1) * width
-    share = 4 * (count - 1) / count
-    return share * (2 * layers + ends), share * 2 * (layers + ends + norms)
+    width, replica, times = chosen.width, chosen.replica, chosen.micro_batches
+    embedding = head = _VOCABULARY * width
+    layers = chosen.layers * (width * (2 * width + 2 * width // 2) + 3 * width * 2 * width)
+    norms = (2 * chosen.layers + 1) * width
+    fsdp = count // replica
+    share = 4 * (fsdp - 1) / fsdp
+    tokens = _ROWS * _ROW_TOKENS // replica * (width + 1) if replica > 1 else 0
+    reduced = layers + head + norms + (embedding if replica == 1 else 0)
+    part = (layers + embedding + head) / fsdp + norms
+    return Sent(
+        gathered=share * (times * (2 * layers + tokens) + embedding + head),
+        gradients=share * times * 2 * reduced,
+        between_replicas=4 * (replica - 1) / replica * 2 * part,
+    )
 
 
-def sent(chosen: Scaling, count: int) -> tuple[int, int]:
-    """Returns the bytes that the compiled step sends per device: all-gathers, and the rest."""
+def sent(chosen: Scaling, count: int) -> Sent:
+    """Returns the bytes that each of `count` devices sends in the compiled step."""
     import jax
     import numpy as np
 
@@ -80,7 +108,7 @@ def sent(chosen: Scaling, count: int) -> tuple[int, int]:
 
     network = DecoderConfig(
         family="llama",
-        vocabulary=512,
+        vocabulary=_VOCABULARY,
         width=chosen.width,
         mlp_width=2 * chosen.width,
         layers=chosen.layers,
@@ -89,17 +117,29 @@ def sent(chosen: Scaling, count: int) -> tuple[int, int]:
         head_width=chosen.width // 4,
         rope_theta=1e4,
         norm_epsilon=1e-6,
-        max_positions=64,
+        max_positions=_ROW_TOKENS,
     )
-    mesh = sharding.make_mesh(1, count, 1, jax.devices()[:count])
-    prompts, answers = [np.ones(1, np.int32)] * 16, [[np.ones(63, np.int32)]] * 16
-    rows = packing.pack(prompts, answers, row_tokens=64, shards=count, known={(1, 16, 64)})
+    mesh = sharding.make_mesh(chosen.replica, 0, 1, jax.devices()[:count])
+    micro_batches = chosen.micro_batches
+    number = _ROWS * micro_batches
+    rows = packing.pack(
+        [np.ones(1, np.int32)] * number,
+        [[np.ones(_ROW_TOKENS - 1, np.int32)]] * number,
+        row_tokens=_ROW_TOKENS,
+        micro_batches=micro_batches,
+        shards=count,
+        known={(micro_batches, _ROWS, _ROW_TOKENS)},
+    )
     # Several chunks of the vocabulary projection, whose gradient is reduced once all the same.
     config = settings.Config(stage="seqkd", batch=settings.Batch(vocabulary_chunk=32))
     with jax.set_mesh(mesh):
         program = state.make_program(config, "seqkd", network, network)
         start = state.abstract(config, "seqkd", program, mesh)
         traced = steps.seqkd_step.trace(program, start, packing.abstract(rows, mesh))
-        found = hlo.collectives(traced.lower().compile().as_text(), per_node=count)
-    gathered = sum(transfer.bytes for transfer in found if transfer.kind == "all-gather")
-    return gathered, sum(transfer.bytes for transfer in found) - gathered
+        text = traced.lower().compile().as_text()
+    found = hlo.collectives(text, per_node=count // chosen.replica)
+    bytes_of = {"gathered": 0, "gradients": 0, "between_replicas": 0}
+    for kind, _, across, _, size in found:
+        inside = "gathered" if kind == "all-gather" else "gradients"
+        bytes_of[inside if across == 1 else "between_replicas"] += size
+    return Sent(**bytes_of)

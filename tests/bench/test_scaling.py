@@ -2,14 +2,40 @@
 
 import pytest
 
+from gad_jax import sharding
 from gad_jax.bench import scaling
 
 
-@pytest.mark.parametrize("devices", [1, 4])
-def test_bytes_match_the_layout(devices: int) -> None:
-    chosen = scaling.Scaling(layers=2, width=64)
-    gathered, rest = scaling.sent(chosen, devices)
-    weights, gradients = scaling.by_layout(chosen, devices)
-    assert gathered == weights
+@pytest.mark.parametrize(
+    ("devices", "replica", "micro_batches"),
+    [
+        (1, 1, 1),
+        (4, 1, 1),
+        (4, 1, 3),
+        pytest.param(
+            *(8, 2, 3),
+            marks=pytest.mark.skipif(not sharding.SHARDS_STAY, reason="needs jax 0.11.2"),
+        ),
+    ],
+)
+def test_bytes_match_the_layout(devices: int, replica: int, micro_batches: int) -> None:
+    chosen = scaling.Scaling(2, 64, (devices,), replica, micro_batches)
+    found, layout = scaling.sent(chosen, devices), scaling.by_layout(chosen, devices)
+    assert found.gathered == layout.gathered
     # beside gradients: the loss, the count of tokens, the norm of the gradient
-    assert gradients <= rest <= gradients + 1000
+    assert layout.gradients <= found.gradients <= layout.gradients + 1000
+    assert layout.between_replicas <= found.between_replicas <= layout.between_replicas + 1000
+
+
+def test_replicas_reduce_gradients_once_for_all_micro_batches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sharding, "SHARDS_STAY", True)
+
+    def between(micro_batches: int) -> float:
+        chosen = scaling.Scaling(2, 64, (4,), replica=2, micro_batches=micro_batches)
+        return scaling.sent(chosen, 4).between_replicas
+
+    one, two = between(1), between(2)
+    assert one > 400_000
+    assert two - one < 1000

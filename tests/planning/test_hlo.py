@@ -24,12 +24,12 @@ ENTRY %main (p: f32[4]) -> f32[4] {
 
 STARTED = """HloModule m
 ENTRY %main (p: f32[4]) -> f32[4] {
-  %r = (f32[10]{0}, f32[6]{0}) all-reduce-start(%p), replica_groups={{0,1}}
-  %n = ((f32[10]{0}, f32[6]{0}), (f32[10]{0}, f32[6]{0})) all-reduce-start(%p), replica_groups={{0,1}}
-  %s = ((f32[8]{0}, f32[4]{0}), (f32[4]{0}, f32[2]{0})) reduce-scatter-start(%p), replica_groups={{0,1}}
-  %t = (f32[4]{0}, f32[2]{0}) reduce-scatter(%p), replica_groups={{0,1}}
-  %g = ((f32[4]{0}, f32[2]{0}), (f32[8]{0}, f32[4]{0})) all-gather-start(%p), replica_groups={{0,1}}
-  %h = (f32[8]{0}, f32[4]{0}) all-gather(%p), replica_groups={{0,1}}
+  %r = (f32[10], f32[6]) all-reduce-start(%p), replica_groups={{0,1}}
+  %n = ((f32[10], f32[6]), (f32[10], f32[6])) all-reduce-start(%p), replica_groups={{0,1}}
+  %s = ((f32[8], f32[4]), (f32[4], f32[2])) reduce-scatter-start(%p), replica_groups={{0,1}}
+  %t = (f32[4], f32[2]) reduce-scatter(%p), replica_groups={{0,1}}
+  %g = ((f32[4], f32[2]), (f32[8], f32[4])) all-gather-start(%p), replica_groups={{0,1}}
+  %h = (f32[8], f32[4]) all-gather(%p), replica_groups={{0,1}}
 }
 """
 
