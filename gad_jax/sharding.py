@@ -79,6 +79,12 @@ def make_mesh(replica: int = 1, fsdp: int = 0, tensor: int = 1, devices: Any = N
             f"{replica * fsdp * tensor} devices, but {count} are present; set --mesh.replica, "
             "--mesh.fsdp and --mesh.tensor to a product of that number"
         )
+    if replica > 1 and not SHARDS_STAY:
+        logger.warning(
+            "jax %s sums the gradients of the replicas in every micro-batch, jax 0.11.2 (for Python "
+            "3.12 and later) once a step",
+            jax.__version__,
+        )
     grid = _arrange((replica, fsdp, tensor), jax.devices() if devices is None else devices)
     return Mesh(grid, AXIS_NAMES, axis_types=(AxisType.Explicit,) * 3)
 
