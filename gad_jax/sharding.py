@@ -81,8 +81,8 @@ def make_mesh(replica: int = 1, fsdp: int = 0, tensor: int = 1, devices: Any = N
         )
     if replica > 1 and not SHARDS_STAY:
         logger.warning(
-            "jax %s sums the gradients of the replicas in every micro-batch, jax 0.11.2 (for Python "
-            "3.12 and later) once a step",
+            "jax %s sums the replicas' gradients in every micro-batch; jax 0.11.2, on Python 3.12, "
+            "does so once a step",
             jax.__version__,
         )
     grid = _arrange((replica, fsdp, tensor), jax.devices() if devices is None else devices)

@@ -10,7 +10,6 @@ from gad_jax.bench import scaling
     ("devices", "replica", "micro_batches"),
     [
         (1, 1, 1),
-        (4, 1, 1),
         (4, 1, 3),
         pytest.param(
             *(8, 2, 3),
