@@ -138,7 +138,7 @@ def sent(chosen: Scaling, count: int) -> Sent:
         traced = steps.seqkd_step.trace(program, start, packing.abstract(rows, mesh))
         text = traced.lower().compile().as_text()
     found = hlo.collectives(text, per_node=count // chosen.replica)
-    bytes_of = {"gathered": 0, "gradients": 0, "between_replicas": 0}
+    bytes_of = dict.fromkeys(Sent._fields, 0)
     for kind, _, across, _, size in found:
         inside = "gathered" if kind == "all-gather" else "gradients"
         bytes_of[inside if across == 1 else "between_replicas"] += size
