@@ -201,7 +201,7 @@ def _reinforce(
         return value, parts
 
     def loss(
-        params: Params, rows: Rows, count: Array, flat: Array, reference_params: Params | None
+        params: Params, rows: Rows, count: Array, flat: Array, reference_params: Any
     ) -> tuple[Array, Metrics]:
         advantage = flat.at[rows.sequences].get(out_sharding=sharding.spec("batch", None))
         inputs = [advantage, rows.sampled_logprobs]
@@ -247,8 +247,8 @@ def _accumulate(
             (value, gradients), extra = jax.lax.scan(add, start, rows)
         return value, sharding.sum_of_replicas(gradients), extra
 
-    of_rows = Rows(*(P(None, "replica") for _ in rows))._replace(ends=P(), groups=P())
-    specs = (P(), of_rows, *(P() for _ in shared))
+    split = jax.tree.map(lambda _: P(None, "replica"), rows)
+    specs = (P(), split._replace(ends=P(), groups=P()), *(P() for _ in shared))
     return sharding.in_each_replica(local, specs, P())(params, rows, *shared)
 
 
