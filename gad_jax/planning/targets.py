@@ -127,6 +127,8 @@ def prepare_environment(target: Target) -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if target.kind == "cpu" and flag not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {flag}={target.devices}"
+    elif target.platform == "cuda":  # with 0, XLA wants defaults of kernels that have none
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_autotune_level=4"
 
 
 def devices(target: Target) -> list[Any]:

@@ -43,3 +43,10 @@ def test_two_plans_for_tpus_may_compile_at_once(monkeypatch: pytest.MonkeyPatch)
     assert environment["ALLOW_MULTIPLE_LIBTPU_LOAD"] == "1"
     assert environment["TPU_ACCELERATOR_TYPE"] == "v6e-16"
     assert environment["TPU_WORKER_HOSTNAMES"] == "mine"
+
+
+def test_flags_that_only_fit_a_real_gpu_are_overruled(monkeypatch: pytest.MonkeyPatch) -> None:
+    # the last one counts
+    monkeypatch.setattr("os.environ", environment := {"XLA_FLAGS": "--xla_gpu_autotune_level=0"})
+    targets.prepare_environment(targets.parse("h100:1x8"))
+    assert environment["XLA_FLAGS"].split()[-1] == "--xla_gpu_autotune_level=4"
