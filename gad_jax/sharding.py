@@ -168,8 +168,14 @@ def along(axis: int) -> P | None:
     return spec(*(None,) * axis, "batch")
 
 
-def locally(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
-    """Returns what applies the function in each data shard; in it the tensor axis is as before.
+def locally(
+    function: Callable[..., Any],
+    in_specs: Any,
+    out_specs: Any,
+    axes: tuple[str, ...] = DATA_AXES,
+) -> Callable[..., Any]:
+    """Returns what applies the function in each data shard, or each part along other mesh axes; in
+    it the axes that are left, such as tensor, are as before.
 
     Without a mesh there is one shard. The gradient of an argument that all shards share is summed
     over them once, at the end.
@@ -180,7 +186,7 @@ def locally(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Call
         function,
         in_specs=in_specs,
         out_specs=out_specs,
-        axis_names=set(DATA_AXES) - set(manual_axes()),
+        axis_names=set(axes) - set(manual_axes()),
         check_vma=False,
     )
 
@@ -193,12 +199,9 @@ def in_each_replica(
     The specs say which arguments and results are split over "replica". With one replica, without a
     mesh, or where `SHARDS_STAY` is False, that is the function itself.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.shape["replica"] == 1 or not SHARDS_STAY:
+    if jax.sharding.get_abstract_mesh().shape.get("replica", 1) == 1 or not SHARDS_STAY:
         return function
-    return jax.shard_map(
-        function, in_specs=in_specs, out_specs=out_specs, axis_names={"replica"}, check_vma=False
-    )
+    return locally(function, in_specs, out_specs, axes=("replica",))
 
 
 def sum_of_replicas(tree: Any) -> Any:

@@ -229,6 +229,7 @@ def _accumulate(
 
     A replica sums the gradients of its own rows; those of all replicas meet once, after the last
     micro-batch. So the loss is that of all rows in each of them, its gradient that of its own.
+    Arrays that come from outside are `shared`: inside of a replica a loss cannot close over them.
     """
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
 

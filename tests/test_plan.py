@@ -142,14 +142,13 @@ def test_the_presets_fit_what_they_are_meant_for(command, config: str, target: s
     """Needs the target's compiler, without its devices; see docs/planning.md."""
     pytest.importorskip("libtpu" if target.startswith("v5p") else "jax_plugins.xla_cuda13")
     flags = ["--mesh.replica=1"] if target.endswith("1x8") else []
-    done = command(
-        "plan", f"--config={config}", f"--target={target}", "--stage=gad", *flags, "--json"
-    )
+    done = command("plan", f"--config={config}", f"--target={target}", *flags, "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     planned = json.loads(done.stdout)
+    assert planned["devices"] == (8 if flags else 16)
     assert planned["fits"]
     assert planned["padding"]["packed"] < 0.1
-    update, *_ = planned["programs"]
+    [update] = (each for each in planned["programs"] if each["name"] == "gad: G and D update")
     if planned["mesh"]["replica"] == 2:
         # Each device's part of both networks' gradients crosses once: 2 · 1/2 of its bytes.
         across = sum(found["bytes"] for found in update["collectives"] if found["across"] > 1)

@@ -10,6 +10,7 @@ from gad_jax.bench import scaling
     ("devices", "replica", "micro_batches"),
     [
         (1, 1, 1),
+        (4, 1, 1),
         (4, 1, 3),
         pytest.param(
             *(8, 2, 3),
@@ -30,7 +31,6 @@ def test_replicas_reduce_gradients_once_for_all_micro_batches(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sharding, "SHARDS_STAY", True)
-
     chosen = [scaling.Scaling(2, 64, (4,), replica=2, micro_batches=number) for number in (1, 2)]
     one, two = (scaling.sent(each, 4).between_replicas for each in chosen)
     assert one >= scaling.by_layout(chosen[0], 4).between_replicas
