@@ -17,22 +17,32 @@ class Ceilings(NamedTuple):
 
 def measure(dtype: str = "float32", seconds: float = 1.0) -> Ceilings:
     """Returns the best rates seen in about `seconds` for each."""
-    on_cpu = jax.default_backend() == "cpu"
-    size = 2048 if on_cpu else 8192
+    multiply, flops = product(dtype)
     # Filled by the device; zeros would let a CPU read one page again and again.
+    count = 2**27 if jax.default_backend() == "cpu" else 2**30
+    array = jax.random.normal(jax.random.key(1), (count,), jnp.float32)
+    add_up = jax.jit(jnp.sum)
+    return Ceilings(
+        flops / min(times(multiply, seconds)),
+        array.nbytes / min(times(lambda: add_up(array), seconds)),
+    )
+
+
+def product(dtype: str) -> tuple[Callable[[], jax.Array], float]:
+    """Returns a large matrix product, to be called, and its floating-point operations."""
+    size = 2048 if jax.default_backend() == "cpu" else 8192
     square = jax.random.normal(jax.random.key(0), (size, size), dtype)
-    product = best_seconds(jax.jit(lambda a: a @ a), square, budget=seconds)
-    array = jax.random.normal(jax.random.key(1), ((2**27 if on_cpu else 2**30),), jnp.float32)
-    read = best_seconds(jax.jit(jnp.sum), array, budget=seconds)
-    return Ceilings(2 * size**3 / product, array.nbytes / read)
+    multiply = jax.jit(lambda a: a @ a)
+    return lambda: multiply(square), 2.0 * size**3
 
 
-def best_seconds(function: Callable[..., jax.Array], *arguments: jax.Array, budget: float) -> float:
-    """Returns the least seconds of a call, of at least three and as many as fit into `budget`."""
-    jax.block_until_ready(function(*arguments))
-    times: list[float] = []
-    while len(times) < 3 or sum(times) < budget:
+def times(function: Callable[[], jax.Array], budget: float) -> list[float]:
+    """Returns the seconds of calls after a first: at least three, and as many as fit into `budget`
+    seconds."""
+    jax.block_until_ready(function())
+    taken: list[float] = []
+    while len(taken) < 3 or sum(taken) < budget:
         started = time.perf_counter()
-        jax.block_until_ready(function(*arguments))
-        times.append(time.perf_counter() - started)
-    return min(times)
+        jax.block_until_ready(function())
+        taken.append(time.perf_counter() - started)
+    return taken

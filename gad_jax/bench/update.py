@@ -1,19 +1,24 @@
 """`python -m gad_jax.bench update`: a training step against what the machine can do.
 
 The step is cross-entropy on full rows (SeqKD), the part that every update shares; a torch step of
-the same model and tokens is timed beside it where torch is installed.
+the same model and tokens is timed after it where torch is installed. Large matrix products are
+timed after every step, so that a step's share of their rate is of two times side by side: the
+rate of a shared machine changes within minutes.
 """
 
 import dataclasses
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from gad_jax import guard, options
 from gad_jax.config import option
+
+WARM_UP = 2
+"""Steps before those that are timed: the first compiles, and both find their memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +28,7 @@ class Update:
     model: str = option("smollm2-135m-instruct", "model, as in --student.path")
     rows: int = option(8, "rows of a step", "rows")
     row_tokens: int = option(256, "length of a row", "tokens")
-    steps: int = option(5, "steps to time, after two that are not", "steps")
+    steps: int = option(5, f"steps to time, after {WARM_UP} that are not", "steps")
     remat: Literal["full", "dots", "none"] = option("dots", "as --student.remat")
     torch: bool = option(True, "also time a torch step, if torch is installed")
 
@@ -44,36 +49,72 @@ def main(argv: list[str]) -> int:
     return guard.run_guarded(lambda: _run(chosen))
 
 
+class Ours(NamedTuple):
+    """The step that is measured."""
+
+    step: Callable[[], None]
+    flops: float
+    """Useful operations of forward and backward pass."""
+    compute_dtype: str
+
+
+class Timed(NamedTuple):
+    """Seconds of steps, and of the matrix products after each."""
+
+    steps: np.ndarray
+    products: np.ndarray
+
+
 def _run(chosen: Update) -> int:
-    from gad_jax import ceilings
+    from gad_jax import ceilings, sharding
     from gad_jax.models import source
 
     directory = source.resolve(chosen.model)
-    seconds, flops, compute_dtype, compile_seconds = ours(chosen, directory)
-    best = ceilings.measure(compute_dtype)
+    mine = ours(chosen, directory)
+    product, product_flops = ceilings.product(mine.compute_dtype)
     tokens = chosen.rows * chosen.row_tokens
-    rate = flops / seconds
+
+    def timed(step: Callable[[], None]) -> Timed:
+        for _ in range(WARM_UP):
+            step()
+        rounds = [
+            (_seconds(step), statistics.median(ceilings.times(product, budget=0.5)))
+            for _ in range(chosen.steps)
+        ]
+        return Timed(*np.array(rounds).T)
+
+    def show(name: str, times: Timed) -> None:
+        rates, ceiling = mine.flops / times.steps, product_flops / times.products
+        shares = rates / ceiling
+        seconds = np.median(times.steps)
+        print(
+            f"{name}: median of {chosen.steps} steps {seconds:.3g} s, {tokens / seconds:,.0f} "
+            f"tokens/s, {np.median(rates) / 1e9:,.0f} GFLOP/s = {np.median(shares):.0%} of a large "
+            f"matrix product's {np.median(ceiling) / 1e9:,.0f} "
+            f"({shares.min():.0%} to {shares.max():.0%})"
+        )
+
+    compiling = sharding.CompileCounter()
+    times = timed(mine.step)
     print(
-        f"{chosen.rows} × {chosen.row_tokens} tokens, {compute_dtype}: median of {chosen.steps} "
-        f"steps {seconds:.3g} s, {tokens / seconds:,.0f} tokens/s, compiled in "
-        f"{compile_seconds:.0f} s"
+        f"{chosen.rows} × {chosen.row_tokens} tokens, {mine.compute_dtype}, compiled in "
+        f"{compiling.seconds:.0f} s; each step beside products timed after it"
     )
-    print(
-        f"{rate / 1e9:,.0f} GFLOP/s = {rate / best.flops_per_second:.0%} of the "
-        f"{best.flops_per_second / 1e9:,.0f} of a large matrix product "
-        f"(memory is read at {best.bytes_per_second / 1e9:.0f} GB/s)"
-    )
+    show("gad_jax", times)
     if chosen.torch:
-        theirs = torch_step(chosen, directory)
-        if theirs is None:
+        step = torch_step(chosen, directory)
+        if step is None:
             print("torch is not installed, so there is no step to compare with")
         else:
-            print(f"torch: median {theirs:.3g} s; ours is {theirs / seconds:.2f} times as fast")
+            others = timed(step)
+            show("torch", others)
+            ratio = np.median(others.steps) / np.median(times.steps)
+            print(f"gad_jax is {ratio:.2f} times as fast as torch")
     return guard.Exit.OK
 
 
-def ours(chosen: Update, directory: Any) -> tuple[float, float, str, float]:
-    """Returns seconds and useful operations of a step, the dtype, and the seconds of compiling."""
+def ours(chosen: Update, directory: Any) -> Ours:
+    """Returns the step of this program."""
     import jax
 
     from gad_jax import config as settings
@@ -103,20 +144,19 @@ def ours(chosen: Update, directory: Any) -> tuple[float, float, str, float]:
         )
         rows = packing.place(packed, mesh)
 
-        def step() -> None:
-            nonlocal training
+    def step() -> None:
+        nonlocal training
+        with jax.set_mesh(mesh):
             training, metrics = steps.seqkd_step(program, training, rows)
             jax.block_until_ready(metrics)
 
-        counter = sharding.CompileCounter()
-        seconds = _median(step, chosen.steps)
     flops = costs.training_flops(networks[0], costs.packed_work(packed))
-    return seconds, flops, networks[0].compute_dtype, counter.seconds
+    return Ours(step, flops, networks[0].compute_dtype)
 
 
-def torch_step(chosen: Update, directory: Any) -> float | None:
-    """Returns the seconds of the same step in transformers on torch, where JAX computes half in
-    torch's mixed precision; None without torch."""
+def torch_step(chosen: Update, directory: Any) -> Callable[[], None] | None:
+    """Returns the same step in transformers on torch, where JAX computes half in torch's mixed
+    precision; None without torch."""
     try:
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -144,13 +184,10 @@ def torch_step(chosen: Update, directory: Any) -> float | None:
         optimizer.step()
         loss.item()  # waits for the device
 
-    return _median(step, chosen.steps)
+    return step
 
 
-def _median(step: Callable[[], None], count: int) -> float:
-    times = []
-    for _ in range(count + 2):
-        started = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times[2:])
+def _seconds(step: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    step()
+    return time.perf_counter() - started
