@@ -105,13 +105,13 @@ def make(settings: Settings, target: targets.Target, say: Any) -> Any:
         min(settings.plan.prompt_tokens, settings.data.max_prompt_tokens / 2),
         min(settings.plan.response_tokens, settings.rollout.max_new_tokens / 2),
     )
-    work = workload.draw(settings, lengths, sharding.data_shards(mesh))
+    work = workload.draw(settings, lengths, target)
     compiled = programs.compile_all(settings, both, mesh, target, work, say)
     chip = estimate.chip_of(target)
-    steps = []
-    for stage in settings.stages:
-        last = [program for program in compiled if program.name.startswith(f"{stage}:")][-1]
-        steps.append(estimate.step(settings, stage, both, target, chip, work, last.collectives))
+    steps = [
+        estimate.step(settings, stage, both, target, chip, work, compiled)
+        for stage in settings.stages
+    ]
     return report.Plan(target, chip, dict(mesh.shape), compiled, steps, work)
 
 

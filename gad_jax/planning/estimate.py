@@ -5,14 +5,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gad_jax import costs, sharding
+from gad_jax import costs
 from gad_jax.config import Config
 from gad_jax.costs import Work
 from gad_jax.models.decoder import DecoderConfig
-from gad_jax.planning import decoding, hlo
+from gad_jax.planning import hlo
+from gad_jax.planning.programs import Compiled
 from gad_jax.planning.targets import CHIPS, Chip, Target
 from gad_jax.planning.workload import Workload
-from gad_jax.rollout import engine
 from gad_jax.types import Rows
 
 
@@ -27,8 +27,9 @@ class Cost(NamedTuple):
 
 
 class Phase(NamedTuple):
-    """One part of a step: its operations and bytes, and the seconds that the attainable rate of
-    operations, the memory's bandwidth and the latency of the layers make of its cost."""
+    """One part of a step: its operations and bytes, the seconds that the attainable rate of
+    operations, the memory's bandwidth and the latency of the layers make of its cost, and those of
+    the transfers that it waits for."""
 
     name: str
     flops: float
@@ -36,15 +37,17 @@ class Phase(NamedTuple):
     compute_seconds: float
     memory_seconds: float
     latency_seconds: float
+    transfer_seconds: float
 
     @property
     def seconds(self) -> float:
-        return max(self.compute_seconds, self.memory_seconds) + self.latency_seconds
+        waiting = self.latency_seconds + self.transfer_seconds
+        return max(self.compute_seconds, self.memory_seconds) + waiting
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A step of a stage: its phases, and the seconds of transfers that nothing hides."""
+    """A step of a stage: its phases, and the seconds of the updates' transfers."""
 
     stage: str
     phases: list[Phase]
@@ -52,7 +55,7 @@ class Step:
 
     @property
     def seconds(self) -> float:
-        """Transfers run beside the computation, so the longer of the two counts."""
+        """The updates' transfers run beside the computation, so the longer of the two counts."""
         updates = sum(p.seconds for p in self.phases if not p.name.startswith("rollout"))
         rollout = sum(p.seconds for p in self.phases if p.name.startswith("rollout"))
         return rollout + max(updates, self.transfer_seconds)
@@ -83,7 +86,7 @@ def step(
     target: Target,
     chip: Chip,
     work: Workload,
-    transfers: list[hlo.Collective],
+    programs: list[Compiled],
 ) -> Step:
     """Returns the phases of a step of this stage, after those that train D alone."""
     generator, discriminator = networks
@@ -102,19 +105,22 @@ def step(
         needs.append(Cost("generator", training * flops, _update_bytes(generator, rows, target)))
         if stage == "gad" and config.grpo.kl_coefficient > 0:
             needs.append(Cost("reference", flops, _read_bytes(generator, rows, target)))
-    phases = [_timed(need, target.devices, chip) for need in needs]
-    return Step(stage, phases, transfer_seconds(transfers, chip))
+    sent = {program.name: transfer_seconds(program.collectives, chip) for program in programs}
+    updates = [seconds for name, seconds in sent.items() if name.startswith(f"{stage}:")]
+    phases = [_timed(need, target.devices, chip, sent.get(need.name, 0.0)) for need in needs]
+    return Step(stage, phases, updates[-1] if updates else 0.0)
 
 
-def _timed(need: Cost, devices: int, chip: Chip) -> Phase:
+def _timed(need: Cost, devices: int, chip: Chip, transfers: float) -> Phase:
     compute = need.flops / devices / (chip.flops * chip.attainable)
     memory = need.bytes / devices / chip.bandwidth
     latency = need.layers * chip.layer_latency
-    return Phase(need.name, need.flops, need.bytes, compute, memory, latency)
+    return Phase(need.name, need.flops, need.bytes, compute, memory, latency, transfers)
 
 
 def transfer_seconds(transfers: list[hlo.Collective], chip: Chip) -> float:
-    """Returns the seconds of a program's transfers: the slower of links and network for each.
+    """Returns the seconds of a program's transfers: the slower of links and network for each, and
+    what it takes to start one.
 
     Of what a device of a group sends, the share that crosses nodes leaves by all the group's
     devices in the node.
@@ -124,31 +130,31 @@ def transfer_seconds(transfers: list[hlo.Collective], chip: Chip) -> float:
         inside = transfer.bytes / chip.link if transfer.within > 1 else 0.0
         members = transfer.within * transfer.across
         crossing = (transfer.across - 1) / transfer.across * members / max(members - 1, 1)
-        total += max(inside, transfer.bytes * crossing / transfer.within / chip.network)
+        outside = transfer.bytes * crossing / transfer.within / chip.network
+        total += max(inside, outside) + transfer.times * chip.transfer_latency
     return total
 
 
 def _rollout(config: Config, network: DecoderConfig, target: Target, work: Workload) -> list[Cost]:
-    """Returns prefill and decode. Each turn of the decode loop reads the weights once per device
-    (per tensor share) and every column of the caches, and works in idle slots too."""
+    """Returns the decode copy of the weights, prefill and decode. Each turn of the decode loop
+    reads the weights once per device (per tensor share) and every column of the caches, and works
+    in idle slots too."""
     size = np.dtype(np.float32).itemsize if network.compute_dtype == "float32" else 2
-    asked, answers = work.prompts.astype(np.int64), work.responses.astype(np.int64)
+    asked = work.prompts.astype(np.int64)
     prefill = Work(int(asked.sum()), int((asked * (asked + 1) // 2).sum()), len(asked))
     weights = size * (costs.layer_weights(network) + network.width * network.vocabulary)
     copies = target.devices / config.mesh.tensor
     shards = target.devices // config.mesh.tensor
-    with sharding.compiling_for(target.backend):
-        slots = config.rollout.slots or engine.default_slots()
-    parts = decoding.segments(asked, answers, shards, slots, config.longest)
-    turns = sum(part.steps for part in parts)
-    tokens = shards * sum(part.steps * part.slots for part in parts)
-    columns = shards * sum(part.steps * part.slots * part.columns for part in parts)
+    tokens = shards * sum(part.steps * part.slots for part in work.segments)
+    columns = shards * sum(part.steps * part.slots * part.columns for part in work.segments)
     cache = 2 * network.layers * network.kv_heads * network.head_width * size * columns
     flops = costs.forward_flops(network, Work(tokens, columns, tokens))
-    moved = weights * copies * turns + cache
+    moved = weights * copies * work.turns + cache
+    read = 4.0 * costs.parameters(network) * config.mesh.replica
     return [
+        Cost("rollout: reshard", 0.0, read + weights * copies),
         Cost("rollout: prefill", costs.forward_flops(network, prefill), weights * copies),
-        Cost("rollout: decode", flops, moved, network.layers * turns),
+        Cost("rollout: decode", flops, moved, network.layers * work.turns),
     ]
 
 

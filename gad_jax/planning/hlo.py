@@ -1,6 +1,9 @@
 """Reads what a compiled program sends between devices from its HLO text.
 
-A collective in a loop counts as often as the loop runs, which XLA writes beside it.
+A collective in a loop counts as often as the loop turns. XLA's compilers for GPU and CPU write that
+beside the loop; the TPU's does not, but it is the constant that the loop's condition counts up to.
+The TPU's compiler also takes a gather apart, to run beside several products; its parts have one
+channel.
 """
 
 import re
@@ -29,11 +32,13 @@ class Collective(NamedTuple):
     bytes: int
 
 
-def collectives(text: str, per_node: int) -> list[Collective]:
-    """Returns a program's transfers, summed by kind and by the shape of their groups."""
+def collectives(text: str, per_node: int, turns: int = 1) -> list[Collective]:
+    """Returns a program's transfers, summed by kind and by the shape of their groups; an outermost
+    loop of unknown length turns `turns` times."""
     bodies = _computations(text)
     totals: dict[tuple[str, int, int], list[int]] = defaultdict(lambda: [0, 0])
-    for name, times in _repetitions(bodies).items():
+    channels: set[str] = set()
+    for name, times in _repetitions(bodies, turns).items():
         for line in bodies[name]:
             found = re.search(rf"= (.+?) ({_KINDS})(-start)?\(", line)
             if found is None:
@@ -42,13 +47,19 @@ def collectives(text: str, per_node: int) -> list[Collective]:
             size = len(groups[0])
             if size == 1:
                 continue
-            sizes = _sizes(found[1])
+            channel = re.search(r"channel_id=(\d+)", line)
+            if channel and channel[1] in channels:
+                continue
+            channels |= {channel[1]} if channel else set()
+            kind, sizes = found[2], _sizes(found[1])
             # What starts a transfer returns its operands too; an all-reduce, where it nests them.
-            if found[3] and (found[2] != "all-reduce" or found[1].startswith("((")):
+            if found[3] and (kind != "all-reduce" or found[1].startswith("((")):
                 sizes = sizes[len(sizes) // 2 :]
-            sent = _sent(found[2], sizes, size)
+            if kind == "all-reduce" and name.startswith("all-reduce-scatter"):  # so on a TPU
+                kind, sizes = "reduce-scatter", [result // size for result in sizes]
+            sent = _sent(kind, sizes, size)
             nodes = len({device // per_node for device in groups[0]})
-            total = totals[found[2], size // nodes, nodes]
+            total = totals[kind, size // nodes, nodes]
             total[0] += times
             total[1] += times * sent
     return [Collective(*key, *value) for key, value in sorted(totals.items())]
@@ -67,21 +78,40 @@ def _computations(text: str) -> dict[str, list[str]]:
     return bodies
 
 
-def _repetitions(bodies: dict[str, list[str]]) -> dict[str, int]:
-    """Returns how often each computation runs. A loop of unknown length counts as one turn."""
+def _repetitions(bodies: dict[str, list[str]], turns: int) -> dict[str, int]:
+    """Returns how often each computation runs. The outermost loops of unknown length turn `turns`
+    times, those in them once."""
     times: dict[str, int] = defaultdict(int)
-    pending = [("ENTRY", 1)]
+    pending = [("ENTRY", 1, turns)]
     while pending:
-        name, factor = pending.pop()
+        name, factor, unknown = pending.pop()
         times[name] += factor
         for line in bodies[name]:
-            turns = re.search(r'known_trip_count\D+"?(\d+)', line)
-            here = factor * int(turns[1]) if turns and " while(" in line else factor
+            here, inside = factor, unknown
+            if " while(" in line:
+                known = _known_turns(line, bodies)
+                here *= unknown if known is None else known
+                inside = unknown if known is not None else 1
             called = re.findall(r"(?:body|calls|to_apply)=%?([\w.\-]+)", line)
             branches = re.search(r"branch_computations=\{([^}]*)\}", line)
             called += re.findall(r"[\w.\-]+", branches[1]) if branches else []
-            pending += [(callee, here) for callee in called if callee in bodies]
+            pending += [(callee, here, inside) for callee in called if callee in bodies]
     return times
+
+
+def _known_turns(line: str, bodies: dict[str, list[str]]) -> int | None:
+    """Returns how often the loop of this line turns, if that is fixed: jax counts up from 0."""
+    if said := re.search(r'known_trip_count\D+"?(\d+)', line):
+        return int(said[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", line)
+    lines = bodies.get(condition[1], []) if condition else []
+    [root] = [line for line in lines if line.lstrip().startswith("ROOT")] or [""]
+    limit = re.search(r" compare\(%[\w.\-]+, %([\w.\-]+)\), direction=LT", root)
+    if limit is None:
+        return None
+    text = "\n".join(lines)
+    value = re.search(rf"%{re.escape(limit[1])} = s32\[\]\S* constant\((\d+)\)", text)
+    return int(value[1]) if value else None
 
 
 def _sizes(shape: str) -> list[int]:

@@ -157,13 +157,15 @@ def _rollout(
     done = []
     for name, function, call, arguments in programs:
         report(f"rollout: {name}")
-        done.append(_compile(f"rollout: {name}", function, call, arguments, outside, target))
+        done.append(
+            _compile(f"rollout: {name}", function, call, arguments, outside, target, work.turns)
+        )
     return done
 
 
 def _compile(
     name: str, function: Any, call: tuple[Any, ...], held: dict[str, Any], more: dict[str, int],
-    target: Target,
+    target: Target, turns: int = 1,
 ) -> Compiled:  # fmt: skip
     kinds: dict[str, int] = {}
     for key, tree in held.items():
@@ -185,7 +187,7 @@ def _compile(
     memory = compiled.memory_analysis()
     kinds["temporary"] = memory.temp_size_in_bytes
     kinds["results"] = max(memory.output_size_in_bytes - memory.alias_size_in_bytes, 0)
-    transfers = hlo.collectives(compiled.as_text(), target.per_node)
+    transfers = hlo.collectives(compiled.as_text(), target.per_node, turns)
     return Compiled(name, kinds, transfers, seconds)
 
 

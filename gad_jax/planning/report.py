@@ -116,10 +116,7 @@ def _memory_table(plan: Plan) -> Table:
 
 
 def _transfer_table(plan: Plan) -> Table:
-    title = "transfers per step: GiB that each device sends"
-    if plan.target.platform == "tpu":
-        title += " (too low: its compiler does not write how often a loop turns, which counts once)"
-    table = _table(title)
+    table = _table("transfers per step: GiB that each device sends")
     for name in ("program", "kind", "devices × nodes", "times", "GiB"):
         table.add_column(name, justify="left" if name in ("program", "kind") else "right")
     for program in plan.programs:
@@ -134,9 +131,9 @@ def _time_table(step: Step, plan: Plan) -> Table:
     attained = plan.chip.attainable
     table = _table(
         f"{step.stage}: predicted {step.seconds:.3g} s per step (at {attained:.0%} of the peak, "
-        f"assumed; transfers {step.transfer_seconds:.3g} s, beside the updates)"
+        f"assumed; the updates' transfers, {step.transfer_seconds:.3g} s, beside them)"
     )
-    for name in ("phase", "TFLOP", "GB moved", "compute s", "memory s", "latency s"):
+    for name in ("phase", "TFLOP", "GB moved", "compute s", "memory s", "latency s", "transfers s"):
         table.add_column(name, justify="left" if name == "phase" else "right")
     for phase in step.phases:
         table.add_row(
@@ -146,6 +143,7 @@ def _time_table(step: Step, plan: Plan) -> Table:
             f"{phase.compute_seconds:.3g}",
             f"{phase.memory_seconds:.3g}",
             f"{phase.latency_seconds:.3g}" if phase.latency_seconds else "–",
+            f"{phase.transfer_seconds:.3g}" if phase.transfer_seconds else "–",
         )
     return table
 

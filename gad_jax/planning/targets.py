@@ -13,10 +13,10 @@ class Chip:
     """One device, by its data sheet. Rates are per second, sizes and rates of bytes decimal.
 
     `link` is what a device sends to its neighbours in a node or slice, in one direction;
-    `network` what it has between nodes. Two are for the predicted time only: `attainable`, the
-    share of the peak that large training steps usually reach, an assumption; and `layer_latency`,
-    the seconds that a layer takes in the decode loop however little it computes: kernels start one
-    after the other. 0 where that has not been measured.
+    `network` what it has between nodes. Three are for the predicted time only: `attainable`, the
+    share of the peak that large training steps usually reach, an assumption; and the seconds that
+    things take however small they are, 0 where nobody has measured them: `layer_latency`, a layer
+    in the decode loop, whose kernels start one after the other, and `transfer_latency`, a transfer.
     """
 
     platform: str
@@ -28,16 +28,19 @@ class Chip:
     attainable: float
     layer_latency: float
     source: str
+    transfer_latency: float = 0.0
 
 
 CHIPS = {
     "h100": Chip(
         "cuda", 989.4e12, 84.94e9, 3.352e12, 450e9, 50e9, 0.45, 5e-5,
         "NVIDIA H100 SXM data sheet: dense bfloat16, HBM3, NVLink 4, one 400 Gb/s NIC per GPU",
+        6e-6,  # two of them on NVLink, by nccl-tests (NVIDIA/nccl issue 1259)
     ),
     "h200": Chip(
         "cuda", 989.4e12, 150.7e9, 4.8e12, 450e9, 50e9, 0.45, 5e-5,
         "NVIDIA H200 SXM data sheet: dense bfloat16, HBM3e, NVLink 4, one 400 Gb/s NIC per GPU",
+        6e-6,
     ),
     "v5e": Chip(
         "tpu", 197e12, 16.9e9, 819e9, 200e9, 25e9, 0.5, 0.0,

@@ -5,8 +5,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gad_jax import sharding
 from gad_jax.config import Config
 from gad_jax.data import packing
+from gad_jax.planning import decoding
+from gad_jax.planning.targets import Target
+from gad_jax.rollout import engine
 from gad_jax.types import Rows
 
 
@@ -21,7 +25,8 @@ class Lengths:
 
 
 class Workload(NamedTuple):
-    """The rows of one step, by who reads them, and the lengths that they were made of."""
+    """The rows of one step, by who reads them, the lengths that they were made of, and the calls of
+    `decode` that draw responses of these lengths."""
 
     pairs: Rows
     samples: Rows
@@ -29,6 +34,12 @@ class Workload(NamedTuple):
     prompts: np.ndarray
     responses: np.ndarray
     rectangle_padding: float
+    segments: tuple[engine.Segment, ...]
+
+    @property
+    def turns(self) -> int:
+        """How often the decode loop turns."""
+        return sum(part.steps for part in self.segments)
 
     @property
     def padding(self) -> float:
@@ -38,8 +49,11 @@ class Workload(NamedTuple):
         return empty / sum(rows.tokens.size for rows in both)
 
 
-def draw(config: Config, lengths: Lengths, shards: int) -> Workload:
-    """Returns one step of the run's size, packed as the run packs it. The same each time."""
+def draw(config: Config, lengths: Lengths, target: Target) -> Workload:
+    """Returns one step of the run's size, packed as the run packs it there. The same each time."""
+    shards = target.devices // config.mesh.tensor
+    with sharding.compiling_for(target.backend):
+        slots = config.rollout.slots or engine.default_slots()
     rng = np.random.default_rng(0)
     batch, limit = config.batch, config.rollout.max_new_tokens
 
@@ -77,4 +91,5 @@ def draw(config: Config, lengths: Lengths, shards: int) -> Workload:
         prompts,
         responses[:, 1:],
         packing.rectangle_padding_share(asked, answers),
+        decoding.segments(prompts, responses[:, 1:], shards, slots, config.longest),
     )

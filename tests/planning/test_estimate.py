@@ -7,6 +7,8 @@ import pytest
 from gad_jax.config import Batch, Config, Data, Rollout, Student
 from gad_jax.models.decoder import DecoderConfig
 from gad_jax.planning import estimate, targets, workload
+from gad_jax.planning.hlo import Collective
+from gad_jax.planning.programs import Compiled
 from gad_jax.planning.targets import CHIPS
 
 NETWORK = DecoderConfig(
@@ -17,6 +19,12 @@ TARGET = targets.parse("h100:1x1")
 
 
 def step_of(slots: int = 0, remat: str = "dots", **gad: bool) -> dict[str, estimate.Phase]:
+    return {phase.name: phase for phase in planned(slots, remat, **gad).phases}
+
+
+def planned(
+    slots: int = 0, remat: str = "dots", programs: tuple[Compiled, ...] = (), **gad: bool
+) -> estimate.Step:
     config = Config(
         stage="gad",
         student=Student(remat=remat),  # pyright: ignore[reportArgumentType]
@@ -25,9 +33,23 @@ def step_of(slots: int = 0, remat: str = "dots", **gad: bool) -> dict[str, estim
         rollout=Rollout(samples=8, max_new_tokens=128, slots=slots),
     )
     config = dataclasses.replace(config, gad=dataclasses.replace(config.gad, **gad))
-    work = workload.draw(config, workload.Lengths(20.0, 40.0), shards=1)
-    step = estimate.step(config, "gad", (NETWORK, NETWORK), TARGET, CHIPS["h100"], work, [])
-    return {phase.name: phase for phase in step.phases}
+    work = workload.draw(config, workload.Lengths(20.0, 40.0), TARGET)
+    chip = CHIPS["h100"]
+    return estimate.step(config, "gad", (NETWORK, NETWORK), TARGET, chip, work, list(programs))
+
+
+def test_the_rollout_waits_for_its_transfers_and_updates_hide_theirs() -> None:
+    sent = [Collective("all-reduce", 2, 1, 1000, 450_000_000)]  # 1 ms on the links, 6 µs each
+    decode, update = (
+        Compiled(name, {}, sent, 0.0) for name in ("rollout: decode", "gad: G and D update")
+    )
+    alone, both = planned(), planned(programs=(decode, update))
+    assert both.transfer_seconds == pytest.approx(0.001 + 0.006)
+    updates = sum(phase.seconds for phase in alone.phases if "rollout" not in phase.name)
+    assert updates < 0.007
+    assert both.seconds == pytest.approx(alone.seconds - updates + 0.007 + 0.007)
+    waits = {phase.name for phase in both.phases if phase.transfer_seconds}
+    assert waits == {"rollout: decode"}
 
 
 def test_a_gpu_decodes_in_the_slots_of_a_gpu() -> None:

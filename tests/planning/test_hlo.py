@@ -33,6 +33,51 @@ ENTRY %main (p: f32[4]) -> f32[4] {
 }
 """
 
+TPU = """HloModule m
+%part.1 (p: f32[4]) -> f32[8] {
+  ROOT %g = f32[8]{0:T(128)} all-gather(%p), channel_id=7, replica_groups={{0,1}}
+}
+%part.2 (p: f32[4]) -> f32[8] {
+  ROOT %h = f32[8]{0:T(128)} all-gather(%p), channel_id=7, replica_groups={{0,1}}
+}
+%all-reduce-scatter.3 (p: f32[8]) -> f32[4] {
+  %r = f32[8]{0:T(128)} all-reduce(%p), channel_id=8, replica_groups={{0,1}}, to_apply=%add
+  ROOT %d = f32[4]{0:T(128)} dynamic-slice(%r, %i), dynamic_slice_sizes={4}
+}
+%below (p: (s32[], f32[4])) -> pred[] {
+  %n.1 = s32[]{:T(128)} constant(30), metadata={op_name="cond/lt"}
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%i, %n.1), direction=LT
+}
+%layer (p: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %a = f32[8]{0:T(128)} fusion(%p), kind=kCustom, calls=%part.1
+  %b = f32[8]{0:T(128)} fusion(%p), kind=kCustom, calls=%part.2
+  %c = f32[4]{0:T(128)} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.3
+}
+ENTRY %main (p: f32[4]) -> f32[4] {
+  %w = (s32[], f32[4]) while(%p), condition=%below, body=%layer
+}
+"""
+
+DECODING = """HloModule m
+%busy (p: (s32[], f32[4])) -> pred[] {
+  ROOT %any = pred[] and(%p, %p)
+}
+%inner (p: f32[4]) -> f32[4] {
+  %x = f32[2]{0} all-reduce(%p), replica_groups={{0,1}}, to_apply=%add
+}
+%layer (p: f32[4]) -> f32[4] {
+  %r = f32[2]{0} all-reduce(%p), replica_groups={{0,1}}, to_apply=%add
+}
+%turn (p: f32[4]) -> f32[4] {
+  %l = f32[4]{0} while(%p), body=%layer, backend_config={"known_trip_count":{"n":"3"}}
+  %i = f32[4]{0} while(%p), condition=%busy, body=%inner
+}
+ENTRY %main (p: f32[4]) -> f32[4] {
+  %w = f32[4]{0} while(%p), condition=%busy, body=%turn
+}
+"""
+
 
 def test_bytes_are_those_of_a_ring_and_loops_count_their_turns() -> None:
     found = hlo.collectives(TEXT, per_node=4)
@@ -42,6 +87,21 @@ def test_bytes_are_those_of_a_ring_and_loops_count_their_turns() -> None:
         hlo.Collective("all-gather", 4, 2, 1, 112),  # 128 bytes · 7/8
         hlo.Collective("all-reduce", 1, 2, 1, 64),  # 2 · 64 bytes · 1/2
         hlo.Collective("reduce-scatter", 2, 1, 1, 64),  # each keeps 64 bytes of 128
+    ]
+
+
+def test_a_loop_of_unknown_length_has_the_turns_that_are_given() -> None:
+    assert hlo.collectives(DECODING, 2, turns=5) == [
+        hlo.Collective("all-reduce", 2, 1, 5 * (3 + 1), 5 * (3 + 1) * 8)
+    ]
+    assert hlo.collectives(DECODING, 2) == [hlo.Collective("all-reduce", 2, 1, 4, 4 * 8)]
+
+
+def test_what_a_tpus_compiler_writes() -> None:
+    """The length of a loop is in its condition, a gather has parts, a scatter is a reduction."""
+    assert hlo.collectives(TPU, per_node=2) == [
+        hlo.Collective("all-gather", 2, 1, 30, 30 * 16),  # 32 bytes · 1/2
+        hlo.Collective("reduce-scatter", 2, 1, 30, 30 * 16),  # each keeps 16 bytes of 32
     ]
 
 
