@@ -17,6 +17,11 @@ def cache_dir() -> Path:
     return Path(os.environ.get("GAD_JAX_CACHE") or "~/.cache/gad_jax").expanduser().absolute()
 
 
+def program_dir() -> Path:
+    """Where compiled programs are kept: `$JAX_COMPILATION_CACHE_DIR`, or xla in the cache."""
+    return Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or cache_dir() / "xla")
+
+
 def create_once(name: str, write: Callable[[Path], None], needs_bytes: int = 0) -> Path:
     """The directory `name` of the cache, made by `write(directory)` the first time.
 

@@ -7,7 +7,7 @@ what to do about its alarm is in docs/reliability.md.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from gad_jax.fields import option, section
@@ -294,7 +294,7 @@ def observe(
         if alarm.action == "off" or (monitor.gad_only and stage != "gad"):
             continue
         watch, event = _step(settings, name, Watch(**known.get(name, {})), metrics)
-        watches[name] = asdict(watch)
+        watches[name] = dict(vars(watch))
         events += [event] if event else []
     return {"stage": stage, "watches": watches}, events
 

@@ -177,9 +177,9 @@ def _train(config: Config, stop: guard.StopRequest) -> int:
     import jax
 
     from gad_jax import processes, sharding
-    from gad_jax.cache import cache_dir
+    from gad_jax.cache import program_dir
 
-    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
+    jax.config.update("jax_compilation_cache_dir", str(program_dir()))
     mesh = sharding.make_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor)
     with jax.set_mesh(mesh):
         trainer = build(config, mesh)

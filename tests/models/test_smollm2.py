@@ -280,6 +280,14 @@ def test_default_cache_is_in_the_home_directory(tmp_path, monkeypatch):
     assert cache.cache_dir() == tmp_path / ".cache" / "gad_jax"
 
 
+def test_compiled_programs_are_kept_in_the_cache_or_where_jax_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("GAD_JAX_CACHE", str(tmp_path))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    assert cache.program_dir() == tmp_path / "xla"
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/shared/programs")
+    assert str(cache.program_dir()) == "/shared/programs"
+
+
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
     """The real student, converted anew: one download of 93 MB, about 640 MB of disk."""
