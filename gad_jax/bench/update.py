@@ -78,7 +78,7 @@ def _run(chosen: Update) -> int:
         for _ in range(WARM_UP):
             step()
         rounds = [
-            (_seconds(step), statistics.median(ceilings.times(product, budget=0.5)))
+            (_seconds(step), statistics.median(ceilings.times(product, budget=0.25)))
             for _ in range(chosen.steps)
         ]
         return Timed(*np.array(rounds).T)
@@ -98,7 +98,7 @@ def _run(chosen: Update) -> int:
     times = timed(mine.step)
     print(
         f"{chosen.rows} × {chosen.row_tokens} tokens, {mine.compute_dtype}, compiled in "
-        f"{compiling.seconds:.0f} s; each step beside products timed after it"
+        f"{compiling.seconds:.0f} s; after each step a large matrix product is timed"
     )
     show("gad_jax", times)
     if chosen.torch:
