@@ -20,7 +20,10 @@ from gad_jax import evaluate
 pytest_plugins = ["tests.run_fixtures"]
 
 ROOT = Path(__file__).parents[2]
-EVIL = "</div><script>document.title='owned'</script><img src=x onerror=alert(1)>{{ 123456789*987654321 }}"
+EVIL = (
+    "</div><script>document.title='owned'</script><img src=x onerror=alert(1)>"
+    "{{ 123456789*987654321 }}"
+)
 COUNT = 3
 KEY = re.compile(r'name="ballot" value="(\w+)"')
 
