@@ -143,17 +143,17 @@ def _rollout(config: Config, network: DecoderConfig, target: Target, work: Workl
     asked = work.prompts.astype(np.int64)
     prefill = Work(int(asked.sum()), int((asked * (asked + 1) // 2).sum()), len(asked))
     weights = size * (costs.layer_weights(network) + network.width * network.vocabulary)
-    copies = target.devices / config.mesh.tensor
     shards = target.devices // config.mesh.tensor
     tokens = shards * sum(part.steps * part.slots for part in work.segments)
     columns = shards * sum(part.steps * part.slots * part.columns for part in work.segments)
     cache = 2 * network.layers * network.kv_heads * network.head_width * size * columns
     flops = costs.forward_flops(network, Work(tokens, columns, tokens))
-    moved = weights * copies * work.turns + cache
+    copies = weights * shards  # each shard's devices hold all of them
+    moved = copies * work.turns + cache
     read = 4.0 * costs.parameters(network) * config.mesh.replica
     return [
-        Cost("rollout: reshard", 0.0, read + weights * copies),
-        Cost("rollout: prefill", costs.forward_flops(network, prefill), weights * copies),
+        Cost("rollout: reshard", 0.0, read + copies),
+        Cost("rollout: prefill", costs.forward_flops(network, prefill), copies),
         Cost("rollout: decode", flops, moved, network.layers * work.turns),
     ]
 

@@ -50,7 +50,8 @@ def collectives(text: str, per_node: int, turns: int = 1) -> list[Collective]:
             channel = re.search(r"channel_id=(\d+)", line)
             if channel and channel[1] in channels:
                 continue
-            channels |= {channel[1]} if channel else set()
+            if channel:
+                channels.add(channel[1])
             kind, sizes = found[2], _sizes(found[1])
             # What starts a transfer returns its operands too; an all-reduce, where it nests them.
             if found[3] and (kind != "all-reduce" or found[1].startswith("((")):

@@ -157,9 +157,8 @@ def _rollout(
     done = []
     for name, function, call, arguments in programs:
         report(f"rollout: {name}")
-        done.append(
-            _compile(f"rollout: {name}", function, call, arguments, outside, target, work.turns)
-        )
+        turns = work.turns if function is loop.decode else 1
+        done.append(_compile(f"rollout: {name}", function, call, arguments, outside, target, turns))
     return done
 
 

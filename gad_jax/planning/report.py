@@ -142,8 +142,7 @@ def _time_table(step: Step, plan: Plan) -> Table:
             f"{phase.bytes / 1e9:,.4g}",
             f"{phase.compute_seconds:.3g}",
             f"{phase.memory_seconds:.3g}",
-            f"{phase.latency_seconds:.3g}" if phase.latency_seconds else "–",
-            f"{phase.transfer_seconds:.3g}" if phase.transfer_seconds else "–",
+            *(f"{n:.3g}" if n else "–" for n in (phase.latency_seconds, phase.transfer_seconds)),
         )
     return table
 
