@@ -26,11 +26,14 @@ def ours(steps: int, more: list[str]) -> list[float]:
     """Returns the seconds of each GAD step, rollout included, with the run's own loop."""
     import jax
 
-    from gad_jax import guard, options, sharding, train
-    from gad_jax.config import Config
-    from gad_jax.metrics import read_rows
+    from gad_jax import train
+    from gad_jax.base import exits
+    from gad_jax.distributed import sharding
+    from gad_jax.settings import options
+    from gad_jax.settings.config import Config
+    from gad_jax.training.tracker import read_rows
 
-    class NoStop(guard.StopRequest):
+    class NoStop(exits.StopRequest):
         def __init__(self) -> None:
             self.requested = self.ready = False
 

@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from gad_jax import guard, options
-from gad_jax.config import option
+from gad_jax.base import exits
+from gad_jax.settings import options
+from gad_jax.settings.config import option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,33 +35,34 @@ def main(argv: list[str] | None = None) -> int:
             "directories that transformers and vLLM load."
         ),
     )
-    return guard.run_guarded(lambda: _export(export))
+    return exits.run_guarded(lambda: _export(export))
 
 
 def _export(export: Export) -> int:
     import jax
 
-    from gad_jax import runs, sharding
     from gad_jax.data.chat import Chat
+    from gad_jax.distributed import sharding
     from gad_jax.models import weights
+    from gad_jax.training import loading
 
-    run, _ = runs.split_step(export.run)
+    run, _ = loading.split_step(export.run)
     out = Path(export.out) if export.out else run / "export"
-    if runs.is_run(run):
-        guard.make_writable(out, "--out")
+    if loading.is_run(run):
+        exits.make_writable(out, "--out")
     parts = {"student": "generator", "discriminator": "discriminator"}
     chosen = parts if export.part == "all" else {export.part: parts[export.part]}
     mesh = sharding.make_mesh()
     with jax.set_mesh(mesh):
         for name, part in chosen.items():
-            network = runs.load_from_run(export.run, part, mesh)
+            network = loading.load_from_run(export.run, part, mesh)
             config = network.config
             if export.dtype != "same":
                 config = dataclasses.replace(config, stored_dtype=export.dtype)
             chat = Chat.load(network.tokenizer, network.template)
             weights.save(out / name, config, network.params, chat.tokenizer, chat.end_tokens)
             print(f"{out / name}: {name} of {network.origin}, {config.stored_dtype}", flush=True)
-    return guard.Exit.OK
+    return exits.Exit.OK
 
 
 if __name__ == "__main__":

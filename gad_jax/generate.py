@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from gad_jax import guard, options
-from gad_jax.config import option
-from gad_jax.errors import UserError
+from gad_jax.base import exits
+from gad_jax.base.errors import UserError
+from gad_jax.settings import options
+from gad_jax.settings.config import option
 
 if TYPE_CHECKING:
     from gad_jax.data.chat import Chat
-    from gad_jax.runs import Network
+    from gad_jax.training.loading import Network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,25 +59,26 @@ def main(argv: list[str] | None = None) -> int:
         program="python -m gad_jax.generate",
         description="Answers instructions with a student: one, a file of them, or interactively.",
     )
-    return guard.run_guarded(lambda: _run(generate))
+    return exits.run_guarded(lambda: _run(generate))
 
 
 def _run(generate: Generate) -> int:
     import jax
 
-    from gad_jax import runs, sharding
     from gad_jax.data import sources
     from gad_jax.data.chat import Chat
+    from gad_jax.distributed import sharding
+    from gad_jax.training import loading
 
     # before the model is loaded
     if generate.out:
-        guard.make_writable(Path(generate.out).absolute().parent, "--out")
+        exits.make_writable(Path(generate.out).absolute().parent, "--out")
         if Path(generate.out).is_dir():
             raise UserError(f"--out={generate.out} is a directory; name a file in it")
     rows = sources.read(generate.file, need_response=False) if generate.file else None
     mesh = sharding.make_mesh()
     with jax.set_mesh(mesh):
-        network = runs.load_student(generate.model, mesh)
+        network = loading.load_student(generate.model, mesh)
         template = network.template or "none" if generate.template == "auto" else generate.template
         chat = Chat.load(network.tokenizer, template)
         answer = Answering(generate, network, chat, mesh)
@@ -87,7 +89,7 @@ def _run(generate: Generate) -> int:
             print("\n\n".join(answer([conversation])[0]))
         else:
             _answer_interactively(network.origin, answer)
-    return guard.Exit.OK
+    return exits.Exit.OK
 
 
 class Answer(NamedTuple):
@@ -203,7 +205,7 @@ class _lines:
 
     def __exit__(self, kind: Any, *_: object) -> None:
         if self.path is not None and kind is None:
-            guard.write_atomic(self.path, "\n".join(self.lines) + "\n")
+            exits.write_atomic(self.path, "\n".join(self.lines) + "\n")
 
 
 def _answer_interactively(origin: str, answer: Answering) -> None:

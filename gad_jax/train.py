@@ -13,16 +13,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gad_jax import guard, options
-from gad_jax.config import Config, option
-from gad_jax.errors import LostProcessError, UserError
+from gad_jax.base import exits
+from gad_jax.base.errors import LostProcessError, UserError
+from gad_jax.settings import options
+from gad_jax.settings.config import Config, option
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from gad_jax.data.chat import Chat
     from gad_jax.data.pipeline import Prepared
-    from gad_jax.trainer import Trainer
+    from gad_jax.training.trainer import Trainer
 
 CAN_CHANGE = (
     "run_dir",
@@ -68,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         config_default="quickstart",
     )
     fields = {field.name: getattr(settings, field.name) for field in dataclasses.fields(Config)}
-    return guard.run_guarded(lambda: _run(Config(**fields), settings.dry_run))
+    return exits.run_guarded(lambda: _run(Config(**fields), settings.dry_run))
 
 
 def _run(config: Config, dry_run: bool) -> int:
@@ -80,18 +81,18 @@ def _run(config: Config, dry_run: bool) -> int:
     logging.getLogger("absl").setLevel(logging.ERROR)
     logging.getLogger("absl").propagate = False
     # Here, so that --help and mistakes in flags answer before jax is loaded.
-    from gad_jax import processes
+    from gad_jax.distributed import processes
 
     limits = config.limits
-    guard.watchdog(60 * limits.other_minutes)
-    with guard.StopRequest() as stop, contextlib.ExitStack() as held:
+    exits.watchdog(60 * limits.other_minutes)
+    with exits.StopRequest() as stop, contextlib.ExitStack() as held:
         processes.start(limits.heartbeat_seconds, limits.join_seconds)
         if not processes.is_first():
             logging.getLogger().setLevel(logging.WARNING)
 
         def claim(run: Config) -> str:
-            held.enter_context(guard.lock_run(run.run_dir))
-            guard.clear_partials(Path(run.run_dir))
+            held.enter_context(exits.lock_run(run.run_dir))
+            exits.clear_partials(Path(run.run_dir))
             _write_config(run)
             return str(Path(run.run_dir) / "config.yaml")
 
@@ -111,7 +112,7 @@ def _run(config: Config, dry_run: bool) -> int:
                 raise
             raise LostProcessError(sentence) from error
         processes.stop()
-    guard.watchdog(0.0)
+    exits.watchdog(0.0)
     return code
 
 
@@ -135,15 +136,16 @@ def _write_config(config: Config) -> None:
     path = Path(config.run_dir) / "config.yaml"
     if _refuse_others(config):
         shutil.rmtree(path.parent / "evaluations", ignore_errors=True)
-    guard.write_atomic(path, options.to_yaml(config))
+    exits.write_atomic(path, options.to_yaml(config))
 
 
-def _rehearse(config: Config, stop: guard.StopRequest, claim: Callable[[Config], str]) -> int:
+def _rehearse(config: Config, stop: exits.StopRequest, claim: Callable[[Config], str]) -> int:
     """Checks a run without beginning it, then takes a step of each of its stages with tiny networks
     in a directory beside the run's, which shows that devices and storage can be used."""
-    from gad_jax import preflight, processes, sharding, state
-    from gad_jax.checkpoint import Checkpoints
-    from gad_jax.schedule import plan
+    from gad_jax.distributed import processes, sharding
+    from gad_jax.training import preflight, state
+    from gad_jax.training.checkpoint import Checkpoints
+    from gad_jax.training.stages import plan
 
     scratch = Path(f"{config.run_dir}.dry_run")
     mesh = sharding.make_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor)
@@ -173,11 +175,11 @@ def _rehearse(config: Config, stop: guard.StopRequest, claim: Callable[[Config],
     return code
 
 
-def _train(config: Config, stop: guard.StopRequest) -> int:
+def _train(config: Config, stop: exits.StopRequest) -> int:
     import jax
 
-    from gad_jax import processes, sharding
-    from gad_jax.cache import program_dir
+    from gad_jax.base.cache import program_dir
+    from gad_jax.distributed import processes, sharding
 
     jax.config.update("jax_compilation_cache_dir", str(program_dir()))
     mesh = sharding.make_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor)
@@ -198,7 +200,7 @@ def _train(config: Config, stop: guard.StopRequest) -> int:
                 f"stopped after step {trainer.step} of {trainer.total_steps}, which is saved; "
                 "the same command goes on from there"
             )
-    return guard.Exit.OK
+    return exits.Exit.OK
 
 
 def build(config: Config, mesh: "Mesh") -> "Trainer":
@@ -206,9 +208,9 @@ def build(config: Config, mesh: "Mesh") -> "Trainer":
 
     Raises UserError for settings, data and models that do not fit each other.
     """
-    from gad_jax import processes
-    from gad_jax.checkpoint import Checkpoints
-    from gad_jax.trainer import Trainer
+    from gad_jax.distributed import processes
+    from gad_jax.training.checkpoint import Checkpoints
+    from gad_jax.training.trainer import Trainer
 
     chat, data, held_out = processes.together(lambda: _read(config))
     fingerprints = [data.fingerprint, held_out.fingerprint if held_out else ""]
@@ -223,10 +225,10 @@ def build(config: Config, mesh: "Mesh") -> "Trainer":
 
 def _read(config: Config) -> "tuple[Chat, Prepared, Prepared | None]":
     """Returns the tokenizer's chat, the training rows and the held-out rows."""
-    from gad_jax import processes
     from gad_jax.data import pipeline, sources
     from gad_jax.data.chat import Chat
     from gad_jax.data.sources import mixture
+    from gad_jax.distributed import processes
     from gad_jax.models import source, weights
 
     directory = source.resolve(config.student.path)
@@ -257,7 +259,7 @@ def _read(config: Config) -> "tuple[Chat, Prepared, Prepared | None]":
 
 def _export(config: Config, trainer: "Trainer") -> None:
     """Writes the student as a Hugging Face directory, unless it has been written before."""
-    from gad_jax import processes
+    from gad_jax.distributed import processes
     from gad_jax.models import weights
 
     directory = Path(config.run_dir) / "export" / "student"

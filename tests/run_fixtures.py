@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gad_jax import guard
+from gad_jax.base import exits
 
 ROOT = Path(__file__).parents[1]
 
@@ -78,7 +78,7 @@ def refused(
     def leave(code: int) -> None:
         raise SystemExit(code)
 
-    monkeypatch.setattr(guard, "_leave", leave)
+    monkeypatch.setattr(exits, "_leave", leave)
 
     def run(main: Callable[[list[str]], int], *arguments: object) -> str:
         with pytest.raises(SystemExit) as ended:

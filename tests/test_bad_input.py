@@ -17,8 +17,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gad_jax import export, generate, guard, processes, sharding, train
-from gad_jax.models import checksums, tiny
+from gad_jax import export, generate, train
+from gad_jax.base import exits
+from gad_jax.distributed import processes, sharding
+from gad_jax.models import checksums
+from gad_jax.models.builtin import tiny
 
 pytest_plugins = ["tests.run_fixtures"]
 
@@ -63,7 +66,7 @@ def ends(monkeypatch, capfd):
     def leave(code):
         raise SystemExit(int(code))
 
-    monkeypatch.setattr(guard, "_leave", leave)
+    monkeypatch.setattr(exits, "_leave", leave)
     # There are none, and in this process devices are in use already.
     monkeypatch.setattr(processes, "start", lambda *_: None)
     monkeypatch.delenv("GAD_JAX_DEBUG", raising=False)
@@ -75,7 +78,7 @@ def ends(monkeypatch, capfd):
         except SystemExit as ended:
             code = ended.code
         finally:
-            guard.watchdog(0.0)
+            exits.watchdog(0.0)
         sentence = capfd.readouterr().err
         assert "Traceback" not in sentence
         assert sentence.strip().count("\n") == 0, sentence

@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from gad_jax import export, runs, sharding
+from gad_jax import export
 from gad_jax.data.chat import Chat
-from gad_jax.models import decoder, tiny, weights
+from gad_jax.distributed import sharding
+from gad_jax.models import decoder, weights
+from gad_jax.models.builtin import tiny
 from gad_jax.models.decoder import DecoderConfig
+from gad_jax.training import loading
 from gad_jax.types import Params, Segments
 
 pytest_plugins = ["tests.run_fixtures"]
@@ -114,7 +117,7 @@ def test_the_discriminator_scores_as_in_the_run(tiny_run: Path, tmp_path: Path) 
     ids = conversation(out)
     mesh = one_device()
     with jax.set_mesh(mesh):
-        network = runs.load_from_run(tiny_run, "discriminator", mesh)
+        network = loading.load_from_run(tiny_run, "discriminator", mesh)
         in_run = computed(decoder.score, network.config, network.params, ids)
         reloaded = computed(decoder.score, *weights.load(out, mesh), ids)
     np.testing.assert_array_equal(reloaded, in_run)
@@ -169,7 +172,7 @@ def test_transformers_computes_what_the_run_does(tiny_run: Path, tmp_path: Path)
         with torch.no_grad():
             theirs = model(torch.from_numpy(ids).long()).logits.numpy()
         with jax.set_mesh(one_device()):
-            network = runs.load_from_run(tiny_run, part, one_device())
+            network = loading.load_from_run(tiny_run, part, one_device())
             ours = computed(compute, network.config, network.params, ids)
         if name == "discriminator":
             ours = ours[:, -1:] - sharding.fetch(network.params["score"]["bias"])

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from gad_jax import options
-from gad_jax.config import Config
+from gad_jax.base.errors import UserError
 from gad_jax.data import sources
 from gad_jax.data.chat import Chat
-from gad_jax.errors import UserError
-from gad_jax.models import tiny
+from gad_jax.models.builtin import tiny
+from gad_jax.settings import options
+from gad_jax.settings.config import Config
 
 LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 # The same examples each time; caches of libraries make the first one slow.

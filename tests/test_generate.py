@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from gad_jax import generate
-from gad_jax.models import source, tiny
+from gad_jax.models import source
+from gad_jax.models.builtin import tiny
 
 pytest_plugins = ["tests.run_fixtures"]
 

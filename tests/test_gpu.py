@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from gad_jax import sharding
+from gad_jax.distributed import sharding
 from gad_jax.models import attention
-from gad_jax.models.tiny import write_tiny
+from gad_jax.models.builtin.tiny import write_tiny
 from gad_jax.rollout import engine
 from gad_jax.rollout.sampling import Sampler
 from gad_jax.types import Rollout, Segments

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gad_jax import options
-from gad_jax.config import Config
+from gad_jax.settings import options
+from gad_jax.settings.config import Config
 
 LAUNCH = Path(__file__).parents[1] / "launch"
 SCRIPTS = sorted(LAUNCH.glob("*.sh"))

@@ -14,10 +14,11 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from gad_jax import redaction
+from gad_jax.base import redaction
+from gad_jax.base.errors import UserError
 from gad_jax.data.chat import Chat
-from gad_jax.errors import UserError
-from gad_jax.models import tiny, weights
+from gad_jax.models import weights
+from gad_jax.models.builtin import tiny
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "gad_jax").rglob("*.py"))

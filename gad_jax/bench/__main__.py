@@ -3,8 +3,9 @@
 import importlib
 import sys
 
-from gad_jax import fields, guard
-from gad_jax.errors import UserError, stop
+from gad_jax.base import exits
+from gad_jax.base.errors import UserError, stop
+from gad_jax.settings import fields
 
 BENCHMARKS = {
     "update": "seconds of an update, against matrix products and a torch step",
@@ -19,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     if name in ("--help", "-h"):
         print("usage: python -m gad_jax.bench NAME [--help] [--name=value …]\n")
         print("\n".join(f"  {name:10} {text}" for name, text in BENCHMARKS.items()))
-        return guard.Exit.OK
+        return exits.Exit.OK
     if name not in BENCHMARKS:
         known = ", ".join(BENCHMARKS)
         guess = fields.did_you_mean(name, list(BENCHMARKS))

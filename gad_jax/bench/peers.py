@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from gad_jax.errors import UserError
+from gad_jax.base.errors import UserError
 
 
 class Seconds(NamedTuple):

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from gad_jax import guard, options
-from gad_jax.config import option
+from gad_jax.base import exits
+from gad_jax.settings import options
+from gad_jax.settings.config import option
 
 if TYPE_CHECKING:
     from gad_jax.bench.peers import Peer
@@ -72,29 +73,30 @@ def main(argv: list[str]) -> int:
         program="python -m gad_jax.bench rollout",
         description="Tokens per second of sampling, its occupancy and its share of the roofline.",
     )
-    return guard.run_guarded(lambda: _run(chosen))
+    return exits.run_guarded(lambda: _run(chosen))
 
 
 def _run(chosen: Rollout) -> int:
     import jax
 
-    from gad_jax import ceilings, runs, sharding
     from gad_jax.bench import peers
+    from gad_jax.distributed import ceilings, sharding
     from gad_jax.models import source
+    from gad_jax.training import loading
 
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     others = [peers.llama_cpp(chosen.gguf)]
     if chosen.torch:
         others.append(peers.transformers(source.resolve(chosen.model)))
     with jax.set_mesh(mesh):
-        network = runs.load_student(chosen.model, mesh)
+        network = loading.load_student(chosen.model, mesh)
         best = ceilings.measure(network.config.compute_dtype)
         sampler = _Sampler(chosen, network, mesh)
         for size in map(int, chosen.sizes):
             _uniform(chosen, sampler, size, best, [peer for peer in others if peer])
         if chosen.responses:
             _heavy_tail(chosen, sampler)
-    return guard.Exit.OK
+    return exits.Exit.OK
 
 
 def _uniform(
@@ -175,7 +177,7 @@ class _Sampler:
         """Returns the medians of the repeats. Without `shrink` empty slots run to the end."""
         import jax
 
-        from gad_jax import sharding
+        from gad_jax.distributed import sharding
         from gad_jax.rollout import engine
         from gad_jax.rollout.queue import make_queue
 

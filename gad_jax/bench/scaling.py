@@ -7,9 +7,10 @@ the transfers in the program are compared with what the layout must send.
 import dataclasses
 from typing import NamedTuple
 
-from gad_jax import guard, options
-from gad_jax.config import option
-from gad_jax.planning import targets
+from gad_jax.base import exits
+from gad_jax.distributed import targets
+from gad_jax.settings import options
+from gad_jax.settings.config import option
 
 _VOCABULARY, _ROWS, _ROW_TOKENS = 512, 16, 64
 
@@ -55,7 +56,7 @@ def main(argv: list[str]) -> int:
         program="python -m gad_jax.bench scaling",
         description="Bytes that each device sends in an update, against the layout's arithmetic.",
     )
-    return guard.run_guarded(lambda: _run(chosen))
+    return exits.run_guarded(lambda: _run(chosen))
 
 
 def _run(chosen: Scaling) -> int:
@@ -66,7 +67,7 @@ def _run(chosen: Scaling) -> int:
     for count in chosen.devices:
         pairs = zip(sent(chosen, count), by_layout(chosen, count), strict=True)
         print(f"{count:7}" + "".join(f"{a / 1e6:21.3f}{b / 1e6:11.3f}" for a, b in pairs))
-    return guard.Exit.OK
+    return exits.Exit.OK
 
 
 def by_layout(chosen: Scaling, count: int) -> Sent:
@@ -100,11 +101,11 @@ def sent(chosen: Scaling, count: int) -> Sent:
     import jax
     import numpy as np
 
-    from gad_jax import config as settings
-    from gad_jax import sharding, state, steps
-    from gad_jax.data import packing
+    from gad_jax.core import packing, steps
+    from gad_jax.distributed import hlo, sharding
     from gad_jax.models.decoder import DecoderConfig
-    from gad_jax.planning import hlo
+    from gad_jax.settings import config as settings
+    from gad_jax.training import state
 
     network = DecoderConfig(
         family="llama",

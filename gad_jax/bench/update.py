@@ -14,8 +14,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from gad_jax import guard, options
-from gad_jax.config import option
+from gad_jax.base import exits
+from gad_jax.settings import options
+from gad_jax.settings.config import option
 
 WARM_UP = 2
 """Steps before those that are timed: the first compiles, and both find their memory."""
@@ -46,7 +47,7 @@ def main(argv: list[str]) -> int:
         program="python -m gad_jax.bench update",
         description="Seconds of a training step, as a ratio to matrix products and to torch.",
     )
-    return guard.run_guarded(lambda: _run(chosen))
+    return exits.run_guarded(lambda: _run(chosen))
 
 
 class Ours(NamedTuple):
@@ -66,7 +67,7 @@ class Timed(NamedTuple):
 
 
 def _run(chosen: Update) -> int:
-    from gad_jax import ceilings, sharding
+    from gad_jax.distributed import ceilings, sharding
     from gad_jax.models import source
 
     directory = source.resolve(chosen.model)
@@ -110,16 +111,18 @@ def _run(chosen: Update) -> int:
             show("torch", others)
             ratio = np.median(others.steps) / np.median(times.steps)
             print(f"gad_jax is {ratio:.2f} times as fast as torch")
-    return guard.Exit.OK
+    return exits.Exit.OK
 
 
 def ours(chosen: Update, directory: Any) -> Ours:
     """Returns the step of this program."""
     import jax
 
-    from gad_jax import config as settings
-    from gad_jax import costs, sharding, state, steps
-    from gad_jax.data import packing
+    from gad_jax.core import packing, steps
+    from gad_jax.distributed import sharding
+    from gad_jax.models import costs
+    from gad_jax.settings import config as settings
+    from gad_jax.training import state
 
     config = settings.Config(
         stage="seqkd",

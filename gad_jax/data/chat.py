@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, SupportsIndex
 
+from gad_jax.base.errors import UserError
 from gad_jax.data.tokenizer import (
     Control,
     Message,
@@ -26,7 +27,6 @@ from gad_jax.data.tokenizer import (
     read_end_tokens,
     render,
 )
-from gad_jax.errors import UserError
 
 Template = Literal["alpaca", "none"]
 

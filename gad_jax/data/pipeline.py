@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, Int64
 
+from gad_jax.base.errors import UserError
 from gad_jax.data.chat import Chat
 from gad_jax.data.sources.rows import Row, Rows
-from gad_jax.errors import UserError
 
 _ENCODED_AT_ONCE = 1024
 

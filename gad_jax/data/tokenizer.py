@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gad_jax.errors import UserError
+from gad_jax.base.errors import UserError
 
 Message = Mapping[str, str]
 """One turn of a conversation: {"role": …, "content": …}."""

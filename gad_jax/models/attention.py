@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Shaped
 
-from gad_jax import sharding
+from gad_jax.distributed import sharding
 from gad_jax.types import Segments
 
 SAVED = "attention"

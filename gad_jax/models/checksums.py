@@ -7,7 +7,7 @@ import hashlib
 import re
 from pathlib import Path
 
-from gad_jax.errors import UserError
+from gad_jax.base.errors import UserError
 
 NAME = "SHA256SUMS"
 

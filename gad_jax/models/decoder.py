@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from gad_jax import sharding
+from gad_jax.distributed import sharding
 from gad_jax.models import attention
 from gad_jax.types import Params, Segments
 

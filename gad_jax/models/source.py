@@ -9,8 +9,8 @@ import os
 import re
 from pathlib import Path
 
-from gad_jax.errors import UserError
-from gad_jax.models import smollm2, tiny
+from gad_jax.base.errors import UserError
+from gad_jax.models.builtin import smollm2, tiny
 
 _BUILT_IN = {smollm2.NAME: smollm2.fetch, tiny.NAME: tiny.fetch}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")

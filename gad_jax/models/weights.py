@@ -21,8 +21,8 @@ from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from gad_jax import processes, sharding
-from gad_jax.errors import StorageError, UserError
+from gad_jax.base.errors import StorageError, UserError
+from gad_jax.distributed import processes, sharding
 from gad_jax.models import checksums, decoder
 from gad_jax.models.decoder import DecoderConfig
 from gad_jax.models.families import FAMILIES

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from gad_jax import sharding
-from gad_jax.errors import UserError
+from gad_jax.base.errors import UserError
+from gad_jax.distributed import sharding
 from gad_jax.models import decoder
 from gad_jax.models.decoder import DecoderConfig
 from gad_jax.rollout import loop

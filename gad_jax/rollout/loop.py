@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from gad_jax import sharding
+from gad_jax.distributed import sharding
 from gad_jax.models.decoder import DecoderConfig
 from gad_jax.rollout import ring
 from gad_jax.rollout.queue import Queue, is_wasteful

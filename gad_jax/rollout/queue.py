@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Int
 
-from gad_jax import buckets
+from gad_jax.base import buckets
 
 LEAST_COLUMNS = 64
 SPARE = 3

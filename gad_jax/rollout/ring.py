@@ -18,7 +18,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
-from gad_jax import sharding
+from gad_jax.distributed import sharding
 from gad_jax.models import decoder
 from gad_jax.models.decoder import DecoderConfig
 from gad_jax.types import Params

@@ -9,9 +9,9 @@ once. What is asked, stored or paid is the business of the caller.
         reply.completions[0].text
 """
 
-from gad_jax.teacher.bodies import Completion, Reply, Usage
 from gad_jax.teacher.client import Client, Endpoint, Patience, PromptRefused, Unanswered
 from gad_jax.teacher.pace import Pace
+from gad_jax.teacher.wire import Completion, Reply, Usage
 
 __all__ = [
     "Client",

@@ -10,11 +10,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from gad_jax.errors import UserError
-from gad_jax.redaction import redact
-from gad_jax.teacher import bodies
-from gad_jax.teacher.bodies import BadBody, BatchAnswer, BatchStatus, Reply
+from gad_jax.base.errors import UserError
+from gad_jax.base.redaction import redact
+from gad_jax.teacher import wire
 from gad_jax.teacher.client import Client, PromptRefused, Unanswered, is_about_the_prompt
+from gad_jax.teacher.wire import BadBody, BatchAnswer, BatchStatus, Reply
 
 COMPLETIONS = "/v1/chat/completions"
 """What the API calls the endpoint, wherever it is."""
@@ -46,7 +46,7 @@ async def create(client: Client, name: str, requests: Iterable[BatchRequest]) ->
     content = b"".join(request.line() for request in requests)
     upload = {"files": {"file": (f"{name}.jsonl", content)}, "data": {"purpose": "batch"}}
     try:
-        file = await client.request("POST", "files", bodies.read_file_id, **upload)
+        file = await client.request("POST", "files", wire.read_file_id, **upload)
     except PromptRefused as error:
         raise UserError(f"the batch was not taken ({error}); lower --batch_requests") from None
     body = {
@@ -57,7 +57,7 @@ async def create(client: Client, name: str, requests: Iterable[BatchRequest]) ->
     }
     headers = {"Idempotency-Key": name}
     made = await client.request(
-        "POST", "batches", bodies.read_batch, attempts=1, json=body, headers=headers
+        "POST", "batches", wire.read_batch, attempts=1, json=body, headers=headers
     )
     return made.id
 
@@ -68,7 +68,7 @@ async def find(client: Client, name: str) -> str:
     more = True
     while more:
         params = {"limit": PAGE, **after}
-        page, more = await client.request("GET", "batches", bodies.read_batches, params=params)
+        page, more = await client.request("GET", "batches", wire.read_batches, params=params)
         for batch in page:
             if (batch.metadata or {}).get(_NAME) == name:
                 return batch.id
@@ -78,7 +78,7 @@ async def find(client: Client, name: str) -> str:
 
 async def status(client: Client, batch: str) -> BatchStatus:
     """Returns what the provider says of a batch."""
-    return await client.request("GET", f"batches/{batch}", bodies.read_batch)
+    return await client.request("GET", f"batches/{batch}", wire.read_batch)
 
 
 async def answers(client: Client, batch: BatchStatus) -> list[BatchAnswer]:
@@ -88,7 +88,7 @@ async def answers(client: Client, batch: BatchStatus) -> list[BatchAnswer]:
         answer
         for file in files
         for answer in await client.request(
-            "GET", f"files/{file}/content", bodies.read_batch_answers, most_bytes=MAX_FILE_BYTES
+            "GET", f"files/{file}/content", wire.read_batch_answers, most_bytes=MAX_FILE_BYTES
         )
     ]
 
@@ -97,10 +97,10 @@ def read(answer: BatchAnswer) -> Reply:
     """Returns the reply in one answer. Raises PromptRefused or Unanswered, as `Client.chat`."""
     if 200 <= answer.status < 300:
         try:
-            return bodies.read_reply(answer.body)
+            return wire.read_reply(answer.body)
         except BadBody as error:
             raise Unanswered(str(error)) from None
-    code, message = bodies.read_failure(answer.body)
+    code, message = wire.read_failure(answer.body)
     said = redact(" ".join((message or code).split()))[:300]
     if is_about_the_prompt(answer.status, code):
         raise PromptRefused(f"status {answer.status}: {said}")

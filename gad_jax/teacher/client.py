@@ -24,11 +24,11 @@ from typing import Any, NoReturn, TypeVar
 import httpx2
 import tenacity
 
-from gad_jax import redaction
-from gad_jax.errors import UserError
-from gad_jax.redaction import redact
-from gad_jax.teacher.bodies import BadBody, Reply, read_failure, read_reply
+from gad_jax.base import redaction
+from gad_jax.base.errors import UserError
+from gad_jax.base.redaction import redact
 from gad_jax.teacher.pace import Pace
+from gad_jax.teacher.wire import BadBody, Reply, read_failure, read_reply
 
 T = TypeVar("T")
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from gad_jax import sharding
 from gad_jax.bench import scaling
+from gad_jax.distributed import sharding
 
 
 @pytest.mark.parametrize(

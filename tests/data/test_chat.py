@@ -3,8 +3,8 @@ import sys
 
 import pytest
 
+from gad_jax.base.errors import UserError
 from gad_jax.data.chat import WRAPPERS, Chat
-from gad_jax.errors import UserError
 
 TEXTS = [
     "",

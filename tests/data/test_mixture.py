@@ -2,8 +2,8 @@
 
 import pytest
 
+from gad_jax.base.errors import UserError
 from gad_jax.data.sources import mixture
-from gad_jax.errors import UserError
 
 
 def test_names_and_weights() -> None:

@@ -7,11 +7,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from gad_jax.base.errors import UserError
 from gad_jax.data import sources
 from gad_jax.data.chat import Chat
 from gad_jax.data.pipeline import batches, mix, prepare
 from gad_jax.data.sources import Row, Rows
-from gad_jax.errors import UserError
 
 LIMITS = {"max_prompt_tokens": 200, "max_response_tokens": 100}
 

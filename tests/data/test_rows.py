@@ -2,9 +2,9 @@ import json
 
 import pytest
 
+from gad_jax.base.errors import UserError
 from gad_jax.data import sources
 from gad_jax.data.sources import jsonl
-from gad_jax.errors import UserError
 
 GOOD = {"prompt": "Name a fruit.", "teacher_response": "An apple."}
 FIX = "; drop the row or pass --data.skip_invalid"

@@ -5,7 +5,7 @@ import pytest
 
 from gad_jax.data import scripts
 from gad_jax.data.tokenizer import load_tokenizer
-from gad_jax.models import tiny
+from gad_jax.models.builtin import tiny
 
 WORDS = ["", " ", "the", " für", "…", "12", "\u4f60\u597d", "\u043c\u0438\u0440", "\ufffd", "(a)"]
 

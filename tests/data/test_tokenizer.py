@@ -2,8 +2,8 @@ import json
 
 import pytest
 
+from gad_jax.base.errors import UserError
 from gad_jax.data.chat import Chat
-from gad_jax.errors import UserError
 
 HEADER = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 

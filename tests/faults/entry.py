@@ -61,7 +61,7 @@ def _absolute(event: str, arguments: tuple[object, ...]) -> str:
 
 def tear_a_row() -> None:
     """Lets the second row that is logged be written in part, and the process die."""
-    from gad_jax.metrics import Tracker
+    from gad_jax.training.tracker import Tracker
 
     log, rows = Tracker.log, []
 

@@ -7,9 +7,11 @@ from pathlib import Path
 import jax
 import pytest
 
-from gad_jax import options, sharding, train
-from gad_jax.config import Config
-from gad_jax.guard import StopRequest
+from gad_jax import train
+from gad_jax.base.exits import StopRequest
+from gad_jax.distributed import sharding
+from gad_jax.settings import options
+from gad_jax.settings.config import Config
 from tests.faults.job import Job
 
 FLAGS = (

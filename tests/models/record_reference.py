@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gad_jax.models.tiny import write_tiny
+from gad_jax.models.builtin.tiny import write_tiny
 
 FILE = Path(__file__).parent / "reference" / "logits.npz"
 LENGTH = 48

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gad_jax import sharding
+from gad_jax.distributed import sharding
 from gad_jax.models import attention
 from gad_jax.types import Segments
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from gad_jax.errors import UserError
-from gad_jax.models import checksums, tiny, weights
+from gad_jax.base.errors import UserError
+from gad_jax.models import checksums, weights
+from gad_jax.models.builtin import tiny
 
 
 @pytest.fixture

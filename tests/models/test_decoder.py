@@ -12,8 +12,8 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from gad_jax.models import decoder, weights
+from gad_jax.models.builtin.tiny import write_tiny
 from gad_jax.models.decoder import DecoderConfig
-from gad_jax.models.tiny import write_tiny
 from gad_jax.types import Params, Segments
 from tests.models.record_reference import FILE, LENGTH, VARIANTS, summary, tokens
 
@@ -348,8 +348,8 @@ def test_the_real_student_says_what_it_says_in_transformers() -> None:
     torch = pytest.importorskip("torch")
     from transformers import AutoModelForCausalLM
 
-    from gad_jax import sharding
     from gad_jax.data.chat import Chat
+    from gad_jax.distributed import sharding
     from gad_jax.models import source
     from gad_jax.rollout import engine
 

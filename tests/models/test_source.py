@@ -6,8 +6,9 @@ import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
-from gad_jax.errors import UserError
-from gad_jax.models import smollm2, source, tiny
+from gad_jax.base.errors import UserError
+from gad_jax.models import source
+from gad_jax.models.builtin import smollm2, tiny
 from gad_jax.models.source import resolve
 
 

@@ -15,12 +15,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from transformers import AutoTokenizer
 
-from gad_jax import sharding
-from gad_jax.errors import UserError
+from gad_jax.base.errors import UserError
+from gad_jax.distributed import sharding
 from gad_jax.models import decoder, weights
+from gad_jax.models.builtin.tiny import write_tiny
 from gad_jax.models.decoder import DecoderConfig
 from gad_jax.models.families import FAMILIES
-from gad_jax.models.tiny import write_tiny
 from gad_jax.types import Params, Segments
 
 VARIANTS = [(family, tied) for family in FAMILIES for tied in (True, False)]

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gad_jax import sharding
-from gad_jax.errors import UserError
+from gad_jax.base.errors import UserError
+from gad_jax.distributed import sharding
 from gad_jax.models import decoder, weights
+from gad_jax.models.builtin.tiny import write_tiny
 from gad_jax.models.decoder import DecoderConfig
-from gad_jax.models.tiny import write_tiny
-from gad_jax.planning import decoding
+from gad_jax.plan import decoding
 from gad_jax.rollout import engine, loop, ring
 from gad_jax.rollout.engine import Settings
 from gad_jax.rollout.sampling import Sampler

@@ -6,14 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gad_jax.rollout.sampling import (
-    GREEDY,
-    RowSamplers,
-    Sampler,
-    sample,
-    sample_rows,
-    shape_logits,
-)
+from gad_jax.rollout.sampling import GREEDY, RowSamplers, Sampler, sample, sample_rows, shape_logits
 
 DRAWS = 10_000
 BELOW_ONE = np.nextafter(np.float32(1), np.float32(0))

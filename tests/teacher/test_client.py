@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gad_jax.errors import UserError
+from gad_jax.base.errors import UserError
 from gad_jax.teacher import Client, Endpoint, Pace, Patience, PromptRefused, Reply, Unanswered
 from gad_jax.teacher.client import retry_after
 from tests.fault_server import FaultServer

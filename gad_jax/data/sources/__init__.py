@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from gad_jax.base.errors import UserError
 from gad_jax.data.sources import hub, jsonl, parquet, text
 from gad_jax.data.sources.rows import (
     Invalid,
@@ -20,7 +21,6 @@ from gad_jax.data.sources.rows import (
     is_unfinished,
     parse,
 )
-from gad_jax.errors import UserError
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")

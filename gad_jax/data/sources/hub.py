@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
+from gad_jax.base.errors import UserError
 from gad_jax.data.sources.rows import Record
-from gad_jax.errors import UserError
 
 
 def records(name: str, split: str) -> Iterator[Record]:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from gad_jax.base.errors import UserError
 from gad_jax.data.sources.rows import Invalid, Record
-from gad_jax.errors import UserError
 
 MAX_LINE_BYTES = 16 * 2**20
 _BOM = b"\xef\xbb\xbf"

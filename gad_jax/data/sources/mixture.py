@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from gad_jax.errors import UserError
+from gad_jax.base.errors import UserError
 
 
 def split(text: str, flag: str) -> tuple[list[str], list[float]]:

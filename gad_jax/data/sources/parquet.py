@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from gad_jax.base.errors import UserError
 from gad_jax.data.sources.rows import Invalid, Record
-from gad_jax.errors import UserError
 
 PROMPTS = ("messages", "content", "instruction", "prompt", "turns", "text")
 COLUMNS = (

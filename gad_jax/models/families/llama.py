@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gad_jax.errors import UserError
+from gad_jax.base.errors import UserError
 from gad_jax.models.decoder import DecoderConfig
 from gad_jax.models.families import common
 

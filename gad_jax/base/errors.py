@@ -1,0 +1,45 @@
+"""The exceptions that commands show as one sentence, without a traceback."""
+
+import os
+import sys
+import traceback
+from typing import NoReturn
+
+from gad_jax.base.redaction import redact
+
+DEBUG = "GAD_JAX_DEBUG"
+"""Environment variable that is set, by --debug or by hand, to see tracebacks of all errors."""
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave; shown as one sentence, exit code 2."""
+
+
+def sentence(error: BaseException) -> str:
+    """Returns what is shown of an error: its sentence; with --debug, after where it comes from."""
+    shown = str(error)
+    if os.environ.get(DEBUG):
+        shown = "".join(traceback.format_exception(error)) + shown
+    return redact(shown)
+
+
+def stop(error: UserError) -> NoReturn:
+    """Shows the sentence on stderr and ends the process with exit code 2."""
+    print(sentence(error), file=sys.stderr)
+    raise SystemExit(2)
+
+
+class NumericsError(RuntimeError):
+    """Too many steps in a row were skipped for a non-finite gradient; exit code 10."""
+
+
+class CollapseError(RuntimeError):
+    """A monitor stopped a run that no longer learns; exit code 11."""
+
+
+class StorageError(RuntimeError):
+    """A checkpoint could not be written or read; exit code 12."""
+
+
+class LostProcessError(RuntimeError):
+    """Another process of the run ended; exit code 14."""

@@ -1,0 +1,44 @@
+"""Listening for HTTP, for this computer or for others, until Ctrl-C or SIGTERM."""
+
+import contextlib
+import signal
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+
+from gad_jax.base.errors import UserError
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Returns a socket that has the address, and does not listen yet.
+
+    Raises UserError for an address that cannot be used.
+    """
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        raise UserError(
+            f"--port={port} cannot be used on {host} ({error.strerror}); stop what uses it, or "
+            "give another"
+        ) from None
+    return bound
+
+
+def serve(application: Any, bound: socket.socket, say: Callable[[str], None]) -> None:
+    """Serves an ASGI application; `say` is told the address once clients can reach it."""
+    config = uvicorn.Config(application, log_level="warning", timeout_graceful_shutdown=5)
+    bound.listen()  # before its address is told: who comes early waits, and is not turned away
+    host, port = bound.getsockname()[:2]
+    say(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+    # uvicorn ends in order at a signal and then raises it again, for those who handled it before
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run(sockets=[bound])
+    finally:
+        signal.signal(signal.SIGTERM, before)

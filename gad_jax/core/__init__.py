@@ -1,0 +1,1 @@
+"""GAD itself: the paper's equations, the losses, the compiled steps, and packed rows."""

@@ -1,0 +1,221 @@
+"""Answers to a prompt set, one file per student: written as they come, read back by reports.
+
+A line of the file is a prompt with the teacher's answer and the student's, in the order of the set:
+`{"id", "prompt", "teacher", "teacher_tokens", "answers": [{"text", "tokens", "finished", …}]}`. The
+rest of an answer are its overlap with the teacher's, and the discriminator's `score`, where there
+are any. A prompt that was too long has no answers. Beside it, NAME.json says what made the file.
+"""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gad_jax.base import exits
+from gad_jax.base.errors import UserError
+from gad_jax.data.sources.rows import Row
+from gad_jax.metrics import heldout, overlap
+
+Line = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """A student's answers to a prompt set; `origin` says which weights gave them."""
+
+    label: str
+    prompts: str
+    origin: str
+    lines: tuple[Line, ...]
+
+
+class AnswerFile:
+    """A file of answers to `rows` that goes on where it ended.
+
+    `about` are the settings that an answer depends on. Raises UserError when the file was made with
+    others, or for other prompts.
+    """
+
+    def __init__(self, path: Path, rows: list[Row], about: dict[str, Any]):
+        self.path, self.rows = path, rows
+        self.about_path = path.with_suffix(".json")
+        self.about = about
+        self.lines: list[Line] = []
+        if self.about_path.exists():
+            self._check(json.loads(self.about_path.read_text(encoding="utf-8")))
+            self.lines = self._read()
+        elif path.exists():
+            raise UserError(
+                f"{path} is there, but not {self.about_path.name}, which says what made it; delete "
+                "it or choose another --out"
+            )
+
+    @property
+    def complete(self) -> bool:
+        """Whether every row has its line."""
+        return len(self.lines) >= len(self.rows)
+
+    @property
+    def origin(self) -> str:
+        """Which weights gave the answers; empty before there are any."""
+        return self.about.get("origin", "")
+
+    def begin(self, origin: str) -> None:
+        """Says which weights give the answers that come. Raises UserError when those that are
+        there come from others."""
+        if self.lines and self.origin != origin:
+            raise UserError(
+                f"{self.path} holds answers of {self.origin} and would go on with {origin}; delete "
+                "the file or choose another --out"
+            )
+        self.about["origin"] = origin
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        exits.write_atomic(self.about_path, json.dumps(self.about, indent=1) + "\n")
+
+    def append(self, lines: list[Line]) -> None:
+        """Adds lines; when this returns, a crash does not lose them."""
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            file.flush()
+            os.fsync(file.fileno())
+        self.lines += lines
+
+    def answers(self) -> Answers:
+        """Returns what is there, of the rows that were asked for."""
+        lines = tuple(self.lines[: len(self.rows)])
+        return Answers(self.about["label"], self.about["prompts"], self.origin, lines)
+
+    def _check(self, found: dict[str, Any]) -> None:
+        changed = [
+            f"{name}: {found.get(name)} → {value}"
+            for name, value in self.about.items()
+            if found.get(name) != value
+        ]
+        if changed:
+            raise UserError(
+                f"{self.path} holds answers that were made with other settings "
+                f"({', '.join(changed)}); delete it or choose another --out"
+            )
+        self.about = found
+
+    def _read(self) -> list[Line]:
+        """Returns the lines; a last one that a crash has torn is cut off."""
+        if not self.path.exists():
+            return []
+        whole = self.path.read_bytes()
+        kept = whole[: whole.rfind(b"\n") + 1]
+        if kept != whole:
+            os.truncate(self.path, len(kept))
+        try:
+            lines = [json.loads(line) for line in kept.split(b"\n") if line]
+        except ValueError as error:
+            raise UserError(f"{self.path} has a line that is no JSON; delete the file") from error
+        for line, row in zip(lines, self.rows, strict=False):
+            if (line["id"], line["prompt"]) != (row.id, shown_prompt(row)):
+                raise UserError(
+                    f"{self.path} holds answers to other prompts, the first of them at "
+                    f"{row.id}; delete it or choose another --out"
+                )
+        return lines
+
+
+def shown_prompt(row: Row) -> str:
+    """Returns a row's conversation as one text: its last message, led by the earlier ones."""
+    *earlier, last = row.messages
+    return "\n\n".join([*(f"{m['role']}: {m['content']}" for m in earlier), last["content"]])
+
+
+def from_run(run: Path) -> list[Answers]:
+    """Returns the evaluations that a run has kept of its starts and ends of stages, in order."""
+    results = [heldout.read(path) for path in (run / "evaluations").glob("*.json")]
+    order = {"before": -1}
+    results.sort(key=lambda result: (result.step, order.get(result.label, 0)))
+    ends = [r for r in results if not r.label.startswith("step ")] or results
+    return [
+        Answers(result.label, "held-out prompts", f"{run}, step {result.step}", _lines(result))
+        for result in ends
+    ]
+
+
+def from_directory(directory: Path) -> list[Answers]:
+    """Returns the answers that gad_jax.evaluate wrote in a directory, as far as they have come.
+
+    Sets are in the order of their names, students in the order in which they were begun.
+    """
+    found = []
+    for path in sorted(directory.glob("*/*.jsonl"), key=_begun):
+        about_path = path.with_suffix(".json")
+        if about_path.exists():
+            about = json.loads(about_path.read_text(encoding="utf-8"))
+            whole = path.read_bytes()
+            raw = whole[: whole.rfind(b"\n") + 1].split(b"\n")
+            lines = tuple(json.loads(line) for line in raw if line)
+            found.append(Answers(about["label"], about["prompts"], about.get("origin", ""), lines))
+    return found
+
+
+def _begun(path: Path) -> tuple[str, float, str]:
+    about = path.with_suffix(".json")
+    return path.parent.name, about.stat().st_mtime if about.exists() else 0.0, path.name
+
+
+def _lines(result: heldout.Result) -> tuple[Line, ...]:
+    return tuple(
+        {
+            "id": str(number),
+            "prompt": example["prompt"],
+            "teacher": example["teacher"],
+            "teacher_tokens": example.get("teacher_length"),
+            "answers": [
+                {
+                    "text": example["student"],
+                    "tokens": example["length"],
+                    "finished": example["finished"],
+                    **overlap.scores(example["teacher"], example["student"]),
+                }
+            ],
+        }
+        for number, example in enumerate(result.examples)
+    )
+
+
+def common(several: list[Answers]) -> list[Answers]:
+    """Returns the answers to those prompts that all of them answered."""
+    shared = set.intersection(
+        *({i for i, x in enumerate(a.lines) if x["answers"]} for a in several)
+    )
+    return [
+        dataclasses.replace(a, lines=tuple(a.lines[index] for index in sorted(shared)))
+        for a in several
+    ]
+
+
+def mean(answers: Answers, name: str) -> float | None:
+    """Returns the mean over prompts of `of_line`; None where no prompt has the measure."""
+    values = [value for line in answers.lines if (value := of_line(line, name)) is not None]
+    return float(np.mean(values)) if values else None
+
+
+def of_line(line: Line, name: str) -> float | None:
+    """Returns a prompt's mean of a measure over its answers; None where they have none."""
+    values = [answer[name] for answer in line["answers"] if answer.get(name) is not None]
+    return float(np.mean(values)) if values else None
+
+
+def summary(answers: Answers) -> dict[str, float]:
+    """Returns the means that a table shows: lengths first, which belong beside every score."""
+    found = {"tokens": mean(answers, "tokens")}
+    known = [line for line in answers.lines if line["teacher_tokens"]]
+    if known and len(known) == len(answers.lines):
+        teacher = float(np.mean([line["teacher_tokens"] for line in known]))
+        found["× teacher"] = (found["tokens"] or 0.0) / teacher
+    finished = mean(answers, "finished")
+    found["cut"] = None if finished is None else 1 - finished
+    found["D score"] = mean(answers, "score")
+    found["ROUGE-L"] = mean(answers, "rouge_l")
+    for n in overlap.ORDERS:
+        found[f"{n}-gram"] = mean(answers, f"ngram_{n}")
+    return {name: value for name, value in found.items() if value is not None}

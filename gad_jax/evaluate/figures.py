@@ -1,0 +1,127 @@
+"""The report's figures, as SVG: overlap by n, lengths, learning curves."""
+
+import io
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gad_jax.evaluate.answers import Answers, mean
+from gad_jax.metrics import overlap
+
+COLOURS = ("#8d99a6", "#c1440e", "#5aa02c", "#1b6ca8", "#8a5fbf", "#b8860b", "#0f8b8d")
+TEACHER = "#222222"
+
+CURVES = {
+    "reward/mean": "reward",
+    "discriminator/accuracy": "discriminator accuracy",
+    "discriminator/margin": "score margin, teacher − student",
+    "response/length": "response length, tokens",
+    "kl/reference": "KL to the stage's start, nats per token",
+    "evaluation/rouge_l": "held-out ROUGE-L",
+}
+
+
+def overlap_by_order(answers: Sequence[Answers]) -> str:
+    """Returns n-gram F1 against the teacher for n = 1..6, one line per student: the paper's
+    Figure 4. Empty without teacher text."""
+    lines = {a.label: [mean(a, f"ngram_{n}") for n in overlap.ORDERS] for a in answers}
+    if any(None in line for line in lines.values()):
+        return ""
+    figure, axes = _axes()
+    for (label, line), colour in zip(lines.items(), colours(len(lines)), strict=True):
+        axes.plot(list(overlap.ORDERS), line, "o-", color=colour, label=label)
+    axes.set(xlabel="n", ylabel="n-gram F1", title="overlap with the teacher's text")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    return _svg(figure)
+
+
+def lengths(answers: Sequence[Answers]) -> str:
+    """Returns the share of answers that are longer than a number of tokens, and the teacher's."""
+    found = {
+        a.label: [answer["tokens"] for line in a.lines for answer in line["answers"]]
+        for a in answers
+    }
+    shades = colours(len(found))
+    teacher = [line["teacher_tokens"] for line in answers[0].lines if line["teacher_tokens"]]
+    if teacher:
+        found["teacher"] = teacher
+        shades.append(TEACHER)
+    figure, axes = _axes()
+    for (label, tokens), colour in zip(found.items(), shades, strict=True):
+        ordered = np.sort([0, *tokens])
+        longer = 1 - np.arange(len(ordered)) / len(tokens)
+        style = "--" if label == "teacher" else "-"
+        axes.step(ordered, longer, style, where="post", color=colour, label=label)
+    axes.set(xlabel="tokens", ylabel="share that is longer", title="length of the answers")
+    axes.set_ylim(0, 1.02)
+    axes.set_xlim(left=0)
+    axes.legend(frameon=False)
+    return _svg(figure)
+
+
+def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """Returns a figure for each metric of `CURVES` that some run has; runs are rows of a
+    metrics.jsonl, by name. With one run, dashed lines stand where stages begin."""
+    figures = []
+    for name, title in CURVES.items():
+        points = {
+            label: [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+            for label, rows in runs.items()
+        }
+        if not any(points.values()):
+            continue
+        figure, axes = _axes()
+        for (label, line), colour in zip(points.items(), colours(len(points)), strict=True):
+            colour = COLOURS[3] if len(points) == 1 else colour
+            mark = "o-" if len(line) < 12 else "-"
+            axes.plot(
+                *(zip(*line, strict=True) if line else ([], [])), mark, color=colour, label=label
+            )
+        if len(runs) == 1:
+            _mark_stages(axes, next(iter(runs.values())))
+        else:
+            axes.legend(frameon=False)
+        axes.set(xlabel="step", title=title)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        figures.append(_svg(figure))
+    return figures
+
+
+def _mark_stages(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Draws where stages begin, and the whole run's steps, also those without the metric."""
+    axes.set_xlim(rows[0]["step"], max(rows[-1]["step"], rows[0]["step"] + 1))
+    for before, after in itertools.pairwise(rows):
+        if before["stage"] != after["stage"]:
+            start = before["step"] + 0.5
+            axes.axvline(start, color="#bbb", linestyle="--", linewidth=1)
+            place = axes.get_xaxis_transform()
+            axes.text(start, 0.98, f" {after['stage']}", transform=place, color="#777", va="top")
+
+
+def colours(count: int) -> list[str]:
+    """Returns the colours of so many lines."""
+    return [COLOURS[n % len(COLOURS)] for n in range(count)]
+
+
+def _axes() -> tuple[Any, Any]:
+    from matplotlib.figure import Figure  # without pyplot: no display, nothing global
+
+    figure = Figure(figsize=(5, 3.2), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    return figure, axes
+
+
+def _svg(figure: Any) -> str:
+    """Returns the figure, its text as text: a third of the size. The same one is the same text."""
+    import matplotlib
+
+    out = io.StringIO()
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "gad_jax", "font.family": "sans-serif"}
+    with matplotlib.rc_context(settings):
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    return out.getvalue()

@@ -1,0 +1,250 @@
+"""Which answers meet, and what their verdicts add up to. Asking the judge is in `asking`."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gad_jax.base.errors import UserError
+from gad_jax.evaluate.answers import Answers
+from gad_jax.evaluate.judge import protocol as protocols
+from gad_jax.evaluate.judge.settings import TEACHER, Judge
+from gad_jax.metrics import statistics
+from gad_jax.metrics.statistics import Interval
+from gad_jax.teacher.questions import Question, Teacher, request_key
+
+Texts = Mapping[tuple[str, int], str]
+"""What the judge said, by the key of the request and how often it was made before."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Contest:
+    """An answer against another to the same prompt; the judge sees them in both orders.
+
+    `tokens` are None where they are not known.
+    """
+
+    prompts: str
+    protocol: protocols.Protocol
+    student: str
+    against: str
+    id: str
+    number: int
+    sample: int
+    request: str
+    text: str
+    other: str
+    tokens: int | None
+    other_tokens: int | None
+
+    def questions(self, judge: Teacher, repeat: int = 0) -> tuple[Question, Question]:
+        """Returns the two requests: with the answer in the first place, and in the second."""
+        orders = ((self.text, self.other), (self.other, self.text))
+        sent = [protocols.question(self.protocol, self.request, *order) for order in orders]
+        name = f"{self.prompts}/{self.id}: {self.student} against {self.against}"
+        first, second = (
+            Question(request_key(judge, messages), repeat, name, messages, messages)
+            for messages in sent
+        )
+        return first, second
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+    """What came of a contest: the share that the answer got in each order, None where no verdict
+    could be read. `unread` are the verdicts that could not."""
+
+    contest: Contest
+    shares: tuple[float | None, float | None]
+    unread: int
+
+    @property
+    def share(self) -> float | None:
+        """The mean over both orders, in [0, 1]; None unless both have a verdict."""
+        first, second = self.shares
+        return None if first is None or second is None else (first + second) / 2
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the line that is kept; the texts are in the files of answers and verdicts."""
+        kept = ("prompts", "protocol", "student", "against", "id", "sample", "tokens")
+        named = {name: getattr(self.contest, name) for name in kept}
+        return named | {
+            "against_tokens": self.contest.other_tokens,
+            "shares": list(self.shares),
+            "score": None if self.share is None else 100 * self.share,
+            "unparsable": self.unread,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """How a student fared against another on a prompt set; scores in [0, 100], 50 is parity.
+
+    Wins, ties and losses are contests in which both orders agree, and None for ratings.
+    `first_place` is what the answer shown first got on average: 50 for a judge that does not care.
+    """
+
+    prompts: str
+    protocol: protocols.Protocol
+    student: str
+    against: str
+    judged: int
+    tokens: float | None
+    against_tokens: float | None
+    score: Interval
+    length_controlled: Interval
+    one_sided: bool
+    wins: int | None
+    ties: int | None
+    losses: int | None
+    first_place: float
+    unparsable: int
+    missing: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns all of it for a file of JSON; null where there is no number."""
+        found = dataclasses.asdict(self)
+        for name in ("score", "length_controlled"):
+            numbers = getattr(self, name)._asdict()
+            found[name] = {k: None if math.isnan(v) else v for k, v in numbers.items()}
+        return found
+
+
+def contests(answers: Sequence[Answers], judge: Judge) -> list[Contest]:
+    """Returns the contests of one prompt set, given each student's answers to the same prompts."""
+    names = [one.label for one in answers]
+    baseline = judge.baseline or (names[0] if len(names) > 1 else TEACHER)
+    found: list[Contest] = []
+    for protocol in judge.protocols:
+        against = judge.reference if protocol == "reference" else baseline
+        flag = "reference" if protocol == "reference" else "baseline"
+        if against not in (*names, TEACHER):
+            raise UserError(
+                f"--judge.{flag}={against} is no student here; name one of "
+                f"{', '.join([*names, TEACHER])}"
+            )
+        for name in names if against == TEACHER else [*names, TEACHER]:
+            if name != against:
+                found += _meet(answers, protocol, name, against)
+    return found
+
+
+def _meet(
+    answers: Sequence[Answers], protocol: protocols.Protocol, student: str, against: str
+) -> list[Contest]:
+    first = answers[0]
+    found = []
+    for number, line in enumerate(first.lines):
+        left, right = (_of(answers, name, number) for name in (student, against))
+        for sample in range(max(len(left), len(right)) if left and right else 0):
+            text, tokens = left[sample % len(left)]
+            other, other_tokens = right[sample % len(right)]
+            found.append(
+                Contest(
+                    prompts=first.prompts,
+                    protocol=protocol,
+                    student=student,
+                    against=against,
+                    id=line["id"],
+                    number=number,
+                    sample=sample,
+                    request=line["prompt"],
+                    text=text,
+                    other=other,
+                    tokens=tokens,
+                    other_tokens=other_tokens,
+                )
+            )
+    return found
+
+
+def _of(answers: Sequence[Answers], name: str, number: int) -> list[tuple[str, int | None]]:
+    """Returns the texts with which a student or the teacher answered a prompt, and their tokens."""
+    if name == TEACHER:
+        line = answers[0].lines[number]
+        return [(line["teacher"], line["teacher_tokens"])] if line["teacher"] else []
+    (one,) = (one for one in answers if one.label == name)
+    return [(answer["text"], answer["tokens"]) for answer in one.lines[number]["answers"]]
+
+
+def judgement(contest: Contest, judge: Teacher, texts: Texts) -> Judgement:
+    """Returns what the verdicts so far say: of several on one order, the first that can be read."""
+    shares: list[float | None] = []
+    unread = 0
+    for question in contest.questions(judge):
+        said: float | None = None
+        repeat = 0
+        while said is None and (question.key, repeat) in texts:
+            said = protocols.share(contest.protocol, texts[question.key, repeat])
+            unread += said is None
+            repeat += 1
+        shares.append(said)
+    first, second = shares
+    return Judgement(contest, (first, None if second is None else 1 - second), unread)
+
+
+def scores(judgements: Sequence[Judgement]) -> list[Score]:
+    """Returns a score for each student, opponent, protocol and prompt set, in their order."""
+    groups: dict[tuple[str, ...], list[Judgement]] = {}
+    for one in judgements:
+        c = one.contest
+        groups.setdefault((c.prompts, c.protocol, c.student, c.against), []).append(one)
+    return [_score(group) for group in groups.values()]
+
+
+def _score(group: Sequence[Judgement]) -> Score:
+    """Returns the score of one student: means over the samples of a prompt, then over prompts."""
+    contest = group[0].contest
+    judged = [one for one in group if one.share is not None]
+    shares = _by_prompt(judged, lambda one: one.share)
+    # Characters, as in AlpacaEval 2: the two may count in different tokens.
+    lengths = _by_prompt(judged, lambda one: len(one.contest.text))
+    others = _by_prompt(judged, lambda one: len(one.contest.other))
+    pairs = contest.protocol == "pairwise"
+    decided = [set(one.shares) for one in judged]
+    wins, losses = decided.count({1.0}), decided.count({0.0})
+    return Score(
+        prompts=contest.prompts,
+        protocol=contest.protocol,
+        student=contest.student,
+        against=contest.against,
+        judged=len(shares),
+        tokens=_mean(_by_prompt(judged, lambda one: one.contest.tokens)),
+        against_tokens=_mean(_by_prompt(judged, lambda one: one.contest.other_tokens)),
+        score=_percent(statistics.mean_interval(shares)),
+        length_controlled=_percent(statistics.length_controlled(shares, lengths, others)),
+        one_sided=statistics.one_sided(lengths, others),
+        wins=wins if pairs else None,
+        ties=len(judged) - wins - losses if pairs else None,
+        losses=losses if pairs else None,
+        first_place=100 * float(np.mean([_first_place(one) for one in judged])) if judged else 50.0,
+        unparsable=sum(one.unread for one in group),
+        missing=len(group) - len(judged),
+    )
+
+
+def _first_place(one: Judgement) -> float:
+    """Returns the mean share of the answer that was shown first."""
+    first, second = one.shares
+    assert first is not None
+    assert second is not None
+    return (first + 1 - second) / 2
+
+
+def _by_prompt(judgements: Sequence[Judgement], value: Any) -> list[float]:
+    """Returns the mean of a value over each prompt's contests; nothing of prompts without any."""
+    found: dict[int, list[float]] = {}
+    for one in judgements:
+        if (number := value(one)) is not None:
+            found.setdefault(one.contest.number, []).append(number)
+    return [float(np.mean(numbers)) for numbers in found.values()]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if len(values) else None
+
+
+def _percent(interval: Interval) -> Interval:
+    return Interval(*(100 * number for number in interval))

@@ -1,0 +1,190 @@
+"""One self-contained HTML file that compares students: scores, figures, and what changed most.
+
+Everything in it that a model or a user wrote is escaped, and its content security policy lets it
+load nothing.
+"""
+
+import base64
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from gad_jax.base import console
+from gad_jax.evaluate import figures
+from gad_jax.evaluate.answers import Answers, common, of_line, summary
+from gad_jax.training import tracker
+
+EXAMPLES = 5
+SHOWN_CHARACTERS = 4000
+_MEASURES = {"score": "the discriminator's score", "rouge_l": "ROUGE-L", "tokens": "tokens"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A prompt with the answers to it: texts by name, with a note of their length and score."""
+
+    prompt: str
+    change: float
+    texts: list[tuple[str, str, str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Numbers with a title above and a note below."""
+
+    title: str
+    columns: list[str]
+    rows: list[tuple[str, list[str]]]
+    note: str
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptSet:
+    """What the report says of one prompt set. Only prompts that all students answered count."""
+
+    name: str
+    prompts: int
+    left_out: int
+    columns: list[str]
+    rows: list[tuple[str, list[str]]]
+    judged: list[Table]
+    figures: list[str]
+    measure: str
+    improved: list[Example]
+    damaged: list[Example]
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The content of a report."""
+
+    title: str
+    origins: list[tuple[str, str]]
+    sets: list[PromptSet]
+    curves: list[str]
+
+
+def collect(
+    answers: Sequence[Answers],
+    runs: Mapping[str, Path],
+    judged: Mapping[str, Sequence[Table]] | None = None,
+) -> Report:
+    """Returns the report on these answers; `runs` are run directories whose curves are shown, and
+    `judged` the tables of each prompt set that judges and people gave."""
+    sets = [
+        _prompt_set(name, [one for one in answers if one.prompts == name], (judged or {}).get(name))
+        for name in dict.fromkeys(one.prompts for one in answers)
+    ]
+    labels = dict.fromkeys(one.label for one in answers)
+    rows = {
+        label: tracker.read_rows(run / "metrics.jsonl")
+        for label, run in runs.items()
+        if (run / "metrics.jsonl").is_file()
+    }
+    return Report(
+        title=" · ".join(labels),
+        origins=list({one.label: one.origin for one in answers}.items()),
+        sets=sets,
+        curves=[_inline(figure) for figure in figures.curves(rows)] if rows else [],
+    )
+
+
+def render(report: Report) -> str:
+    """Returns the report as HTML."""
+    import jinja2
+
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("report.html.jinja").render(report=report)
+
+
+def _prompt_set(name: str, answers: Sequence[Answers], judged: Sequence[Table] | None) -> PromptSet:
+    shared = common(list(answers))
+    tables = {one.label: summary(one) for one in shared} | _teacher(shared[0])
+    columns = list(dict.fromkeys(column for table in tables.values() for column in table))
+    drawn = [figures.overlap_by_order(shared), figures.lengths(shared)] if shared[0].lines else []
+    measure, improved, damaged = _changes(shared)
+    return PromptSet(
+        name=name,
+        prompts=len(shared[0].lines),
+        left_out=max(len(one.lines) for one in answers) - len(shared[0].lines),
+        columns=columns,
+        rows=[(label, [_number(t.get(c)) for c in columns]) for label, t in tables.items()],
+        judged=list(judged or ()),
+        figures=[_inline(figure) for figure in drawn if figure],
+        measure=_MEASURES.get(measure, measure),
+        improved=improved,
+        damaged=damaged,
+    )
+
+
+def _teacher(answers: Answers) -> dict[str, dict[str, float]]:
+    """Returns the teacher's row, where its answers are known."""
+    tokens = [line["teacher_tokens"] for line in answers.lines if line["teacher_tokens"]]
+    if not tokens:
+        return {}
+    row = {"tokens": sum(tokens) / len(tokens), "× teacher": 1.0}
+    scores = [s for line in answers.lines if (s := line.get("teacher_score")) is not None]
+    return {"teacher": row | ({"D score": sum(scores) / len(scores)} if scores else {})}
+
+
+def _changes(answers: Sequence[Answers]) -> tuple[str, list[Example], list[Example]]:
+    """Returns the measure, and the prompts that the last student answers better, and worse, than
+    the first by it, the largest change first."""
+    first, last = answers[0], answers[-1]
+    if len(answers) < 2:
+        return "", [], []
+    for measure in ("score", "rouge_l"):
+        changes = []
+        for number, (before, after) in enumerate(zip(first.lines, last.lines, strict=True)):
+            old, new = of_line(before, measure), of_line(after, measure)
+            if old is not None and new is not None:
+                changes.append((new - old, number))
+        if changes:
+            changes.sort()
+            better = [c for c in reversed(changes) if c[0] > 0][:EXAMPLES]
+            worse = [c for c in changes if c[0] < 0][:EXAMPLES]
+            return (
+                measure,
+                [_example(answers, number, change) for change, number in better],
+                [_example(answers, number, change) for change, number in worse],
+            )
+    return "", [], []
+
+
+def _example(answers: Sequence[Answers], number: int, change: float) -> Example:
+    line = answers[0].lines[number]
+    texts = []
+    if line["teacher"]:
+        note = f"{line['teacher_tokens']} tokens" if line["teacher_tokens"] else ""
+        score = line.get("teacher_score")
+        note += f", D {score:+.2f}" if score is not None else ""
+        texts.append(("teacher", note, _shown(line["teacher"])))
+    for one in answers:
+        answer = one.lines[number]["answers"][0]
+        note = f"{answer['tokens']} tokens{'' if answer['finished'] else ', cut'}"
+        if answer.get("score") is not None:
+            note += f", D {answer['score']:+.2f}"
+        if answer.get("rouge_l") is not None:
+            note += f", ROUGE-L {answer['rouge_l']:.2f}"
+        texts.append((one.label, note, _shown(answer["text"])))
+    return Example(_shown(line["prompt"]), change, texts)
+
+
+def _shown(text: str) -> str:
+    text = console.printable(text.strip())
+    more = len(text) - SHOWN_CHARACTERS
+    return text if more <= 0 else f"{text[:SHOWN_CHARACTERS]} … ({more} more characters)"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def _inline(svg: str) -> str:
+    """Returns a figure as the address of an image: inside one, no script would run."""
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()

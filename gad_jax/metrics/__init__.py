@@ -1,0 +1,1 @@
+"""What is measured of answers: overlap, held-out evaluation, intervals."""

@@ -1,0 +1,169 @@
+"""How long a step takes on the target: operations, bytes and transfers over stated rates."""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+from gad_jax.distributed import hlo
+from gad_jax.distributed.targets import CHIPS, Chip, Target
+from gad_jax.models import costs
+from gad_jax.models.costs import Work
+from gad_jax.models.decoder import DecoderConfig
+from gad_jax.plan.programs import Compiled
+from gad_jax.plan.workload import Workload
+from gad_jax.settings.config import Config
+from gad_jax.types import Rows
+
+
+class Cost(NamedTuple):
+    """What one part of a step needs of all devices: operations, bytes of memory, and the layers
+    that the turns of the decode loop go through one after the other."""
+
+    name: str
+    flops: float
+    bytes: float
+    layers: int = 0
+
+
+class Phase(NamedTuple):
+    """One part of a step: its operations and bytes, the seconds that the attainable rate of
+    operations, the memory's bandwidth and the latency of the layers make of its cost, and those of
+    the transfers that it waits for."""
+
+    name: str
+    flops: float
+    bytes: float
+    compute_seconds: float
+    memory_seconds: float
+    latency_seconds: float
+    transfer_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        waiting = self.latency_seconds + self.transfer_seconds
+        return max(self.compute_seconds, self.memory_seconds) + waiting
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A step of a stage: its phases, and the seconds of the updates' transfers."""
+
+    stage: str
+    phases: list[Phase]
+    transfer_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """The updates' transfers run beside the computation, so the longer of the two counts."""
+        updates = sum(p.seconds for p in self.phases if not p.name.startswith("rollout"))
+        rollout = sum(p.seconds for p in self.phases if p.name.startswith("rollout"))
+        return rollout + max(updates, self.transfer_seconds)
+
+
+def chip_of(target: Target) -> Chip:
+    """Returns the target's device; a simulated one is measured here, and shares the machine."""
+    if target.kind != "cpu":
+        return CHIPS[target.kind]
+    import os
+
+    from gad_jax.distributed import ceilings
+
+    rates = ceilings.measure(seconds=0.5)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    n = target.devices
+    return Chip(
+        "cpu", rates.flops_per_second / n, memory / n, rates.bytes_per_second / n,
+        rates.bytes_per_second / n, rates.bytes_per_second / n, 0.5, 0.0,
+        "measured on this machine: a matrix product of 2048, reading 512 MB",
+    )  # fmt: skip
+
+
+def step(
+    config: Config,
+    stage: str,
+    networks: tuple[DecoderConfig, DecoderConfig],
+    target: Target,
+    chip: Chip,
+    work: Workload,
+    programs: list[Compiled],
+) -> Step:
+    """Returns the phases of a step of this stage, after those that train D alone."""
+    generator, discriminator = networks
+    rates = getattr(config, stage)
+    # The backward pass is two forward ones, and computes everything again with remat=full.
+    training = costs.TRAINING + (config.student.remat == "full")
+    needs: list[Cost] = []
+    if rates.train_discriminator or stage == "gad":
+        needs += _rollout(config, generator, target, work)
+        passes = training if rates.train_discriminator else 1
+        flops = passes * costs.forward_flops(discriminator, costs.processed_work(work.pairs))
+        needs.append(Cost("discriminator", flops, _update_bytes(discriminator, work.pairs, target)))
+    if rates.train_generator:
+        rows = work.samples if stage == "gad" else work.teacher
+        flops = costs.forward_flops(generator, costs.processed_work(rows))
+        needs.append(Cost("generator", training * flops, _update_bytes(generator, rows, target)))
+        if stage == "gad" and config.grpo.kl_coefficient > 0:
+            needs.append(Cost("reference", flops, _read_bytes(generator, rows, target)))
+    sent = {program.name: transfer_seconds(program.collectives, chip) for program in programs}
+    updates = [seconds for name, seconds in sent.items() if name.startswith(f"{stage}:")]
+    phases = [_timed(need, target.devices, chip, sent.get(need.name, 0.0)) for need in needs]
+    return Step(stage, phases, updates[-1] if updates else 0.0)
+
+
+def _timed(need: Cost, devices: int, chip: Chip, transfers: float) -> Phase:
+    compute = need.flops / devices / (chip.flops * chip.attainable)
+    memory = need.bytes / devices / chip.bandwidth
+    latency = need.layers * chip.layer_latency
+    return Phase(need.name, need.flops, need.bytes, compute, memory, latency, transfers)
+
+
+def transfer_seconds(transfers: list[hlo.Collective], chip: Chip) -> float:
+    """Returns the seconds of a program's transfers: the slower of links and network for each, and
+    what it takes to start one.
+
+    Of what a device of a group sends, the share that crosses nodes leaves by all the group's
+    devices in the node.
+    """
+    total = 0.0
+    for transfer in transfers:
+        inside = transfer.bytes / chip.link if transfer.within > 1 else 0.0
+        members = transfer.within * transfer.across
+        crossing = (transfer.across - 1) / transfer.across * members / max(members - 1, 1)
+        outside = transfer.bytes * crossing / transfer.within / chip.network
+        total += max(inside, outside) + transfer.times * chip.transfer_latency
+    return total
+
+
+def _rollout(config: Config, network: DecoderConfig, target: Target, work: Workload) -> list[Cost]:
+    """Returns the decode copy of the weights, prefill and decode. Each turn of the decode loop
+    reads the weights once per device (per tensor share) and every column of the caches, and works
+    in idle slots too."""
+    size = np.dtype(np.float32).itemsize if network.compute_dtype == "float32" else 2
+    asked = work.prompts.astype(np.int64)
+    prefill = Work(int(asked.sum()), int((asked * (asked + 1) // 2).sum()), len(asked))
+    weights = size * (costs.layer_weights(network) + network.width * network.vocabulary)
+    shards = target.devices // config.mesh.tensor
+    tokens = shards * sum(part.steps * part.slots for part in work.segments)
+    columns = shards * sum(part.steps * part.slots * part.columns for part in work.segments)
+    cache = 2 * network.layers * network.kv_heads * network.head_width * size * columns
+    flops = costs.forward_flops(network, Work(tokens, columns, tokens))
+    copies = weights * shards  # each shard's devices hold all of them
+    moved = copies * work.turns + cache
+    read = 4.0 * costs.parameters(network) * config.mesh.replica
+    return [
+        Cost("rollout: reshard", 0.0, read + copies),
+        Cost("rollout: prefill", costs.forward_flops(network, prefill), copies),
+        Cost("rollout: decode", flops, moved, network.layers * work.turns),
+    ]
+
+
+def _update_bytes(network: DecoderConfig, rows: Rows, target: Target) -> float:
+    """Returns what an update moves: the weights in each pass, gradients, weights and moments."""
+    float32 = 4.0 * costs.parameters(network)
+    return 3 * _read_bytes(network, rows, target) + float32 * (2 * rows.tokens.shape[0] + 8)
+
+
+def _read_bytes(network: DecoderConfig, rows: Rows, target: Target) -> float:
+    size = 4.0 if network.compute_dtype == "float32" else 2.0
+    return size * costs.parameters(network) * rows.tokens.shape[0] * target.devices

@@ -1,0 +1,95 @@
+"""A step's texts as the plan imagines them: their lengths are drawn, nothing else matters."""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+from gad_jax.core import packing
+from gad_jax.distributed import sharding
+from gad_jax.distributed.targets import Target
+from gad_jax.plan import decoding
+from gad_jax.rollout import engine
+from gad_jax.settings.config import Config
+from gad_jax.types import Rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+    """Lognormal lengths in tokens, cut at the limits of the settings (0 means a share of them)."""
+
+    prompt: float
+    response: float
+    prompt_spread: float = 0.9
+    response_spread: float = 0.8
+
+
+class Workload(NamedTuple):
+    """The rows of one step, by who reads them, the lengths that they were made of, and the calls of
+    `decode` that draw responses of these lengths."""
+
+    pairs: Rows
+    samples: Rows
+    teacher: Rows
+    prompts: np.ndarray
+    responses: np.ndarray
+    rectangle_padding: float
+    segments: tuple[engine.Segment, ...]
+
+    @property
+    def turns(self) -> int:
+        """How often the decode loop turns."""
+        return sum(part.steps for part in self.segments)
+
+    @property
+    def padding(self) -> float:
+        """The share of positions that hold no token, over the rows of a GAD step."""
+        both = (self.pairs, self.samples)
+        empty = sum(rows.tokens.size * packing.padding_share(rows) for rows in both)
+        return empty / sum(rows.tokens.size for rows in both)
+
+
+def draw(config: Config, lengths: Lengths, target: Target) -> Workload:
+    """Returns one step of the run's size, packed as the run packs it there. The same each time."""
+    shards = target.devices // config.mesh.tensor
+    with sharding.compiling_for(target.backend):
+        slots = config.rollout.slots or engine.default_slots()
+    rng = np.random.default_rng(0)
+    batch, limit = config.batch, config.rollout.max_new_tokens
+
+    def lognormal(mean: float, spread: float, cut: int, *shape: int) -> np.ndarray:
+        # Their mean is that before the cut.
+        drawn = rng.lognormal(np.log(mean) - spread**2 / 2, spread, shape)
+        return np.clip(drawn.astype(int), 1, cut)
+
+    prompts = lognormal(
+        lengths.prompt, lengths.prompt_spread, config.data.max_prompt_tokens, batch.prompts
+    )
+    responses = lognormal(
+        lengths.response, lengths.response_spread, limit, batch.prompts, config.rollout.samples + 1
+    )
+    asked = [np.ones(n, np.int32) for n in prompts]
+    answers = [[np.ones(n, np.int32) for n in group] for group in responses]
+    micro_batches = batch.prompts // (batch.micro_batch_prompts or batch.prompts)
+
+    def rows(part: slice, count: int) -> Rows:
+        return packing.pack(
+            asked,
+            [group[part] for group in answers],
+            row_tokens=config.row_tokens,
+            micro_batches=count,
+            shards=shards,
+        )
+
+    pairs = rows(slice(None), micro_batches)
+    first = [group[:1] for group in answers]
+    count = packing.fewest_micro_batches(asked, first, micro_batches, pairs.tokens[0].size)
+    return Workload(
+        pairs,
+        rows(slice(1, None), micro_batches),
+        rows(slice(0, 1), count),
+        prompts,
+        responses[:, 1:],
+        packing.rectangle_padding_share(asked, answers),
+        decoding.segments(prompts, responses[:, 1:], shards, slots, config.longest),
+    )

@@ -1,0 +1,331 @@
+"""OpenAI's chat completions over HTTP, on a scheduler.
+
+`POST /v1/chat/completions` (also streamed, as server-sent events), `GET /v1/models` and
+`GET /health`. A client that hangs up frees its slots.
+"""
+
+import asyncio
+import hmac
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from gad_jax.base.errors import UserError
+from gad_jax.data.chat import Chat
+from gad_jax.serve import scheduler, wire
+from gad_jax.serve.scheduler import Busy, Scheduler
+from gad_jax.serve.text import TextStream
+from gad_jax.serve.wire import ChatRequest
+
+MOST_BYTES = 16 * 2**20
+LOCAL = ("127.0.0.1", "localhost")
+RETRY_SECONDS = 2
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the service is to its clients: the model's name, the key that they must send (none: no
+    key), answers' length where the request is silent, and the first seed."""
+
+    name: str
+    key: str
+    max_new_tokens: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a token adds to a choice; the last one of a choice has a reason."""
+
+    choice: int
+    text: str = ""
+    logprobs: tuple[dict[str, Any], ...] = ()
+    tokens: int = 0
+    reason: str = ""
+
+
+class _Refused(Exception):
+    """A response that is not an answer, in OpenAI's form."""
+
+    def __init__(self, status: int, message: str, code: str) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code = status, message, code
+
+    def response(self) -> Response:
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        error = {"message": self.message, "type": kind, "param": None, "code": self.code}
+        busy = self.status in (429, 503)
+        headers = {"Retry-After": str(RETRY_SECONDS)} if busy else {}
+        return JSONResponse({"error": error}, self.status, headers=headers)
+
+
+def make(decoding: Scheduler, terms: Terms, host: str) -> Starlette:
+    """Returns the application."""
+    service = _Service(decoding, terms)
+    # Another site whose name leads to this computer may not ask from a browser.
+    hosts = [*LOCAL, host] if host in LOCAL or host.startswith("127.") else ["*"]
+    return Starlette(
+        routes=[
+            Route("/v1/chat/completions", service.complete, methods=["POST"]),
+            Route("/v1/models", service.models),
+            Route("/health", service.health),
+        ],
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts)],
+    )
+
+
+class _Service:
+    def __init__(self, decoding: Scheduler, terms: Terms) -> None:
+        self.decoding, self.terms = decoding, terms
+        self.chat = decoding.student.chat
+        self.started = int(time.time())
+        self._unseeded = 0  # answers to requests without a seed
+
+    async def health(self, request: Request) -> Response:
+        """Says whether answers are to be had, and how many wait for one."""
+        decoding = self.decoding
+        state = {"slots": decoding.student.slots, "busy": decoding.busy}
+        state |= {"waiting": decoding.waiting}
+        return JSONResponse(state, 200 if decoding.alive else 503)
+
+    async def models(self, request: Request) -> Response:
+        """Names the one model."""
+        try:
+            self._check_key(request)
+        except _Refused as refused:
+            return refused.response()
+        model = {"id": self.terms.name, "object": "model", "created": self.started}
+        model |= {"owned_by": "gad_jax", "max_model_len": self.decoding.student.context}
+        return JSONResponse({"object": "list", "data": [model]})
+
+    async def complete(self, request: Request) -> Response:
+        """Answers a conversation."""
+        try:
+            self._check_key(request)
+            asked = wire.read(await _read(request))
+            answer = await self._ask(asked)
+        except UserError as error:
+            return _Refused(400, str(error), "invalid_request").response()
+        except _Refused as refused:
+            return refused.response()
+        if asked.stream:
+            return StreamingResponse(answer.events(), media_type="text/event-stream")
+        collecting = asyncio.create_task(answer.collect())
+        gone = asyncio.create_task(_gone(request))
+        await asyncio.wait([collecting, gone], return_when=asyncio.FIRST_COMPLETED)
+        gone.cancel()
+        if not collecting.done():
+            collecting.cancel()
+            answer.cancel()
+            return Response(status_code=499)
+        try:
+            return JSONResponse(collecting.result())
+        except _Refused as refused:
+            return refused.response()
+
+    def _check_key(self, request: Request) -> None:
+        sent = request.headers.get("authorization", "").encode()
+        if self.terms.key and not hmac.compare_digest(sent, f"Bearer {self.terms.key}".encode()):
+            raise _Refused(401, "the API key is missing or wrong", "invalid_api_key")
+
+    async def _ask(self, asked: ChatRequest) -> "_Answer":
+        """Hands the request to the scheduler, once per choice."""
+        if asked.model != self.terms.name:
+            message = f"model {asked.model!r} is not served here; {self.terms.name!r} is"
+            raise _Refused(404, message, "model_not_found")
+        prompt = await asyncio.to_thread(self.decoding.student.encode, asked.conversation)
+        room = self.decoding.student.context - len(prompt)
+        given = asked.max_completion_tokens or asked.max_tokens
+        if room < (given or 1):
+            message = (
+                f"the prompt has {len(prompt)} tokens, and {self.decoding.student.context} are for "
+                f"it and its answer of {given or 'at least 1'}; shorten it"
+            )
+            raise _Refused(400, message, "context_length_exceeded")
+        choices, seed = asked.n or 1, asked.seed
+        if seed is None:
+            seed = self.terms.seed + self._unseeded
+            self._unseeded += choices
+        answer = _Answer(asked, self.terms.name, self.chat, len(prompt))
+        for choice in range(choices):
+            longest = given or min(self.terms.max_new_tokens, room)
+            one = answer.request(choice, prompt, longest, seed)
+            try:
+                self.decoding.submit(one)
+            except Busy:
+                answer.cancel()
+                raise _Refused(429, "too many requests wait; ask later", "busy") from None
+            except Exception:
+                answer.cancel()
+                raise _Refused(503, "the server has stopped decoding", "stopped") from None
+        return answer
+
+
+@dataclass
+class _Answer:
+    """The choices of one request, as they come from the scheduler's thread."""
+
+    asked: ChatRequest
+    model: str
+    chat: Chat
+    prompt_tokens: int
+    id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def __post_init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._pieces: asyncio.Queue[Piece] = asyncio.Queue()
+        self._requests: list[scheduler.Request] = []
+
+    def request(
+        self, choice: int, prompt: np.ndarray, longest: int, seed: int
+    ) -> scheduler.Request:
+        """Returns what to submit for a choice."""
+        stream = TextStream(self.chat, self.asked.stops)
+        held: list[dict[str, Any]] = []
+
+        def send(piece: Piece) -> None:
+            self._loop.call_soon_threadsafe(self._pieces.put_nowait, piece)
+
+        def on_token(token: int, logprob: float) -> None:
+            text = stream.push(token)
+            if self.asked.logprobs:
+                held.append(_logprob(self.chat, token, logprob))
+            if stream.stopped:
+                one.cancelled.set()
+            if text or stream.stopped:
+                reason = "stop" if stream.stopped else ""
+                tokens = one.answered if stream.stopped else 0
+                send(Piece(choice, text, tuple(held), tokens, reason))
+                held.clear()
+
+        def on_end(reason: scheduler.Reason) -> None:
+            send(Piece(choice, stream.end(), tuple(held), one.answered, reason))
+
+        one = scheduler.Request(
+            *(prompt, longest, self.asked.sampler, (seed + choice) % 2**32), on_token, on_end
+        )
+        self._requests.append(one)
+        return one
+
+    def cancel(self) -> None:
+        """Frees what the request holds."""
+        for request in self._requests:
+            request.cancelled.set()
+
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """Yields what the choices are made of, until the last of them has ended."""
+        open_choices = len(self._requests)
+        try:
+            while open_choices:
+                piece = await self._pieces.get()
+                if piece.reason == "error":
+                    raise _Refused(500, "the server could not go on with the answer", "failed")
+                open_choices -= bool(piece.reason)
+                yield piece
+        finally:
+            self.cancel()
+
+    async def collect(self) -> dict[str, Any]:
+        """Returns the body of an answer that is sent as a whole."""
+        choices: list[list[Piece]] = [[] for _ in self._requests]
+        async for piece in self.pieces():
+            choices[piece.choice].append(piece)
+        return {
+            **self._head("chat.completion"),
+            "choices": [
+                {
+                    "index": index,
+                    "message": {"role": "assistant", "content": "".join(p.text for p in pieces)},
+                    "logprobs": self._logprobs([one for p in pieces for one in p.logprobs]),
+                    "finish_reason": pieces[-1].reason,
+                }
+                for index, pieces in enumerate(choices)
+            ],
+            "usage": self._usage(sum(pieces[-1].tokens for pieces in choices)),
+        }
+
+    async def events(self) -> AsyncIterator[bytes]:
+        """Yields server-sent events."""
+        head = self._head("chat.completion.chunk")
+        tokens = 0
+        try:
+            for choice in range(len(self._requests)):
+                yield _event(head, choice, {"role": "assistant", "content": ""})
+            async for piece in self.pieces():
+                tokens += piece.tokens
+                delta = {"content": piece.text} if piece.text else {}
+                logprobs = self._logprobs(piece.logprobs)
+                yield _event(head, piece.choice, delta, logprobs, piece.reason or None)
+        except _Refused as refused:
+            yield b"data: " + bytes(refused.response().body) + b"\n\n"
+            return
+        finally:
+            self.cancel()
+        options = self.asked.stream_options
+        if options is not None and options.include_usage:
+            yield _data(head | {"choices": [], "usage": self._usage(tokens)})
+        yield b"data: [DONE]\n\n"
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+    def _logprobs(self, content: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+        return {"content": list(content)} if self.asked.logprobs else None
+
+    def _usage(self, answered: int) -> dict[str, int]:
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": answered,
+            "total_tokens": self.prompt_tokens + answered,
+        }
+
+
+async def _read(request: Request) -> bytes:
+    body = bytearray()
+    try:
+        async for part in request.stream():
+            body += part
+            if len(body) > MOST_BYTES:
+                message = f"the request is longer than {MOST_BYTES >> 20} MiB"
+                raise _Refused(413, message, "too_large")
+    except ClientDisconnect:
+        raise _Refused(499, "the client has hung up", "gone") from None
+    return bytes(body)
+
+
+async def _gone(request: Request) -> None:
+    """Returns when the client has hung up; its body must have been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _logprob(chat: Chat, token: int, logprob: float) -> dict[str, Any]:
+    text = chat.tokenizer.decode([token])
+    return {"token": text, "logprob": logprob, "bytes": list(text.encode()), "top_logprobs": []}
+
+
+def _event(
+    head: dict[str, Any],
+    choice: int,
+    delta: dict[str, str],
+    logprobs: Any = None,
+    reason: str | None = None,
+) -> bytes:
+    one = {"index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+    return _data(head | {"choices": [one]})
+
+
+def _data(content: Any) -> bytes:
+    return b"data: " + json.dumps(content, ensure_ascii=False).encode() + b"\n\n"

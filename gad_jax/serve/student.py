@@ -1,0 +1,74 @@
+"""A student that is ready to serve: its weights on their devices, its tokenizer, and its sizes."""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from gad_jax.base import buckets
+from gad_jax.data.chat import Chat
+from gad_jax.data.tokenizer import Message
+from gad_jax.distributed import sharding
+from gad_jax.models.decoder import DecoderConfig
+from gad_jax.rollout import engine
+from gad_jax.rollout.ring import Prefix, Weights
+from gad_jax.types import Params
+
+LEAST_PROMPT_ROW = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Student:
+    """What decoding needs. `context` is the most tokens of a prompt and its answer together."""
+
+    config: DecoderConfig
+    params: Params
+    weights: Weights
+    chat: Chat
+    mesh: Mesh
+    slots: int
+    context: int
+    _encoding: threading.Lock = field(default_factory=threading.Lock)
+
+    @classmethod
+    def make(
+        cls, config: DecoderConfig, params: Params, chat: Chat, mesh: Mesh, slots: int, context: int
+    ) -> "Student":
+        """Returns the student of a network. Raises UserError when its caches cannot fit."""
+        context = min(context, config.max_positions)
+        slots = slots or (8 if sharding.platform() == "cpu" else engine.default_slots())
+        with jax.set_mesh(mesh):
+            advice = "lower --slots or --context, or raise --tensor"
+            engine.check_cache(config, slots, context, mesh, advice)
+            params = _in_compute_dtype(config, params)
+            weights = engine.prepare(config, params)
+        return cls(config, params, weights, chat, mesh, slots, context)
+
+    def encode(self, conversation: Sequence[Message]) -> np.ndarray:
+        """Returns the tokens of a conversation up to where the answer begins; from any thread,
+        though the tokenizer itself is for one. Raises UserError, as `Chat.encode_prompt`."""
+        with self._encoding:
+            return np.asarray(self.chat.encode_prompt(conversation), np.int32)
+
+    def prefill(self, tokens: Any) -> Prefix:
+        """Returns the caches of a prompt, filled up to one of few lengths, so that few programs are
+        compiled. The mesh must be set."""
+        length = len(tokens)
+        width = max(LEAST_PROMPT_ROW, buckets.power_of_two(length))
+        rows = np.zeros((3, 1, width), np.int32)
+        rows[0, 0, :length] = tokens
+        rows[1, 0, :length] = np.arange(length)
+        rows[2, 0, :length] = 1
+        arrays = sharding.put(tuple(rows), self.mesh, "batch")
+        return engine.prefill(self.config, self.params, width, *arrays)
+
+
+@sharding.jit(static="config", donate="params")
+def _in_compute_dtype(config: DecoderConfig, params: Params) -> Params:
+    """The float32 weights of training are not kept where they are not computed with."""
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(config.compute_dtype)), params)

@@ -1,0 +1,214 @@
+"""Nested dataclasses as dotted paths: declaring, reading and filling them, and words for mistakes.
+
+Where values come from (flags, YAML) is in `options.py`. Imports no jax.
+"""
+
+import dataclasses
+import difflib
+import functools
+import re
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import MISSING, dataclass
+from typing import Any, Literal, TypeVar
+
+from pydantic import TypeAdapter
+
+from gad_jax.base.errors import UserError
+
+T = TypeVar("T")
+
+
+def option(default: Any, help: str, unit: str = "", positional: bool = False) -> Any:
+    """Returns a dataclass field with its default, its line in `--help` and its unit.
+
+    The default `dataclasses.MISSING` makes the option required. A positional option is given by
+    its place instead of a flag: `run: str = option(MISSING, "run directory", positional=True)`.
+    """
+    words = {"help": help, "unit": unit, "positional": positional}
+    return dataclasses.field(default=default, metadata=words)
+
+
+def section(kind: Any, help: str, **overrides: Any) -> Any:
+    """Returns a dataclass field that holds a section of settings, its defaults overridden."""
+    return dataclasses.field(default_factory=lambda: kind(**overrides), metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A field that holds a value, at its dotted path from the outermost dataclass."""
+
+    path: str
+    type: Any
+    value: Any
+    """In an instance; else the default, which is `dataclasses.MISSING` for a required field."""
+    metadata: Mapping[str, Any]
+
+    @property
+    def positional(self) -> bool:
+        """Whether it is given by its place on the command line, without a flag."""
+        return self.metadata.get("positional", False)
+
+    @property
+    def flag(self) -> str:
+        """How a user writes it: `--batch.prompts`, or `RUN` for a positional one."""
+        return self.path.upper() if self.positional else f"--{self.path}"
+
+
+@dataclass(frozen=True)
+class Given:
+    """A value that the user gave, and the words that lead an error about it."""
+
+    value: Any
+    where: str
+    from_flag: bool = False
+
+
+@functools.cache
+def hints(kind: Any) -> dict[str, Any]:
+    """The fields of a dataclass and their types, in order."""
+    resolved = typing.get_type_hints(kind)
+    return {field.name: resolved[field.name] for field in dataclasses.fields(kind)}
+
+
+def leaves(kind: Any, instance: Any = None, prefix: str = "") -> Iterator[Leaf]:
+    """All fields that hold values, sections opened, with their values in `instance` or defaults."""
+    for field in dataclasses.fields(kind):
+        path, hint, value = prefix + field.name, hints(kind)[field.name], _value(field, instance)
+        if dataclasses.is_dataclass(hint):
+            yield from leaves(hint, value, f"{path}.")
+        else:
+            yield Leaf(path, hint, value, field.metadata)
+
+
+def _value(field: dataclasses.Field[Any], instance: Any) -> Any:
+    if instance is not None:
+        return getattr(instance, field.name)
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def build(kind: type[T], given: Mapping[str, Given], instance: Any = None, prefix: str = "") -> T:
+    """The dataclass with the given values over its defaults; a section keeps its own defaults.
+
+    Raises UserError where a required field is absent or the dataclass refuses a value.
+    """
+    values = {}
+    for field in dataclasses.fields(typing.cast(Any, kind)):
+        path, hint, value = prefix + field.name, hints(kind)[field.name], _value(field, instance)
+        if dataclasses.is_dataclass(hint):
+            value = build(typing.cast(Any, hint), given, value, f"{path}.")
+        elif path in given:
+            value = given[path].value
+        elif value is MISSING:
+            leaf = Leaf(path, hint, value, field.metadata)
+            raise UserError(f"{leaf.flag} is needed: {field.metadata['help']}")
+        values[field.name] = value
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise UserError(_blame(str(error), prefix, given)) from error
+
+
+def _blame(message: str, prefix: str, given: Mapping[str, Given]) -> str:
+    """A dataclass's refusal, led by the given value that it most likely speaks of."""
+
+    def rank(path: str) -> tuple[int, bool, int]:
+        names = (path, path.removeprefix(prefix), path.rpartition(".")[2], path.partition(".")[0])
+        for specificity, name in enumerate(names):
+            found = re.search(rf"(?<![\w.]){re.escape(name)}(?!\w)", message)
+            if found:
+                return specificity, not given[path].from_flag, found.start()
+        return len(names), not given[path].from_flag, 0
+
+    suspects = [path for path in given if path.startswith(prefix)]
+    return f"{given[min(suspects, key=rank)].where}: {message}" if suspects else message
+
+
+def typed(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the type `hint`. Text may stand for a number, but no number for text or truth.
+
+    Raises UserError, led by `where`, for a value of another type.
+    """
+    kinds = typing.get_args(hint) or (hint,)
+    parsed = value
+    if isinstance(value, str):
+        if typing.get_origin(hint) is tuple:
+            parsed = [part.strip() for part in value.split(",")] if value.strip() else []
+        elif types.NoneType in kinds and value.lower() in ("none", "null"):
+            parsed = None
+        elif bool in kinds and value.lower() in ("true", "false"):
+            parsed = value.lower() == "true"
+    # pydantic alone would take true for 1, and "on" for true.
+    fits = isinstance(parsed, bool) if kinds == (bool,) else not isinstance(parsed, bool)
+    if fits or (isinstance(parsed, bool) and bool in kinds):
+        try:
+            parsed = _adapter(hint).validate_python(parsed)
+            if parsed == parsed:  # not NaN
+                return parsed
+        except ValueError:  # pydantic's is one; ours says it shorter
+            pass
+    guess = did_you_mean(str(value), [kind for kind in kinds if isinstance(kind, str)])
+    got = repr(value) if isinstance(value, str) else show(value)
+    raise UserError(f"{where}: {_needed(hint)} is needed; got {got}{guess}")
+
+
+_adapter = functools.cache(TypeAdapter)
+
+
+def _needed(hint: Any) -> str:
+    """A type in words."""
+    kinds = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, kinds))}"
+    if typing.get_origin(hint) is tuple:
+        return f"a list (of each: {_needed(kinds[0])})"
+    if kinds:
+        return " or ".join(_needed(kind) for kind in kinds)
+    words = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
+    return words.get(hint, "none" if hint is types.NoneType else f"a {hint.__name__.lower()}")
+
+
+def show(value: Any) -> str:
+    """A value as a user would write it; `empty` for empty text."""
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    if isinstance(value, float):
+        return repr(value).replace("e-0", "e-")
+    if isinstance(value, tuple):
+        value = ",".join(map(show, value))
+    return str(value) or "empty"
+
+
+def no_such_field(kind: Any, path: str, more: Iterable[str] = ()) -> str:
+    """Why a dotted path is no value field of `kind`, with the name that was probably meant.
+
+    `more` are further names that would have been right in the place of the first one.
+    """
+    owner = kind
+    *sections, last = path.split(".")
+    for name in sections:
+        kinds = hints(owner)
+        if name not in kinds:
+            others = [other for other, hint in kinds.items() if dataclasses.is_dataclass(hint)]
+            return f"{owner.__name__} has no section {name!r}{_guess(kind, path, name, others)}"
+        if not dataclasses.is_dataclass(kinds[name]):
+            return f"{name!r} is a single value, not a section"
+        owner = kinds[name]
+    if dataclasses.is_dataclass(hints(owner).get(last)):
+        field = next(iter(hints(hints(owner)[last])))
+        return f"{last!r} is a section, not a single value; set its fields, such as {path}.{field}"
+    others = [*hints(owner), *(more if owner is kind else ())]
+    return f"{owner.__name__} has no field {last!r}{_guess(kind, path, last, others)}"
+
+
+def _guess(kind: Any, path: str, name: str, siblings: list[str]) -> str:
+    """The likeliest sibling of a mistyped name, or else the likeliest full paths."""
+    full = [leaf.path for leaf in leaves(kind)]
+    return did_you_mean(name, siblings) or did_you_mean(path, full, most=2)
+
+
+def did_you_mean(word: str, options: Iterable[str], most: int = 1) -> str:
+    """`; did you mean 'x'?` for the closest options, or nothing."""
+    close = difflib.get_close_matches(word, list(options), n=most)
+    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""

@@ -1,0 +1,268 @@
+"""Puts the open questions to the provider's batch mode, and keeps what comes back.
+
+Every batch has a file in `OUT.batches/` from before it is made until its answers are on the disk:
+whatever happens in between, the next run finds what is on its way, pays none of it twice and loses
+none of it. The batch carries the file's name, so that one whose making was cut short is found.
+"""
+
+import asyncio
+import contextlib
+import json
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from gad_jax.base import exits
+from gad_jax.base.errors import UserError
+from gad_jax.teacher import Client, PromptRefused, Unanswered, batches
+from gad_jax.teacher import store as storing
+from gad_jax.teacher.batches import BatchRequest
+from gad_jax.teacher.budget import Budget
+from gad_jax.teacher.questions import Question, Teacher
+from gad_jax.teacher.requests import LOOK_SECONDS, UNANSWERED_IN_A_ROW, ApiCollection, Failures
+from gad_jax.teacher.store import Store
+from gad_jax.teacher.wire import BatchAnswer, BatchStatus
+
+MOST_BYTES = 100 * 2**20
+"""Of the requests of one batch; providers take 200 MB."""
+
+WRITTEN_TOGETHER = 500
+
+
+@dataclass
+class Batch:
+    """A batch that is on its way, or that may be: `id` is the provider's name, empty until known;
+    `tried` says whether the provider may have it."""
+
+    path: Path
+    teacher: Teacher
+    questions: list[Question]
+    id: str = ""
+    tried: bool = False
+    done: int = 0
+
+    @classmethod
+    def load(cls, path: Path) -> "Batch":
+        """Returns the batch of a file. Raises UserError for a file that is none."""
+        try:
+            record = json.loads(path.read_bytes())
+            questions = [
+                Question(**fields | {n: tuple(fields[n]) for n in ("messages", "sent")})
+                for fields in record["questions"]
+            ]
+            return cls(path, Teacher(**record["teacher"]), questions, record["id"], tried=True)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path} is not a batch that collect wrote; delete it to give up what it asked for"
+            ) from error
+
+    def save(self) -> None:
+        """Writes the file."""
+        record = {
+            "id": self.id,
+            "teacher": asdict(self.teacher),
+            "questions": [asdict(question) for question in self.questions],
+        }
+        exits.write_atomic(self.path, json.dumps(record, ensure_ascii=False))
+
+    def requests(self) -> Iterator[BatchRequest]:
+        """Yields what is asked."""
+        for question in self.questions:
+            yield _request(self.teacher, question)
+
+
+def directory(out: str | Path) -> Path:
+    """Where the batches of a file of responses are: `answers.batches/` for `answers.jsonl`."""
+    return Path(out).with_name(f"{Path(out).name.removesuffix('.jsonl')}.batches")
+
+
+def open_batches(out: str | Path) -> list[Batch]:
+    """Returns the batches that are on their way."""
+    return [Batch.load(path) for path in sorted(directory(out).glob("*.json"))]
+
+
+def responses(batches: Sequence[Batch]) -> int:
+    """Returns how many responses are asked for in these batches."""
+    return sum(len(batch.questions) for batch in batches)
+
+
+class BatchAsking(ApiCollection):
+    """A run in batch mode; `open` are the batches that are on their way."""
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        client: Client,
+        store: Store,
+        budget: Budget,
+        most_completion_tokens: int,
+        *,
+        batch_requests: int,
+        poll_seconds: float,
+        open: list[Batch],
+    ) -> None:
+        super().__init__(teacher, client, store, budget, most_completion_tokens)
+        self.batch_requests, self.poll_seconds = batch_requests, poll_seconds
+        self.open = open
+        self._failed: Counter[str] = Counter()
+        self._stopping = asyncio.Event()
+
+    @property
+    def faults(self) -> Mapping[str, int]:
+        """How often what went wrong."""
+        return {**self.client.faults, **self._failed}
+
+    @property
+    def note(self) -> str:
+        """What is on its way."""
+        asked = responses(self.open)
+        done = sum(batch.done for batch in self.open)
+        return f"{len(self.open)} batches on their way, {done} of {asked} answered there"
+
+    async def run(
+        self,
+        questions: Sequence[Question],
+        at_once: int,
+        failures: Failures,
+        look: Callable[["BatchAsking"], bool],
+    ) -> None:
+        """Makes batches of the questions that are in none, and waits for all. When `look` returns
+        True it returns; the batches stay with the provider, and the next run asks for them."""
+        self._make(questions)
+        watching = asyncio.create_task(self._watch(look))
+        try:
+            while self.open and not self._stopping.is_set():
+                for batch in list(self.open):
+                    if not self._stopping.is_set():
+                        await self._go_on(batch, failures)
+                with contextlib.suppress(TimeoutError):
+                    if self.open:
+                        await asyncio.wait_for(self._stopping.wait(), self.poll_seconds)
+        finally:
+            watching.cancel()
+            look(self)
+        if self.open:
+            self.ended = "stopped"
+
+    async def _watch(self, look: Callable[["BatchAsking"], bool]) -> None:
+        while not look(self):
+            await asyncio.sleep(LOOK_SECONDS)
+        self._stopping.set()
+        self.client.hurry()
+
+    def _make(self, questions: Sequence[Question]) -> None:
+        """Writes the files of the batches that are to be made, as far as the budget allows."""
+        asked = {
+            (question.key, question.sample) for batch in self.open for question in batch.questions
+        }
+        promised = self.budget.spent
+        for batch in self.open:
+            for question in batch.questions:
+                promised = promised.plus(self.most(question))
+        group: list[Question] = []
+        size = 0
+        for question in questions:
+            if (question.key, question.sample) in asked:
+                continue
+            promised = promised.plus(self.most(question))
+            if not self.budget.allows(promised):
+                self.ended = "budget"
+                break
+            length = len(_request(self.teacher, question).line())
+            if group and (len(group) == self.batch_requests or size + length > MOST_BYTES):
+                self._add(group)
+                group, size = [], 0
+            group.append(question)
+            size += length
+        if group:
+            self._add(group)
+
+    def _add(self, questions: list[Question]) -> None:
+        self.store.check_room(len(questions))
+        place = directory(self.store.path)
+        place.mkdir(exist_ok=True)
+        batch = Batch(place / f"{uuid.uuid4().hex}.json", self.teacher, questions)
+        batch.save()
+        self.open.append(batch)
+
+    async def _go_on(self, batch: Batch, failures: Failures) -> None:
+        """Makes the batch if the provider does not have it, or sees what came of it."""
+        try:
+            if not batch.id:
+                await self._submit(batch)
+            status = await batches.status(self.client, batch.id)
+            batch.done = status.done
+            if status.ended:
+                await self._keep(batch, status, failures)
+            self._in_a_row = 0
+        except Unanswered as error:
+            self._in_a_row += 1
+            if self._in_a_row >= UNANSWERED_IN_A_ROW:
+                raise UserError(
+                    f"{self.client.endpoint.base_url}: {self._in_a_row} requests in a row got no "
+                    f"answer (the last: {error}); start again later, the batches go on"
+                ) from None
+
+    async def _submit(self, batch: Batch) -> None:
+        name = batch.path.stem
+        if batch.tried:
+            batch.id = await batches.find(self.client, name)
+        if not batch.id:
+            batch.tried = True
+            batch.id = await batches.create(self.client, name, batch.requests())
+        batch.save()
+
+    async def _keep(self, batch: Batch, status: BatchStatus, failures: Failures) -> None:
+        """Has the answers of a batch that has ended on the disk, then forgets the batch."""
+        answers = {
+            answer.custom_id: answer for answer in await batches.answers(self.client, status)
+        }
+        if status.status != "completed":
+            said = f" ({status.problem})" if status.problem else ""
+            self._failed[f"batch {status.status}{said}"] += 1
+        lines = []
+        for question in batch.questions:
+            if (question.key, question.sample) in self.store.contents.have:
+                continue  # an earlier run was stopped while it kept this batch
+            line = self._line(
+                batch, question, answers.get(question.idempotency_key), status, failures
+            )
+            if line is not None:
+                lines.append(line)
+        for start in range(0, len(lines), WRITTEN_TOGETHER):
+            together = lines[start : start + WRITTEN_TOGETHER]
+            await asyncio.gather(*(self.store.add(line) for line in together))
+            for line in together:
+                self.budget.settle(storing.used(line))
+            self.answered += len(together)
+        batch.path.unlink()
+        self.open.remove(batch)
+        with contextlib.suppress(OSError):  # others are in it
+            batch.path.parent.rmdir()
+
+    def _line(
+        self,
+        batch: Batch,
+        question: Question,
+        answer: BatchAnswer | None,
+        status: BatchStatus,
+        failures: Failures,
+    ) -> storing.Line | None:
+        try:
+            if answer is None:
+                raise Unanswered(f"the batch is {status.status} and has no answer to it")
+            return storing.make_line(question, batch.teacher, batches.read(answer))
+        except PromptRefused as error:
+            self.refused += 1
+            failures.add(question, f"refused: {error}")
+        except Unanswered as error:
+            self.unanswered += 1
+            failures.add(question, f"unanswered: {error}")
+        return None
+
+
+def _request(teacher: Teacher, question: Question) -> BatchRequest:
+    body = {**teacher.parameters, "model": teacher.model, "messages": list(question.sent)}
+    return BatchRequest(question.idempotency_key, body)

@@ -1,0 +1,1 @@
+"""The Gaussian-mixture experiment of the paper (section 4)."""

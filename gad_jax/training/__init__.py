@@ -1,0 +1,1 @@
+"""A run: its loop, its state and checkpoints, its alarms, its metrics."""

@@ -1,0 +1,378 @@
+"""Monitors: alarms that the stream of metrics raises, and what each of them leads to. No jax.
+
+`observe` is a pure function whose state is JSON and part of every checkpoint, so a run that resumes
+raises the same alarms at the same steps. A monitor is a line in `Health` and one in `MONITORS`;
+what to do about its alarm is in docs/reliability.md.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+from gad_jax.settings.fields import option, section
+
+Side = Literal["generator", "discriminator"]
+State = dict[str, Any]
+"""What `observe` remembers: {"stage": …, "watches": {monitor: …}}; {} before the first step."""
+
+EASE = 0.1
+"""Hysteresis: an alarm is over when its quantity is this share inside of the limit."""
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """When a monitor raises its alarm, and what that does."""
+
+    action: Literal["off", "warn", "pause", "stop"] = option(
+        "warn",
+        "what the alarm does: nothing; a line; the side at fault sits out; the run saves and stops",
+    )
+    limit: float = option(1.0, "a smoothed value beyond it is bad")
+    steps: int = option(20, "steps in a row with a bad value that raise the alarm", "steps")
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps={self.steps} must be 1 or more")
+        if not (math.isfinite(self.limit) and self.limit > 0):
+            raise ValueError(f"limit={self.limit} must be a number greater than 0")
+
+
+@dataclass(frozen=True)
+class Health:
+    """What counts as a sick run; 'the start' is the first steps of the stage."""
+
+    length: Alarm = section(
+        Alarm, "GAD: mean response length, in teacher's lengths", limit=1.5, steps=10
+    )
+    runaway: Alarm = section(
+        Alarm,
+        "GAD: mean response length, in teacher's lengths or those at the stage's start if longer",
+        action="stop",
+        limit=3.0,
+        steps=10,
+    )
+    cut: Alarm = section(
+        Alarm,
+        "GAD: share of responses cut at the limit, more than the teacher's or the stage's start",
+        action="stop",
+        limit=0.5,
+        steps=50,
+    )
+    empty: Alarm = section(
+        Alarm, "GAD: share of empty responses, more than at the start", limit=0.2
+    )
+    repetition: Alarm = section(
+        Alarm, "GAD: share of repeated 4-grams, more than the teacher's", limit=0.3
+    )
+    script: Alarm = section(
+        Alarm,
+        "GAD: distance of the responses' scripts from the teacher's, more than at the start",
+        limit=0.3,
+    )
+    saturated: Alarm = section(
+        Alarm, "share of pairs in which the discriminator is right, too high", limit=0.98, steps=25
+    )
+    fooled: Alarm = section(
+        Alarm, "share of pairs in which the discriminator is right, too low", limit=0.4, steps=25
+    )
+    reward_spread: Alarm = section(
+        Alarm, "GAD: standard deviation of the rewards of a prompt, too low", limit=1e-3
+    )
+    dead_groups: Alarm = section(
+        Alarm, "GAD: share of prompts whose samples are all paid the same", limit=0.5
+    )
+    entropy_low: Alarm = section(
+        Alarm, "GAD: entropy per token, relative to the start, too low", limit=0.2
+    )
+    entropy_high: Alarm = section(
+        Alarm, "GAD: entropy per token, relative to the start, too high", limit=3.0
+    )
+    kl: Alarm = section(Alarm, "GAD: KL to the stage's first weights, nats per token", limit=1.0)
+    generator_gradient: Alarm = section(
+        Alarm, "gradient norm of the generator, relative to the start", limit=20.0, steps=10
+    )
+    discriminator_gradient: Alarm = section(
+        Alarm, "gradient norm of the discriminator, relative to the start", limit=20.0, steps=10
+    )
+    skips: Alarm = section(Alarm, "share of steps skipped as not finite", limit=0.3, steps=5)
+    smoothing_steps: int = option(10, "values are averaged over about this many steps", "steps")
+    start_steps: int = option(5, "steps of a stage that 'the start' means", "steps")
+    longest_pause: int = option(50, "a side that sits out goes on after these steps", "steps")
+
+    def __post_init__(self) -> None:
+        for name in ("smoothing_steps", "start_steps", "longest_pause"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")
+        if self.skips.action == "pause":
+            raise ValueError("skips.action=pause: no side is at fault; use warn or stop")
+
+
+class Monitor(NamedTuple):
+    """Which quantity a monitor reads and what it says; its limit is in `Health`.
+
+    `relative` turns the smoothed value and that of the stage's start into what the limit is for.
+    `side` sits out when the alarm pauses.
+    """
+
+    metric: str
+    side: Side | None
+    says: str
+    advice: str
+    below: bool = False
+    minus: str = ""
+    relative: Callable[[float, float], float] | None = None
+    gad_only: bool = True
+
+
+def _times(value: float, start: float) -> float:
+    return value / start if start > 0 else 1.0
+
+
+def _times_at_least_one(value: float, start: float) -> float:
+    return value / max(start, 1.0)
+
+
+def _more(value: float, start: float) -> float:
+    return value - max(start, 0.0)
+
+
+_SLOWER = "lower gad.generator_learning_rate or raise grpo.kl_coefficient"
+_GENTLER = "lower discriminator_learning_rate, or let the discriminator sit out (action pause)"
+
+MONITORS: dict[str, Monitor] = {
+    "length": Monitor(
+        "response/length_ratio",
+        "generator",
+        "responses are {value:.2f} times as long as the teacher's",
+        "look at samples/: a discriminator that likes length is being exploited; " + _SLOWER,
+    ),
+    "runaway": Monitor(
+        "response/length_ratio",
+        "generator",
+        "responses have grown to {value:.2f} times the teacher's length",
+        "go back to an earlier checkpoint; " + _SLOWER,
+        relative=_times_at_least_one,
+    ),
+    "cut": Monitor(
+        "response/cut_share",
+        "generator",
+        "{value:.0%} more responses than usual do not end before the limit",
+        "responses run away, or rollout.max_new_tokens is too low for them; " + _SLOWER,
+        minus="response/teacher_cut_share",
+        relative=_more,
+    ),
+    "empty": Monitor(
+        "response/empty_share",
+        "generator",
+        "{value:.0%} more responses than at the start are empty",
+        _SLOWER,
+        relative=_more,
+    ),
+    "repetition": Monitor(
+        "response/repetition",
+        "generator",
+        "{value:.0%} more of the responses than of the teacher's is repetition",
+        _SLOWER,
+        minus="response/teacher_repetition",
+        relative=_more,
+    ),
+    "script": Monitor(
+        "response/script_drift",
+        "generator",
+        "{value:.0%} more of the text than at the start is of other scripts than the teacher's",
+        _SLOWER,
+        relative=_more,
+    ),
+    "saturated": Monitor(
+        "discriminator/accuracy",
+        "discriminator",
+        "the discriminator is right about {value:.1%} of the pairs, so it teaches little",
+        _GENTLER,
+        gad_only=False,
+    ),
+    "fooled": Monitor(
+        "discriminator/accuracy",
+        "generator",
+        "the discriminator is right about {value:.1%} of the pairs, worse than by chance",
+        "raise discriminator_learning_rate, or let the generator wait for it (action pause)",
+        below=True,
+        gad_only=False,
+    ),
+    "reward_spread": Monitor(
+        "reward/std",
+        "generator",
+        "the rewards of a prompt differ by {value:.2g} only, so nothing tells its samples apart",
+        "raise rollout.temperature or gad.discriminator_learning_rate",
+        below=True,
+    ),
+    "dead_groups": Monitor(
+        "advantage/dead_groups",
+        "generator",
+        "{value:.0%} of the prompts pay all their samples the same",
+        "the samples are too alike; raise rollout.temperature",
+    ),
+    "entropy_low": Monitor(
+        "entropy",
+        "generator",
+        "the entropy is {value:.0%} of that at the start, so samples become alike",
+        _SLOWER + ", or set grpo.entropy_coefficient",
+        below=True,
+        relative=_times,
+    ),
+    "entropy_high": Monitor(
+        "entropy",
+        "generator",
+        "the entropy is {value:.1f} times that at the start, so responses become noise",
+        _SLOWER,
+        relative=_times,
+    ),
+    "kl": Monitor(
+        "kl/reference",
+        "generator",
+        "the generator is {value:.2f} nats per token from where the stage began",
+        _SLOWER,
+    ),
+    "generator_gradient": Monitor(
+        "generator/gradient_norm",
+        "generator",
+        "the generator's gradient is {value:.0f} times as large as at the start",
+        "lower generator_learning_rate",
+        relative=_times,
+        gad_only=False,
+    ),
+    "discriminator_gradient": Monitor(
+        "discriminator/gradient_norm",
+        "discriminator",
+        "the discriminator's gradient is {value:.0f} times as large as at the start",
+        "lower discriminator_learning_rate",
+        relative=_times,
+        gad_only=False,
+    ),
+    "skips": Monitor(
+        "skips/in_a_row",
+        None,
+        "{value:.0%} of the steps are skipped as not finite",
+        "lower the learning rates",
+        gad_only=False,
+    ),
+}
+
+
+class Event(NamedTuple):
+    """An alarm that was raised, or is over (`action` None), in a sentence."""
+
+    monitor: str
+    action: Literal["warn", "pause", "stop"] | None
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What one monitor remembers: values seen, their smoothed value, the mean of the stage's start,
+    bad values in a row, whether its alarm is on, and for how many steps its side has sat out."""
+
+    seen: int = 0
+    smoothed: float = 0.0
+    start: float = 0.0
+    bad: int = 0
+    on: bool = False
+    paused: int = 0
+
+
+def observe(
+    settings: Health, state: State, stage: str, metrics: Mapping[str, float]
+) -> tuple[State, list[Event]]:
+    """Returns the state after a step's metrics and the alarms that these raised or ended.
+
+    A metric that is missing or not finite tells a monitor nothing. A stage starts afresh.
+    """
+    known = state["watches"] if state.get("stage") == stage else {}
+    watches, events = {}, []
+    for name, monitor in MONITORS.items():
+        alarm: Alarm = getattr(settings, name)
+        if alarm.action == "off" or (monitor.gad_only and stage != "gad"):
+            continue
+        watch, event = _step(settings, name, Watch(**known.get(name, {})), metrics)
+        watches[name] = dict(vars(watch))
+        events += [event] if event else []
+    return {"stage": stage, "watches": watches}, events
+
+
+def sits_out(settings: Health, state: State) -> Side | None:
+    """Returns the side that an alarm keeps from learning; the generator where both would be kept,
+    so that the discriminator can learn what is wrong with it."""
+    pausing = [name for name in alarms(state) if getattr(settings, name).action == "pause"]
+    sides = {MONITORS[name].side for name in pausing}
+    if "generator" in sides:
+        return "generator"
+    return "discriminator" if sides else None
+
+
+def alarms(state: State) -> list[str]:
+    """Returns the names of the alarms that are on."""
+    return [name for name, watch in state.get("watches", {}).items() if watch["on"]]
+
+
+def is_well(state: State, monitor: str) -> bool:
+    """Returns whether a monitor's alarm is off and its last value not on the way to one."""
+    watch = state.get("watches", {}).get(monitor, {"on": False, "bad": 0})
+    return not (watch["on"] or watch["bad"])
+
+
+def _step(
+    settings: Health, name: str, watch: Watch, metrics: Mapping[str, float]
+) -> tuple[Watch, Event | None]:
+    """Returns what a monitor remembers after a step, and what it has to say."""
+    alarm: Alarm = getattr(settings, name)
+    monitor = MONITORS[name]
+    watch = replace(watch, paused=watch.paused + 1 if watch.on else 0)
+    if alarm.action == "pause" and watch.paused >= settings.longest_pause:
+        sentence = f"alarm {name}: the {monitor.side} goes on after {watch.paused} steps"
+        return replace(watch, on=False, bad=0, paused=0), Event(name, None, sentence)
+    raw = _read(monitor, metrics)
+    if raw is None:
+        return watch, None
+    seen = watch.seen + 1
+    smoothed = watch.smoothed + (raw - watch.smoothed) / min(seen, settings.smoothing_steps)
+    start = watch.start
+    if seen <= settings.start_steps:
+        start += (raw - start) / seen
+    watch = replace(watch, seen=seen, smoothed=smoothed, start=start)
+    value = smoothed
+    if monitor.relative is not None:
+        if seen <= settings.start_steps:
+            return watch, None
+        value = monitor.relative(smoothed, start)
+    return _judge(name, monitor, alarm, watch, value)
+
+
+def _judge(
+    name: str, monitor: Monitor, alarm: Alarm, watch: Watch, value: float
+) -> tuple[Watch, Event | None]:
+    """Raises an alarm after enough bad values, ends it at the first one well inside the limit."""
+    sign = -1 if monitor.below else 1
+    watch = replace(watch, bad=watch.bad + 1 if sign * value > sign * alarm.limit else 0)
+    said = monitor.says.format(value=value)
+    if not watch.on and watch.bad >= alarm.steps:
+        assert alarm.action != "off"
+        sentence = f"alarm {name}: {said} (limit {alarm.limit:g}); {monitor.advice}"
+        return replace(watch, on=True), Event(name, alarm.action, sentence)
+    if watch.on and sign * value < sign * alarm.limit * (1 - sign * EASE):
+        return replace(watch, on=False, paused=0), Event(
+            name, None, f"alarm {name} is over: {said}"
+        )
+    return watch, None
+
+
+def _read(monitor: Monitor, metrics: Mapping[str, float]) -> float | None:
+    """Returns a monitor's quantity, or None where there is none."""
+    value = metrics.get(monitor.metric, math.nan)
+    skipped = metrics.get("skips/in_a_row", 0.0) > 0
+    if monitor.metric == "skips/in_a_row":
+        value = float(skipped)
+    elif skipped:  # what a step that failed has measured is not to be relied on
+        return None
+    if monitor.minus:
+        value -= metrics.get(monitor.minus, 0.0)
+    return value if math.isfinite(value) else None

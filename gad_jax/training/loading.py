@@ -1,0 +1,95 @@
+"""Reading networks back: from a Hugging Face directory, a run directory, or one of its steps."""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from gad_jax.base.errors import UserError
+from gad_jax.models import source, weights
+from gad_jax.models.decoder import DecoderConfig
+from gad_jax.settings import config as settings
+from gad_jax.settings import options
+from gad_jax.training import state
+from gad_jax.training.checkpoint import Checkpoints
+from gad_jax.types import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A network with the directory that its tokenizer came from.
+
+    `template` is the prompt wrapper that it was trained with; `origin` says where it is from.
+    """
+
+    config: DecoderConfig
+    params: Params
+    tokenizer: Path
+    template: Any
+    origin: str
+
+
+def is_run(path: str | Path) -> bool:
+    """Returns whether the path is a run directory."""
+    return (Path(path) / "config.yaml").is_file()
+
+
+def split_step(path: str | Path) -> tuple[Path, int | None]:
+    """Returns the run directory and the step of `RUN` or `RUN/checkpoints/STEP`."""
+    path = Path(path)
+    if path.parent.name == "checkpoints" and path.name.isdigit():
+        return path.parent.parent, int(path.name)
+    return path, None
+
+
+def load_student(name: str, mesh: Mesh) -> Network:
+    """Returns the student called `name`: a model as in `--student.path`, a run, or one of its
+    steps. Raises UserError for a name that is none of these."""
+    run, _ = split_step(name)
+    if is_run(run):
+        return load_from_run(name, "generator", mesh)
+    directory = source.resolve(name)
+    config, params = weights.load(directory, mesh)
+    if config.head != "vocabulary":
+        raise UserError(f"{name} is a sequence classifier; name a causal language model")
+    return Network(_computing(config), params, directory, None, name)
+
+
+def load_from_run(name: str | Path, part: str, mesh: Mesh) -> Network:
+    """Returns the generator or the discriminator of a run's newest intact checkpoint, or of the
+    step that `name` ends in. Raises UserError when the run has none."""
+    run, step = split_step(name)
+    if not is_run(run):
+        raise UserError(
+            f"{run} is not a run directory: it has no config.yaml; name a --run_dir of train"
+        )
+    config = options.load(settings.Config, run / "config.yaml")
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of what read_only implies
+    checkpoints = Checkpoints(run / "checkpoints", read_only=True)
+    generator, discriminator = state.network_configs(config)
+
+    def expected(meta: dict[str, Any]) -> dict[str, Any]:
+        program = state.make_program(config, meta["stage"], generator, discriminator)
+        whole = state.abstract(config, meta["stage"], program, mesh)
+        found = getattr(whole, part)
+        if found is None:
+            raise UserError(f"{run}: stage {meta['stage']!r} has no {part}")
+        return {part: found}
+
+    restored = checkpoints.restore(expected, step, subset=True)
+    origin = f"{run}, step {restored.step} ({restored.meta['stage']})"
+    return Network(
+        generator if part == "generator" else discriminator,
+        restored.state[part],
+        source.resolve(config.student.path),
+        config.data.template,
+        origin,
+    )
+
+
+def _computing(config: DecoderConfig) -> DecoderConfig:
+    half = jax.default_backend() != "cpu"
+    return dataclasses.replace(config, compute_dtype="bfloat16" if half else "float32")

@@ -1,0 +1,185 @@
+"""`--profile.steps=a:b`: a trace of some steps, and a page that says where their time went.
+
+The trace is in RUN/profile, for xprof or Perfetto; its named scopes are the parts of a step. The
+page, RUN/profile/summary.txt, is made from the trace, the metrics and the mathematics (`costs`).
+"""
+
+import resource
+import shutil
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from gad_jax.base import exits
+from gad_jax.distributed import ceilings, sharding
+from gad_jax.distributed.targets import CHIPS
+from gad_jax.models import costs
+from gad_jax.models.costs import Work
+from gad_jax.models.decoder import DecoderConfig
+from gad_jax.types import Rows
+
+TOP = 15
+SCOPES = ("discriminator", "generator", "reference", "advantages", "optimizer")
+
+
+class Profiler:
+    """Traces the steps that the settings name; does nothing in others.
+
+    `begin` and `end` surround a step, `saw` is told the rows that it packs: those of the
+    discriminator first.
+    """
+
+    def __init__(
+        self, steps: tuple[int, int], run_dir: str, networks: tuple[DecoderConfig, DecoderConfig]
+    ):
+        self._first, self._last = steps
+        self._directory = Path(run_dir) / "profile"
+        self._networks = networks
+        self._rows: list[Work] = []
+        self._flops: dict[str, float] = defaultdict(float)
+        self._metrics: list[dict[str, float]] = []
+        self._tracing = False
+
+    def begin(self, step: int) -> None:
+        """Starts the trace before the first step that is asked for; steps count from 1."""
+        self._rows = []
+        if step == self._first:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0  # calls of Python slow the step and fill the trace
+            jax.profiler.start_trace(
+                str(self._directory), create_perfetto_trace=True, profiler_options=options
+            )
+            self._tracing = True
+
+    def saw(self, rows: Rows) -> None:
+        """Notes the work in packed rows, while they are on the host."""
+        if self._tracing:
+            self._rows.append(costs.packed_work(rows))
+
+    def end(self, step: int, update: str, metrics: dict[str, float]) -> None:
+        """Notes a traced step; after the last one, writes the page."""
+        if not self._tracing:
+            return
+        self._metrics.append(metrics)
+        for phase, flops in update_flops(self._networks, update, self._rows, metrics).items():
+            self._flops[phase] += flops
+        if step == self._last:
+            self.close()
+
+    def close(self) -> None:
+        """Ends a trace that is running, as after the last step of a run."""
+        if not self._tracing:
+            return
+        self._tracing = False
+        jax.profiler.stop_trace()
+        if self._metrics:
+            page = summary(
+                self._metrics, dict(self._flops), operations(self._directory), _peak_flops()
+            )
+            exits.write_atomic(self._directory / "summary.txt", page)
+            print(page, flush=True)
+
+
+def update_flops(
+    networks: tuple[DecoderConfig, DecoderConfig],
+    update: str,
+    rows: list[Work],
+    metrics: dict[str, float],
+) -> dict[str, float]:
+    """Returns the operations of each part of a step, by the function's name and its rows."""
+    generator, discriminator = networks
+    flops: dict[str, float] = {}
+    if update != "seqkd_step":
+        flops["discriminator"] = costs.training_flops(discriminator, rows[0])
+    if update != "discriminator_step":
+        flops["generator"] = costs.training_flops(generator, rows[-1])
+    if "kl/reference" in metrics:
+        flops["reference"] = costs.forward_flops(generator, rows[-1])
+    return flops
+
+
+def operations(directory: Path) -> dict[str, tuple[float, str]]:
+    """Returns the seconds of every XLA operation in a trace, all devices together, and its scope.
+
+    On a GPU or TPU the trace says to which part of the step an operation belongs; on a CPU not.
+    """
+    seconds: dict[str, float] = defaultdict(float)
+    scopes: dict[str, str] = {}
+    for path in directory.rglob("*.xplane.pb"):
+        for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
+            for line in plane.lines:
+                for event in line.events:
+                    stats: dict[str, Any] = dict(event.stats)
+                    if "hlo_op" in stats and "hlo_module" in stats:
+                        seconds[event.name] += event.duration_ns / 1e9
+                        scopes[event.name] = _scope(str(stats.get("tf_op", "")))
+    return {name: (spent, scopes[name]) for name, spent in seconds.items()}
+
+
+def _scope(path: str) -> str:
+    """Returns the last part of a step that an operation's path names."""
+    parts = path.replace("(", "/").replace(")", "/").split("/")
+    return next((part for part in reversed(parts) if part in SCOPES), "")
+
+
+def summary(
+    metrics: list[dict[str, float]],
+    flops: dict[str, float],
+    found: dict[str, tuple[float, str]],
+    peak: float,
+) -> str:
+    """Returns the page. Utilisation is 6N per token and causal attention, without padding and
+    recomputation, over the time of the updates and the peak of all devices."""
+    count = len(metrics)
+
+    def mean(name: str) -> float:
+        return sum(step.get(name, 0.0) for step in metrics) / count
+
+    update, total = mean("seconds/update"), sum(flops.values()) / count
+    compiling = mean("seconds/compile")
+    lines = [f"{count} steps, mean of each", "", f"{'':16}{'seconds':>10}{'TFLOP':>12}"]
+    lines += [
+        f"{'rollout':16}{mean('seconds/rollout'):10.3f}",
+        f"{'  resharding':16}{mean('seconds/reshard'):10.3f}   "
+        f"{mean('reshard/gib'):.3g} GiB of weights per device",
+    ]
+    lines += [f"{part:16}{mean(f'seconds/{part}'):10.3f}" for part in ("pack", "update")]
+    lines += [f"  {part:14}{'':10}{value / count / 1e12:12.4g}" for part, value in flops.items()]
+    lines += [
+        f"{'step':16}{mean('seconds/step'):10.3f}",
+        f"{'of it compiling':16}{compiling:10.3f}   {mean('compiles') * count:.0f} programs",
+        "",
+        f"utilisation of the updates (MFU): {total / max(update - compiling, 1e-9) / peak:.1%} of "
+        f"{peak / 1e12:.4g} TFLOP/s",
+        f"sampled {mean('tokens_per_second/rollout'):,.0f} tokens/s; padding {mean('padding'):.1%}",
+        f"peak memory {_peak_memory() / 2**30:.2f} GiB",
+    ]
+    parts: dict[str, float] = defaultdict(float)
+    for spent, scope in found.values():
+        parts[scope or "elsewhere"] += spent
+    if set(parts) - {"elsewhere"}:
+        lines += ["", "device seconds by part (all steps)"]
+        lines += [f"{spent:10.3f}  {part}" for part, spent in sorted(parts.items())]
+    top = sorted(found.items(), key=lambda item: -item[1][0])[:TOP]
+    lines += ["", f"operations: device seconds of all {count} steps (the {len(top)} longest)"]
+    lines += [f"{spent:10.3f}  {name[:70]}  {scope}".rstrip() for name, (spent, scope) in top]
+    return "\n".join(lines) + "\n"
+
+
+def _peak_flops() -> float:
+    """Returns what all devices can do: by data sheet, or measured where there is none."""
+    device = jax.devices()[0]
+    kind = device.device_kind.lower()
+    names = {"h100": "h100", "h200": "h200", "v5 lite": "v5e", "v5p": "v5p", "v6": "v6e"}
+    known = next((CHIPS[chip] for name, chip in names.items() if name in kind), None)
+    if known is not None:
+        return known.flops * jax.device_count()
+    return ceilings.measure(seconds=0.5).flops_per_second  # simulated devices share the machine
+
+
+def _peak_memory() -> float:
+    process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return float(sharding.peak_memory() or process)

@@ -1,0 +1,197 @@
+"""The training state: how it starts, how a stage begins, and its shape for a checkpoint to fill.
+
+A stage begins with fresh optimizer moments for the networks that it trains, with the KL's reference
+if it pays that term, and with a discriminator if one is needed and none has come from before.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+
+from gad_jax.base.errors import UserError
+from gad_jax.core.optimizer import adamw
+from gad_jax.core.steps import Program
+from gad_jax.distributed import sharding
+from gad_jax.models import decoder, source, weights
+from gad_jax.models.decoder import DecoderConfig
+from gad_jax.settings import config as settings
+from gad_jax.types import Params, TrainState
+
+
+def _read_network(name: str) -> DecoderConfig:
+    return weights.read_config(source.resolve(name))
+
+
+def network_configs(
+    config: settings.Config, read: Callable[[str], DecoderConfig] = _read_network
+) -> tuple[DecoderConfig, DecoderConfig]:
+    """Returns the configs of generator and discriminator, read from their directories.
+
+    Raises UserError when their vocabularies differ: both read the same token ids.
+    """
+    compute_dtype = config.student.compute_dtype
+    if compute_dtype == "auto":
+        compute_dtype = "float32" if sharding.platform() == "cpu" else "bfloat16"
+    computing: dict[str, Any] = {"compute_dtype": compute_dtype, "remat": config.student.remat}
+    generator = read(config.student.path)
+    generator = dataclasses.replace(generator, **computing)
+    if generator.head != "vocabulary":
+        raise UserError(
+            f"--student.path={config.student.path} is a sequence classifier; name a causal "
+            "language model"
+        )
+    discriminator = read(_discriminator_path(config))
+    if discriminator.vocabulary != generator.vocabulary:
+        raise UserError(
+            f"--discriminator.path={config.discriminator.path} has a vocabulary of "
+            f"{discriminator.vocabulary} and the student one of {generator.vocabulary}; both must "
+            "share a tokenizer"
+        )
+    return generator, dataclasses.replace(discriminator, head="score", **computing)
+
+
+def make_program(
+    config: settings.Config, stage: str, generator: DecoderConfig, discriminator: DecoderConfig
+) -> Program:
+    """Returns what the steps of a stage are compiled for."""
+    rates: settings.Stage = getattr(config, stage)
+    grpo = config.grpo
+    return Program(
+        generator=generator,
+        discriminator=discriminator,
+        generator_optimizer=adamw(config.optimizer, rates.generator_learning_rate),
+        discriminator_optimizer=adamw(config.optimizer, rates.discriminator_learning_rate),
+        discriminator_objective=config.discriminator.objective,
+        train_discriminator=rates.train_discriminator,
+        vocabulary_chunk=config.batch.vocabulary_chunk,
+        temperature=config.rollout.temperature,
+        clip_low=grpo.clip_low,
+        clip_high=grpo.clip_high,
+        dual_clip=grpo.dual_clip,
+        kl_coefficient=grpo.kl_coefficient,
+        kl_max=grpo.kl_max,
+        log_ratio_max=grpo.log_ratio_max,
+        entropy_coefficient=grpo.entropy_coefficient,
+        advantage_epsilon=grpo.advantage_epsilon,
+    )
+
+
+def load(config: settings.Config, generator: DecoderConfig, mesh: Mesh) -> TrainState:
+    """Returns the state before the first stage: the student's weights, and nothing else yet."""
+    _, params = weights.load(source.resolve(config.student.path), mesh)
+    return TrainState(
+        step=sharding.put(np.int32(0), mesh),
+        key=_put_key(config.seed, mesh),
+        generator=params,
+        generator_optimizer=None,
+        discriminator=None,
+        discriminator_optimizer=None,
+        reference=None,
+        skips=sharding.put(np.zeros(2, np.int32), mesh),
+    )
+
+
+def begin_stage(
+    state: TrainState, config: settings.Config, stage: str, program: Program, mesh: Mesh
+) -> TrainState:
+    """Returns the state at the first step of a stage."""
+    rates: settings.Stage = getattr(config, stage)
+    discriminator = state.discriminator
+    if discriminator is None and has_discriminator(config, stage):
+        discriminator = _load_discriminator(config, program.discriminator, mesh)
+    generator_moments = jax.jit(program.generator_optimizer.init)
+    discriminator_moments = jax.jit(program.discriminator_optimizer.init)
+    return state._replace(
+        generator_optimizer=generator_moments(state.generator) if rates.train_generator else None,
+        discriminator=discriminator,
+        discriminator_optimizer=(
+            discriminator_moments(discriminator) if rates.train_discriminator else None
+        ),
+        reference=_copy(state.generator) if has_reference(config, stage) else None,
+        skips=sharding.put(np.zeros(2, np.int32), mesh),
+    )
+
+
+def abstract(config: settings.Config, stage: str, program: Program, mesh: Mesh) -> TrainState:
+    """Returns the state inside a stage as shapes with shardings, for a checkpoint to fill."""
+    rates: settings.Stage = getattr(config, stage)
+
+    def network(config: DecoderConfig) -> Any:
+        params = decoder.abstract(config)
+        return jax.tree.map(
+            lambda leaf, spec: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec)
+            ),
+            params,
+            sharding.parameter_specs(params),
+        )
+
+    def moments(optimizer: optax.GradientTransformation, params: Any) -> Any:
+        return sharding.with_shardings(jax.eval_shape(optimizer.init, params), mesh)
+
+    everywhere = NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+    def scalar(shape: tuple[int, ...], dtype: Any) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=everywhere)
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    generator = network(program.generator)
+    discriminator = network(program.discriminator) if has_discriminator(config, stage) else None
+    return TrainState(
+        step=scalar((), jnp.int32),
+        key=scalar((), key.dtype),
+        generator=generator,
+        generator_optimizer=(
+            moments(program.generator_optimizer, generator) if rates.train_generator else None
+        ),
+        discriminator=discriminator,
+        discriminator_optimizer=(
+            moments(program.discriminator_optimizer, discriminator)
+            if rates.train_discriminator
+            else None
+        ),
+        reference=network(program.generator) if has_reference(config, stage) else None,
+        skips=scalar((2,), jnp.int32),
+    )
+
+
+def has_discriminator(config: settings.Config, stage: str) -> bool:
+    """Returns whether the state holds a discriminator in this stage: it or one before needs it."""
+    so_far = config.stages[: config.stages.index(stage) + 1]
+    return any(name == "gad" or getattr(config, name).train_discriminator for name in so_far)
+
+
+def has_reference(config: settings.Config, stage: str) -> bool:
+    """Returns whether the stage pays the KL term, so that the state holds its first weights."""
+    return stage == "gad" and config.grpo.kl_coefficient > 0
+
+
+def _discriminator_path(config: settings.Config) -> str:
+    return config.discriminator.path or config.student.path
+
+
+def _load_discriminator(config: settings.Config, network: DecoderConfig, mesh: Mesh) -> Params:
+    """Returns the weights that the discriminator starts from; a fresh head unless they have one."""
+    _, params = weights.load(source.resolve(_discriminator_path(config)), mesh)
+    params.pop("head", None)
+    if "score" not in params:
+        key = jax.random.fold_in(jax.random.key(config.seed), 1)
+        head = decoder.init_score(network, key, config.discriminator.head_stddev)
+        params["score"] = sharding.put(jax.device_get(head), mesh)
+    return params
+
+
+@sharding.jit
+def _copy(params: Params) -> Params:
+    return jax.tree.map(jnp.copy, params)
+
+
+def _put_key(seed: int, mesh: Mesh) -> jax.Array:
+    words = jax.random.key_data(jax.random.key(seed))
+    return jax.random.wrap_key_data(sharding.put(jax.device_get(words), mesh))

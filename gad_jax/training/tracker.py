@@ -1,0 +1,269 @@
+"""Where a run's numbers go: metrics.jsonl, TensorBoard and the console.
+
+metrics.jsonl is the source of truth, with one object per step; the rest can be made again from it.
+Metrics are named part/quantity, as generator/loss, and are floats of the host.
+"""
+
+import contextlib
+import json
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from rich.console import Console
+
+from gad_jax.base import exits
+from gad_jax.base.console import Display
+
+
+def response_metrics(
+    lengths: Any, cut: Any, teacher_lengths: Any, teacher_cut: Any
+) -> dict[str, float]:
+    """Returns how long the responses of a step are, in tokens, and how the teacher's compare.
+
+    `cut` is True for a response that reached the limit without ending. A length counts the end
+    token, so an empty response has 1. The ratio is that of the means, so it does not depend on how
+    prompts are grouped.
+    """
+    lengths, teacher = np.asarray(lengths, np.float64), np.asarray(teacher_lengths, np.float64)
+    mean = float(lengths.mean())
+    return {
+        "response/length": mean,
+        "response/length_p95": float(np.percentile(lengths, 95)),
+        "response/cut_share": float(np.mean(cut)),
+        "response/teacher_cut_share": float(np.mean(teacher_cut)),
+        "response/empty_share": float(np.mean((lengths <= 1) & ~np.asarray(cut))),
+        "response/length_ratio": mean / float(teacher.mean()) if teacher.any() else math.nan,
+    }
+
+
+def repetition(responses: Sequence[Any], size: int = 4) -> float:
+    """Returns the share of n-grams that stood in the same response before: 0.1 or less in prose.
+
+    Example: in [1 2 3 4 5 1 2 3 4] one of six 4-grams is a repeated one.
+    """
+    tokens = np.concatenate(responses).astype(np.uint64)
+    owner = np.repeat(np.arange(len(responses), dtype=np.uint64), [len(r) for r in responses])
+    count = max(len(tokens) - size + 1, 0)
+    whole = owner[:count] == owner[size - 1 :]
+    # A hash of 64 bits, wrapping around: two n-grams in 2**64 are taken for one.
+    keys = owner[:count]
+    for place in range(size):
+        keys = (keys ^ tokens[place : place + count]) * np.uint64(0x9E3779B97F4A7C15)
+        keys ^= keys >> np.uint64(29)
+    keys = keys[whole]
+    return 1 - len(np.unique(keys)) / len(keys) if len(keys) else 0.0
+
+
+def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Returns the rows of a metrics.jsonl, without the torn last line of a run that was killed."""
+    lines = Path(path).read_bytes().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith(b"\n")]
+
+
+def truncate_rows(path: str | os.PathLike[str], step: int) -> int:
+    """Cuts a metrics.jsonl after the rows of steps up to `step`; returns how many rows are left.
+
+    A line that is torn ends the file too.
+    """
+    kept, size = 0, 0
+    with open(path, "r+b") as file:
+        for line in file:
+            try:
+                if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                    break
+            except (ValueError, KeyError, TypeError):
+                break
+            kept, size = kept + 1, size + len(line)
+        file.truncate(size)
+    return kept
+
+
+def amend_last_row(path: str | os.PathLike[str], step: int, metrics: Mapping[str, float]) -> None:
+    """Adds metrics to the last row of a metrics.jsonl if it is that of `step`, all at once."""
+    lines = Path(path).read_bytes().splitlines(keepends=True)
+    if not lines or (row := json.loads(lines[-1]))["step"] != step:
+        return
+    numbers = {name: _json_number(float(value)) for name, value in metrics.items()}
+    if row | numbers != row:
+        last = json.dumps(row | numbers, allow_nan=False) + "\n"
+        exits.write_atomic(path, b"".join(lines[:-1]) + last.encode())
+
+
+@runtime_checkable
+class Evaluation(Protocol):
+    """What is shown of an evaluation; `evaluation.heldout.Result` is one.
+
+    An example has the texts 'prompt', 'teacher' and 'student'; all evaluations of a run have the
+    same prompts.
+    """
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def step(self) -> int: ...
+    @property
+    def metrics(self) -> Mapping[str, float]: ...
+    @property
+    def examples(self) -> Sequence[Mapping[str, Any]]: ...
+
+
+class Tracker:
+    """The writers of one run, in `run_dir`: metrics.jsonl, tensorboard/, samples/ and the console.
+
+    A process that is killed loses no row that was logged, and of TensorBoard's events those of the
+    last second. In a run of several processes one writes: in the others `enabled` is False and
+    nothing happens.
+    """
+
+    def __init__(
+        self,
+        run_dir: str | os.PathLike[str],
+        console: Console | None = None,
+        *,
+        enabled: bool = True,
+    ) -> None:
+        self._run_dir = Path(run_dir)
+        self._enabled = enabled
+        self._next_step = 0
+        self._tensorboard: Any = None  # a SummaryWriter, made when first needed
+        if enabled:
+            self._run_dir.mkdir(parents=True, exist_ok=True)
+            self._rows = open(self._run_dir / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+            self._display = Display(console)
+
+    def start(self, step: int, total_steps: int) -> None:
+        """Sets the step that the run begins after, 0 or that of the checkpoint it goes on from.
+
+        What an earlier process logged after it is dropped, since it comes again.
+        """
+        if self._enabled:
+            truncate_rows(self._run_dir / "metrics.jsonl", step)
+            self._next_step = step + 1
+            self._display.start(step, total_steps)
+
+    def log(self, step: int, stage: str, metrics: Mapping[str, float]) -> None:
+        """Writes the metrics of a step. A number that is not finite is null in metrics.jsonl."""
+        if not self._enabled:
+            return
+        numbers = {name: _json_number(float(value)) for name, value in metrics.items()}
+        row = {"step": step, "stage": stage} | numbers
+        self._rows.write(json.dumps(row, allow_nan=False) + "\n")
+        self._rows.flush()
+        self._scalars(step, metrics)
+        self._display.step(step, stage, metrics)
+
+    def amend(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Adds to the row of the last step what became known after it was logged."""
+        if not self._enabled:
+            return
+        self._rows.close()
+        amend_last_row(self._run_dir / "metrics.jsonl", step, metrics)
+        self._rows = open(self._run_dir / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+        self._scalars(step, metrics)
+
+    def evaluation(self, result: Evaluation, examples: int) -> None:
+        """Shows an evaluation and some of its answers, and writes those as `text` does."""
+        if not self._enabled:
+            return
+        if result.step == 0:  # No step will log the numbers of the student as it was.
+            self._scalars(0, result.metrics)
+        self.table(f"{result.label}, step {result.step}", {result.label: _columns(result)})
+        self._examples(result.step, result.label, [result], examples)
+
+    def comparison(self, results: Sequence[Evaluation], examples: int) -> None:
+        """Shows evaluations of a run in one table, and their answers to the same prompts."""
+        if self._enabled and results:
+            rows = {result.label: _columns(result) for result in results}
+            self.table("held-out prompts", rows)
+            self._examples(results[-1].step, "comparison", results, examples)
+
+    def table(self, title: str, rows: Mapping[str, Mapping[str, float | str]]) -> None:
+        """Shows a table: rows by name, each with its quantities by name."""
+        if self._enabled:
+            self._display.table(title, rows)
+
+    def text(self, step: int, name: str, markdown: str) -> None:
+        """Writes a text to TensorBoard and to samples/STEP-NAME.md."""
+        if not self._enabled:
+            return
+        directory = self._run_dir / "samples"
+        directory.mkdir(exist_ok=True)
+        path = directory / f"{step:06d}-{re.sub('[^a-z0-9]+', '-', name.lower())}.md"
+        path.write_text(markdown, encoding="utf-8", errors="backslashreplace")
+        self._writer.add_text(name, path.read_text(encoding="utf-8"), step)
+        self._writer.flush()
+
+    def notice(self, sentence: str) -> None:
+        """Shows a sentence that must not be overlooked."""
+        if self._enabled:
+            self._display.notice(sentence)
+
+    def busy(self, label: str) -> contextlib.AbstractContextManager[None]:
+        """Says what the run does inside the `with`, when that is no step."""
+        return self._display.busy(label) if self._enabled else contextlib.nullcontext()
+
+    def close(self) -> None:
+        """Closes the files and removes the progress bar."""
+        if self._enabled:
+            self._display.close()
+            self._rows.close()
+            if self._tensorboard is not None:
+                self._tensorboard.close()
+
+    def _scalars(self, step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            if math.isfinite(value):
+                self._writer.add_scalar(name, float(value), step)
+        self._writer.flush()
+
+    def _examples(self, step: int, name: str, results: Sequence[Evaluation], count: int) -> None:
+        """Shows and writes the first prompts with the teacher's answer and one per result."""
+        documents = []
+        for number, example in enumerate(results[-1].examples[:count]):
+            texts = {"teacher": example["teacher"]}
+            texts |= {result.label: result.examples[number]["student"] for result in results}
+            self._display.side_by_side(example["prompt"], texts)
+            documents += [_markdown(name, text) for name, text in texts.items()]
+            documents.insert(-len(texts), _markdown("prompt", example["prompt"]))
+        if documents:
+            self.text(step, name, "\n".join(documents))
+
+    @property
+    def _writer(self) -> Any:
+        if self._tensorboard is None:
+            from tensorboardX import SummaryWriter  # Imports protobuf, which takes a while.
+
+            self._tensorboard = SummaryWriter(
+                str(self._run_dir / "tensorboard"),
+                purge_step=self._next_step,
+                flush_secs=1,
+                # Names have seconds only, and a file of the same name would be overwritten.
+                filename_suffix=f".{os.getpid()}.{self._next_step}",
+            )
+        return self._tensorboard
+
+
+COLUMNS = {
+    "evaluation/rouge_l": "ROUGE-L",
+    "evaluation/length": "tokens",
+    "evaluation/length_ratio": "× teacher",
+    "evaluation/cut_share": "cut",
+}
+
+
+def _columns(result: Evaluation) -> dict[str, float | str]:
+    return {COLUMNS.get(name, name): value for name, value in result.metrics.items()}
+
+
+def _markdown(name: str, text: str) -> str:
+    """Returns a text under its name, indented: so it is shown as it is, whatever it contains."""
+    return f"**{name}**\n\n" + "".join(f"    {line}\n" for line in text.splitlines())
+
+
+def _json_number(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,1 @@
+"""A small world whose oracle knows every right answer: a teacher, students, results."""

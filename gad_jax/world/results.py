@@ -1,0 +1,130 @@
+"""What the small world showed: its table, with intervals over seeds, and its figure."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gad_jax.base import console, exits
+from gad_jax.evaluate.figures import COLOURS, colours
+from gad_jax.metrics.statistics import Interval, t_interval
+from gad_jax.world import language
+
+MEASURES = {
+    "right, greedy %": lambda r: 100 * r["greedy"]["valid"],
+    "right, sampled %": lambda r: 100 * r["sampled"]["valid"],
+    "headlines, sampled %": lambda r: 100 * r["sampled"]["styles"]["headline"][0],
+    "styles covered": lambda r: r["sampled"]["coverage"],
+    "effective styles": lambda r: r["sampled"]["diversity"],
+    "distinct of 4 %": lambda r: 100 * r["sampled"]["distinct"],
+    "1-gram F1 %": lambda r: 100 * r["greedy"]["ngram_1"],
+    "4-gram F1 %": lambda r: 100 * r["greedy"]["ngram_4"],
+    "ROUGE-L %": lambda r: 100 * r["greedy"]["rouge_l"],
+    "tokens, greedy": lambda r: r["greedy"]["tokens"],
+}
+PRINTED = ("right, greedy %", "right, sampled %", "4-gram F1 %", "tokens, greedy")
+WARM = "warm start"
+
+
+def report(seeds: Sequence[int], methods: Mapping[str, str], out: Path) -> None:
+    """Prints the table of the methods, {name: what it is called}, and writes results.md,
+    results.json and results.png into the directory."""
+    found = {
+        called: [_read(out / f"seed-{seed}" / f"{name}.json") for seed in seeds]
+        for name, called in {"warm": WARM, **methods}.items()
+    }
+    table = {
+        called: {
+            name: t_interval([float(value(r)) for r in repeated])
+            for name, value in MEASURES.items()
+        }
+        for called, repeated in found.items()
+    }
+    shown = {
+        called: {name: _shown(cell) for name, cell in row.items()} for called, row in table.items()
+    }
+    printed = {called: {name: row[name] for name in PRINTED} for called, row in shown.items()}
+    console.Display().table(f"mean over {len(seeds)} seeds [95 % interval]", printed)
+    lines = [
+        ["", *shown],
+        ["---"] * (1 + len(shown)),
+        *([name, *(row[name] for row in shown.values())] for name in MEASURES),
+    ]
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    exits.write_atomic(out / "results.md", text + "\n")
+    exits.write_atomic(
+        out / "results.json", json.dumps({"seeds": [*seeds], **found}, indent=1) + "\n"
+    )
+    _draw(found, table, out / "results.png")
+    print(out / "results.png")
+
+
+def _shown(cell: Interval) -> str:
+    return f"{cell.value:.1f}" if np.isnan(cell.low) else str(cell)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text("utf-8"))
+
+
+def _draw(
+    found: Mapping[str, list[dict[str, Any]]],
+    table: Mapping[str, Mapping[str, Interval]],
+    path: Path,
+) -> None:
+    """Writes the figure: how much is right, in which style, and how that came about."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 8.5), layout="constrained")
+    (right, styles), (curves, leads) = figure.subplots(2, 2)
+    places = np.arange(len(found))
+    for offset, (name, colour) in enumerate(
+        (("right, greedy %", COLOURS[3]), ("right, sampled %", COLOURS[2]))
+    ):
+        cells = [table[called][name] for called in found]
+        at = places + 0.36 * offset - 0.18
+        right.bar(at, [c.value for c in cells], 0.34, color=colour, label=name.rstrip(" %"))
+        spread = [c.high - c.value for c in cells]
+        right.errorbar(at, [c.value for c in cells], spread, fmt="none", color="black", capsize=3)
+    right.set(ylabel="right answers, %", ylim=(0, 120), title="by the oracle")
+    right.legend(frameon=False, loc="upper left", ncols=2)
+    floor = np.zeros(len(found))
+    for style, number in zip((*language.STYLES, "none"), (1, 3, 2, 0), strict=True):
+        share, valid = (
+            np.asarray(
+                [
+                    100 * np.mean([r["sampled"]["styles"][style][n] for r in rs])
+                    for rs in found.values()
+                ]
+            )
+            for n in (0, 1)
+        )
+        colour = COLOURS[number]
+        styles.bar(places, valid, 0.7, floor, color=colour, label=style)
+        styles.bar(places, share - valid, 0.7, floor + valid, color=colour, alpha=0.3, hatch="//")
+        floor += share
+    styles.set(ylabel="answers at temperature 1, %", title="styles; pale: wrong answers")
+    styles.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    for axes in (right, styles):
+        axes.set_xticks(places, [*found], rotation=25, ha="right")
+    for (called, repeated), colour in zip(found.items(), colours(len(found)), strict=True):
+        if called == WARM:
+            continue
+        steps, valid = _mean_curve(repeated, "valid")
+        curves.plot(steps, 100 * valid, "o-", ms=3, color=colour, label=called)
+        steps, lead = _mean_curve(repeated, "lead")
+        if steps.size:
+            leads.plot(steps, lead, "o-", ms=3, color=colour, label=called)
+    curves.set(xlabel="step", ylabel="right, greedy, %", title="on the way (mean of the seeds)")
+    leads.set(xlabel="step", ylabel="score, student − teacher", title="in the eyes of D")
+    curves.legend(frameon=False)
+    figure.savefig(path, dpi=110)
+
+
+def _mean_curve(repeated: Sequence[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the steps at which all seeds have a value, and its mean."""
+    curves = [{p["step"]: p[name] for p in r["curve"] if name in p} for r in repeated]
+    steps = sorted(set.intersection(*(set(curve) for curve in curves)))
+    return np.asarray(steps), np.asarray([np.mean([c[step] for c in curves]) for step in steps])

@@ -1,0 +1,252 @@
+"""Ends of commands, in real processes: codes, signals, locks, the watchdog."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gad_jax.base.errors import UserError
+from gad_jax.base.exits import clear_partials, lock_run, stop_time, write_atomic
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(code: str, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 10) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=timeout)
+    return process.returncode, out, err
+
+
+GUARDED = """
+import sys, threading, time
+from gad_jax.errors import *
+from gad_jax.guard import run_guarded
+def main():
+    # A thread that an ordinary exit would wait for, as Orbax has them.
+    threading.Thread(target=time.sleep, args=(60,)).start()
+    print("a line in the buffer")
+    BODY
+sys.exit(run_guarded(main))
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "last_line"),
+    [
+        ("raise UserError('batch=7 does not split')", 2, "batch=7 does not split"),
+        ("raise NumericsError('10 steps skipped')", 10, "10 steps skipped"),
+        ("raise CollapseError('too long')", 11, "too long"),
+        ("raise StorageError('disk')", 12, "disk"),
+        (
+            "raise OSError(28, 'No space left', 'f.jsonl')",
+            12,
+            "f.jsonl could not be read or written: ",
+        ),
+        ("raise OSError(2, 'No such file', 'x')", 13, "FileNotFoundError: [Errno 2] No such file"),
+        ("raise ValueError('surprise')", 13, "ValueError: surprise"),
+        ("raise KeyboardInterrupt", 130, "interrupted"),
+    ],
+)
+def test_exit_codes(body: str, code: int, last_line: str) -> None:
+    found, out, err = finish(start(GUARDED.replace("BODY", body)))
+    assert found == code
+    assert out == "a line in the buffer\n"
+    assert err.splitlines()[-1].startswith(last_line)
+    assert ("Traceback" in err) == (code == 13)
+
+
+def test_a_reader_who_leaves_ends_it_in_one_line() -> None:
+    process = start(GUARDED.replace("BODY", "while True: print('more', flush=True)"))
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(10) == 141
+    assert process.stderr is not None
+    with process.stderr as errors:
+        assert errors.read() == "stopped: whatever read the output has ended\n"
+
+
+def test_success_and_argparse_pass_through() -> None:
+    quick = GUARDED.replace("args=(60,)", "args=(0,)")
+    assert finish(start(quick.replace("BODY", "return 0")))[0] == 0
+    assert finish(start(quick.replace("BODY", "raise SystemExit(2)")))[0] == 2
+
+
+def test_imports_no_jax() -> None:
+    code = "import sys, gad_jax.guard; sys.exit('jax' in sys.modules)"
+    assert finish(start(code))[0] == 0
+
+
+LOOP = """
+import sys, time
+from gad_jax.guard import StopRequest
+with StopRequest() as stop:
+    print("running", flush=True)
+    if sys.argv[1] == "before":
+        time.sleep(20)
+    stop.ready = True
+    print("ready", flush=True)
+    while not stop.requested:
+        time.sleep(0.01)
+    print("saving", flush=True)
+    time.sleep(float(sys.argv[2]))
+    print("saved", flush=True)
+"""
+
+
+def start_loop(when: str, save_seconds: float, until: str) -> subprocess.Popen[str]:
+    process = start(LOOP, when, str(save_seconds))
+    assert process.stdout is not None
+    while process.stdout.readline().strip() != until:
+        pass
+    return process
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_before_the_first_step_ends_at_once(number: int, code: int) -> None:
+    process = start_loop("before", 0, "running")
+    begin = time.monotonic()
+    process.send_signal(number)
+    found, out, err = finish(process)
+    assert (found, out) == (code, "")
+    assert "nothing was saved" in err
+    assert time.monotonic() - begin < 15  # it would go on for 20
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_the_step_and_its_save_finish(number: int) -> None:
+    process = start_loop("after", 0, "ready")
+    process.send_signal(number)
+    code, out, err = finish(process)
+    assert (code, out) == (0, "saving\nsaved\n")
+    assert err == "stopping after this step; press Ctrl-C again to stop at once\n"
+
+
+def test_a_second_interrupt_ends_at_once() -> None:
+    process = start_loop("after", 20, "ready")
+    process.send_signal(signal.SIGINT)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "saving\n"
+    process.send_signal(signal.SIGINT)
+    code, out, _ = finish(process)
+    assert (code, out) == (130, "")
+
+
+def test_a_second_termination_does_not_cut_the_save() -> None:
+    process = start_loop("after", 0.3, "ready")
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "saving\n"
+    process.send_signal(signal.SIGTERM)
+    code, out, err = finish(process)
+    assert (code, out) == (0, "saved\n")
+    assert err.count("stopping") == 1
+
+
+HOLD = """
+import sys, time
+from gad_jax.errors import UserError
+from gad_jax.guard import lock_run, run_guarded
+def main():
+    with lock_run(sys.argv[1]):
+        print("held", flush=True)
+        time.sleep(float(sys.argv[2]))
+    return 0
+sys.exit(run_guarded(main))
+"""
+
+
+def test_a_second_run_on_a_directory_is_refused_and_a_dead_one_replaced(tmp_path: Path) -> None:
+    run_dir = tmp_path / "runs" / "one"
+    first = start(HOLD, str(run_dir), "20")
+    assert first.stdout is not None
+    assert first.stdout.readline() == "held\n"
+    code, out, err = finish(start(HOLD, str(run_dir), "0"))
+    assert (code, out) == (2, "")
+    assert f"is in use by process {first.pid} on " in err
+    assert err.count("\n") == 1
+    first.kill()
+    finish(first)
+    assert (run_dir / ".lock.json").exists()
+    assert finish(start(HOLD, str(run_dir), "0"))[:2] == (0, "held\n")
+    with lock_run(run_dir):
+        pass
+
+
+def test_a_run_directory_that_cannot_be_one(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be used"), lock_run(tmp_path / "file"):
+        pass
+
+
+STALL = """
+import time
+from gad_jax.guard import watchdog
+def stalled_line():
+    time.sleep(20)
+for _ in range(4):
+    watchdog(2)
+    time.sleep(0.6)
+watchdog(0)
+time.sleep(2.2)
+print("still here", flush=True)
+watchdog(0.5)
+stalled_line()
+"""
+
+
+def test_the_watchdog_names_the_line_that_hangs() -> None:
+    code, out, err = finish(start(STALL))
+    assert (code, out) == (1, "still here\n")
+    assert "in stalled_line" in err
+
+
+def test_write_atomic_replaces_or_keeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "status.json"
+    write_atomic(path, "old")
+    write_atomic(path, "new ü".encode())
+    assert path.read_text() == "new ü"
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomic(path, "lost")
+    assert path.read_text() == "new ü"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_write_left_is_cleared(tmp_path: Path) -> None:
+    deep = tmp_path / "checkpoints" / "2"
+    deep.mkdir(parents=True)
+    (deep / ".record.json.7.partial").write_text("{")
+    (deep / "record.json").write_text("{}")
+    (tmp_path / ".student.partial").mkdir()  # a directory is the export's to clear
+    clear_partials(tmp_path)
+    assert [path.name for path in deep.iterdir()] == ["record.json"]
+    assert (tmp_path / ".student.partial").is_dir()
+
+
+def test_the_time_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
+    assert stop_time("", 5.0) == float("inf")
+    assert stop_time("2100-01-01T00:10:00+00:00", 10.0) == 4102444800  # 2100-01-01 in UTC
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "4102444800")
+    assert stop_time("", 5.0) == 4102444800 - 300
+    assert stop_time("2100-01-02T00:00+00:00", 0.0) == 4102444800
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 240))
+    with pytest.raises(UserError, match=r"has to end at .*margin_minutes=5 for s"):
+        stop_time("", 5.0)

@@ -1,0 +1,52 @@
+"""Names of targets, and what is said of those that are none."""
+
+import pytest
+
+from gad_jax.base.errors import UserError
+from gad_jax.distributed import targets
+
+
+@pytest.mark.parametrize(
+    ("text", "devices", "per_node", "platform"),
+    [
+        ("h100:2x8", 16, 8, "cuda"),
+        ("h200:1x8", 8, 8, "cuda"),
+        ("v5p:2x2x4", 16, 16, "tpu"),
+        ("v6e:4x4", 16, 16, "tpu"),
+        ("cpu:8", 8, 8, "cpu"),
+    ],
+)
+def test_known_targets(text: str, devices: int, per_node: int, platform: str) -> None:
+    target = targets.parse(text)
+    assert (target.devices, target.per_node, target.platform) == (devices, per_node, platform)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a100:8", "'a100' is not one of h100, h200, v5e, v5p, v6e, cpu"),
+        ("h100", "a size is needed"),
+        ("h100:0x8", "a size is needed"),
+        ("h100:8", "h100 needs 2 numbers and has 1"),
+        ("v5p:4x4", "v5p needs 3 numbers and has 2"),
+    ],
+)
+def test_others_are_refused(text: str, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        targets.parse(text)
+
+
+def test_two_plans_for_tpus_may_compile_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    # libtpu locks the machine against a second user of its chips, unless it is told not to
+    monkeypatch.setattr("os.environ", environment := {"TPU_WORKER_HOSTNAMES": "mine"})
+    targets.prepare_environment(targets.parse("v6e:4x4"))
+    assert environment["ALLOW_MULTIPLE_LIBTPU_LOAD"] == "1"
+    assert environment["TPU_ACCELERATOR_TYPE"] == "v6e-16"
+    assert environment["TPU_WORKER_HOSTNAMES"] == "mine"
+
+
+def test_flags_that_only_fit_a_real_gpu_are_overruled(monkeypatch: pytest.MonkeyPatch) -> None:
+    # the last one counts
+    monkeypatch.setattr("os.environ", environment := {"XLA_FLAGS": "--xla_gpu_autotune_level=0"})
+    targets.prepare_environment(targets.parse("h100:1x8"))
+    assert environment["XLA_FLAGS"].split()[-1] == "--xla_gpu_autotune_level=4"

@@ -1,0 +1,126 @@
+"""Operations by the mathematics against XLA's own count, where XLA counts everything.
+
+XLA takes the body of a loop once: with one layer, one micro-batch and logits in one piece there is
+none that turns twice.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gad_jax.core import losses, packing, steps
+from gad_jax.models import costs, decoder
+from gad_jax.models.costs import Work
+from gad_jax.models.decoder import DecoderConfig
+from gad_jax.settings import config as settings
+from gad_jax.training import state
+from gad_jax.types import Rows
+
+NETWORK = DecoderConfig(
+    family="llama", vocabulary=512, width=128, mlp_width=384, layers=1, heads=4, kv_heads=2,
+    head_width=32, rope_theta=1e4, norm_epsilon=1e-6, max_positions=512, tied=True, remat="none",
+)  # fmt: skip
+SCORER = dataclasses.replace(NETWORK, head="score")
+PROMPTS, SAMPLES, ASKED, ANSWERED = 4, 8, 40, 60
+
+
+def rows(count: int, together: bool) -> Rows:
+    """Prompts of 40 tokens with `count` answers of 60 each: packed, or one pair per row."""
+    prompt, answer = np.ones(ASKED, np.int32), np.ones(ANSWERED, np.int32)
+    if together:
+        prompts, answers = [prompt] * PROMPTS, [[answer] * count] * PROMPTS
+        return packing.pack(prompts, answers, row_tokens=608)
+    pairs = PROMPTS * count
+    return packing.pack([prompt] * pairs, [[answer]] * pairs, row_tokens=ASKED + ANSWERED)
+
+
+def xla_flops(function, *arguments) -> float:
+    return jax.jit(function).lower(*arguments).cost_analysis()["flops"]
+
+
+def program() -> steps.Program:
+    config = settings.Config(batch=settings.Batch(vocabulary_chunk=10000))
+    return state.make_program(config, "gad", NETWORK, SCORER)
+
+
+def logprob_sum(params, packed: Rows) -> jax.Array:
+    first = jax.tree.map(lambda x: x[0], packed)
+    return losses.response_logprobs(NETWORK, params, first, 0.8, 10000)[0].sum()
+
+
+def score_sum(params, packed: Rows) -> jax.Array:
+    first = jax.tree.map(lambda x: x[0], packed)
+    return losses.response_scores(SCORER, params, first).sum()
+
+
+@pytest.fixture(scope="module")
+def networks() -> tuple:
+    return decoder.abstract(NETWORK), decoder.abstract(SCORER)
+
+
+def test_a_forward_pass_costs_what_the_formula_says(networks) -> None:
+    packed = jax.tree.map(jnp.asarray, rows(SAMPLES, together=True))
+    counted = xla_flops(logprob_sum, networks[0], packed)
+    # Norms, rotations, softmax and masks are some percent beside the products of a small network.
+    assert costs.forward_flops(NETWORK, costs.processed_work(packed)) == pytest.approx(
+        counted, rel=0.1
+    )
+
+
+def test_a_gradient_costs_two_forward_passes_more_and_no_second_projection() -> None:
+    """The vocabulary projection is most of this network: computing it twice would be a quarter."""
+    wide = dataclasses.replace(NETWORK, vocabulary=4096)
+    packed = rows(SAMPLES, together=True)
+    first = jax.tree.map(lambda x: jnp.asarray(x[0]), packed)
+
+    def loss(params, rows: Rows) -> jax.Array:
+        def token_loss(logprobs, entropy):
+            return -logprobs, {"entropy": entropy}
+
+        return losses.response_loss(wide, params, rows, jnp.float32(1), 0.8, 10000, token_loss)[0]
+
+    counted = xla_flops(jax.value_and_grad(loss), decoder.abstract(wide), first)
+    assert costs.training_flops(wide, costs.processed_work(packed)) == pytest.approx(
+        counted, rel=0.1
+    )
+
+
+def test_packed_work_by_hand() -> None:
+    packed = rows(2, together=True)
+    prompt = sum(range(1, ASKED))  # a token sees itself and those before
+    answer = sum(range(ASKED, ASKED + ANSWERED + 1))
+    tokens = PROMPTS * (ASKED - 1 + 2 * (ANSWERED + 1))
+    assert costs.packed_work(packed) == Work(
+        tokens, PROMPTS * (prompt + 2 * answer), PROMPTS * 2 * ANSWERED
+    )
+
+
+def test_a_step_costs_a_third_less_than_the_released_recipe(networks) -> None:
+    """By XLA's count. All answers have one length here, so that padding plays no part."""
+    generator, scorer = networks
+    p = program()
+    moments = [jax.eval_shape(o.init, n) for o, n in zip(
+        (p.generator_optimizer, p.discriminator_optimizer), networks, strict=True)]  # fmt: skip
+    start = steps.TrainState(
+        jnp.int32(0), jax.random.key(0), generator, moments[0], scorer, moments[1], generator,
+        jnp.zeros(2, jnp.int32),
+    )  # fmt: skip
+    pairs, samples = (
+        jax.tree.map(jnp.asarray, rows(n, together=True)) for n in (SAMPLES + 1, SAMPLES)
+    )
+    ours = xla_flops(lambda s, *rows: steps.gad_step(p, s, *rows), start, pairs, samples)
+
+    alone = jax.tree.map(jnp.asarray, rows(SAMPLES, together=False))
+    released = (
+        # rewards of the samples; then the teacher's answer beside each of them
+        xla_flops(score_sum, scorer, alone)
+        + 2 * xla_flops(jax.value_and_grad(score_sum), scorer, alone)
+        # old and reference log-probabilities, and the policy's
+        + 2 * xla_flops(logprob_sum, generator, alone)
+        + xla_flops(jax.value_and_grad(logprob_sum), generator, alone)
+    )
+    print(f"a GAD step: {ours / 1e9:.2f} GFLOP, {1 - ours / released:.0%} fewer than the release")
+    assert ours <= 0.7 * released

@@ -1,0 +1,10 @@
+"""The decode loop in numbers, by hand; rollout/test_engine.py compares it with real loops."""
+
+import numpy as np
+
+from gad_jax.plan import decoding
+from gad_jax.rollout.engine import Segment
+
+
+def test_one_response() -> None:
+    assert decoding.segments(np.array([5]), np.array([[7]]), 1, 8) == (Segment(1, 64, 7),)

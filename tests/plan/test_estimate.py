@@ -1,0 +1,84 @@
+"""Predicted seconds: what they follow from, by hand where a hand can."""
+
+import dataclasses
+
+import pytest
+
+from gad_jax.distributed import targets
+from gad_jax.distributed.hlo import Collective
+from gad_jax.distributed.targets import CHIPS
+from gad_jax.models.decoder import DecoderConfig
+from gad_jax.plan import estimate, workload
+from gad_jax.plan.programs import Compiled
+from gad_jax.settings.config import Batch, Config, Data, Rollout, Student
+
+NETWORK = DecoderConfig(
+    family="llama", vocabulary=512, width=128, mlp_width=384, layers=3, heads=4, kv_heads=2,
+    head_width=32, rope_theta=1e4, norm_epsilon=1e-6, max_positions=512, compute_dtype="bfloat16",
+)  # fmt: skip
+TARGET = targets.parse("h100:1x1")
+
+
+def step_of(slots: int = 0, remat: str = "dots", **gad: bool) -> dict[str, estimate.Phase]:
+    return {phase.name: phase for phase in planned(slots, remat, **gad).phases}
+
+
+def planned(
+    slots: int = 0, remat: str = "dots", programs: tuple[Compiled, ...] = (), **gad: bool
+) -> estimate.Step:
+    config = Config(
+        stage="gad",
+        student=Student(remat=remat),  # pyright: ignore[reportArgumentType]
+        data=Data(max_prompt_tokens=64),
+        batch=Batch(prompts=16, micro_batch_prompts=0, row_tokens=256),
+        rollout=Rollout(samples=8, max_new_tokens=128, slots=slots),
+    )
+    config = dataclasses.replace(config, gad=dataclasses.replace(config.gad, **gad))
+    work = workload.draw(config, workload.Lengths(20.0, 40.0), TARGET)
+    chip = CHIPS["h100"]
+    return estimate.step(config, "gad", (NETWORK, NETWORK), TARGET, chip, work, list(programs))
+
+
+def test_the_rollout_waits_for_its_transfers_and_updates_hide_theirs() -> None:
+    sent = [Collective("all-reduce", 2, 1, 1000, 450_000_000)]  # 1 ms on the links, 6 µs each
+    decode, update = (
+        Compiled(name, {}, sent, 0.0) for name in ("rollout: decode", "gad: G and D update")
+    )
+    alone, both = planned(), planned(programs=(decode, update))
+    assert both.transfer_seconds == pytest.approx(0.001 + 0.006)
+    updates = sum(phase.seconds for phase in alone.phases if "rollout" not in phase.name)
+    assert updates < 0.007
+    assert both.seconds == pytest.approx(alone.seconds - updates + 0.007 + 0.007)
+    waits = {phase.name for phase in both.phases if phase.transfer_seconds}
+    assert waits == {"rollout: decode"}
+
+
+def test_a_gpu_decodes_in_the_slots_of_a_gpu() -> None:
+    """Though the plan is made on a CPU, whose runs have fewer."""
+    assert step_of()["rollout: decode"] == step_of(slots=64)["rollout: decode"]
+    assert step_of()["rollout: decode"] != step_of(slots=32)["rollout: decode"]
+
+
+def test_fewer_slots_take_more_turns_and_each_the_latency_of_every_layer() -> None:
+    all_at_once = step_of(slots=128)["rollout: decode"]
+    turns = all_at_once.latency_seconds / (3 * CHIPS["h100"].layer_latency)
+    assert turns == pytest.approx(128)  # the longest response is as long as it may be
+    one = step_of(slots=1)["rollout: decode"]
+    total = one.latency_seconds / (3 * CHIPS["h100"].layer_latency)
+    assert 128 * 20 < total < 128 * 60  # 128 samples of about 40 tokens, one after the other
+    assert one.flops < all_at_once.flops  # whose idle slots work too
+
+
+def test_a_backward_pass_is_two_forward_passes_and_a_third_with_full_remat() -> None:
+    dots, full = step_of(), step_of(remat="full")
+    for name in ("discriminator", "generator"):
+        assert full[name].flops == pytest.approx(4 / 3 * dots[name].flops)
+    assert dots["generator"].flops == pytest.approx(3 * dots["reference"].flops)
+    assert full["reference"].flops == dots["reference"].flops
+
+
+def test_a_frozen_discriminator_has_no_backward_pass() -> None:
+    for remat in ("dots", "full"):
+        trained = step_of()["discriminator"].flops
+        frozen = step_of(remat=remat, train_discriminator=False)["discriminator"].flops
+        assert frozen == pytest.approx(trained / 3)

@@ -1,0 +1,159 @@
+"""Plans of small runs on simulated devices, and what is said of a run that fits nowhere."""
+
+import contextlib
+import io
+import json
+
+import jax
+import pytest
+
+from gad_jax.distributed import sharding, targets
+from gad_jax.plan import __main__ as plan
+
+pytest_plugins = ["tests.run_fixtures"]
+
+FLAGS = ("--config=tiny", "--stage=gad")  # and the default target, cpu:8
+
+
+@pytest.fixture(scope="module")
+def planned() -> dict:
+    """The plan of the tiny run on eight devices, as JSON."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert plan.main([*FLAGS, "--json", "--mesh.tensor=2"]) == 0
+    return json.loads(out.getvalue())
+
+
+def test_every_program_is_planned(planned: dict) -> None:
+    assert [program["name"] for program in planned["programs"]] == [
+        "gad: G and D update",
+        "rollout: reshard",
+        "rollout: prefill",
+        "rollout: decode",
+    ]
+    assert planned["fits"]
+    assert planned["mesh"] == {"replica": 1, "fsdp": 4, "tensor": 2}
+    assert planned["steps"][0]["seconds"] > 0
+
+
+def test_bytes_per_device_are_those_of_the_layout(planned: dict) -> None:
+    """random-tiny by hand: 5 norms of 32 numbers are whole on every device, the rest is split 8."""
+    norms = 5 * 32
+    matrices = 512 * 32 + 2 * (32 * (32 + 16 + 16) + 32 * 32 + 3 * 32 * 64)
+    network = 4 * (norms + matrices // 8)
+    found = planned["programs"][0]["bytes"]
+    assert found["generator"] == found["reference"] == network
+    assert found["discriminator"] == network + 4 * (32 + 1)
+    assert found["moments"] == 2 * (network + found["discriminator"]) + 2 * 4  # two counters
+    assert found["temporary"] > 0
+
+
+def test_the_decode_copy_is_gathered_over_fsdp(planned: dict) -> None:
+    gathers = [c for c in planned["programs"][1]["collectives"] if c["kind"] == "all-gather"]
+    matrices = 512 * 32 + 2 * (32 * (32 + 16 + 16) + 32 * 32 + 3 * 32 * 64)
+    assert sum(c["bytes"] for c in gathers) == 4 * matrices // 2 * 3 // 4
+
+
+def test_a_run_that_is_too_large_is_told_what_to_change(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = targets.Chip("cpu", 1e12, 1e6, 1e9, 1e9, 1e9, 0.5, 0.0, "a device of one megabyte")
+    monkeypatch.setattr("gad_jax.plan.estimate.chip_of", lambda _: small)
+    assert plan.main(list(FLAGS)) == 2
+    out = capsys.readouterr().out
+    assert "It does not fit: gad: G and D update needs 0." in out
+    assert "- split or reduce what is computed at once: a smaller --batch.micro_batch" in out
+
+
+def test_every_turn_of_the_decode_loop_takes_the_latency_of_its_layers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slow = targets.Chip("cpu", 1e12, 1e12, 1e9, 1e9, 1e9, 0.5, 0.25, "a device that hesitates")
+    monkeypatch.setattr("gad_jax.plan.estimate.chip_of", lambda _: slow)
+    short = ("--response_tokens=1", "--rollout.max_new_tokens=2")
+    assert plan.main([*FLAGS, *short, "--json"]) == 0
+    [step] = json.loads(capsys.readouterr().out)["steps"]
+    phases = {phase["name"]: phase for phase in step["phases"]}
+    decode = phases.pop("rollout: decode")
+    assert decode["latency_seconds"] == 2 * 2 * 0.25  # two tokens in every slot, two layers
+    assert decode["transfer_seconds"] > 0  # whether any shard is busy, each turn
+    waiting = 1 + decode["transfer_seconds"]
+    work = max(decode["compute_seconds"], decode["memory_seconds"])
+    assert decode["seconds"] == pytest.approx(waiting + work)
+    assert {phase["latency_seconds"] for phase in phases.values()} == {0}
+
+
+def test_a_program_that_the_compiler_refuses_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def too_large(*_: object) -> None:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: needs 40G\nof 31G")
+
+    monkeypatch.setattr("jax.stages.Lowered.compile", too_large)
+    assert plan.main(list(FLAGS)) == 2
+    out = capsys.readouterr().out
+    assert "It does not fit: the compiler refused " in out
+    assert "(RESOURCE_EXHAUSTED: needs 40G)" in out
+    assert "- split or reduce the weights over more devices" in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--target=h10:8"], "'h10' is not one of h100, h200"),
+        (["--mesh.fsdp=3"], "has 8 devices and the mesh replica=1 × fsdp=3 × tensor=1 takes 3"),
+        (["--mesh.tensor=4"], "--mesh.tensor=4 does not divide the 2 key/value heads"),
+        (["--response_tokens=0"], "response_tokens=0.0 must be 1 or more"),
+        (["--targe=cpu:8"], "did you mean"),
+        (["--student.path=nothing-here"], "'nothing-here' is neither a built-in model"),
+    ],
+)
+def test_mistakes(refused, flags: list[str], sentence: str) -> None:
+    assert sentence in refused(plan.main, *FLAGS, *flags)
+
+
+def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch, refused) -> None:
+    def no_plugin(*_: object, **__: object) -> None:
+        raise RuntimeError("Unknown backend cuda\nmore")
+
+    monkeypatch.setattr("jax.experimental.topologies.get_topology_desc", no_plugin)
+    said = refused(plan.main, "--config=tiny", "--target=h100:1x8")
+    assert "the cuda compiler cannot be used here (Unknown backend cuda)" in said
+    assert "jax-cuda13-pjrt" in said
+
+
+def test_programs_may_be_compiled_for_another_platform() -> None:
+    assert sharding.platform() == "cpu"
+    with sharding.compiling_for("gpu"):
+        assert sharding.platform() == "gpu"
+    assert sharding.platform() == "cpu"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("config", "target"),
+    [
+        ("qwen2.5-3b-gad", "h100:2x8"),
+        ("qwen2.5-7b-gad", "h100:2x8"),
+        ("qwen2.5-14b-gad", "h100:2x8"),
+        ("llama-3.2-3b-gad", "h100:2x8"),
+        ("llama-3.1-8b-gad", "h100:2x8"),
+        ("llama-3.1-8b-gad", "h100:1x8"),
+        ("qwen2.5-14b-gad", "v5p:2x2x4"),
+    ],
+)
+def test_the_presets_fit_what_they_are_meant_for(command, config: str, target: str) -> None:
+    """Needs the target's compiler, without its devices; see docs/planning.md."""
+    pytest.importorskip("libtpu" if target.startswith("v5p") else "jax_plugins.xla_cuda13")
+    flags = ["--mesh.replica=1"] if target.endswith("1x8") else []
+    done = command("plan", f"--config={config}", f"--target={target}", *flags, "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    planned = json.loads(done.stdout)
+    assert planned["devices"] == (8 if flags else 16)
+    assert planned["fits"]
+    assert planned["padding"]["packed"] < 0.1
+    [update] = (each for each in planned["programs"] if each["name"] == "gad: G and D update")
+    if planned["mesh"]["replica"] == 2:
+        # Each device's part of both networks' gradients crosses once: 2 · 1/2 of its bytes.
+        across = sum(found["bytes"] for found in update["collectives"] if found["across"] > 1)
+        parts = update["bytes"]["generator"] + update["bytes"]["discriminator"]
+        assert parts <= across < 1.01 * parts

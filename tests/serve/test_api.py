@@ -1,0 +1,230 @@
+"""OpenAI's API over a real socket, on a student that training made."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from tests.serving.servers import Server, serving
+
+from gad_jax.serve import __main__ as serve
+
+pytest_plugins = ["tests.run_fixtures"]
+
+Command = Callable[..., Any]
+
+NAME = "student"
+FLAGS = (f"--name={NAME}", "--slots=3", "--waiting=200", "--context=1024")
+
+
+@pytest.fixture(scope="module")
+def server(tiny_run: Path) -> Iterator[Server]:
+    with serving(f"--model={tiny_run}", *FLAGS) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=server.address.removesuffix("/v1"), timeout=60) as one:
+        yield one
+
+
+def body(text: str = "Hello", **more: Any) -> dict[str, Any]:
+    messages = [{"role": "user", "content": text}]
+    return {"model": NAME, "messages": messages, "max_tokens": 24, "temperature": 0, **more}
+
+
+def ask(client: httpx2.Client, text: str = "Hello", **more: Any) -> dict[str, Any]:
+    response = client.post("/v1/chat/completions", json=body(text, **more))
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def text_of(answer: dict[str, Any], choice: int = 0) -> str:
+    return answer["choices"][choice]["message"]["content"]
+
+
+def events(client: httpx2.Client, text: str = "Hello", **more: Any) -> list[Any]:
+    with client.stream("POST", "/v1/chat/completions", json=body(text, stream=True, **more)) as got:
+        assert got.headers["content-type"].startswith("text/event-stream")
+        lines = [line.removeprefix("data: ") for line in got.iter_lines() if line]
+    assert lines.pop() == "[DONE]"
+    return [json.loads(line) for line in lines]
+
+
+def test_many_at_once_get_the_answers_of_generate(
+    client: httpx2.Client, command: Command, tiny_run: Path, tmp_path: Path
+) -> None:
+    texts = [f"Question {n} " + "word " * (7 * n) for n in range(8)]
+    file, out = tmp_path / "questions.jsonl", tmp_path / "answers.jsonl"
+    file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    flags = ("--model", tiny_run, "--file", file, "--out", out, "--max_new_tokens=24")
+    assert command("generate", *flags).returncode == 0
+    expected = [json.loads(line)["responses"][0] for line in out.read_text().splitlines()]
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(lambda text: ask(client, text), texts))
+    assert [text_of(answer) for answer in answers] == expected
+    assert len(set(expected)) > 1
+    first = answers[0]
+    assert first["object"] == "chat.completion"
+    assert first["choices"][0]["finish_reason"] in ("stop", "length")
+    usage = first["usage"]
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+    assert 0 < usage["completion_tokens"] <= 24
+
+
+def test_a_stream_is_the_answer_in_parts(client: httpx2.Client) -> None:
+    how: dict[str, Any] = {"temperature": 1, "seed": 5, "n": 2, "max_tokens": 40}
+    whole = ask(client, **how)
+    *parts, last = events(client, stream_options={"include_usage": True}, **how)
+    for choice in range(2):
+        deltas = [part["choices"][0] for part in parts if part["choices"][0]["index"] == choice]
+        assert deltas[0]["delta"] == {"role": "assistant", "content": ""}
+        text = "".join(one["delta"].get("content", "") for one in deltas)
+        assert text == text_of(whole, choice)
+        reasons = [one["finish_reason"] for one in deltas]
+        assert reasons == [None] * (len(deltas) - 1) + [whole["choices"][choice]["finish_reason"]]
+    assert last["usage"] == whole["usage"]
+    assert text_of(whole, 0) != text_of(whole, 1)
+
+
+def test_a_sample_is_of_its_seed_alone(client: httpx2.Client) -> None:
+    def sample(seed: int | None) -> str:
+        return text_of(ask(client, temperature=1.2, top_p=0.9, top_k=100, min_p=0.001, seed=seed))
+
+    with ThreadPoolExecutor(6) as threads:
+        together = list(threads.map(sample, [1, 2, 3, 1, 2, 3]))
+    assert together[:3] == together[3:]
+    assert len(set(together)) == 3
+    assert sample(2) == together[1]
+    assert sample(None) != sample(None)
+
+    # the choices of one request and the next request's are all drawn anew
+    several = ask(client, temperature=1.2, n=3)
+    texts = [text_of(several, choice) for choice in range(3)]
+    texts += [text_of(ask(client, temperature=1.2)) for _ in range(3)]
+    assert len(set(texts)) == 6
+
+
+def test_answers_end_where_they_are_told_to(client: httpx2.Client) -> None:
+    how: dict[str, Any] = {"temperature": 1, "seed": 11, "max_tokens": 60}
+    whole = text_of(ask(client, **how))
+    middle = len(whole) // 2
+    stop = whole[middle : middle + 3]
+    cut = ask(client, stop=["never-said", stop], **how)
+    assert text_of(cut) == whole[: whole.index(stop)]
+    assert cut["choices"][0]["finish_reason"] == "stop"
+    streamed = events(client, stop=stop, **how)
+    pieces = [part["choices"][0]["delta"].get("content", "") for part in streamed]
+    assert "".join(pieces) == text_of(cut)
+    longest = ask(client, max_completion_tokens=5, **how)
+    assert longest["usage"]["completion_tokens"] == 5
+    assert longest["choices"][0]["finish_reason"] == "length"
+
+
+def test_log_probs_are_of_the_tokens(client: httpx2.Client) -> None:
+    greedy = ask(client, logprobs=True)
+    content = greedy["choices"][0]["logprobs"]["content"]
+    ended = greedy["choices"][0]["finish_reason"] == "stop"
+    assert len(content) == greedy["usage"]["completion_tokens"] - ended
+    assert all(-7 < one["logprob"] <= 0 for one in content)  # the likeliest of 512
+    assert ask(client)["choices"][0]["logprobs"] is None
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_hangs_up_frees_its_slots(client: httpx2.Client, stream: bool) -> None:
+    def state() -> dict[str, int]:
+        return client.get("/health").json()
+
+    many = body(n=100, max_tokens=900, temperature=1, stream=stream)
+    leaving = httpx2.Client(base_url=client.base_url, timeout=60)
+    if stream:
+        with leaving.stream("POST", "/v1/chat/completions", json=many) as response:
+            next(response.iter_lines())
+            assert state()["waiting"] > 50
+    else:
+        with pytest.raises(httpx2.ReadTimeout):
+            leaving.post("/v1/chat/completions", json=many, timeout=1.0)
+    leaving.close()
+    started = time.monotonic()
+    while (left := state())["busy"] + left["waiting"]:
+        assert time.monotonic() - started < 5, left
+        time.sleep(0.02)
+    assert text_of(ask(client)) == text_of(ask(client))
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "says"),
+    [
+        ({"model": "other"}, 404, "model 'other' is not served here; 'student' is"),
+        ({"messages": []}, 400, "messages: "),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, 400, "Invalid JSON"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, 400, "role 'robot' is unknown"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, 400, "must end with a user"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "text"),
+        ({"temperature": -1}, 400, "temperature: "),
+        ({"top_p": 0}, 400, "top_p: "),
+        ({"n": 0}, 400, "n: "),
+        ({"max_tokens": 0}, 400, "max_tokens: "),
+        ({"tools": [{"type": "function"}]}, 400, "tools is not supported"),
+        ({"response_format": {"type": "json_object"}}, 400, "response_format is not supported"),
+        ({"max_tokens": 1020}, 400, "and 1024 are for it and its answer of 1020"),
+        ({"messages": [{"role": "user", "content": "x" * 2000}], "max_tokens": None}, 400, "1024"),
+    ],
+)
+def test_mistakes_are_named(
+    client: httpx2.Client, more: dict[str, Any], status: int, says: str
+) -> None:
+    content = json.dumps(body(**more))  # httpx would refuse the surrogate
+    response = client.post("/v1/chat/completions", content=content)
+    assert response.status_code == status
+    error = response.json()["error"]
+    assert says in error["message"]
+    assert error["type"] == "invalid_request_error"
+
+
+def test_what_else_clients_send(client: httpx2.Client) -> None:
+    parts = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]
+    same = body(messages=[{"role": "user", "content": parts}], user="me", store=False, tools=[])
+    same |= {"frequency_penalty": 0, "response_format": {"type": "text"}, "stop": None}
+    response = client.post("/v1/chat/completions", json=same)
+    assert text_of(response.json()) == text_of(ask(client))
+    assert client.post("/v1/chat/completions", content=b"{").status_code == 400
+    assert client.post("/v1/chat/completions", content=b"x" * (17 << 20)).status_code == 413
+    assert client.get("/v1/models").json()["data"][0]["id"] == NAME
+    elsewhere = client.get("/health", headers={"Host": "example.org"})
+    assert elsewhere.status_code == 400  # a page whose name leads here
+
+
+def test_a_key_few_places_and_an_orderly_end(tiny_run: Path, refused: Callable[..., str]) -> None:
+    key = {"A_KEY": "sk-SENTINEL0123456789"}
+    few = (f"--model={tiny_run}", f"--name={NAME}", "--slots=1", "--waiting=2")
+    with serving(*few, "--key_variable=A_KEY", environment=key) as running:
+        with httpx2.Client(base_url=running.address.removesuffix("/v1"), timeout=60) as stranger:
+            response = stranger.post("/v1/chat/completions", json=body())
+            assert response.status_code == 401
+            assert response.json()["error"]["code"] == "invalid_api_key"
+            assert stranger.get("/v1/models").status_code == 401
+            stranger.headers["Authorization"] = f"Bearer {key['A_KEY']}"
+            assert ask(stranger)["choices"]
+            busy = stranger.post("/v1/chat/completions", json=body(n=20, max_tokens=500))
+            assert busy.status_code == 429
+            assert int(busy.headers["Retry-After"]) > 0
+            assert ask(stranger)["choices"]
+        port = running.address.rsplit(":", 1)[1].removesuffix("/v1")
+        taken = refused(serve.main, f"--model={tiny_run}", f"--port={port}")
+        assert f"--port={port} cannot be used" in taken
+        assert running.end() == (0, "")
+
+
+def test_settings_that_cannot_be(tiny_run: Path, refused: Callable[..., str]) -> None:
+    model = f"--model={tiny_run}"
+    assert "A_KEY is not set" in refused(serve.main, model, "--key_variable=A_KEY")
+    assert "context=0 must be 1 or more" in refused(serve.main, model, "--context=0")
+    assert "lower --slots or --context" in refused(serve.main, model, "--slots=100000000")
+    assert "needs so many devices" in refused(serve.main, model, "--tensor=64")
+    assert "no keys" in refused(serve.main, "--protocol=jetstream", "--key_variable=A_KEY")

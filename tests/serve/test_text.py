@@ -1,0 +1,59 @@
+"""Text from tokens that come one by one."""
+
+from pathlib import Path
+
+import pytest
+
+from gad_jax.data.chat import Chat
+from gad_jax.models.builtin.tiny import write_tiny
+from gad_jax.serve.text import TextStream
+
+TEXT = "Grüße, 안녕 \N{GRINNING FACE}! The end."
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory: pytest.TempPathFactory) -> Chat:
+    directory = tmp_path_factory.mktemp("tiny")
+    write_tiny(directory)
+    return Chat.load(directory, "none")
+
+
+def pieces(chat: Chat, text: str, *stops: str) -> list[str]:
+    stream = TextStream(chat, stops)
+    tokens = chat.encode_response(text, complete=False)
+    return [*(stream.push(token) for token in tokens), stream.end()]
+
+
+def test_characters_come_whole(chat: Chat) -> None:
+    found = pieces(chat, TEXT)
+    assert "".join(found) == TEXT
+    assert len(found) > len(TEXT)  # a token is a byte
+    assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in found)
+
+
+@pytest.mark.parametrize(
+    ("stops", "expected"),
+    [
+        (("! T",), TEXT[: TEXT.index("!")]),
+        (("end", "The"), TEXT[: TEXT.index("The")]),
+        (("\N{GRINNING FACE}!",), TEXT[: TEXT.index("\N{GRINNING FACE}")]),
+        (("The end?", "end.."), TEXT),
+        (("G",), ""),
+    ],
+)
+def test_nothing_of_a_stop_string_is_shown(
+    chat: Chat, stops: tuple[str, ...], expected: str
+) -> None:
+    shown = ""
+    for piece in pieces(chat, TEXT, *stops):
+        shown += piece
+        assert expected.startswith(shown)
+    assert shown == expected
+
+
+def test_bytes_that_are_no_text_end_nothing(chat: Chat, tmp_path: Path) -> None:
+    ids = {byte: chat.encode_response(chr(byte), complete=False)[-1] for byte in (65, 66)}
+    broken = chat.encode_response("ü", complete=False)[0]  # the first half of a character
+    stream = TextStream(chat)
+    shown = "".join(stream.push(t) for t in [ids[65], broken, broken, ids[66], broken, ids[65]])
+    assert (shown + stream.end()).replace("\N{REPLACEMENT CHARACTER}", "") == "ABA"

@@ -1,0 +1,198 @@
+"""The defaults are the paper's, nonsense is refused, and every file in configs/ loads."""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from gad_jax.settings import fields, options
+from gad_jax.settings.config import Config
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+PAPER = [path for path in CONFIGS if path.stem.endswith(("-seqkd", "-gad"))]
+
+# What arXiv:2511.10643 says, and where it is silent, the scripts released with it.
+PAPER_DEFAULTS = {
+    "stage": "all",
+    "discriminator.objective": "bradley_terry",
+    "discriminator.path": "",
+    "discriminator.head_stddev": 0.02,
+    "data.template": "alpaca",
+    "data.max_prompt_tokens": 2048,
+    "batch.prompts": 256,
+    "rollout.samples": 8,
+    "rollout.temperature": 0.8,
+    "rollout.top_k": 0,
+    "rollout.top_p": 1.0,
+    "rollout.max_new_tokens": 1536,
+    "optimizer.beta1": 0.9,
+    "optimizer.beta2": 0.999,
+    "optimizer.epsilon": 1e-8,
+    "optimizer.weight_decay": 0.01,
+    "optimizer.max_gradient_norm": 0.2,
+    "grpo.clip_low": 0.2,
+    "grpo.clip_high": 0.2,
+    "grpo.dual_clip": 3.0,
+    "grpo.kl_coefficient": 0.001,
+    "grpo.kl_max": 10.0,
+    "grpo.log_ratio_max": 20.0,
+    "grpo.entropy_coefficient": 0.0,
+    "grpo.advantage_epsilon": 1e-6,
+    "seqkd.epochs": 3.0,
+    "seqkd.generator_learning_rate": 5e-6,
+    "seqkd.train_discriminator": False,
+    "warmup.epochs": 1.0,
+    "warmup.generator_learning_rate": 1e-6,
+    "warmup.discriminator_learning_rate": 1e-6,
+    "warmup.discriminator_only_steps": 10,
+    "offpolicy.epochs": 2.0,
+    "offpolicy.train_generator": False,
+    "gad.epochs": 2.0,
+    "gad.generator_learning_rate": 1e-6,
+    "gad.discriminator_learning_rate": 1e-6,
+    "gad.discriminator_only_steps": 0,
+    "evaluation.every": 50,
+    "checkpoint.every": 50,
+}
+
+
+def with_value(path: str, value: Any) -> Config:
+    """The default settings but for one field."""
+    section, _, name = path.rpartition(".")
+    if not section:
+        return Config(**{name: value})
+    return Config(**{section: dataclasses.replace(getattr(Config(), section), **{name: value})})
+
+
+def values(config: Any) -> dict[str, Any]:
+    return {leaf.path: leaf.value for leaf in fields.leaves(type(config), config)}
+
+
+@pytest.mark.parametrize(("path", "value"), PAPER_DEFAULTS.items())
+def test_default_is_the_papers(path: str, value: Any) -> None:
+    assert values(Config())[path] == value
+    assert type(values(Config())[path]) is type(value)
+
+
+def test_all_stages_are_warmup_then_gad() -> None:
+    assert Config().stages == ("warmup", "gad")
+    assert Config(stage="seqkd,gad").stages == ("seqkd", "gad")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response", "row", "expected"),
+    [(2048, 1536, 0, 3584), (128, 64, 0, 256), (128, 128, 0, 256), (128, 64, 200, 200)],
+)
+def test_row_holds_the_longest_sequence(
+    prompt: int, response: int, row: int, expected: int
+) -> None:
+    default = Config()
+    config = Config(
+        data=dataclasses.replace(default.data, max_prompt_tokens=prompt),
+        rollout=dataclasses.replace(default.rollout, max_new_tokens=response),
+        batch=dataclasses.replace(default.batch, row_tokens=row),
+    )
+    assert config.row_tokens == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("stage", "warmup,dpo", "names 'dpo'"),
+        ("stage", "gad,gad", "names a stage twice"),
+        ("stage", "", "names ''"),
+        ("run_dir", " ", "run_dir must not be empty"),
+        ("seed", -1, "seed=-1 must be in"),
+        ("seed", 2**32, "must be in"),
+        ("student.path", "", "path must not be empty"),
+        ("discriminator.head_stddev", 0.0, "greater than 0"),
+        ("data.train", "", "train must not be empty"),
+        ("data.max_prompt_tokens", 0, "greater than 0"),
+        ("batch.prompts", 0, "greater than 0"),
+        ("batch.micro_batch_prompts", 3, "does not divide prompts=256"),
+        ("batch.micro_batch_prompts", -1, "0 or more"),
+        ("batch.row_tokens", 3583, "shorter than"),
+        ("rollout.samples", 1, "2 or more"),
+        ("rollout.temperature", 0.0, "greater than 0"),
+        ("rollout.temperature", float("nan"), "greater than 0"),
+        ("rollout.top_p", 0.0, "in (0, 1]"),
+        ("rollout.top_p", 1.01, "in (0, 1]"),
+        ("rollout.top_k", -1, "0 or more"),
+        ("optimizer.beta2", 1.0, "in [0, 1)"),
+        ("optimizer.weight_decay", -0.1, "0 or more"),
+        ("grpo.clip_low", 1.0, "in [0, 1)"),
+        ("grpo.dual_clip", 1.0, "greater than 1"),
+        ("seqkd.train_discriminator", True, "generator alone"),
+        ("offpolicy.train_generator", True, "discriminator alone"),
+        ("gad.train_generator", False, "--stage=offpolicy"),
+        ("warmup.epochs", 0.0, "greater than 0"),
+        ("evaluation.batch_prompts", 0, "greater than 0"),
+        ("checkpoint.keep", 0, "greater than 0"),
+        ("checkpoint.best_min_length_ratio", 1.5, "must be less than the maximum"),
+        ("checkpoint.best_min_length_ratio", -1.0, "0 or more"),
+        ("mesh.replica", 0, "greater than 0"),
+        ("mesh.fsdp", -1, "0 or more"),
+    ],
+)
+def test_nonsense_is_refused_at_construction(path: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        with_value(path, value)
+
+
+def test_a_stage_that_trains_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="nothing would learn"):
+        dataclasses.replace(Config().warmup, train_generator=False, train_discriminator=False)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_file_loads_by_path_and_by_name(path: Path) -> None:
+    config = options.load(Config, path)
+    assert options.load(Config, path.stem) == config
+    assert config.run_dir == f"runs/{path.stem}"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_file_names_only_what_differs_from_the_defaults(path: Path) -> None:
+    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    named = set()
+    for name, value in tree.items():
+        named |= {f"{name}.{inner}" for inner in value} if isinstance(value, dict) else {name}
+    lines = options.differences(Config(), options.load(Config, path))
+    changed = {line.partition(":")[0] for line in lines}
+    assert named == changed
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_file_starts_with_its_command(path: Path) -> None:
+    commands = {"quickstart": "train", "world": "world"}
+    command = commands.get(path.stem, f"train --config {path.stem}")
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    assert first == f"# python -m gad_jax.{command}"
+
+
+def test_there_are_paper_files_for_every_student_and_method() -> None:
+    students = ("qwen2.5-3b", "qwen2.5-7b", "qwen2.5-14b", "llama-3.2-3b", "llama-3.1-8b")
+    expected = {f"{student}-{method}" for student in students for method in ("seqkd", "gad")}
+    assert {path.stem for path in PAPER} == expected
+
+
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
+def test_paper_file_keeps_the_papers_numbers(path: Path) -> None:
+    config = options.load(Config, path)
+    method = path.stem.rpartition("-")[2]
+    mine = values(config)
+    expected = PAPER_DEFAULTS | {"stage": "seqkd" if method == "seqkd" else "all"}
+    assert {name: mine[name] for name in expected} == expected
+    assert config.data.train == "ytz20/LMSYS-Chat-GPT-5-Chat-Response"
+    assert config.data.heldout == f"{config.data.train}:test"
+
+
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
+def test_paper_file_fits_sixteen_devices(path: Path) -> None:
+    config = options.load(Config, path)
+    mesh = config.mesh
+    assert mesh.replica * mesh.fsdp * mesh.tensor == 16
+    assert config.batch.micro_batch_prompts % (mesh.replica * mesh.fsdp) == 0

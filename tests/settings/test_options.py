@@ -1,0 +1,357 @@
+"""Files, flags, mistakes and `--help`; mistakes are compared whole, as a user reads them."""
+
+import dataclasses
+import random
+import re
+import subprocess
+import sys
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gad_jax.base.errors import UserError
+from gad_jax.settings import fields, options
+from gad_jax.settings.config import Config, option
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Small:
+    """Settings of a command with a positional argument and no sections."""
+
+    run: str = option(MISSING, "run directory", positional=True)
+    out: str = option(MISSING, "where to write")
+    sizes: tuple[int, ...] = option((1, 2), "sizes", "tokens")
+    limit: int | None = option(None, "at most this many")
+    folder: Path = option(Path("a"), "a path")  # noqa: RUF009  (it is a dataclasses.field)
+    verbose: bool = option(False, "say more, 100%")
+
+
+def read(*argv: str, kind: Any = Config, default: str | None = None) -> Any:
+    return options.read(
+        kind, argv, program="python -m gad_jax.x", description="Does x.", config_default=default
+    )
+
+
+def refusal(*argv: str, kind: Any = Config) -> str:
+    with pytest.raises(UserError) as error:
+        read(*argv, kind=kind)
+    return str(error.value)
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Writes c.yaml into an otherwise empty working directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(text: str | bytes) -> None:
+        data = text.encode() if isinstance(text, str) else text
+        Path("c.yaml").write_bytes(data)
+
+    return write
+
+
+# What is read
+
+
+def test_no_arguments_give_the_defaults() -> None:
+    assert read() == Config()
+
+
+def test_flags_with_and_without_equals_sign() -> None:
+    config = read(
+        "--batch.prompts=8",
+        "--rollout.temperature",
+        "0.5",
+        "--seed=7",
+        "--gad.generator_learning_rate=5e-7",
+        "--data.skip_invalid=true",
+        "--export=False",
+        "--data.heldout=",
+        "--grpo.kl_max=inf",
+    )
+    assert config.batch.prompts == 8
+    assert config.rollout.temperature == 0.5
+    assert config.seed == 7
+    assert config.gad.generator_learning_rate == 5e-7
+    assert config.data.skip_invalid is True
+    assert config.export is False
+    assert config.data.heldout == ""
+    assert config.grpo.kl_max == float("inf")
+
+
+def test_a_file_keeps_the_defaults_of_a_section_that_it_opens(write: Any) -> None:
+    write("seqkd:\n  steps: 5\n")
+    config = read("--config=c.yaml")
+    assert config.seqkd == dataclasses.replace(Config().seqkd, steps=5)
+    assert config.seqkd.generator_learning_rate == 5e-6  # not Stage's own 1e-6
+
+
+def test_flags_win_over_the_file(write: Any) -> None:
+    write("batch:\n  prompts: 16\n  row_tokens: 4096\nseed: 3\n")
+    config = read("--config", "c.yaml", "--batch.prompts=8")
+    assert (config.batch.prompts, config.batch.row_tokens, config.seed) == (8, 4096, 3)
+
+
+def test_a_flag_may_repair_what_the_file_says(write: Any) -> None:
+    write("rollout:\n  samples: 1\n")
+    assert read("--config=c.yaml", "--rollout.samples=4").rollout.samples == 4
+
+
+def test_without_config_the_default_one_is_loaded() -> None:
+    assert read(default="quickstart") == options.load(Config, "quickstart")
+    assert read("--config=tiny", default="quickstart") == options.load(Config, "tiny")
+
+
+def test_name_means_the_working_directory_before_the_repository(write: Any) -> None:
+    assert read("--config=tiny").student.path == "random-tiny"
+    Path("configs").mkdir()
+    Path("configs/tiny.yaml").write_text("seed: 9\n")
+    assert read("--config=tiny") == Config(seed=9)
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "batch:\n", "batch: {}\n"])
+def test_a_file_may_leave_everything_to_the_defaults(write: Any, text: str) -> None:
+    write(text)
+    assert read("--config=c.yaml") == Config()
+
+
+def test_yaml_numbers_in_every_notation(write: Any) -> None:
+    write(
+        "gad:\n  generator_learning_rate: 5e-7\n  epochs: 2\n  discriminator_learning_rate: 1.e-6"
+    )
+    gad = read("--config=c.yaml").gad
+    assert gad.generator_learning_rate == 5e-7
+    assert gad.discriminator_learning_rate == 1e-6
+    assert isinstance(gad.epochs, float)
+
+
+def test_flat_settings_with_a_positional_argument() -> None:
+    small = read(
+        "runs/a", "--out=b", "--sizes=3, 4", "--limit=5", "--folder=c", "--verbose=true", kind=Small
+    )
+    assert small == Small("runs/a", "b", (3, 4), 5, Path("c"), True)
+    assert read("--out=b", "runs/a", "--limit=none", "--sizes=", kind=Small).limit is None
+
+
+# Mistakes in files
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("batch:\n  promts: 3\n", "c.yaml:2: Batch has no field 'promts'; did you mean 'prompts'?"),
+        (
+            "seed: 1\ngadd:\n  steps: 3\n",
+            "c.yaml:2: Config has no field 'gadd'; did you mean 'gad'?",
+        ),
+        ("batch: 3\n", "c.yaml:1: 'batch' is a section and needs lines of the form `name: value`"),
+        ("hello\n", "c.yaml:1: the file needs lines of the form `name: value`"),
+        ("? [a]\n: 3\n", "c.yaml:1: a name is needed before the colon"),
+        (
+            "seed: 1\nstage: gad\nseed: 2\n",
+            "c.yaml:3: 'seed' is given twice, first in line 1; keep one",
+        ),
+        (
+            "batch:\n  prompts: 8\nbatch:\n  row_tokens: 9\n",
+            "c.yaml:3: 'batch' is given twice, first in line 1; keep one",
+        ),
+        ("batch:\n  prompts: abc\n", "c.yaml:2: batch.prompts: an integer is needed; got 'abc'"),
+        ("batch:\n  prompts: true\n", "c.yaml:2: batch.prompts: an integer is needed; got true"),
+        ("run_dir: 5\n", "c.yaml:1: run_dir: text is needed; got 5"),
+        ("seed: [1, 2]\n", "c.yaml:1: seed: an integer is needed; got [1, 2]"),
+        (
+            "run_dir: 2024-99-99\n",
+            "c.yaml:1: run_dir: not a plain value: month must be in 1..12; write text, "
+            "a number, true, false or a list",
+        ),
+        (
+            "rollout:\n  samples: 1\n",
+            "c.yaml:2: rollout.samples: samples=1 must be 2 or more: an advantage compares samples "
+            "of one group",
+        ),
+        (
+            "batch: {\nprompts: 3\n",
+            "c.yaml:3: not valid YAML: while parsing a flow mapping expected ',' or '}', but got "
+            "'<stream end>'; correct that line",
+        ),
+        (b"run_dir: \xe9\n", "c.yaml: not UTF-8 text; save it as UTF-8"),
+    ],
+)
+def test_mistaken_file(write: Any, text: str | bytes, sentence: str) -> None:
+    write(text)
+    assert refusal("--config=c.yaml") == sentence
+
+
+def test_control_characters_in_a_file(write: Any) -> None:
+    write("seed: \x01\n")
+    assert refusal("--config=c.yaml").startswith("c.yaml: not valid YAML: unacceptable character")
+
+
+def test_python_objects_in_yaml_are_not_built(write: Any) -> None:
+    write("run_dir: !!python/object/apply:os.mkdir [made]\n")
+    assert "not a plain value" in refusal("--config=c.yaml")
+    assert not Path("made").exists()
+
+
+def test_missing_configuration_lists_what_there_is(write: Any) -> None:
+    Path("configs").mkdir()
+    Path("configs/mine.yaml").write_text("")
+    sentence = refusal("--config=qickstart")
+    assert sentence.startswith(
+        "--config=qickstart: no such file or configuration; did you mean 'quickstart'? "
+    )
+    assert re.search(r"configurations here: .*, mine, .*quickstart.*, tiny, world$", sentence)
+    assert "did you mean 'tiny'?" in refusal("--config=somewhere/tiny.yaml")
+
+
+# Printing
+
+
+def some(hint: Any, value: Any, draw: random.Random) -> Any:
+    """A value of the same type as a default."""
+    if isinstance(value, bool):
+        return draw.random() < 0.5
+    if isinstance(value, int):
+        return draw.choice([0, 1, 2, 7, 128, 4096, 10**9])
+    if isinstance(value, float):
+        return draw.choice([0.0, 1e-8, 5e-7, 0.1 + 0.2, 1 / 3, 1.0, 3.0, 1e16, 1e22, float("inf")])
+    if hasattr(hint, "__args__"):
+        return draw.choice(hint.__args__)
+    texts = r"""|gad|a b| x |null|~|true|1e-6|5|a: b|# x|é→|'"|- x|%|2024-01-01|a,b|!x|&x|=|<<|\n"""
+    return draw.choice([*texts.split("|"), "a\n b\n", "x " * 200])
+
+
+def test_yaml_of_any_config_reads_back_equal(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    path = tmp_path / "c.yaml"
+    built = 0
+    while built < 150:
+        leaves = list(fields.leaves(Config))
+        changed = draw.sample(leaves, draw.randint(1, 8))
+        given = {x.path: fields.Given(some(x.type, x.value, draw), x.path) for x in changed}
+        try:
+            config = fields.build(Config, given)
+        except UserError:
+            continue
+        built += 1
+        path.write_text(options.to_yaml(config), encoding="utf-8")
+        assert options.load(Config, path) == config
+        assert read(*(f"--{name}={value.value}" for name, value in given.items())) == config
+
+
+def test_yaml_of_flat_settings_reads_back_equal(tmp_path: Path) -> None:
+    small = Small("r", "o", (), None, Path("x/y"), True)
+    path = tmp_path / "c.yaml"
+    path.write_text(options.to_yaml(small))
+    assert options.load(Small, path) == small
+
+
+def test_yaml_names_every_field() -> None:
+    text = options.to_yaml(Config())
+    assert text.startswith(
+        "stage: all\nrun_dir: runs/default\nseed: 0\nexport: true\nstudent:\n  path: "
+    )
+    paths = [leaf.path.split(".") for leaf in fields.leaves(Config)]
+    sections = {tuple(path[:depth]) for path in paths for depth in range(1, len(path))}
+    assert text.count("\n") == len(paths) + len(sections)
+
+
+def test_differences() -> None:
+    assert options.differences(Config(), Config()) == []
+    changed = read(
+        "--batch.prompts=16",
+        "--data.heldout=",
+        "--export=false",
+        "--gad.generator_learning_rate=5e-7",
+    )
+    assert options.differences(Config(), changed) == [
+        "export: true → false",
+        "data.heldout: bundled:heldout → empty",
+        "batch.prompts: 256 → 16",
+        "gad.generator_learning_rate: 1e-6 → 5e-7",
+    ]
+
+
+# --help and exit codes
+
+
+def help_text(
+    capsys: pytest.CaptureFixture[str], kind: Any, default: str | None = None
+) -> dict[str, str]:
+    """What `--help` says of each option, by name, on one line."""
+    with pytest.raises(SystemExit) as stop:
+        read("--help", kind=kind, default=default)
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    entries = re.split(r"\n  (?=--|[A-Z]+ )", text)
+    return {entry.split()[0]: " ".join(entry.split()) for entry in entries}
+
+
+def test_help_has_every_field(capsys: pytest.CaptureFixture[str]) -> None:
+    entries = help_text(capsys, Config, "quickstart")
+    for leaf in fields.leaves(Config):
+        entry = entries[f"--{leaf.path}"]
+        assert leaf.metadata["help"] in entry
+        unit = leaf.metadata["unit"]
+        assert f"({unit + '; ' if unit else ''}default: {fields.show(leaf.value)}" in entry
+    assert "(prompts; default: 256; quickstart: 8)" in entries["--batch.prompts"]
+    assert "without --config, quickstart is loaded" in entries["--config"]
+
+
+def test_help_of_flat_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    entries = help_text(capsys, Small)
+    assert entries["RUN"].startswith("RUN run directory (required)")
+    assert entries["--out"] == "--out TEXT where to write (required)"
+    assert entries["--sizes"] == "--sizes INT,… sizes (tokens; default: 1,2)"
+    assert entries["--limit"] == "--limit INT|none at most this many (default: none)"
+    assert entries["--folder"] == "--folder PATH a path (default: a)"
+    assert entries["--verbose"] == "--verbose [true|false] say more, 100% (default: false)"
+
+
+def test_a_bare_truth_value_is_true() -> None:
+    for flags in (["--data.skip_invalid"], ["--data.skip_invalid", "--seed=1"]):
+        assert options.read(Config, flags, program="test", description="").data.skip_invalid
+    chosen = ["--data.skip_invalid", "false"]
+    assert not options.read(Config, chosen, program="test", description="").data.skip_invalid
+
+
+def test_parse_shows_one_sentence_and_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        options.parse(Config, ["--sede=1"], program="x", description="")
+    assert stop.value.code == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err == "--sede: Config has no field 'sede'; did you mean 'seed'?\n"
+
+
+def test_help_and_mistakes_need_no_jax() -> None:
+    code = (
+        "import sys\n"
+        "from gad_jax import options\n"
+        "from gad_jax.config import Config\n"
+        "try:\n"
+        "    words = {'program': 'x', 'description': 'x', 'config_default': 'tiny'}\n"
+        "    options.parse(Config, sys.argv[1:], **words)\n"
+        "finally:\n"
+        "    heavy = {'jax', 'flax', 'transformers', 'numpy', 'torch', 'grain'}\n"
+        "    print(sorted(heavy & set(sys.modules)))\n"
+    )
+    for argv, code_expected in ((["--help"], 0), (["--sede=1"], 2), (["--seed=1"], 0)):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *argv], cwd=REPOSITORY, capture_output=True, text=True
+        )
+        assert done.returncode == code_expected, done.stderr
+        assert done.stdout.endswith("[]\n")
+        assert "Traceback" not in done.stderr
+
+
+def test_flags_of_the_documentation_are_understood() -> None:
+    text = (REPOSITORY / "docs" / "configuration.md").read_text(encoding="utf-8")
+    commands = re.findall(r"\| `(--[^`]+)` \|", text)  # the tables of ablations and changes
+    assert len(commands) >= 10
+    for command in commands:
+        read(*command.split(), default="quickstart")

@@ -1,0 +1,264 @@
+"""Checkpoints on eight simulated devices: exact on any mesh, and bounded in number."""
+
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from tests.checkpoint_states import abstract, host, make_mesh, make_state
+
+from gad_jax.base.errors import StorageError, UserError
+from gad_jax.training import digest
+from gad_jax.training.checkpoint import Checkpoints
+
+
+@pytest.fixture
+def mesh() -> Mesh:
+    return make_mesh()
+
+
+def test_restores_every_bit_with_types_and_meta(tmp_path: Path, mesh: Mesh) -> None:
+    state = make_state(mesh)
+    meta = {
+        "step": 7,
+        "stage": "gad",
+        "metrics": {"generator/loss": 0.1, "kl": 1e-300},
+        "list": [1],
+    }
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    assert checkpoints.latest() is None
+    assert checkpoints.best() is None
+    assert checkpoints.save(7, state, meta, score=0.25)
+    assert checkpoints.latest() == checkpoints.best() == 7
+    assert checkpoints.read_meta(7) == meta
+    step, restored, found = checkpoints.restore(lambda _: abstract(state))
+    assert (step, found) == (7, meta)
+    assert host(restored) == host(state)
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    assert abstract(restored) == abstract(state)
+    assert jax.random.bits(restored.key) == jax.random.bits(jax.random.key(0))
+    checkpoints.close()
+
+
+def test_keeps_values_that_compare_unequal_or_equal_wrongly(tmp_path: Path, mesh: Mesh) -> None:
+    words = np.array([0x7FC00001, 0xFFC12345, 0x80000000, 0, 0x7F800000, 1], np.uint32)
+    state = {
+        "float32": jax.device_put(words.view(np.float32), NamedSharding(mesh, P())),
+        "bfloat16": jax.device_put(jnp.arange(6, dtype=jnp.bfloat16), NamedSharding(mesh, P())),
+        "bool": jax.device_put(np.array([True, False]), NamedSharding(mesh, P("tensor"))),
+    }
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state, {})
+    assert host(checkpoints.restore(lambda _: abstract(state)).state) == host(state)
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (2, 4), (2, 2), (1, 1)])
+def test_restores_on_another_mesh(tmp_path: Path, mesh: Mesh, shape: tuple[int, int]) -> None:
+    state = make_state(mesh)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state, {})
+    target = abstract(state, make_mesh(*shape))
+    restored = checkpoints.restore(lambda _: target).state
+    assert host(restored) == host(state)
+    assert abstract(restored) == target
+    assert digest.digests(restored) == digest.digests(state)
+    checkpoints.close()
+
+
+def test_restores_a_part(tmp_path: Path, mesh: Mesh) -> None:
+    state = make_state(mesh)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state, {})
+    part = {"generator": abstract(state.generator)}
+    restored = checkpoints.restore(lambda _: part, subset=True).state
+    assert host(restored) == host({"generator": state.generator})
+    with pytest.raises(UserError, match="absent here"):
+        checkpoints.restore(lambda _: part)
+    checkpoints.close()
+
+
+def test_digest_sees_every_bit_and_its_place() -> None:
+    rng = np.random.default_rng(0)
+    words = rng.integers(0, 2**32, size=(6, 5), dtype=np.uint32)
+    seen = {int(digest.leaf_digest(jnp.asarray(words)))}
+    for place in [(0, 0), (3, 2), (5, 4)]:
+        for bit in range(32):
+            flipped = words.copy()
+            flipped[place] ^= np.uint32(1 << bit)
+            seen.add(int(digest.leaf_digest(jnp.asarray(flipped))))
+    assert len(seen) == 1 + 3 * 32
+    swapped = words[[1, 0, 2, 3, 4, 5]]
+    signs = np.where(np.arange(30).reshape(6, 5) % 2, words, words ^ np.uint32(1 << 31))
+    for other in (swapped, signs, words.T.copy(), np.zeros_like(words)):
+        assert int(digest.leaf_digest(jnp.asarray(other))) not in seen
+    zeros = int(digest.leaf_digest(jnp.zeros((6, 5)))), int(digest.leaf_digest(-jnp.zeros((6, 5))))
+    assert zeros[0] != zeros[1]
+
+
+def test_state_may_be_donated_while_it_is_written(tmp_path: Path, mesh: Mesh) -> None:
+    step = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0.5 + 1, tree), donate_argnums=0)
+    sharding = NamedSharding(mesh, P("fsdp"))
+    with jax.set_mesh(mesh):
+        state = {
+            str(i): jax.device_put(np.full((64, 1 << 14), i, np.float32), sharding)
+            for i in range(16)
+        }
+        state = step(state)
+        want, target = host(state), abstract(state)
+        checkpoints = Checkpoints(tmp_path, background=True)
+        checkpoints.save(1, state, {})
+        for _ in range(3):
+            state = step(state)
+        jax.block_until_ready(state)
+    checkpoints.wait()
+    assert host(checkpoints.restore(lambda _: target).state) == want
+    assert host(state) != want
+    checkpoints.close()
+
+
+def test_keeps_the_newest_and_the_best(tmp_path: Path, mesh: Mesh) -> None:
+    scores = {1: 0.1, 2: 0.9, 3: None, 4: 0.2, 5: float("nan"), 6: None}
+    checkpoints = Checkpoints(tmp_path, keep=2, keep_best=True)
+    kept = []
+    for step, score in scores.items():
+        checkpoints.save(step, make_state(mesh, step), {"step": step}, score)
+        kept.append(checkpoints.steps())
+    assert kept == [[1], [1, 2], [2, 3], [2, 3, 4], [2, 4, 5], [2, 5, 6]]
+    assert checkpoints.best() == 2
+    checkpoints.close()
+    reopened = Checkpoints(tmp_path, keep=1, keep_best=True)
+    assert (reopened.best(), reopened.latest()) == (2, 6)
+    reopened.save(7, make_state(mesh, 7), {}, 0.95)
+    assert (reopened.steps(), reopened.best()) == ([7], 7)
+    reopened.close()
+
+
+def test_without_keep_best_only_the_newest_stay(tmp_path: Path, mesh: Mesh) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2, keep_best=False)
+    for step in range(1, 5):
+        checkpoints.save(step, make_state(mesh, step), {}, score=float(-step))
+    assert checkpoints.steps() == [3, 4]
+    checkpoints.close()
+
+
+def test_saves_a_step_once(tmp_path: Path, mesh: Mesh) -> None:
+    checkpoints = Checkpoints(tmp_path, background=True)
+    assert checkpoints.save(1, make_state(mesh), {"n": 1})
+    assert not checkpoints.save(1, make_state(mesh), {"n": 2})
+    assert checkpoints.read_meta(1) == {"n": 1}
+    checkpoints.close()
+
+
+def test_other_settings_are_the_users_mistake(tmp_path: Path, mesh: Mesh) -> None:
+    state = make_state(mesh)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state, {})
+    with pytest.raises(UserError) as error:
+        checkpoints.restore(lambda _: abstract(make_state(mesh, width=32)))
+    assert (
+        "1 does not fit these settings: generator/layers/kernel is float32[3,16,8] there and "
+        in (str(error.value))
+    )
+    assert "float32[3,32,8] here (and 6 more leaves differ)" in str(error.value)
+    with pytest.raises(UserError, match=r"reference/layers/kernel is .* there and absent here"):
+        checkpoints.restore(lambda _: abstract(state._replace(reference=None)))
+    other = state._replace(skips=state.step)
+    with pytest.raises(UserError, match=r"skips is int32\[2\] there and int32\[\] here; use"):
+        checkpoints.restore(lambda _: abstract(other))
+    assert checkpoints.steps() == [1]
+    checkpoints.close()
+
+
+def test_a_full_disk_is_noticed_before_writing(
+    tmp_path: Path, mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    usage = shutil.disk_usage(tmp_path)._replace(free=100)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(StorageError, match="No space left"):
+        checkpoints.save(1, make_state(mesh), {})
+    assert list(tmp_path.iterdir()) == []
+    checkpoints.close()
+
+
+def test_directories_that_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot be (written|read)"):
+        Checkpoints(tmp_path / "file")
+    with pytest.raises(UserError, match=r"cannot be (written|read)"):
+        Checkpoints(tmp_path / "missing", read_only=True)
+    assert not (tmp_path / "missing").exists()
+
+
+def test_a_reader_leaves_a_running_save_alone(tmp_path: Path, mesh: Mesh) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, make_state(mesh), {})
+    checkpoints.close()
+    unfinished = tmp_path / "3.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    reader = Checkpoints(tmp_path, read_only=True)
+    assert reader.restore(lambda _: abstract(make_state(mesh))).step == 1
+    reader.close()
+    assert unfinished.exists()
+    owner = Checkpoints(tmp_path)
+    owner.save(2, make_state(mesh), {})
+    owner.close()
+    assert not unfinished.exists()
+
+
+def test_a_score_may_come_later(tmp_path: Path, mesh: Mesh) -> None:
+    state = make_state(mesh)
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, state, {"stage": "gad"}, score=0.1)
+    checkpoints.save(2, state, {"stage": "gad"})
+    checkpoints.rescore(2, 0.2)
+    checkpoints.rescore(2, 0.2)
+    assert checkpoints.best() == 2
+    checkpoints.close()
+    again = Checkpoints(tmp_path, keep=1)
+    assert again.best() == 2
+    assert again.read_meta(2) == {"stage": "gad"}
+    assert host(again.restore(lambda _: abstract(state)).state) == host(state)
+    again.save(3, state, {})
+    assert again.steps() == [2, 3]
+    again.rescore(2, float("nan"))
+    assert again.best() is None
+    again.close()
+
+
+def test_a_removal_that_was_cut_short_is_finished(tmp_path: Path, mesh: Mesh) -> None:
+    state = make_state(mesh)
+    checkpoints = Checkpoints(tmp_path, keep=9)
+    for step in (1, 2, 3, 4):
+        checkpoints.save(step, state, {}, score=0.5 if step == 1 else None)
+    checkpoints.close()
+    shutil.rmtree(tmp_path / "2" / "state")  # a process was killed in the middle of it
+    again = Checkpoints(tmp_path, keep=1)
+    assert again.steps() == [1, 2, 3, 4]  # until the newest is known to be intact
+    assert again.restore(lambda _: abstract(state)).step == 4
+    assert again.steps() == [1, 4]
+    assert again.save(5, state, {})
+    assert again.steps() == [1, 5]
+    again.close()
+
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "format-1"
+"""A checkpoint as the first version of the layout wrote it; made anew only with another FORMAT:
+
+    Checkpoints(GOLDEN).save(7, make_state(make_mesh(), seed=3), {"step": 7}, score=0.5)
+"""
+
+
+def test_a_checkpoint_of_the_first_version_is_still_read(tmp_path: Path, mesh: Mesh) -> None:
+    shutil.copytree(GOLDEN, tmp_path / "checkpoints")
+    wanted = make_state(mesh, seed=3)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    step, restored, meta = checkpoints.restore(lambda _: abstract(wanted))
+    assert (step, meta, checkpoints.best()) == (7, {"step": 7}, 7)
+    assert host(restored) == host(wanted)
+    checkpoints.close()

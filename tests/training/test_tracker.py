@@ -1,0 +1,363 @@
+"""What a run writes, read back: rows, TensorBoard events, console lines."""
+
+import io
+import json
+import math
+import os
+import pty
+import signal
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+from tensorboardX.proto.event_pb2 import Event
+
+from gad_jax.base.console import Display, printable
+from gad_jax.training.tracker import Tracker, read_rows, repetition, response_metrics, truncate_rows
+
+STEP = {
+    "generator/loss": 0.01234,
+    "discriminator/loss": 0.6451,
+    "discriminator/accuracy": 0.625,
+    "discriminator/margin": 0.311,
+    "reward/mean": -0.12,
+    "reward/std": 0.8,
+    "response/length": 213.6,
+    "response/length_ratio": 0.951,
+    "response/cut_share": 0.0625,
+    "kl/reference": 0.0031,
+    "generator/gradient_norm": 0.1834,
+    "discriminator/gradient_norm": 12.5,
+    "tokens_per_second/rollout": 3210.4,
+    "seconds/step": 12.34,
+}
+
+
+def plain(width: int = 100) -> Console:
+    return Console(file=io.StringIO(), width=width, highlight=False)
+
+
+def shown(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def result(label: str, step: int, **metrics: float) -> Any:
+    examples = [
+        {"prompt": f"question {i}", "teacher": f"teacher {i}", "student": f"{label} {i}"}
+        for i in range(3)
+    ]
+    named = {f"evaluation/{name}": value for name, value in metrics.items()}
+    return SimpleNamespace(label=label, step=step, metrics=named, examples=examples)
+
+
+@pytest.fixture
+def tracker(tmp_path: Path) -> Iterator[Callable[[], Tracker]]:
+    """Makes trackers of one run directory, and closes them."""
+    made = []
+
+    def make() -> Tracker:
+        made.append(Tracker(tmp_path, plain()))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def read_events(directory: Path) -> list[Event]:
+    """Returns the events of a directory in order, less those that a restart declares void."""
+    events: list[Event] = []
+    for path in sorted(directory.glob("events.*"), key=lambda path: path.stat().st_mtime_ns):
+        content, place = path.read_bytes(), 0
+        while place < len(content):
+            (length,) = struct.unpack_from("<Q", content, place)
+            event = Event.FromString(content[place + 12 : place + 12 + length])
+            place += 12 + length + 4
+            if event.HasField("session_log"):
+                events = [e for e in events if e.step < event.step]
+            else:
+                events.append(event)
+    return events
+
+
+def read_scalars(directory: Path) -> dict[tuple[str, int], float]:
+    return {
+        (value.tag, event.step): value.simple_value
+        for event in read_events(directory)
+        for value in event.summary.value
+        if value.HasField("simple_value")
+    }
+
+
+def test_writes_one_valid_row_per_step(tmp_path: Path, tracker: Callable[[], Tracker]) -> None:
+    writer = tracker()
+    writer.start(0, 2)
+    writer.log(1, "warmup", {"generator/loss": 0.1, "compiles": 3.0})
+    writer.log(2, "gad", {"generator/loss": math.nan, "kl/reference": math.inf})
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert lines[0] == '{"step": 1, "stage": "warmup", "generator/loss": 0.1, "compiles": 3.0}'
+    second = {"step": 2, "stage": "gad", "generator/loss": None, "kl/reference": None}
+    assert json.loads(lines[1], parse_constant=pytest.fail) == second
+    assert read_rows(tmp_path / "metrics.jsonl")[1] == second
+
+
+def test_rows_keep_every_bit(tmp_path: Path, tracker: Callable[[], Tracker]) -> None:
+    values = {"a/b": 0.1 + 0.2, "a/c": 5e-324, "a/d": -1.7976931348623157e308}
+    tracker().log(1, "gad", values)
+    row = read_rows(tmp_path / "metrics.jsonl")[0]
+    assert {name: row[name].hex() for name in values} == {k: v.hex() for k, v in values.items()}
+
+
+def test_going_on_repeats_no_step(tmp_path: Path, tracker: Callable[[], Tracker]) -> None:
+    first = tracker()
+    first.start(0, 6)
+    for step in range(1, 6):
+        first.log(step, "gad", {"generator/loss": float(step)})
+    first.close()
+    with open(tmp_path / "metrics.jsonl", "ab") as file:
+        file.write(b'{"step": 6, "stage": "ga')
+    second = tracker()
+    second.start(3, 6)
+    for step in range(4, 7):
+        second.log(step, "gad", {"generator/loss": 10.0 * step})
+    second.close()
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    want = [1.0, 2.0, 3.0, 40.0, 50.0, 60.0]
+    assert [(row["step"], row["generator/loss"]) for row in rows] == list(enumerate(want, 1))
+    scalars = read_scalars(tmp_path / "tensorboard")
+    assert scalars == {("generator/loss", step): value for step, value in enumerate(want, 1)}
+
+
+def test_what_is_known_later_joins_the_last_row(
+    tmp_path: Path, tracker: Callable[[], Tracker]
+) -> None:
+    writer = tracker()
+    writer.start(0, 9)
+    for step in (1, 2):
+        writer.log(step, "gad", {"generator/loss": 0.5})
+    writer.amend(2, {"evaluation/rouge_l": 0.25})
+    writer.amend(2, {"evaluation/rouge_l": 0.25})
+    writer.amend(1, {"evaluation/rouge_l": 1.0})  # not the last
+    writer.log(3, "gad", {"generator/loss": math.nan})
+    assert read_rows(tmp_path / "metrics.jsonl") == [
+        {"step": 1, "stage": "gad", "generator/loss": 0.5},
+        {"step": 2, "stage": "gad", "generator/loss": 0.5, "evaluation/rouge_l": 0.25},
+        {"step": 3, "stage": "gad", "generator/loss": None},
+    ]
+
+
+def test_truncation_stops_at_the_first_bad_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    for content, kept in [
+        (b"", 0),
+        (b'{"step": 1}\n{"step": 2}\n', 2),
+        (b'{"step": 1}\n{"st\x00\n{"step": 2}\n', 1),
+        (b'{"step": 1}\n{"step": 2}', 1),
+        (b'{"step": 1}\n[]\n', 1),
+        (b'{"step": 3}\n', 0),
+    ]:
+        path.write_bytes(content)
+        assert truncate_rows(path, 2) == kept
+        assert path.read_bytes() == b"".join(content.splitlines(keepends=True)[:kept])
+
+
+KILLED = """
+import os, signal, sys, time
+from gad_jax.metrics import Tracker
+tracker = Tracker(sys.argv[1])
+tracker.start(0, 50)
+for step in range(1, 51):
+    tracker.log(step, "gad", {"generator/loss": step / 3})
+time.sleep(4)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_process_loses_nothing(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, 51))
+    scalars = read_scalars(tmp_path / "tensorboard")
+    assert len(scalars) == 50
+    for row in rows:
+        stored = scalars["generator/loss", row["step"]]
+        assert stored == pytest.approx(row["generator/loss"], rel=1e-7)  # events hold float32
+    assert len(done.stdout.splitlines()) == 50
+    assert done.stdout.startswith("step 1/50  gad  G loss 0.3333")
+    assert "\x1b" not in done.stdout
+    assert done.stderr == ""
+
+
+def test_imports_no_jax() -> None:
+    code = "import sys, gad_jax.metrics; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_plain_line_has_the_numbers_that_matter() -> None:
+    console = plain()
+    display = Display(console)
+    display.start(10, 400)
+    display.step(11, "gad", STEP)
+    display.step(12, "seqkd", {"generator/loss": 2.5})
+    first, second = shown(console).splitlines()
+    assert first == (
+        "step 11/400  gad  G loss 0.0123  D loss 0.6451  D accuracy 0.62  margin +0.31  "
+        "reward -0.12 ± 0.80  length 214  0.95× teacher  cut 6%  KL 0.0031  G grad 0.183  "
+        "D grad 12.5  3,210 sampled tokens/s  12.3 s/step  left 1:20:00"
+    )
+    assert second == "step 12/400  seqkd  G loss 2.5000  left –"
+
+
+def test_the_time_left_is_that_of_the_stage() -> None:
+    console = plain()
+    display = Display(console)
+    display.start(0, 10)
+    for step, stage, seconds in [(1, "warmup", 100.0), (2, "warmup", 50.0), (3, "gad", 7.0)]:
+        display.step(step, stage, {"seconds/step": seconds})
+    lefts = [line.split("left ")[1] for line in shown(console).splitlines()]
+    assert lefts == ["0:15:00", "0:10:00", "0:00:49"]
+
+
+IN_TERMINAL = """
+from gad_jax.console import Display
+display = Display()
+display.start(0, 4)
+with display.busy("evaluating: before"):
+    pass
+display.step(1, "gad", {"generator/loss": 0.5, "seconds/step": 60.0})
+print("a line of another part")
+display.close()
+"""
+
+
+def test_a_terminal_has_a_bar_and_keeps_its_cursor() -> None:
+    master, slave = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
+    environment.pop("NO_COLOR", None)
+    subprocess.run([sys.executable, "-c", IN_TERMINAL], env=environment, stdout=slave, check=True)
+    os.close(slave)
+    text = os.read(master, 1 << 16).decode()
+    os.close(master)
+    assert "evaluating: before" in text
+    assert "G loss 0.5000" in text
+    assert "1/4" in text
+    assert "0:03:00 left" in text
+    assert "a line of another part" in text
+    assert "\x1b[?25l" not in text
+
+
+def test_tables_and_answers_fit_the_width() -> None:
+    for width in (80, 120):
+        console = plain(width)
+        display = Display(console)
+        rows = {
+            "before": {"ROUGE-L": 0.1234567, "tokens": 312.4, "× teacher": 1.61},
+            "after warmup": {"ROUGE-L": 0.2, "tokens": 150.0, "× teacher": 0.98},
+        }
+        display.table("held-out prompts", rows)
+        answers = {"teacher": "short", "before": "word " * 400, "after gad": "x" * 500}
+        display.side_by_side("Why is the sky blue?", answers)
+        lines = shown(console).splitlines()
+        assert max(map(len, lines)) <= width
+        assert any("0.123" in line and "312" in line and "1.61" in line for line in lines)
+        assert "… (799 more characters)" in " ".join(shown(console).split())
+        beside = any("teacher" in line and "after gad" in line for line in lines)
+        assert beside == (width == 120)
+
+
+def test_text_of_a_model_cannot_drive_the_terminal() -> None:
+    hostile = "a\x1b[31mb\x07\rc\u202ed\ud800 [bold]e[/bold]\n\tf"
+    assert printable(hostile) == "a\ufffd[31mb\ufffd\ufffdc\ufffdd\ufffd [bold]e[/bold]\n\tf"
+    console = plain()
+    Display(console).side_by_side(hostile, {"teacher": hostile})
+    assert "[bold]e[/bold]" in shown(console)
+    assert "\x1b" not in shown(console)
+
+
+def test_evaluations_are_shown_and_kept(tmp_path: Path) -> None:
+    console = plain(120)
+    writer = Tracker(tmp_path, console)
+    writer.start(0, 4)
+    before = result("before", 0, rouge_l=0.1, length=300.0, length_ratio=1.5)
+    after = result("after gad", 4, rouge_l=0.3, length=210.0, length_ratio=1.05)
+    with writer.busy("evaluating: before"):
+        writer.evaluation(before, 2)
+    writer.comparison([before, after], 1)
+    writer.close()
+    text = shown(console)
+    assert "evaluating: before" in text
+    assert "ROUGE-L" in text
+    assert "after gad 0" in text
+    samples = {path.name: path.read_text() for path in (tmp_path / "samples").iterdir()}
+    assert set(samples) == {"000000-before.md", "000004-comparison.md"}
+    assert samples["000004-comparison.md"].splitlines() == [
+        *("**prompt**", "", "    question 0", ""),
+        *("**teacher**", "", "    teacher 0", ""),
+        *("**before**", "", "    before 0", ""),
+        *("**after gad**", "", "    after gad 0"),
+    ]
+    assert read_scalars(tmp_path / "tensorboard")["evaluation/length", 0] == 300
+    tags = [
+        value.tag
+        for event in read_events(tmp_path / "tensorboard")
+        for value in event.summary.value
+    ]
+    assert "before/text_summary" in tags
+
+
+def test_other_processes_write_nothing(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    writer = Tracker(run_dir, plain(), enabled=False)
+    writer.start(0, 2)
+    writer.log(1, "gad", {"generator/loss": 1.0})
+    writer.text(1, "name", "text")
+    writer.table("title", {"row": {"column": 1.0}})
+    writer.evaluation(result("before", 0), 1)
+    with writer.busy("busy"):
+        pass
+    writer.close()
+    assert not run_dir.exists()
+
+
+def test_response_metrics_by_hand() -> None:
+    cut = [[False, True], [False, False]]
+    found = response_metrics([[2, 1], [1, 8]], cut, [4, 2], [True, False])
+    assert found == {
+        "response/length": 3.0,
+        "response/length_p95": pytest.approx(7.1),
+        "response/cut_share": 0.25,
+        "response/teacher_cut_share": 0.5,
+        "response/empty_share": 0.25,  # one that is cut after a token is not empty
+        "response/length_ratio": 1.0,
+    }
+    assert math.isnan(response_metrics([1], [False], [0], [False])["response/length_ratio"])
+
+
+def test_repetition_by_hand() -> None:
+    assert repetition([np.asarray([1, 2, 3, 4, 5, 1, 2, 3, 4])]) == pytest.approx(1 / 6)
+    assert repetition([np.arange(10), np.arange(10)]) == 0  # of another response
+    assert repetition([np.zeros(13, np.int32)]) == pytest.approx(0.9)
+    # What lies across the border of two responses is no 4-gram.
+    assert repetition([np.asarray([1, 2]), np.asarray([1, 2]), np.asarray([1, 2])]) == 0
+    assert repetition([np.asarray([7])]) == 0
+    loop, prose = np.tile(np.arange(4), 5), np.arange(100, 120)
+    assert repetition([loop, prose]) == pytest.approx(13 / 34)
+    big = np.random.default_rng(0).integers(0, 150_000, (64, 1536))
+    assert repetition(list(big)) == 0
