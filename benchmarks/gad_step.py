@@ -28,10 +28,10 @@ def ours(steps: int, more: list[str]) -> list[float]:
 
     from gad_jax import train
     from gad_jax.base import exits
-    from gad_jax.distributed import sharding
+    from gad_jax.base.jsonl import read_rows
+    from gad_jax.distributed.mesh import make_mesh
     from gad_jax.settings import options
     from gad_jax.settings.config import Config
-    from gad_jax.training.tracker import read_rows
 
     class NoStop(exits.StopRequest):
         def __init__(self) -> None:
@@ -51,7 +51,7 @@ def ours(steps: int, more: list[str]) -> list[float]:
             *more,
         ]
         config = options.read(Config, flags, program="benchmark", description="")
-        mesh = sharding.make_mesh()
+        mesh = make_mesh()
         with jax.set_mesh(mesh):
             trainer = train.build(config, mesh)
             trainer.run(NoStop())

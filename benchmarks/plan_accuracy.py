@@ -113,7 +113,7 @@ def write_config(directory: Path, sizes: dict[str, Any]) -> None:
 def run(model: str, directory: Path, setting: Setting) -> dict[str, float]:
     """Returns the medians of a run's steps that compiled nothing, and the most memory it held, in
     bytes: the device's, or on a CPU the growth of the process from before the first step."""
-    from gad_jax.training.tracker import read_rows
+    from gad_jax.base.jsonl import read_rows
 
     command = [sys.executable, "-m", "gad_jax.train", *FLAGS, *setting.flags]
     command += ["--data.train=bundled", "--data.heldout=", "--data.template=none"]

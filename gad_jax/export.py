@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from gad_jax.base import exits
+from gad_jax.base import exits, files
 from gad_jax.settings import options
 from gad_jax.settings.config import option
 
@@ -42,17 +42,17 @@ def _export(export: Export) -> int:
     import jax
 
     from gad_jax.data.chat import Chat
-    from gad_jax.distributed import sharding
+    from gad_jax.distributed.mesh import make_mesh
     from gad_jax.models import weights
     from gad_jax.training import loading
 
     run, _ = loading.split_step(export.run)
     out = Path(export.out) if export.out else run / "export"
     if loading.is_run(run):
-        exits.make_writable(out, "--out")
+        files.make_writable(out, "--out")
     parts = {"student": "generator", "discriminator": "discriminator"}
     chosen = parts if export.part == "all" else {export.part: parts[export.part]}
-    mesh = sharding.make_mesh()
+    mesh = make_mesh()
     with jax.set_mesh(mesh):
         for name, part in chosen.items():
             network = loading.load_from_run(export.run, part, mesh)

@@ -3,18 +3,19 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
-from gad_jax.base import exits
+from gad_jax.base import exits, files
 from gad_jax.base.errors import UserError
 from gad_jax.settings import options
+from gad_jax.settings.checks import require_positive
 from gad_jax.settings.config import option
+from gad_jax.settings.decoding import Decoding
 
 if TYPE_CHECKING:
-    from gad_jax.data.chat import Chat
-    from gad_jax.training.loading import Network
+    from gad_jax.rollout.answering import Responder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,13 +43,14 @@ class Generate:
     def __post_init__(self) -> None:
         if self.prompt and self.file:
             raise ValueError("prompt and file are both given; give one of them")
-        for name in ("samples", "max_new_tokens", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")
-        if self.temperature < 0:
-            raise ValueError(f"temperature={self.temperature} must be 0 or more")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p} must be in (0, 1]")
+        require_positive(self, "batch")
+        _ = self.decoding  # which checks the rest
+
+    @property
+    def decoding(self) -> Decoding:
+        """How answers are drawn."""
+        shared = {field.name: getattr(self, field.name) for field in dataclasses.fields(Decoding)}
+        return Decoding(**shared)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -67,21 +69,22 @@ def _run(generate: Generate) -> int:
 
     from gad_jax.data import sources
     from gad_jax.data.chat import Chat
-    from gad_jax.distributed import sharding
+    from gad_jax.distributed.mesh import make_mesh
+    from gad_jax.rollout.answering import Responder
     from gad_jax.training import loading
 
     # before the model is loaded
     if generate.out:
-        exits.make_writable(Path(generate.out).absolute().parent, "--out")
+        files.make_writable(Path(generate.out).absolute().parent, "--out")
         if Path(generate.out).is_dir():
             raise UserError(f"--out={generate.out} is a directory; name a file in it")
     rows = sources.read(generate.file, need_response=False) if generate.file else None
-    mesh = sharding.make_mesh()
+    mesh = make_mesh()
     with jax.set_mesh(mesh):
         network = loading.load_student(generate.model, mesh)
         template = network.template or "none" if generate.template == "auto" else generate.template
         chat = Chat.load(network.tokenizer, template)
-        answer = Answering(generate, network, chat, mesh)
+        answer = Responder(network.config, network.params, chat, mesh, generate.decoding)
         if rows is not None:
             _answer_file(generate, rows, answer)
         elif generate.prompt:
@@ -92,90 +95,7 @@ def _run(generate: Generate) -> int:
     return exits.Exit.OK
 
 
-class Answer(NamedTuple):
-    """One answer; `tokens` counts the end token, which one that was cut (not finished) lacks."""
-
-    text: str
-    tokens: int
-    finished: bool
-
-
-class Answering:
-    """A loaded student, called with conversations; its decode weights are made once."""
-
-    def __init__(
-        self, generate: Generate, network: "Network", chat: "Chat", mesh: Any, slots: int = 0
-    ):
-        import jax
-
-        from gad_jax.rollout import engine
-        from gad_jax.rollout.sampling import Sampler
-
-        self.network, self.chat, self.mesh = network, chat, mesh
-        self.settings = engine.Settings(
-            generate.samples,
-            generate.max_new_tokens,
-            chat.end_tokens,
-            chat.pad_token,
-            Sampler(generate.temperature, generate.top_k, generate.top_p),
-            slots=slots,
-        )
-        self.weights = engine.prepare(network.config, network.params)
-        self.key = jax.random.key(generate.seed)
-        self.asked = 0
-
-    def __call__(self, conversations: list[Any]) -> list[list[str]]:
-        """Returns the answers to each conversation. Raises UserError for one that is too long."""
-        prompts = self.encode(conversations)
-        for prompt in prompts:
-            if len(prompt) > self.longest_prompt:
-                raise UserError(
-                    f"a prompt has {len(prompt)} tokens, and {self.longest_prompt} fit beside "
-                    f"--max_new_tokens={self.settings.max_new_tokens}; shorten it or lower that"
-                )
-        numbers = range(self.asked, self.asked + len(prompts))
-        self.asked += len(prompts)
-        return [[answer.text for answer in group] for group in self.answers(prompts, numbers)]
-
-    @property
-    def longest_prompt(self) -> int:
-        """How many tokens fit before the longest answer."""
-        return self.network.config.max_positions - self.settings.max_new_tokens
-
-    def encode(self, conversations: Sequence[Any]) -> list[Any]:
-        """Returns the tokens of each conversation up to where the answer begins."""
-        import numpy as np
-
-        return [np.asarray(tokens, np.int32) for tokens in self.chat.encode_prompts(conversations)]
-
-    def answers(self, prompts: list[Any], numbers: Sequence[int]) -> list[list[Answer]]:
-        """Returns the answers to each encoded prompt. What is sampled depends on the seed and the
-        prompt's number, not on what is asked beside it."""
-        import numpy as np
-
-        from gad_jax.rollout import engine
-
-        rollout = engine.generate(
-            self.network.config,
-            self.network.params,
-            prompts,
-            np.asarray(numbers, np.int32),
-            self.key,
-            self.settings,
-            self.mesh,
-            self.weights,
-        )
-        groups = zip(rollout.tokens, rollout.lengths, rollout.finished, strict=True)
-        return [
-            [
-                Answer(self.chat.decode(tokens[:length].tolist()), int(length), bool(finished))
-                for tokens, length, finished in zip(*group, strict=True)
-            ]
-            for group in groups
-        ]
-
-
-def _answer_file(generate: Generate, rows: Any, answer: Answering) -> None:
+def _answer_file(generate: Generate, rows: Any, answer: "Responder") -> None:
     """Writes one line per row as soon as its batch is answered."""
     with _lines(generate.out) as write:
         for start in range(0, len(rows), generate.batch):
@@ -205,10 +125,10 @@ class _lines:
 
     def __exit__(self, kind: Any, *_: object) -> None:
         if self.path is not None and kind is None:
-            exits.write_atomic(self.path, "\n".join(self.lines) + "\n")
+            files.write_atomic(self.path, "\n".join(self.lines) + "\n")
 
 
-def _answer_interactively(origin: str, answer: Answering) -> None:
+def _answer_interactively(origin: str, answer: "Responder") -> None:
     print(f"{origin}. Each line is a new conversation; an empty one or Ctrl-D ends.")
     for line in _typed():
         for text in answer([[{"role": "user", "content": line}]])[0]:

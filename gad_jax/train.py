@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gad_jax.base import exits
+from gad_jax.base import exits, files
 from gad_jax.base.errors import LostProcessError, UserError
 from gad_jax.settings import options
 from gad_jax.settings.config import Config, option
@@ -91,8 +91,8 @@ def _run(config: Config, dry_run: bool) -> int:
             logging.getLogger().setLevel(logging.WARNING)
 
         def claim(run: Config) -> str:
-            held.enter_context(exits.lock_run(run.run_dir))
-            exits.clear_partials(Path(run.run_dir))
+            held.enter_context(files.lock_run(run.run_dir))
+            files.clear_partials(Path(run.run_dir))
             _write_config(run)
             return str(Path(run.run_dir) / "config.yaml")
 
@@ -136,19 +136,20 @@ def _write_config(config: Config) -> None:
     path = Path(config.run_dir) / "config.yaml"
     if _refuse_others(config):
         shutil.rmtree(path.parent / "evaluations", ignore_errors=True)
-    exits.write_atomic(path, options.to_yaml(config))
+    files.write_atomic(path, options.to_yaml(config))
 
 
 def _rehearse(config: Config, stop: exits.StopRequest, claim: Callable[[Config], str]) -> int:
     """Checks a run without beginning it, then takes a step of each of its stages with tiny networks
     in a directory beside the run's, which shows that devices and storage can be used."""
-    from gad_jax.distributed import processes, sharding
+    from gad_jax.distributed import processes
+    from gad_jax.distributed.mesh import make_mesh
     from gad_jax.training import preflight, state
     from gad_jax.training.checkpoint import Checkpoints
-    from gad_jax.training.stages import plan
+    from gad_jax.training.stages import spans
 
     scratch = Path(f"{config.run_dir}.dry_run")
-    mesh = sharding.make_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor)
+    mesh = make_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor)
     tiny = preflight.rehearsal(config, str(scratch), mesh)
 
     def begin() -> str:
@@ -160,7 +161,7 @@ def _rehearse(config: Config, stop: exits.StopRequest, claim: Callable[[Config],
         processes.from_first(begin)
         processes.require_shared(scratch / "config.yaml")
         chat, data, _ = processes.together(lambda: _read(config))
-        spans = plan(config, data)
+        spans = spans(config, data)
         checkpoints = Checkpoints(scratch / "checkpoints", keep=config.checkpoint.keep)
         preflight.check(config, state.network_configs(config), chat, mesh, checkpoints)
         checkpoints.close()
@@ -179,10 +180,11 @@ def _train(config: Config, stop: exits.StopRequest) -> int:
     import jax
 
     from gad_jax.base.cache import program_dir
-    from gad_jax.distributed import processes, sharding
+    from gad_jax.distributed import processes
+    from gad_jax.distributed.mesh import make_mesh
 
     jax.config.update("jax_compilation_cache_dir", str(program_dir()))
-    mesh = sharding.make_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor)
+    mesh = make_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor)
     with jax.set_mesh(mesh):
         trainer = build(config, mesh)
         if trainer.step > 0 and processes.is_first():

@@ -28,7 +28,7 @@ class Segments(NamedTuple):
     prefix: Int[Array, "*M T"]
 
 
-class Rows(NamedTuple):
+class PackedRows(NamedTuple):
     """Sequences packed into rows of fixed length, in micro-batches of whole groups.
 
     `targets` holds the token that follows, `mask` is True where that token belongs to a response;
@@ -82,4 +82,4 @@ class TrainState(NamedTuple):
 
 Metrics = dict[str, Float[Array, ""]]
 
-__all__ = ["Metrics", "Params", "Rollout", "Rows", "Segments", "TrainState"]
+__all__ = ["Metrics", "PackedRows", "Params", "Rollout", "Segments", "TrainState"]

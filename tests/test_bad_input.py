@@ -19,7 +19,7 @@ import pytest
 
 from gad_jax import export, generate, train
 from gad_jax.base import exits
-from gad_jax.distributed import processes, sharding
+from gad_jax.distributed import devices, processes
 from gad_jax.models import checksums
 from gad_jax.models.builtin import tiny
 
@@ -438,7 +438,7 @@ def test_a_read_only_disk(refuses, tmp_path):
 def test_a_device_that_is_too_small_is_noticed_before_weights_are_read(
     refuses, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(sharding, "device_memory", lambda: 50_000)
+    monkeypatch.setattr(devices, "device_memory", lambda: 50_000)
     said = refuses(train, "--config=tiny", f"--run_dir={tmp_path / 'run'}")
     assert re.search(r"weights and moments alone take [\d.]+ GB of a device with 0.00 GB", said)
     assert "python -m gad_jax.plan" in said

@@ -14,10 +14,11 @@ from safetensors.numpy import load_file
 
 from gad_jax import export
 from gad_jax.data.chat import Chat
-from gad_jax.distributed import sharding
+from gad_jax.distributed import devices
+from gad_jax.distributed.mesh import make_mesh
 from gad_jax.models import decoder, weights
 from gad_jax.models.builtin import tiny
-from gad_jax.models.decoder import DecoderConfig
+from gad_jax.models.config import DecoderConfig
 from gad_jax.training import loading
 from gad_jax.types import Params, Segments
 
@@ -27,7 +28,7 @@ FILE = "model.safetensors"
 
 
 def one_device() -> jax.sharding.Mesh:
-    return sharding.make_mesh(devices=jax.devices()[:1])
+    return make_mesh(devices=jax.devices()[:1])
 
 
 def tensors(directory: Path) -> dict[str, bytes]:
@@ -107,9 +108,9 @@ def conversation(directory: Path) -> np.ndarray:
 def computed(compute: Any, config: DecoderConfig, params: Params, ids: np.ndarray) -> np.ndarray:
     """Returns what a function of decoder.py gives for one row, on one device."""
     arrays = (ids, np.arange(ids.shape[1], dtype=np.int32)[None], np.ones_like(ids))
-    tokens, positions, one = sharding.put(arrays, one_device(), "batch")
+    tokens, positions, one = devices.put(arrays, one_device(), "batch")
     function = jax.jit(compute, static_argnums=0)
-    return sharding.fetch(function(config, params, tokens, positions, Segments(one, one)))
+    return devices.fetch(function(config, params, tokens, positions, Segments(one, one)))
 
 
 def test_the_discriminator_scores_as_in_the_run(tiny_run: Path, tmp_path: Path) -> None:
@@ -175,6 +176,6 @@ def test_transformers_computes_what_the_run_does(tiny_run: Path, tmp_path: Path)
             network = loading.load_from_run(tiny_run, part, one_device())
             ours = computed(compute, network.config, network.params, ids)
         if name == "discriminator":
-            ours = ours[:, -1:] - sharding.fetch(network.params["score"]["bias"])
+            ours = ours[:, -1:] - devices.fetch(network.params["score"]["bias"])
         # float32 sums in another order, through two layers
         np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=0)

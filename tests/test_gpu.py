@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from gad_jax.distributed import sharding
+from gad_jax.distributed import devices
+from gad_jax.distributed.mesh import make_mesh
 from gad_jax.models import attention
 from gad_jax.models.builtin.tiny import write_tiny
 from gad_jax.rollout import engine
@@ -39,8 +40,8 @@ def _exact() -> Any:
 
 def on(platform: str, function: Callable[[Mesh], Any]) -> Any:
     """Returns what the function computes on the first device of a platform, as numpy arrays."""
-    mesh = sharding.make_mesh(devices=jax.devices(platform)[:1])
-    with sharding.compiling_for(platform), jax.set_mesh(mesh):
+    mesh = make_mesh(devices=jax.devices(platform)[:1])
+    with devices.compiling_for(platform), jax.set_mesh(mesh):
         return jax.device_get(function(mesh))
 
 
@@ -80,9 +81,9 @@ def test_flash_attention(length: int, heads: int, kv_heads: int, width: int) -> 
         return mixed, *gradients
 
     def compute(dtype: str, mesh: Mesh) -> Any:
-        placed = sharding.put(arrays, mesh, "batch", None, "heads", None)
+        placed = devices.put(arrays, mesh, "batch", None, "heads", None)
         q, k, v, weight = (x.astype(dtype) for x in placed)
-        return jax.jit(whole)(q, k, v, weight, sharding.put(segments, mesh, "batch"))
+        return jax.jit(whole)(q, k, v, weight, devices.put(segments, mesh, "batch"))
 
     found = on("gpu", lambda mesh: compute("bfloat16", mesh))
     expected = on("cpu", lambda mesh: compute("float32", mesh))
@@ -90,7 +91,7 @@ def test_flash_attention(length: int, heads: int, kv_heads: int, width: int) -> 
     assert max(errors) < 1e-2, errors  # inputs and results of 8 bits
 
 
-SAMPLING = engine.Settings(3, 24, NO_END, PAD, Sampler(temperature=0.8))
+SAMPLING = engine.RolloutProgram(3, 24, NO_END, PAD, Sampler(temperature=0.8))
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen2", "qwen3"])

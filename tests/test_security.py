@@ -126,8 +126,8 @@ def test_what_looks_like_a_secret_is_hidden(monkeypatch: pytest.MonkeyPatch) -> 
 
 LEAKS = """
 import logging, sys
-from gad_jax import guard
-from gad_jax.errors import UserError
+from gad_jax.base import exits
+from gad_jax.base.errors import UserError
 KEY = sys.argv[1]
 def main():
     logging.basicConfig(level=logging.INFO)
@@ -137,7 +137,7 @@ def main():
     except RuntimeError:
         logging.exception("it failed")
     raise {"user": UserError, "other": RuntimeError}[sys.argv[2]](f"rejected: {KEY}")
-sys.exit(guard.run_guarded(main))
+sys.exit(exits.run_guarded(main))
 """
 
 

@@ -4,25 +4,17 @@ Imports no jax, so that `--help` and a second run on a busy directory answer at 
 """
 
 import contextlib
-import datetime
 import enum
 import errno
 import faulthandler
-import json
 import logging
-import math
 import os
 import signal
-import socket
 import sys
-import time
 import traceback
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from types import FrameType
-from typing import Any, BinaryIO
-
-import filelock
+from typing import Any
 
 from gad_jax.base.errors import (
     CollapseError,
@@ -162,78 +154,6 @@ class StopRequest:
         self.requested = True
 
 
-def stop_time(must_save_by: str, margin_minutes: float) -> float:
-    """Returns when the run must begin to save for the last time, in seconds since 1970.
-
-    That is `margin_minutes` before the given time (ISO 8601, local unless it says otherwise) or
-    before the end of the Slurm job, whichever is earlier; infinity where neither is known. Raises
-    UserError when that is past.
-    """
-    job = os.environ.get("SLURM_JOB_END_TIME", "")
-    end = float(job) if job.isdigit() else math.inf
-    if must_save_by:
-        end = min(end, datetime.datetime.fromisoformat(must_save_by).timestamp())
-    if time.time() > end - 60 * margin_minutes:
-        when = datetime.datetime.fromtimestamp(end).isoformat(" ", "minutes")
-        raise UserError(
-            f"the run has to end at {when}, which leaves no step before the "
-            f"--checkpoint.margin_minutes={margin_minutes:g} for saving; give it more time"
-        )
-    return end - 60 * margin_minutes
-
-
-@contextlib.contextmanager
-def lock_run(run_dir: str | os.PathLike[str], flag: str = "--run_dir") -> Iterator[None]:
-    """Holds the run directory, which is made if needed, against a second run.
-
-    The system releases the lock when its process ends, however it ends. Raises UserError naming the
-    holder, or when the directory cannot be used.
-    """
-    with _lock(f"the run directory {run_dir}", Path(run_dir) / ".lock", flag):
-        yield
-
-
-@contextlib.contextmanager
-def lock_file(path: str | os.PathLike[str], flag: str) -> Iterator[None]:
-    """Holds a file, which need not exist, as `lock_run` holds a directory."""
-    path = Path(path)
-    with _lock(str(path), path.with_name(f".{path.name}.lock"), flag):
-        yield
-
-
-@contextlib.contextmanager
-def _lock(what: str, place: Path, flag: str) -> Iterator[None]:
-    holder = place.with_name(f"{place.name}.json")
-    lock = filelock.FileLock(place, timeout=0)
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except filelock.Timeout as error:
-        raise UserError(
-            f"{what} is in use by {_read_holder(holder)}; stop that run, or choose another {flag}"
-        ) from error
-    except OSError as error:
-        raise UserError(
-            f"{what} cannot be used ({error.strerror}); choose another {flag}"
-        ) from error
-    try:
-        started = time.strftime("%Y-%m-%d %H:%M:%S")
-        about = {"pid": os.getpid(), "host": socket.gethostname(), "started": started}
-        write_atomic(holder, json.dumps(about))
-        yield
-    finally:
-        holder.unlink(missing_ok=True)
-        lock.release()
-
-
-def _read_holder(path: Path) -> str:
-    try:
-        about = json.loads(path.read_text())
-        return f"process {about['pid']} on {about['host']}, started {about['started']}"
-    except (OSError, ValueError, KeyError):
-        return "another process"
-
-
 def watchdog(seconds: float) -> None:
     """Ends the process with code 1 and the stacks of all threads, unless called again in time.
 
@@ -243,55 +163,3 @@ def watchdog(seconds: float) -> None:
     faulthandler.cancel_dump_traceback_later()
     if seconds > 0:
         faulthandler.dump_traceback_later(seconds, exit=True, file=2)
-
-
-def clear_partials(directory: Path) -> None:
-    """Removes what `write_atomic` left in processes that were killed, anywhere below."""
-    for path in directory.rglob(".*.partial"):
-        if path.is_file():
-            path.unlink()
-
-
-def make_writable(directory: str | os.PathLike[str], flag: str) -> None:
-    """Makes a directory if needed. Raises UserError, led by the flag, where no file can be made in
-    it: better before the work than after it."""
-    directory = Path(directory)
-    probe = directory / f".probe.{os.getpid()}.partial"  # named as `clear_partials` finds it
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{flag}: {directory} cannot be written ({error.strerror}); choose another place"
-        ) from error
-
-
-@contextlib.contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Gives a file that takes the place of `path` at the end: a crash or an error leaves the
-    old content or the new, never a part."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:  # as of a full disk
-            error.filename = str(path)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Writes a small file as `replacing` does."""
-    with replacing(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)

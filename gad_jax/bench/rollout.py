@@ -80,11 +80,12 @@ def _run(chosen: Rollout) -> int:
     import jax
 
     from gad_jax.bench import peers
-    from gad_jax.distributed import ceilings, sharding
+    from gad_jax.distributed import ceilings
+    from gad_jax.distributed.mesh import make_mesh
     from gad_jax.models import source
     from gad_jax.training import loading
 
-    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    mesh = make_mesh(devices=jax.devices()[:1])
     others = [peers.llama_cpp(chosen.gguf)]
     if chosen.torch:
         others.append(peers.transformers(source.resolve(chosen.model)))
@@ -164,10 +165,10 @@ class _Sampler:
     """The engine on one device, called with lengths."""
 
     def __init__(self, chosen: Rollout, network: Any, mesh: Any):
-        from gad_jax.rollout import engine
+        from gad_jax.rollout import prefill
 
         self.chosen, self.network, self.mesh = chosen, network, mesh
-        self.weights = engine.prepare(network.config, network.params)
+        self.weights = prefill.prepare(network.config, network.params)
 
     def limit(self, lengths: np.ndarray) -> int:
         """Returns the max_new_tokens of a run."""
@@ -177,8 +178,8 @@ class _Sampler:
         """Returns the medians of the repeats. Without `shrink` empty slots run to the end."""
         import jax
 
-        from gad_jax.distributed import sharding
-        from gad_jax.rollout import engine
+        from gad_jax.distributed import devices
+        from gad_jax.rollout import engine, prefill
         from gad_jax.rollout.queue import make_queue
 
         chosen, config = self.chosen, self.network.config
@@ -186,10 +187,10 @@ class _Sampler:
         size = (len(lengths), chosen.prompt_tokens)
         prompts = list(random.integers(0, config.vocabulary, size).astype(np.int32))
         most = limit or self.limit(lengths)
-        settings = engine.Settings(1, most, (), 0, slots=slots, move_to_fewer=shrink)
+        settings = engine.RolloutProgram(1, most, (), 0, slots=slots, move_to_fewer=shrink)
 
         def once() -> tuple[Any, Any]:
-            return engine.trace(
+            return engine.sample_responses(
                 config,
                 self.network.params,
                 prompts,
@@ -203,8 +204,8 @@ class _Sampler:
 
         def prompts_alone() -> None:
             packed = make_queue(prompts, np.arange(len(prompts)), lengths, 1)
-            rows = sharding.put(packed.rows, self.mesh, "batch")
-            cache = engine.prefill(config, self.network.params, packed.size, *rows)
+            rows = devices.put(packed.rows, self.mesh, "batch")
+            cache = prefill.prefill(config, self.network.params, packed.size, *rows)
             jax.block_until_ready(cache)
 
         rollout, segments = once()

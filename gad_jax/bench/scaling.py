@@ -102,9 +102,11 @@ def sent(chosen: Scaling, count: int) -> Sent:
     import numpy as np
 
     from gad_jax.core import packing, steps
-    from gad_jax.distributed import hlo, sharding
-    from gad_jax.models.decoder import DecoderConfig
+    from gad_jax.distributed import hlo
+    from gad_jax.distributed.mesh import make_mesh
+    from gad_jax.models.config import DecoderConfig
     from gad_jax.settings import config as settings
+    from gad_jax.settings import sections
     from gad_jax.training import state
 
     network = DecoderConfig(
@@ -120,7 +122,7 @@ def sent(chosen: Scaling, count: int) -> Sent:
         norm_epsilon=1e-6,
         max_positions=_ROW_TOKENS,
     )
-    mesh = sharding.make_mesh(chosen.replica, 0, 1, jax.devices()[:count])
+    mesh = make_mesh(chosen.replica, 0, 1, jax.devices()[:count])
     micro_batches = chosen.micro_batches
     number = _ROWS * micro_batches
     rows = packing.pack(
@@ -132,12 +134,12 @@ def sent(chosen: Scaling, count: int) -> Sent:
         known={(micro_batches, _ROWS, _ROW_TOKENS)},
     )
     # Several chunks of the vocabulary projection, whose gradient is reduced once all the same.
-    config = settings.Config(stage="seqkd", batch=settings.Batch(vocabulary_chunk=32))
+    config = settings.Config(stage="seqkd", batch=sections.Batch(vocabulary_chunk=32))
     with jax.set_mesh(mesh):
         program = state.make_program(config, "seqkd", network, network)
         start = state.abstract(config, "seqkd", program, mesh)
         traced = steps.seqkd_step.trace(program, start, packing.abstract(rows, mesh))
-        text = traced.lower().compile().as_text()
+        text = traced.lower().compile().as_text() or ""
     found = hlo.collectives(text, per_node=count // chosen.replica)
     bytes_of = dict.fromkeys(Sent._fields, 0)
     for kind, _, across, _, size in found:

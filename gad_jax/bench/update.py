@@ -67,7 +67,7 @@ class Timed(NamedTuple):
 
 
 def _run(chosen: Update) -> int:
-    from gad_jax.distributed import ceilings, sharding
+    from gad_jax.distributed import ceilings, devices
     from gad_jax.models import source
 
     directory = source.resolve(chosen.model)
@@ -95,7 +95,7 @@ def _run(chosen: Update) -> int:
             f"({shares.min():.0%} to {shares.max():.0%})"
         )
 
-    compiling = sharding.CompileCounter()
+    compiling = devices.CompileCounter()
     times = timed(mine.step)
     print(
         f"{chosen.rows} × {chosen.row_tokens} tokens, {mine.compute_dtype}, compiled in "
@@ -119,18 +119,19 @@ def ours(chosen: Update, directory: Any) -> Ours:
     import jax
 
     from gad_jax.core import packing, steps
-    from gad_jax.distributed import sharding
+    from gad_jax.distributed.mesh import data_shards, make_mesh
     from gad_jax.models import costs
     from gad_jax.settings import config as settings
+    from gad_jax.settings import sections
     from gad_jax.training import state
 
     config = settings.Config(
         stage="seqkd",
-        student=settings.Student(path=str(directory), remat=chosen.remat),
-        data=settings.Data(max_prompt_tokens=1),
-        rollout=settings.Rollout(max_new_tokens=chosen.row_tokens),
+        student=sections.Student(path=str(directory), remat=chosen.remat),
+        data=sections.Data(max_prompt_tokens=1),
+        rollout=sections.Rollout(max_new_tokens=chosen.row_tokens),
     )
-    mesh = sharding.make_mesh()
+    mesh = make_mesh()
     with jax.set_mesh(mesh):
         networks = state.network_configs(config)
         program = state.make_program(config, "seqkd", *networks)
@@ -142,7 +143,7 @@ def ours(chosen: Update, directory: Any) -> Ours:
             [row[:1] for row in ids],
             [[row[1:]] for row in ids],
             row_tokens=chosen.row_tokens,
-            shards=sharding.data_shards(mesh),
+            shards=data_shards(mesh),
             known={(1, chosen.rows, chosen.row_tokens)},
         )
         rows = packing.place(packed, mesh)

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gad_jax.base import exits
+from gad_jax.base import exits, files
 from gad_jax.base.errors import UserError
 from gad_jax.settings import options
 from gad_jax.teacher.settings import Collect
@@ -66,7 +66,7 @@ def _run(collect: Collect) -> int:
     print(f"{len(rows)} prompts ({repeated} repeated), {len(asked)} responses wanted")
     if collect.dry_run:
         return dry_run(collect, asked)
-    with exits.lock_file(collect.out, "--out"):
+    with files.lock_file(collect.out, "--out"):
         return _collect(collect, teacher, asked)
 
 
@@ -133,24 +133,27 @@ async def _answer_here(
     """As `ask`, of a teacher that this program runs."""
     import jax
 
-    from gad_jax import generate
     from gad_jax.collect.local import LocalAsking
     from gad_jax.data.chat import Chat
-    from gad_jax.distributed import sharding
+    from gad_jax.distributed.mesh import make_mesh
+    from gad_jax.rollout.answering import Responder
+    from gad_jax.settings.decoding import Decoding
     from gad_jax.training import loading
 
     known = {"temperature": 1.0, "max_tokens": 0} | collect.sampling
     known["max_new_tokens"] = known.pop("max_tokens")
-    mesh = sharding.make_mesh()
+    mesh = make_mesh()
     try:
-        settings = generate.Generate(model=collect.local, **known)
+        decoding = Decoding(**known)
     except ValueError as error:
         raise UserError(f"--{error}") from None
     with jax.set_mesh(mesh):
         network = loading.load_student(collect.local, mesh)
         chat = Chat.load(network.tokenizer, network.template or "none")
-        model = generate.Answering(settings, network, chat, mesh, collect.concurrency)
-        asking = LocalAsking(teacher, model, store, _budget(collect, store))
+        slots = collect.concurrency
+        responder = Responder(network.config, network.params, chat, mesh, decoding, slots)
+        budget = _budget(collect, store)
+        asking = LocalAsking(teacher, responder, network.origin, store, budget)
         await _run_shown(collect, asking, missing, collect.concurrency)
     return asking
 
@@ -282,7 +285,7 @@ def _write_manifest(
         "missing": {"refused": asking.refused, "unanswered": asking.unanswered},
     }
     text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-    exits.write_atomic(_beside(collect.out, "manifest.json"), text)
+    files.write_atomic(_beside(collect.out, "manifest.json"), text)
 
 
 def report(collect: Collect, asking: "Collection", wanted: int, seconds: float) -> None:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gad_jax.base import exits
+from gad_jax.base import exits, files
 from gad_jax.base.errors import UserError
 from gad_jax.settings import options
 from gad_jax.settings.config import option
@@ -92,7 +92,7 @@ def _records(check: Check) -> "Iterator[Record]":
 
 
 def _refuse_existing(check: Check) -> None:
-    exits.make_writable(Path(check.out).absolute().parent, "--out")
+    files.make_writable(Path(check.out).absolute().parent, "--out")
     for path in (Path(check.out), _manifest(check)):
         if path.exists():
             raise UserError(f"--out: {path} is there; choose another name or delete it")
@@ -187,7 +187,7 @@ def _write(check: Check, found: "Found", numbers: dict[str, Any]) -> None:
     from gad_jax.collect import checking
 
     kept = found.kept(check.drop)
-    with exits.replacing(check.out) as file:
+    with files.replacing(check.out) as file:
         for keep, record in zip(kept, checking.valid(_records(check)), strict=True):
             if keep:
                 file.write(json.dumps(record, ensure_ascii=False, default=str).encode() + b"\n")
@@ -199,7 +199,7 @@ def _write(check: Check, found: "Found", numbers: dict[str, Any]) -> None:
         "lines": {"in": found.lines, "out": int(kept.sum())},
         "found": numbers,
     }
-    exits.write_atomic(_manifest(check), json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    files.write_atomic(_manifest(check), json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
     print(
         f"{check.out}: {int(kept.sum())} of {found.lines} lines; {_manifest(check)} says the rest"
     )

@@ -2,8 +2,8 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any
 
+from gad_jax.rollout.answering import Responder
 from gad_jax.teacher import Completion, Reply, Usage
 from gad_jax.teacher import store as storing
 from gad_jax.teacher.budget import Budget
@@ -18,14 +18,16 @@ BATCH = 4
 class LocalAsking(Collection):
     """A run that has a model of our own answer.
 
-    `model` is a `gad_jax.generate.Answering` with one sample per prompt. What it draws for a
-    question depends on the seed and on the question alone, so a run that was stopped goes on with
-    the answers that it would have given.
+    `responder` draws one sample per prompt, and `origin` says where its network is from. What is
+    drawn for a question depends on the seed and on the question alone, so a run that was stopped
+    resumes with the answers that it would have given.
     """
 
-    def __init__(self, teacher: Teacher, model: Any, store: Store, budget: Budget) -> None:
+    def __init__(
+        self, teacher: Teacher, responder: Responder, origin: str, store: Store, budget: Budget
+    ) -> None:
         super().__init__(teacher, store, budget)
-        self.model = model
+        self.responder, self.origin = responder, origin
 
     async def run(
         self,
@@ -48,27 +50,25 @@ class LocalAsking(Collection):
 
     async def _answer(self, questions: Sequence[Question], failures: Failures) -> None:
         self.store.check_room(len(questions))
-        prompts = self.model.encode([question.sent for question in questions])
+        prompts = self.responder.encode([question.sent for question in questions])
         asked = []
         for question, prompt in zip(questions, prompts, strict=True):
-            if len(prompt) <= self.model.longest_prompt:
+            if len(prompt) <= self.responder.longest_prompt:
                 asked.append((question, prompt))
             else:
                 self.refused += 1
-                failures.add(
-                    question,
-                    f"refused: it has {len(prompt)} tokens, and {self.model.longest_prompt} fit "
-                    "beside the longest answer",
-                )
+                fit = self.responder.longest_prompt
+                reason = f"it has {len(prompt)} tokens, and {fit} fit beside the longest answer"
+                failures.add(question, f"refused: {reason}")
         if not asked:
             return
         numbers = [int(question.idempotency_key[:7], 16) for question, _ in asked]
-        groups = self.model.answers([prompt for _, prompt in asked], numbers)
+        groups = self.responder.answers([prompt for _, prompt in asked], numbers)
         lines = []
         for (question, prompt), (answer,) in zip(asked, groups, strict=True):
             completion = Completion(answer.text, "stop" if answer.finished else "length")
             usage = Usage(len(prompt), answer.tokens)
-            reply = Reply("", self.model.network.origin, (completion,), usage)
+            reply = Reply("", self.origin, (completion,), usage)
             lines.append(storing.make_line(question, self.teacher, reply))
         await asyncio.gather(*(self.store.add(line) for line in lines))
         for line in lines:

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gad_jax.base import exits
+from gad_jax.base import exits, files
 from gad_jax.base.errors import UserError
 from gad_jax.settings import options
 from gad_jax.settings.config import option
@@ -83,7 +83,7 @@ def main(argv: list[str]) -> int:
 def _run(prepare: Prepare) -> int:
     recipe = RECIPES[prepare.recipe]
     directory = Path(prepare.out)
-    exits.make_writable(directory, "--out")
+    files.make_writable(directory, "--out")
     paths = [directory / recipe.train, directory / recipe.heldout, directory / "manifest.json"]
     for path in paths:
         if path.exists():
@@ -112,7 +112,7 @@ def _run(prepare: Prepare) -> int:
         "invalid": dict(skipped.most_common()),
         "lines": counts,
     }
-    exits.write_atomic(paths[2], json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    files.write_atomic(paths[2], json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
     for reason, count in skipped.items():
         print(f"{count} rows skipped: {reason}")
     print(
@@ -128,7 +128,7 @@ def _write(
     """Writes both files, each line once; returns the numbers of lines."""
     counts = {"train": 0, "heldout": 0, "repeated": 0}
     seen: set[bytes] = set()
-    with exits.replacing(paths[0]) as train, exits.replacing(paths[1]) as heldout:
+    with files.replacing(paths[0]) as train, files.replacing(paths[1]) as heldout:
         for row in _rows(prepare, recipe, Counter()):
             line = _line(row, recipe)
             content = json.dumps([line["messages"], line.get("teacher_response")])

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Shaped
 
-from gad_jax.core import objectives
-from gad_jax.distributed import sharding
+from gad_jax.distributed import parallel, sharding
 from gad_jax.models import decoder
-from gad_jax.models.decoder import DecoderConfig
-from gad_jax.types import Metrics, Params, Rows
+from gad_jax.models.config import DecoderConfig
+from gad_jax.models.logprobs import logprobs_and_entropy
+from gad_jax.types import Metrics, PackedRows, Params
 
 PerToken = tuple[Float[Array, " n"], dict[str, Float[Array, " n"]]]
 """A loss, and other numbers by name."""
@@ -24,7 +24,7 @@ TokenLoss = Callable[..., PerToken]
 def response_loss(
     config: DecoderConfig,
     params: Params,
-    rows: Rows,
+    rows: PackedRows,
     count: Float[Array, ""],
     temperature: float,
     chunk: int,
@@ -41,7 +41,7 @@ def response_loss(
     """
     x, _ = decoder.hidden(config, params, rows.tokens, rows.positions, rows.segments)
     head = decoder.head(config, params)
-    per_row = sharding.along(0)
+    per_row = parallel.batch_spec(0)
 
     @jax.custom_vjp
     def total(x: Array, head: Array, *others: Any) -> tuple[Array, Metrics]:
@@ -50,9 +50,9 @@ def response_loss(
     def forward(x: Array, head: Array, *others: Any) -> Any:
         kernel = decoder.head_kernel(config, head)
         specs = (per_row, P(), P(), *(per_row for _ in others[1:]))
-        shards = sharding.locally(local, specs, per_row)(x, kernel, *others)
+        shards = parallel.shard_map(local, specs, per_row)(x, kernel, *others)
         sums, for_kernel = jax.tree.map(lambda z: jnp.sum(z, axis=0), shards[:2])
-        sums = sharding.sum_of_replicas(sums)
+        sums = parallel.psum_over_replicas(sums)
         return sums, (shards[2], sharding.reshard(for_kernel, *decoder.head_axes(config)))
 
     def local(
@@ -66,7 +66,7 @@ def response_loss(
             def value(piece: Array, wide: Array) -> tuple[Array, Metrics]:
                 # Products work in the dtype that the kernel came in, sums of them in float32.
                 logits = decoder.project(config, piece, wide.astype(kernel.dtype)) / temperature
-                both = objectives.logprobs_and_entropy(logits, targets)
+                both = logprobs_and_entropy(logits, targets)
                 each = token_loss(*both, *inputs)
                 return jax.tree.map(lambda z: jnp.sum(jnp.where(mask, z, 0.0)) / count, each)
 
@@ -91,7 +91,7 @@ def response_loss(
 
 
 def response_logprobs(
-    config: DecoderConfig, params: Params, rows: Rows, temperature: float, chunk: int
+    config: DecoderConfig, params: Params, rows: PackedRows, temperature: float, chunk: int
 ) -> tuple[Float[Array, "M T"], Float[Array, "M T"]]:
     """Returns the log-probability of each target and the entropy at each position of a micro-batch.
 
@@ -100,19 +100,19 @@ def response_logprobs(
     """
     x, _ = decoder.hidden(config, params, rows.tokens, rows.positions, rows.segments)
     kernel = decoder.head_kernel(config, decoder.head(config, params))
-    per_row = sharding.along(0)
+    per_row = parallel.batch_spec(0)
 
     def local(x: Array, targets: Array, kernel: Array) -> tuple[Array, Array]:
         def one(part: tuple[Array, Array]) -> tuple[Array, Array]:
             logits = decoder.project(config, part[0], kernel) / temperature
-            return objectives.logprobs_and_entropy(logits, part[1])
+            return logprobs_and_entropy(logits, part[1])
 
         both = jax.lax.map(one, (_pieces(x, chunk), _pieces(targets, chunk)))
         logprobs, entropy = (_joined(z, targets.shape) for z in both)
         return logprobs, entropy
 
     specs = (per_row, per_row, P())
-    return sharding.locally(local, specs, (per_row, per_row))(x, rows.targets, kernel)
+    return parallel.shard_map(local, specs, (per_row, per_row))(x, rows.targets, kernel)
 
 
 def _pieces(x: Shaped[Array, "M T *rest"], chunk: int) -> Shaped[Array, "pieces n *rest"]:
@@ -133,10 +133,10 @@ def _joined(pieces: Shaped[Array, "pieces n *rest"], shape: Sequence[int]) -> Ar
     return x.reshape(rows, -1, *rest)[:, :length]
 
 
-def response_scores(config: DecoderConfig, params: Params, rows: Rows) -> Float[Array, "G S"]:
+def response_scores(config: DecoderConfig, params: Params, rows: PackedRows) -> Float[Array, "G S"]:
     """Returns the score of every response of one micro-batch: that of its last token."""
     scores = decoder.score(config, params, rows.tokens, rows.positions, rows.segments)
     # M × T numbers: gathering them is nothing beside the pass that made them.
-    scores = sharding.of_all_replicas(sharding.reshard(scores, None, None))
+    scores = parallel.all_gather_over_replicas(sharding.reshard(scores, None, None))
     out = sharding.spec(None, None)
     return scores.at[rows.ends[..., 0], rows.ends[..., 1]].get(out_sharding=out)

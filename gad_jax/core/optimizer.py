@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool
 
-from gad_jax.settings.config import Optimizer
+from gad_jax.settings.sections import Optimizer
 
 
 def adamw(options: Optimizer, rate: float) -> optax.GradientTransformationExtraArgs:

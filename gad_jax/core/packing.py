@@ -9,48 +9,15 @@ Shapes come from declared buckets of row lengths and row counts. One that the ru
 is used again where it costs little more, so that the programs of a run are soon all compiled.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any
 
 import jax
 import numpy as np
 
-from gad_jax.base import buckets
-from gad_jax.distributed import sharding
-from gad_jax.types import Rows, Segments
-
-HEADROOM = 1.08
-"""A new shape has room for this multiple of the tokens that asked for it: the next steps, whose
-responses differ by a few percent, find it large enough."""
-REUSE = 1.15
-"""A shape that was used before is taken again if it has at most this multiple of the positions of
-the cheapest."""
-ROW_PARTS = 8
-"""Row counts are (8 … 15) × a power of two, times the data shards."""
-
-Shape = tuple[int, int, int]
-"""Micro-batches, rows of each, length of a row."""
-
-
-class _Sizes(NamedTuple):
-    """Tokens of a group: those of the shared prompt, and those of each response's segment."""
-
-    shared: int
-    own: list[int]
-
-    @property
-    def total(self) -> int:
-        return self.shared + sum(self.own)
-
-
-class _Piece(NamedTuple):
-    """A prompt with some of its responses, in one row."""
-
-    group: int
-    members: list[int]
-
-
-_Layout = list[list[_Piece]]
+from gad_jax.core.layout import Piece, Shape, balance, choose_layout, group_sizes
+from gad_jax.distributed import devices, sharding
+from gad_jax.types import PackedRows, Segments
 
 
 def pack(
@@ -62,7 +29,7 @@ def pack(
     micro_batches: int = 1,
     shards: int = 1,
     known: Iterable[Shape] = (),
-) -> Rows:
+) -> PackedRows:
     """Returns the responses of every prompt packed into `micro_batches` of whole groups.
 
     `logprobs` are the sampler's, one for each token of each response; None for a teacher's.
@@ -77,9 +44,9 @@ def pack(
     targets [0 5 2 0 6 0 0 0], ends [(0 3) (0 5)].
     """
     assert len(prompts) % micro_batches == 0, (len(prompts), micro_batches)
-    sizes = _sizes(prompts, responses)
-    micro = _balance(sizes, micro_batches)
-    rows, length, layouts = _choose(sizes, micro, row_tokens, shards, known)
+    sizes = group_sizes(prompts, responses)
+    micro = balance(sizes, micro_batches)
+    rows, length, layouts = choose_layout(sizes, micro, row_tokens, shards, known)
     packed = _empty(micro, rows, length, len(responses[0]))
     for number, (groups, layout) in enumerate(zip(micro, layouts, strict=True)):
         for row, pieces in enumerate(layout):
@@ -87,26 +54,14 @@ def pack(
     return packed
 
 
-def fewest_micro_batches(
-    prompts: list[np.ndarray], responses: list[list[np.ndarray]], at_most: int, positions: int
-) -> int:
-    """Returns the least divisor of `at_most` whose micro-batches fit into `positions` each."""
-    sizes = _sizes(prompts, responses)
-    for count in (n for n in range(1, at_most) if at_most % n == 0):
-        loads = (sum(sizes[g].total for g in groups) for groups in _balance(sizes, count))
-        if HEADROOM * max(loads) <= positions:
-            return count
-    return at_most
-
-
-def place(rows: Rows, mesh: jax.sharding.Mesh) -> Rows:
+def place(rows: PackedRows, mesh: jax.sharding.Mesh) -> PackedRows:
     """Copies packed rows to the devices: rows split over the data shards, indices everywhere."""
     indices = {name: getattr(rows, name) for name in ("ends", "groups")}
-    placed = sharding.put(rows._replace(ends=None, groups=None), mesh, None, "batch")
-    return placed._replace(**sharding.put(indices, mesh))
+    placed = devices.put(rows._replace(ends=None, groups=None), mesh, None, "batch")
+    return placed._replace(**devices.put(indices, mesh))
 
 
-def abstract(rows: Rows, mesh: jax.sharding.Mesh) -> Rows:
+def abstract(rows: PackedRows, mesh: jax.sharding.Mesh) -> PackedRows:
     """Returns the shapes and shardings of what `place` returns, and copies nothing."""
 
     def one(leaf: Any, *logical: str | None) -> jax.ShapeDtypeStruct:
@@ -118,7 +73,7 @@ def abstract(rows: Rows, mesh: jax.sharding.Mesh) -> Rows:
     return split._replace(ends=one(rows.ends), groups=one(rows.groups))
 
 
-def padding_share(rows: Rows) -> float:
+def padding_share(rows: PackedRows) -> float:
     """Returns the share of the processed positions that hold no token.
 
     A prompt that is repeated because its group goes on in another row counts as tokens.
@@ -126,128 +81,14 @@ def padding_share(rows: Rows) -> float:
     return float(np.mean(np.asarray(rows.segments.own) == 0))
 
 
-def rectangle_padding_share(
-    prompts: Sequence[np.ndarray], responses: Sequence[Sequence[np.ndarray]]
-) -> float:
-    """Returns the share that would be padding with one row per response, [longest prompt | longest
-    response], as RL frameworks lay a batch out. Prompts are tokens there in every row."""
-    pairs = [(len(p), len(r)) for p, group in zip(prompts, responses, strict=True) for r in group]
-    longest = max(p for p, _ in pairs) + max(r for _, r in pairs)
-    return 1 - sum(p + r for p, r in pairs) / (len(pairs) * longest)
-
-
-def _sizes(prompts: list[np.ndarray], responses: list[list[np.ndarray]]) -> list[_Sizes]:
-    return [
-        _Sizes(len(prompt) - 1, [len(response) + 1 for response in group])
-        for prompt, group in zip(prompts, responses, strict=True)
-    ]
-
-
-def _balance(sizes: list[_Sizes], micro_batches: int) -> list[list[int]]:
-    """Deals the groups to micro-batches of equal size, the longest first, to the emptiest."""
-    per_batch = len(sizes) // micro_batches
-    dealt: list[list[int]] = [[] for _ in range(micro_batches)]
-    loads = [0] * micro_batches
-    for group in sorted(range(len(sizes)), key=lambda g: -sizes[g].total):
-        open_batches = [m for m in range(micro_batches) if len(dealt[m]) < per_batch]
-        target = min(open_batches, key=lambda m: loads[m])
-        dealt[target].append(group)
-        loads[target] += sizes[group].total
-    return [sorted(groups) for groups in dealt]
-
-
-def _choose(
-    sizes: list[_Sizes],
-    micro: list[list[int]],
-    row_tokens: int,
-    shards: int,
-    known: Iterable[Shape],
-) -> tuple[int, int, list[_Layout]]:
-    """Returns rows and length of a micro-batch with the fewest positions, or a known shape that
-    has few more, and the layout of every micro-batch."""
-    longest = max(size.shared + max(size.own) for size in sizes)
-    assert longest <= row_tokens, (longest, row_tokens)
-    load = max(sum(sizes[g].total for g in groups) for groups in micro)
-
-    def lay_out(length: int) -> tuple[int, list[_Layout]]:
-        layouts = [_lay_out({g: sizes[g] for g in groups}, length) for groups in micro]
-        return max(map(len, layouts)), layouts
-
-    def count(rows: int) -> int:
-        return buckets.round_up(rows, shards, ROW_PARTS)
-
-    best: tuple[int, int, list[_Layout]] | None = None
-    candidates = [(count(-(-int(HEADROOM * load) // n)), n) for n in _lengths(longest, row_tokens)]
-    for rows, length in sorted(candidates, key=lambda c: (c[0] * c[1], abs(c[1] - row_tokens))):
-        if best is not None and rows * length >= best[0] * best[1]:
-            break
-        needed, layouts = lay_out(length)
-        rows = max(rows, count(needed))
-        if best is None or rows * length < best[0] * best[1]:
-            best = rows, length, layouts
-    assert best is not None
-    for micro_batches, rows, length in sorted(set(known), key=lambda s: (s[1] * s[2], s)):
-        affordable = rows * length <= REUSE * best[0] * best[1]
-        if micro_batches == len(micro) and rows % shards == 0 and length >= longest and affordable:
-            needed, layouts = lay_out(length)
-            if needed <= rows:
-                return rows, length, layouts
-    return best
-
-
-def _lengths(longest: int, row_tokens: int) -> range:
-    """Returns the row lengths to try: multiples of about a sixteenth of `row_tokens`.
-
-    Kernels want multiples of 128; short rows have eighths.
-    """
-    unit = -(-row_tokens // 16 // 128) * 128 if row_tokens >= 1024 else max(row_tokens // 8, 1)
-    first = -(-longest // unit) * unit
-    return range(first, max(row_tokens * 3 // 2, first) + 1, unit)
-
-
-def _lay_out(groups: dict[int, _Sizes], row_tokens: int) -> _Layout:
-    """Fills rows one by one: first with what is left of the group that the last row cut, then with
-    others, the longest first. A group is cut only where that fills much of the room left."""
-    order = sorted(groups, key=lambda g: -groups[g].total)
-    left = {
-        g: sorted(range(len(groups[g].own)), key=lambda m: -groups[g].own[m])  # the longest first
-        for g in order
-    }
-    cut: list[int] = []
-    rows: _Layout = []
-    while left:
-        room = row_tokens
-        rows.append([])
-        for group in [*cut, *(g for g in left if g not in cut)]:
-            shared, own = groups[group]
-            taken, space = [], room - shared
-            for member in left[group]:
-                if own[member] <= space:
-                    taken.append(member)
-                    space -= own[member]
-            whole = len(taken) == len(left[group])
-            worth = whole or not rows[-1] or group in cut or room - shared - space >= 4 * shared
-            if not taken or not worth:
-                continue
-            rows[-1].append(_Piece(group, sorted(taken)))
-            room = space
-            left[group] = [member for member in left[group] if member not in taken]
-            if not whole and group not in cut:
-                cut.append(group)
-        for group in [g for g in left if not left[g]]:
-            del left[group]
-        cut = [group for group in cut if group in left]
-    return rows
-
-
-def _empty(micro: list[list[int]], rows: int, row_tokens: int, members: int) -> Rows:
+def _empty(micro: list[list[int]], rows: int, row_tokens: int, members: int) -> PackedRows:
     def zeros(dtype: Any = np.int32) -> Any:  # the fields are typed as device arrays
         return np.zeros((len(micro), rows, row_tokens), dtype)
 
     ends: Any = np.zeros((len(micro), len(micro[0]), members, 2), np.int32)
     groups: Any = np.asarray(micro, np.int32)
 
-    return Rows(
+    return PackedRows(
         tokens=zeros(),
         positions=zeros(),
         segments=Segments(zeros(), zeros()),
@@ -264,7 +105,7 @@ def _fill_row(
     packed: Any,
     number: int,
     row: int,
-    pieces: list[_Piece],
+    pieces: list[Piece],
     groups: list[int],
     prompts: list[np.ndarray],
     responses: list[list[np.ndarray]],

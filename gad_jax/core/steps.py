@@ -10,80 +10,57 @@ optimizer changes, and the step is counted as skipped. A single score that is no
 its sample: no pair with it counts, and its advantage is 0.
 """
 
-import dataclasses
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
 from gad_jax.core import losses, objectives
+from gad_jax.core.program import Program
+from gad_jax.core.updates import accumulate, commit
 from gad_jax.distributed import sharding
-from gad_jax.models.decoder import DecoderConfig
-from gad_jax.types import Metrics, Params, Rows, TrainState
+from gad_jax.types import Metrics, PackedRows, Params, TrainState
 
 
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """What a stage's steps are compiled for."""
-
-    generator: DecoderConfig
-    discriminator: DecoderConfig
-    generator_optimizer: optax.GradientTransformationExtraArgs
-    discriminator_optimizer: optax.GradientTransformationExtraArgs
-    discriminator_objective: Literal["bradley_terry", "cross_entropy"]
-    vocabulary_chunk: int
-    temperature: float
-    clip_low: float
-    clip_high: float
-    dual_clip: float
-    kl_coefficient: float
-    kl_max: float
-    log_ratio_max: float
-    entropy_coefficient: float
-    advantage_epsilon: float
-    train_discriminator: bool = True
-
-
-@sharding.jit(static="program", donate="state")
-def seqkd_step(program: Program, state: TrainState, teacher: Rows) -> tuple[TrainState, Metrics]:
+@jax.jit(static_argnames="program", donate_argnames="state")
+def seqkd_step(
+    program: Program, state: TrainState, teacher: PackedRows
+) -> tuple[TrainState, Metrics]:
     """Cross-entropy of the generator on the teacher's responses (the SeqKD baseline).
 
     `teacher` holds one response per prompt.
     """
     with jax.named_scope("generator"):
         gradients, metrics = _imitate(program, state, teacher)
-    return _commit(program, state, gradients, None, metrics)
+    return commit(program, state, gradients, None, metrics)
 
 
-@sharding.jit(static="program", donate="state")
+@jax.jit(static_argnames="program", donate_argnames="state")
 def discriminator_step(
-    program: Program, state: TrainState, pairs: Rows
+    program: Program, state: TrainState, pairs: PackedRows
 ) -> tuple[TrainState, Metrics]:
     """The discriminator's update alone; `pairs` holds teacher and samples of every prompt."""
     with jax.named_scope("discriminator"):
         _, gradients, metrics = _discriminate(program, state, pairs)
-    return _commit(program, state, None, gradients, metrics)
+    return commit(program, state, None, gradients, metrics)
 
 
-@sharding.jit(static="program", donate="state")
+@jax.jit(static_argnames="program", donate_argnames="state")
 def warmup_step(
-    program: Program, state: TrainState, pairs: Rows, teacher: Rows
+    program: Program, state: TrainState, pairs: PackedRows, teacher: PackedRows
 ) -> tuple[TrainState, Metrics]:
     """Warm-up (section 2.3 of the paper): D on the student's own samples, G by cross-entropy."""
     with jax.named_scope("discriminator"):
         _, discriminator, metrics = _discriminate(program, state, pairs)
     with jax.named_scope("generator"):
         generator, more = _imitate(program, state, teacher)
-    return _commit(program, state, generator, discriminator, metrics | more)
+    return commit(program, state, generator, discriminator, metrics | more)
 
 
-@sharding.jit(static="program", donate="state")
+@jax.jit(static_argnames="program", donate_argnames="state")
 def gad_step(
-    program: Program, state: TrainState, pairs: Rows, samples: Rows
+    program: Program, state: TrainState, pairs: PackedRows, samples: PackedRows
 ) -> tuple[TrainState, Metrics]:
     """One iteration of GAD: both networks' updates, in one program.
 
@@ -99,11 +76,11 @@ def gad_step(
         metrics |= _reward_metrics(rewards, advantages)
     with jax.named_scope("generator"):
         generator, more = _reinforce(program, state, samples, advantages)
-    return _commit(program, state, generator, discriminator, metrics | more)
+    return commit(program, state, generator, discriminator, metrics | more)
 
 
 def _discriminate(
-    program: Program, state: TrainState, pairs: Rows
+    program: Program, state: TrainState, pairs: PackedRows
 ) -> tuple[Float[Array, "B S"], Params | None, Metrics]:
     """Returns all scores, the gradient of the discriminator's loss (None where it is frozen), and
     its metrics."""
@@ -115,14 +92,14 @@ def _discriminate(
     prompts = pairs.groups.size
     count = prompts * (pairs.ends.shape[2] - 1)
 
-    def loss(params: Params, rows: Rows) -> tuple[Array, Array]:
+    def loss(params: Params, rows: PackedRows) -> tuple[Array, Array]:
         scores = losses.response_scores(program.discriminator, params, rows)
         finite = jnp.where(jnp.isfinite(scores), scores, 0.0)
         each = pair_loss(finite[:, 0], finite[:, 1:])
         return jnp.sum(jnp.where(_whole_pairs(scores), each, 0.0)) / count, scores
 
     if program.train_discriminator:
-        total, gradients, scores = _accumulate(loss, state.discriminator, pairs)
+        total, gradients, scores = accumulate(loss, state.discriminator, pairs)
     else:
         total, scores = jax.lax.map(lambda rows: loss(state.discriminator, rows), pairs)
         total, gradients = jnp.sum(total), None
@@ -154,23 +131,23 @@ def _whole_pairs(scores: Float[Array, "B S"]) -> Bool[Array, "B N"]:
     return jnp.isfinite(scores[:, :1]) & jnp.isfinite(scores[:, 1:])
 
 
-def _imitate(program: Program, state: TrainState, teacher: Rows) -> tuple[Params, Metrics]:
+def _imitate(program: Program, state: TrainState, teacher: PackedRows) -> tuple[Params, Metrics]:
     """Returns the gradient of the token-mean cross-entropy on the teacher's responses."""
     count = jnp.maximum(jnp.sum(teacher.mask), 1).astype(jnp.float32)
 
     def token_loss(logprobs: Array, entropy: Array) -> losses.PerToken:
         return -logprobs, {"entropy": entropy}
 
-    def loss(params: Params, rows: Rows, count: Array) -> tuple[Array, Metrics]:
+    def loss(params: Params, rows: PackedRows, count: Array) -> tuple[Array, Metrics]:
         chunk = program.vocabulary_chunk
         return losses.response_loss(program.generator, params, rows, count, 1.0, chunk, token_loss)
 
-    value, gradients, parts = _accumulate(loss, state.generator, teacher, count)
+    value, gradients, parts = accumulate(loss, state.generator, teacher, count)
     return gradients, {"generator/loss": value} | jax.tree.map(jnp.sum, parts)
 
 
 def _reinforce(
-    program: Program, state: TrainState, samples: Rows, advantages: Float[Array, "B N"]
+    program: Program, state: TrainState, samples: PackedRows, advantages: Float[Array, "B N"]
 ) -> tuple[Params, Metrics]:
     """Returns the gradient of the GRPO loss: surrogate, KL to the reference, entropy bonus.
 
@@ -202,7 +179,7 @@ def _reinforce(
         return value, parts
 
     def loss(
-        params: Params, rows: Rows, count: Array, flat: Array, reference_params: Any
+        params: Params, rows: PackedRows, count: Array, flat: Array, reference_params: Any
     ) -> tuple[Array, Metrics]:
         advantage = flat.at[rows.sequences].get(out_sharding=sharding.spec("batch", None))
         inputs = [advantage, rows.sampled_logprobs]
@@ -216,42 +193,10 @@ def _reinforce(
             p.generator, params, rows, count, p.temperature, p.vocabulary_chunk, token_loss, *inputs
         )
 
-    value, gradients, parts = _accumulate(
+    value, gradients, parts = accumulate(
         loss, state.generator, samples, count, flat, state.reference
     )
     return gradients, {"generator/loss": value} | jax.tree.map(jnp.sum, parts)
-
-
-def _accumulate(
-    loss: Callable[..., tuple[Array, Any]], params: Params, rows: Rows, *shared: Any
-) -> tuple[Array, Params, Any]:
-    """Returns the sum of `loss(params, micro-batch, *shared)` over micro-batches, its gradient, and
-    each one's extras.
-
-    A replica sums the gradients of its own rows; those of all replicas meet once, after the last
-    micro-batch. So the loss is that of all rows in each of them, its gradient that of its own.
-    Arrays that come from outside are `shared`: inside of a replica a loss cannot close over them.
-    """
-    value_and_grad = jax.value_and_grad(loss, has_aux=True)
-
-    def local(params: Params, rows: Rows, *shared: Any) -> tuple[Array, Params, Any]:
-        if rows.tokens.shape[0] == 1:
-            micro = jax.tree.map(lambda x: x[0], rows)
-            (value, extra), gradients = value_and_grad(params, micro, *shared)
-            extra = jax.tree.map(lambda x: x[None], extra)
-        else:
-
-            def add(carry: Any, micro: Rows) -> tuple[Any, Any]:
-                (value, extra), gradients = value_and_grad(params, micro, *shared)
-                return jax.tree.map(jnp.add, carry, (value, gradients)), extra
-
-            start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-            (value, gradients), extra = jax.lax.scan(add, start, rows)
-        return value, sharding.sum_of_replicas(gradients), extra
-
-    split = jax.tree.map(lambda _: P(None, "replica"), rows)
-    specs = (P(), split._replace(ends=P(), groups=P()), *(P() for _ in shared))
-    return sharding.in_each_replica(local, specs, P())(params, rows, *shared)
 
 
 def _reward_metrics(
@@ -264,57 +209,3 @@ def _reward_metrics(
         "advantage/dead_groups": jnp.mean((spread < 1e-6).astype(jnp.float32)),
         "advantage/norm": jnp.sqrt(jnp.mean(jnp.square(advantages))),
     }
-
-
-def _commit(
-    program: Program,
-    state: TrainState,
-    generator: Params | None,
-    discriminator: Params | None,
-    metrics: Metrics,
-) -> tuple[TrainState, Metrics]:
-    """Applies the gradients that there are, unless anything is not finite."""
-    norms, broken = {}, {}
-    for name, gradients in (("generator", generator), ("discriminator", discriminator)):
-        if gradients is not None:
-            squares = jnp.stack([jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradients)])
-            norms[f"{name}/gradient_norm"] = jnp.sqrt(jnp.sum(squares))
-            lost = ~jnp.isfinite(squares)
-            broken[f"{name}/broken_leaf"] = jnp.where(jnp.any(lost), jnp.argmax(lost), -1)
-    values = [value for name, value in metrics.items() if name.endswith("/loss")]
-    finite = jnp.all(jnp.isfinite(jnp.stack([*values, *norms.values()])))
-
-    def update(
-        optimizer: optax.GradientTransformationExtraArgs,
-        gradients: Params | None,
-        params: Any,
-        moments: Any,
-    ) -> tuple[Any, Any]:
-        if gradients is None:
-            return params, moments
-        # where something is not finite, the optimizer keeps its moments: it updates them in place
-        updates, moments = optimizer.update(gradients, moments, params, finite=finite)
-        new = optax.apply_updates(params, updates)
-        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, params), moments
-
-    with jax.named_scope("optimizer"):
-        new_generator = update(
-            program.generator_optimizer, generator, state.generator, state.generator_optimizer
-        )
-        new_discriminator = update(
-            program.discriminator_optimizer,
-            discriminator,
-            state.discriminator,
-            state.discriminator_optimizer,
-        )
-    skips = jnp.where(finite, jnp.stack([state.skips[0], 0]), state.skips + 1)
-    state = state._replace(
-        step=state.step + 1,
-        generator=new_generator[0],
-        generator_optimizer=new_generator[1],
-        discriminator=new_discriminator[0],
-        discriminator_optimizer=new_discriminator[1],
-        skips=skips,
-    )
-    counts = {"skips/total": skips[0], "skips/in_a_row": skips[1]}
-    return state, metrics | norms | broken | counts

@@ -41,6 +41,9 @@ WRAPPERS = {
 }
 
 
+Conversation = Sequence[Message]
+
+
 @dataclass(frozen=True, eq=False)
 class Chat:
     """A student's tokenizer and chat template; made by `Chat.load`.

@@ -10,19 +10,20 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from gad_jax.base import exits
+from gad_jax.base import exits, files
 from gad_jax.base.errors import UserError
 from gad_jax.evaluate.judge.settings import TEACHER, Judge
-from gad_jax.generate import Generate
 from gad_jax.settings import options
+from gad_jax.settings.checks import require_positive
 from gad_jax.settings.config import option, section
+from gad_jax.settings.decoding import Decoding
 
 if TYPE_CHECKING:
     from gad_jax.data.sources.rows import Row
     from gad_jax.evaluate.answers import AnswerFile, Answers
     from gad_jax.evaluate.report import Table
     from gad_jax.evaluate.scoring import Scorer
-    from gad_jax.generate import Answering
+    from gad_jax.rollout.answering import Responder
 
 _SETTINGS = ("template", "samples", "temperature", "top_k", "top_p", "max_new_tokens", "seed")
 
@@ -79,12 +80,14 @@ class Evaluate:
                     raise ValueError("model: 'teacher' is the teacher's name; write NAME=… before")
                 if labels.count(label) > 1:
                     raise ValueError(f"{name} has {label!r} twice; write NAME=… before each")
-        self.generate("")
+        require_positive(self, "batch")
+        _ = self.decoding  # which checks the rest
 
-    def generate(self, model: str) -> Generate:
-        """Returns the settings with which `model` answers; raises ValueError for bad ones."""
-        shared = {name: getattr(self, name) for name in (*_SETTINGS, "batch")}
-        return Generate(model=model, **shared)
+    @property
+    def decoding(self) -> Decoding:
+        """How answers are drawn."""
+        shared = {field.name: getattr(self, field.name) for field in dataclasses.fields(Decoding)}
+        return Decoding(**shared)
 
     @property
     def directory(self) -> Path:
@@ -151,7 +154,7 @@ def _run(evaluate: Evaluate) -> int:
     voted = voting.tables(groups, source / "votes.jsonl")
     judgements = {name: judged.get(name, []) + voted.get(name, []) for name in {**judged, **voted}}
     curves = {str(run): run} if run else _runs(evaluate)
-    exits.write_atomic(path, report.render(report.collect(found, curves, judgements)))
+    files.write_atomic(path, report.render(report.collect(found, curves, judgements)))
     print(path)
     return exits.Exit.OK
 
@@ -201,20 +204,20 @@ def _answer_all(evaluate: Evaluate) -> list["Answers"]:
         rows = sources.read(source, split="test", need_response=False).rows
         sets[label] = list(rows[: evaluate.limit or None])
     found: list[Answers] = []
-    with exits.lock_run(evaluate.directory, "--out"):
+    with files.lock_run(evaluate.directory, "--out"):
         for label, model in map(split_label, evaluate.model):
-            files = []
+            open_files = []
             for prompts, rows in sets.items():
                 about = {"label": label, "model": model, "prompts": prompts}
                 about |= {name: getattr(evaluate, name) for name in _SETTINGS}
                 about |= {"discriminator": evaluate.discriminator}
                 path = evaluate.directory / prompts / f"{label}.jsonl"
-                files.append(AnswerFile(path, rows, about))
-            if not all(file.complete for file in files):
-                _answer(evaluate, model, files)
-            for file in files:
+                open_files.append(AnswerFile(path, rows, about))
+            if not all(file.complete for file in open_files):
+                _answer(evaluate, model, open_files)
+            for file in open_files:
                 _say(f"{file.path}: {len(file.rows)} prompts, {file.origin}")
-            found += [file.answers() for file in files]
+            found += [file.answers() for file in open_files]
     return found
 
 
@@ -223,24 +226,24 @@ def _answer(evaluate: Evaluate, model: str, files: list["AnswerFile"]) -> None:
     import jax
 
     from gad_jax.data.chat import Chat
-    from gad_jax.distributed import sharding
-    from gad_jax.generate import Answering
+    from gad_jax.distributed.mesh import make_mesh
+    from gad_jax.rollout.answering import Responder
     from gad_jax.training import loading
 
-    mesh = sharding.make_mesh()
+    mesh = make_mesh()
     with jax.set_mesh(mesh):
         network = loading.load_student(model, mesh)
         template = evaluate.template
         template = network.template or "none" if template == "auto" else template
         chat = Chat.load(network.tokenizer, template)
-        answering = Answering(evaluate.generate(model), network, chat, mesh)
+        responder = Responder(network.config, network.params, chat, mesh, evaluate.decoding)
         scorer = _load_scorer(evaluate, mesh) if evaluate.discriminator else None
         for file in files:
             file.begin(network.origin)
             while not file.complete:
                 start = len(file.lines)
                 rows = file.rows[start : start + evaluate.batch]
-                lines = _lines(rows, start, answering)
+                lines = _lines(rows, start, responder)
                 if scorer is not None:
                     _add_scores(rows, lines, scorer)
                 file.append(lines)
@@ -275,16 +278,16 @@ def _add_scores(rows: list["Row"], lines: list[dict[str, Any]], scorer: "Scorer"
         place[name] = None if math.isnan(score) else score
 
 
-def _lines(rows: list["Row"], start: int, answering: "Answering") -> list[dict[str, Any]]:
+def _lines(rows: list["Row"], start: int, responder: "Responder") -> list[dict[str, Any]]:
     """Returns the lines of some rows, of which the first is the set's row number `start`."""
     from gad_jax.evaluate.answers import shown_prompt
     from gad_jax.metrics import overlap
 
-    prompts = answering.encode([row.messages for row in rows])
-    short = [n for n, prompt in enumerate(prompts) if len(prompt) <= answering.longest_prompt]
+    prompts = responder.encode([row.messages for row in rows])
+    short = [n for n, prompt in enumerate(prompts) if len(prompt) <= responder.longest_prompt]
     answered: dict[int, list[dict[str, Any]]] = {}
     if short:
-        groups = answering.answers([prompts[n] for n in short], [start + n for n in short])
+        groups = responder.answers([prompts[n] for n in short], [start + n for n in short])
         answered = {
             n: [answer._asdict() for answer in g] for n, g in zip(short, groups, strict=True)
         }
@@ -295,7 +298,7 @@ def _lines(rows: list["Row"], start: int, answering: "Answering") -> list[dict[s
             "id": row.id,
             "prompt": shown_prompt(row),
             "teacher": teacher,
-            "teacher_tokens": len(answering.chat.encode_response(teacher)) if teacher else None,
+            "teacher_tokens": len(responder.chat.encode_response(teacher)) if teacher else None,
             "answers": answered.get(number, []),
         }
         for answer in line["answers"]:

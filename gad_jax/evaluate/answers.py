@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gad_jax.base import exits
+from gad_jax.base import files
 from gad_jax.base.errors import UserError
 from gad_jax.data.sources.rows import Row
 from gad_jax.metrics import heldout, overlap
@@ -73,7 +73,7 @@ class AnswerFile:
             )
         self.about["origin"] = origin
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        exits.write_atomic(self.about_path, json.dumps(self.about, indent=1) + "\n")
+        files.write_atomic(self.about_path, json.dumps(self.about, indent=1) + "\n")
 
     def append(self, lines: list[Line]) -> None:
         """Adds lines; when this returns, a crash does not lose them."""

@@ -1,6 +1,5 @@
 """The report's figures, as SVG: overlap by n, lengths, learning curves."""
 
-import io
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,8 +8,8 @@ import numpy as np
 
 from gad_jax.evaluate.answers import Answers, mean
 from gad_jax.metrics import overlap
+from gad_jax.metrics.plots import COLOURS, colours, make_axes, to_svg
 
-COLOURS = ("#8d99a6", "#c1440e", "#5aa02c", "#1b6ca8", "#8a5fbf", "#b8860b", "#0f8b8d")
 TEACHER = "#222222"
 
 CURVES = {
@@ -29,13 +28,13 @@ def overlap_by_order(answers: Sequence[Answers]) -> str:
     lines = {a.label: [mean(a, f"ngram_{n}") for n in overlap.ORDERS] for a in answers}
     if any(None in line for line in lines.values()):
         return ""
-    figure, axes = _axes()
+    figure, axes = make_axes()
     for (label, line), colour in zip(lines.items(), colours(len(lines)), strict=True):
         axes.plot(list(overlap.ORDERS), line, "o-", color=colour, label=label)
     axes.set(xlabel="n", ylabel="n-gram F1", title="overlap with the teacher's text")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
-    return _svg(figure)
+    return to_svg(figure)
 
 
 def lengths(answers: Sequence[Answers]) -> str:
@@ -49,7 +48,7 @@ def lengths(answers: Sequence[Answers]) -> str:
     if teacher:
         found["teacher"] = teacher
         shades.append(TEACHER)
-    figure, axes = _axes()
+    figure, axes = make_axes()
     for (label, tokens), colour in zip(found.items(), shades, strict=True):
         ordered = np.sort([0, *tokens])
         longer = 1 - np.arange(len(ordered)) / len(tokens)
@@ -59,7 +58,7 @@ def lengths(answers: Sequence[Answers]) -> str:
     axes.set_ylim(0, 1.02)
     axes.set_xlim(left=0)
     axes.legend(frameon=False)
-    return _svg(figure)
+    return to_svg(figure)
 
 
 def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
@@ -73,7 +72,7 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
         }
         if not any(points.values()):
             continue
-        figure, axes = _axes()
+        figure, axes = make_axes()
         for (label, line), colour in zip(points.items(), colours(len(points)), strict=True):
             colour = COLOURS[3] if len(points) == 1 else colour
             mark = "o-" if len(line) < 12 else "-"
@@ -86,7 +85,7 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
             axes.legend(frameon=False)
         axes.set(xlabel="step", title=title)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        figures.append(_svg(figure))
+        figures.append(to_svg(figure))
     return figures
 
 
@@ -99,29 +98,3 @@ def _mark_stages(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
             axes.axvline(start, color="#bbb", linestyle="--", linewidth=1)
             place = axes.get_xaxis_transform()
             axes.text(start, 0.98, f" {after['stage']}", transform=place, color="#777", va="top")
-
-
-def colours(count: int) -> list[str]:
-    """Returns the colours of so many lines."""
-    return [COLOURS[n % len(COLOURS)] for n in range(count)]
-
-
-def _axes() -> tuple[Any, Any]:
-    from matplotlib.figure import Figure  # without pyplot: no display, nothing global
-
-    figure = Figure(figsize=(5, 3.2), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    return figure, axes
-
-
-def _svg(figure: Any) -> str:
-    """Returns the figure, its text as text: a third of the size. The same one is the same text."""
-    import matplotlib
-
-    out = io.StringIO()
-    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "gad_jax", "font.family": "sans-serif"}
-    with matplotlib.rc_context(settings):
-        figure.savefig(out, format="svg", metadata={"Date": None})
-    return out.getvalue()

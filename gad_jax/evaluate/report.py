@@ -9,10 +9,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from gad_jax.base import console
+from gad_jax.base import console, jsonl
 from gad_jax.evaluate import figures
 from gad_jax.evaluate.answers import Answers, common, of_line, summary
-from gad_jax.training import tracker
 
 EXAMPLES = 5
 SHOWN_CHARACTERS = 4000
@@ -77,7 +76,7 @@ def collect(
     ]
     labels = dict.fromkeys(one.label for one in answers)
     rows = {
-        label: tracker.read_rows(run / "metrics.jsonl")
+        label: jsonl.read_rows(run / "metrics.jsonl")
         for label, run in runs.items()
         if (run / "metrics.jsonl").is_file()
     }

@@ -8,14 +8,15 @@ import numpy as np
 
 from gad_jax.base import buckets
 from gad_jax.data.chat import Chat
-from gad_jax.distributed import sharding
+from gad_jax.distributed import devices
+from gad_jax.distributed.mesh import data_shards
 from gad_jax.models import decoder
-from gad_jax.models.decoder import DecoderConfig
+from gad_jax.models.config import DecoderConfig
 from gad_jax.types import Params, Segments
 
 _LENGTH_MULTIPLE = 128
 
-_score = sharding.jit(decoder.score, static="config")
+_score = jax.jit(decoder.score, static_argnames="config")
 
 
 class Scorer:
@@ -34,7 +35,7 @@ class Scorer:
         rows: int = 16,
     ):
         self.config, self.params, self.chat, self.mesh = config, params, chat, mesh
-        self.rows = buckets.round_up(rows, sharding.data_shards(mesh))
+        self.rows = buckets.round_up(rows, data_shards(mesh))
 
     def __call__(
         self, conversations: Sequence[Any], texts: Sequence[str], complete: Sequence[bool]
@@ -62,7 +63,7 @@ class Scorer:
             lengths[row] = len(sequence)
         index = np.broadcast_to(np.arange(width, dtype=np.int32), tokens.shape)
         real = (index < lengths[:, None]).astype(np.int32)
-        tokens, index, real = sharding.put((tokens, index, real), self.mesh, "batch")
+        tokens, index, real = devices.put((tokens, index, real), self.mesh, "batch")
         scores = _score(self.config, self.params, tokens, index, Segments(real, real))
-        scores = sharding.fetch(scores)
+        scores = devices.fetch(scores)
         return scores[np.arange(len(sequences)), lengths[: len(sequences)] - 1]

@@ -12,8 +12,8 @@ import numpy as np
 from gad_jax.data.chat import Chat
 from gad_jax.data.pipeline import Prepared
 from gad_jax.metrics import overlap
-from gad_jax.models.decoder import DecoderConfig
-from gad_jax.rollout import engine
+from gad_jax.models.config import DecoderConfig
+from gad_jax.rollout import engine, prefill
 from gad_jax.types import Params
 
 
@@ -68,8 +68,8 @@ def evaluate(
     `going_on` is asked before every batch; when it says no, there is no result. Lengths are in
     tokens and count the end token.
     """
-    settings = engine.Settings(1, max_new_tokens, chat.end_tokens, chat.pad_token)
-    copy = engine.prepare(config, params)
+    settings = engine.RolloutProgram(1, max_new_tokens, chat.end_tokens, chat.pad_token)
+    copy = prefill.prepare(config, params)
     examples, lengths, teacher_lengths = [], [], []
     for start in range(0, prompts, batch_prompts):
         if not going_on():

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Shaped
 
-from gad_jax.distributed import sharding
+from gad_jax.distributed import devices, sharding
 from gad_jax.types import Segments
 
 SAVED = "attention"
@@ -50,7 +50,7 @@ def attend(
     """
     half = query.dtype in (jnp.bfloat16, jnp.float16)
     flash = {"gpu": _cudnn if half else _blocked, "tpu": _splash}
-    kernel = flash.get(sharding.platform(), _blocked)
+    kernel = flash.get(devices.platform(), _blocked)
     heads = sharding.spec("batch", None, "heads", None)
     if heads is None:
         return kernel(query, key, value, mask)

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 from gad_jax.models import decoder
-from gad_jax.models.decoder import DecoderConfig
-from gad_jax.types import Rows
+from gad_jax.models.config import DecoderConfig
+from gad_jax.types import PackedRows
 
 TRAINING = 3
 """Forward and backward pass, in forward passes."""
@@ -57,7 +57,7 @@ def training_flops(config: DecoderConfig, work: Work) -> float:
     return TRAINING * forward_flops(config, work)
 
 
-def packed_work(rows: Rows) -> Work:
+def packed_work(rows: PackedRows) -> Work:
     """Returns the work in packed rows, without their padding.
 
     Every token sees those before it in its own sequence: as many as its position says, and itself.
@@ -67,7 +67,7 @@ def packed_work(rows: Rows) -> Work:
     return Work(int((own > 0).sum()), attended, int(np.asarray(rows.mask).sum()))
 
 
-def processed_work(rows: Rows) -> Work:
+def processed_work(rows: PackedRows) -> Work:
     """Returns the work that a device does on packed rows: every position, the lower triangle of
     each row, and logits everywhere."""
     micro, count, length = rows.tokens.shape

@@ -22,9 +22,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from gad_jax.base.errors import StorageError, UserError
-from gad_jax.distributed import processes, sharding
+from gad_jax.distributed import devices, processes, sharding
 from gad_jax.models import checksums, decoder
-from gad_jax.models.decoder import DecoderConfig
+from gad_jax.models.config import DecoderConfig
 from gad_jax.models.families import FAMILIES
 from gad_jax.types import Params
 
@@ -290,7 +290,7 @@ def _tensors_to_write(config: DecoderConfig, params: Params) -> Iterator[_Tensor
     dtype = jnp.dtype(config.stored_dtype)
 
     def fetch(leaf: jax.Array, layer: int | None, transposed: bool) -> np.ndarray:
-        host = sharding.fetch(leaf if layer is None else leaf[layer]).astype(dtype)
+        host = devices.fetch(leaf if layer is None else leaf[layer]).astype(dtype)
         # safetensors writes the buffer and ignores strides
         return np.ascontiguousarray(host.T if transposed else host)
 

@@ -83,7 +83,8 @@ def _run(settings: Settings) -> int:
 
 def make(settings: Settings, target: targets.Target, say: Any) -> Any:
     """Returns the plan. Raises UserError where mesh and target, or settings, do not fit."""
-    from gad_jax.distributed import sharding
+    from gad_jax.distributed import devices
+    from gad_jax.distributed.mesh import make_mesh
     from gad_jax.plan import estimate, networks, programs, report, workload
     from gad_jax.training import state
 
@@ -97,10 +98,8 @@ def make(settings: Settings, target: targets.Target, say: Any) -> Any:
             f"--mesh.tensor to a product of {target.devices}"
         )
     found = targets.devices(target)
-    mesh = sharding.make_mesh(
-        mesh_settings.replica, mesh_settings.fsdp, mesh_settings.tensor, found
-    )
-    with sharding.compiling_for(target.backend):
+    mesh = make_mesh(mesh_settings.replica, mesh_settings.fsdp, mesh_settings.tensor, found)
+    with devices.compiling_for(target.backend):
         both = state.network_configs(settings, networks.read)
     _check_heads(both, mesh_settings.tensor)
     lengths = workload.Lengths(

@@ -1,10 +1,10 @@
 """How the decode loop will go when the lengths of the responses are known: the rules of
-`rollout.engine.trace` and `rollout.loop`, with numbers in place of tokens."""
+`rollout.engine.sample_responses`, with numbers in place of tokens."""
 
 import numpy as np
 from jaxtyping import Int
 
-from gad_jax.rollout.engine import Segment
+from gad_jax.rollout.engine import DecodeCall
 from gad_jax.rollout.queue import capacity, fewer_slots, is_wasteful
 
 
@@ -14,7 +14,7 @@ def segments(
     shards: int,
     slots: int,
     longest: int = 0,
-) -> tuple[Segment, ...]:
+) -> tuple[DecodeCall, ...]:
     """Returns the calls of `decode` for prompts and responses of these lengths, in tokens; `slots`
     are those of a data shard, and no sequence is longer than `longest` (0: any).
 
@@ -24,7 +24,7 @@ def segments(
     slots = min(slots, queue.asked.shape[1])
     columns = capacity(int(prompts.max()), longest)
     state = _Slots(queue, slots)
-    found: list[Segment] = []
+    found: list[DecodeCall] = []
     while True:
         fewer, steps = fewer_slots(slots), 0
         while True:
@@ -34,7 +34,7 @@ def segments(
                 break
             state.step(columns)
             steps += 1
-        found.append(Segment(slots, columns, steps))
+        found.append(DecodeCall(slots, columns, steps))
         if not busy + waiting:
             return tuple(found)
         if last:

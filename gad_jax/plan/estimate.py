@@ -8,12 +8,12 @@ import numpy as np
 from gad_jax.distributed import hlo
 from gad_jax.distributed.targets import CHIPS, Chip, Target
 from gad_jax.models import costs
+from gad_jax.models.config import DecoderConfig
 from gad_jax.models.costs import Work
-from gad_jax.models.decoder import DecoderConfig
 from gad_jax.plan.programs import Compiled
 from gad_jax.plan.workload import Workload
 from gad_jax.settings.config import Config
-from gad_jax.types import Rows
+from gad_jax.types import PackedRows
 
 
 class Cost(NamedTuple):
@@ -158,12 +158,12 @@ def _rollout(config: Config, network: DecoderConfig, target: Target, work: Workl
     ]
 
 
-def _update_bytes(network: DecoderConfig, rows: Rows, target: Target) -> float:
+def _update_bytes(network: DecoderConfig, rows: PackedRows, target: Target) -> float:
     """Returns what an update moves: the weights in each pass, gradients, weights and moments."""
     float32 = 4.0 * costs.parameters(network)
     return 3 * _read_bytes(network, rows, target) + float32 * (2 * rows.tokens.shape[0] + 8)
 
 
-def _read_bytes(network: DecoderConfig, rows: Rows, target: Target) -> float:
+def _read_bytes(network: DecoderConfig, rows: PackedRows, target: Target) -> float:
     size = 4.0 if network.compute_dtype == "float32" else 2.0
     return size * costs.parameters(network) * rows.tokens.shape[0] * target.devices

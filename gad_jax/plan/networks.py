@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from gad_jax.models import source, weights
-from gad_jax.models.decoder import DecoderConfig
+from gad_jax.models.config import DecoderConfig
 from gad_jax.models.families import FAMILIES
 
 _QWEN = {"model_type": "qwen2", "rope_theta": 1e6, "rms_norm_eps": 1e-6}

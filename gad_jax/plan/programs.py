@@ -11,11 +11,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from gad_jax.core import packing, steps
-from gad_jax.core.steps import Program
-from gad_jax.distributed import hlo, sharding
+from gad_jax.core.program import Program
+from gad_jax.distributed import devices, hlo, sharding
+from gad_jax.distributed.mesh import data_shards
 from gad_jax.distributed.targets import Target
 from gad_jax.plan.workload import Workload
-from gad_jax.rollout import engine, loop
+from gad_jax.rollout import engine, memory, prefill
 from gad_jax.rollout.queue import capacity, fewer_slots, make_queue
 from gad_jax.rollout.sampling import Sampler
 from gad_jax.settings.config import Config
@@ -58,7 +59,7 @@ def compile_all(
         name: packing.abstract(getattr(work, name), mesh)
         for name in ("pairs", "samples", "teacher")
     }
-    with jax.set_mesh(mesh), sharding.compiling_for(target.backend):
+    with jax.set_mesh(mesh), devices.compiling_for(target.backend):
         for stage in config.stages:
             program = state.make_program(config, stage, *networks)
             start = state.abstract(config, stage, program, mesh)
@@ -102,8 +103,8 @@ def _rollout(
 ) -> list[Compiled]:
     """Compiles the rollout: the decode copy of the weights, prefill and the decode loop."""
     network = program.generator
-    shards = sharding.data_shards(mesh)
-    settings = engine.Settings(
+    shards = data_shards(mesh)
+    settings = engine.RolloutProgram(
         samples=config.rollout.samples,
         max_new_tokens=config.rollout.max_new_tokens,
         end_tokens=(0,),
@@ -124,27 +125,27 @@ def _rollout(
         return sharding.with_shardings(jax.eval_shape(function, *arguments), mesh)
 
     rows, queue = jax.tree.map(split, (packed.rows, packed.queue))
-    weights = shapes(lambda p: engine.prepare(network, p), start.generator)
+    weights = shapes(lambda p: prefill.prepare(network, p), start.generator)
     prefix = shapes(
-        lambda p, *r: engine.prefill(network, p, packed.size, *r), start.generator, *rows
+        lambda p, *r: prefill.prefill(network, p, packed.size, *r), start.generator, *rows
     )
     samples = packed.prompts_per_shard * settings.samples
-    slots = min(settings.slots or engine.default_slots(), samples)
+    slots = min(settings.slots or memory.default_slots(), samples)
     columns = capacity(packed.longest + settings.max_new_tokens, settings.longest)
-    cache = shapes(lambda: loop.start(network, settings, slots, columns, samples))
+    cache = shapes(lambda: engine.start(network, settings, slots, columns, samples))
     sampling = (network, settings, fewer_slots(slots), weights, prefix, queue, start.key, cache)
-    outside = {"resident": sharding.device_bytes(start._replace(generator=None))}
+    outside = {"resident": devices.device_bytes(start._replace(generator=None))}
     programs = [
-        ("reshard", engine.prepare, (network, start.generator), {"generator": start.generator}),
+        ("reshard", prefill.prepare, (network, start.generator), {"generator": start.generator}),
         (
             "prefill",
-            engine.prefill,
+            prefill.prefill,
             (network, start.generator, packed.size, *rows),
             {"generator": start.generator, "decode weights": weights},
         ),
         (
             "decode",
-            loop.decode,
+            engine.decode,
             sampling,
             {
                 "decode weights": weights,
@@ -157,7 +158,7 @@ def _rollout(
     done = []
     for name, function, call, arguments in programs:
         report(f"rollout: {name}")
-        turns = work.turns if function is loop.decode else 1
+        turns = work.turns if function is engine.decode else 1
         done.append(_compile(f"rollout: {name}", function, call, arguments, outside, target, turns))
     return done
 
@@ -171,7 +172,7 @@ def _compile(
         if isinstance(tree, TrainState):
             kinds |= _state_bytes(tree)
         else:
-            kinds[key] = sharding.device_bytes(tree)
+            kinds[key] = devices.device_bytes(tree)
     kinds |= more
     started = time.perf_counter()
     try:
@@ -183,9 +184,9 @@ def _compile(
         reason = str(error).splitlines()[0]
         return Compiled(name, kinds, [], time.perf_counter() - started, reason)
     seconds = time.perf_counter() - started
-    memory = compiled.memory_analysis()
-    kinds["temporary"] = memory.temp_size_in_bytes
-    kinds["results"] = max(memory.output_size_in_bytes - memory.alias_size_in_bytes, 0)
+    analysis = compiled.memory_analysis()
+    kinds["temporary"] = analysis.temp_size_in_bytes
+    kinds["results"] = max(analysis.output_size_in_bytes - analysis.alias_size_in_bytes, 0)
     transfers = hlo.collectives(compiled.as_text(), target.per_node, turns)
     return Compiled(name, kinds, transfers, seconds)
 
@@ -198,4 +199,4 @@ def _state_bytes(start: TrainState) -> dict[str, int]:
         "reference": start.reference,
         "moments": moments,
     }
-    return {name: size for name, tree in parts.items() if (size := sharding.device_bytes(tree))}
+    return {name: size for name, tree in parts.items() if (size := devices.device_bytes(tree))}

@@ -5,13 +5,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gad_jax.core import packing
-from gad_jax.distributed import sharding
+from gad_jax.core import layout, packing
+from gad_jax.distributed import devices
 from gad_jax.distributed.targets import Target
 from gad_jax.plan import decoding
-from gad_jax.rollout import engine
+from gad_jax.rollout import engine, memory
 from gad_jax.settings.config import Config
-from gad_jax.types import Rows
+from gad_jax.types import PackedRows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,13 +28,13 @@ class Workload(NamedTuple):
     """The rows of one step, by who reads them, the lengths that they were made of, and the calls of
     `decode` that draw responses of these lengths."""
 
-    pairs: Rows
-    samples: Rows
-    teacher: Rows
+    pairs: PackedRows
+    samples: PackedRows
+    teacher: PackedRows
     prompts: np.ndarray
     responses: np.ndarray
     rectangle_padding: float
-    segments: tuple[engine.Segment, ...]
+    segments: tuple[engine.DecodeCall, ...]
 
     @property
     def turns(self) -> int:
@@ -52,8 +52,8 @@ class Workload(NamedTuple):
 def draw(config: Config, lengths: Lengths, target: Target) -> Workload:
     """Returns one step of the run's size, packed as the run packs it there. The same each time."""
     shards = target.devices // config.mesh.tensor
-    with sharding.compiling_for(target.backend):
-        slots = config.rollout.slots or engine.default_slots()
+    with devices.compiling_for(target.backend):
+        slots = config.rollout.slots or memory.default_slots()
     rng = np.random.default_rng(0)
     batch, limit = config.batch, config.rollout.max_new_tokens
 
@@ -72,7 +72,7 @@ def draw(config: Config, lengths: Lengths, target: Target) -> Workload:
     answers = [[np.ones(n, np.int32) for n in group] for group in responses]
     micro_batches = batch.prompts // (batch.micro_batch_prompts or batch.prompts)
 
-    def rows(part: slice, count: int) -> Rows:
+    def rows(part: slice, count: int) -> PackedRows:
         return packing.pack(
             asked,
             [group[part] for group in answers],
@@ -83,13 +83,13 @@ def draw(config: Config, lengths: Lengths, target: Target) -> Workload:
 
     pairs = rows(slice(None), micro_batches)
     first = [group[:1] for group in answers]
-    count = packing.fewest_micro_batches(asked, first, micro_batches, pairs.tokens[0].size)
+    count = layout.fewest_micro_batches(asked, first, micro_batches, pairs.tokens[0].size)
     return Workload(
         pairs,
         rows(slice(1, None), micro_batches),
         rows(slice(0, 1), count),
         prompts,
         responses[:, 1:],
-        packing.rectangle_padding_share(asked, answers),
+        layout.rectangle_padding_share(asked, answers),
         decoding.segments(prompts, responses[:, 1:], shards, slots, config.longest),
     )

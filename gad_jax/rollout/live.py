@@ -11,23 +11,23 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt32
 
-from gad_jax.distributed import sharding
-from gad_jax.models.decoder import DecoderConfig
+from gad_jax.distributed import parallel
+from gad_jax.models.config import DecoderConfig
 from gad_jax.rollout import ring
-from gad_jax.rollout.ring import Prefix, Ring, Weights, zeros
+from gad_jax.rollout.ring import PromptCache, RingCache, Weights, zeros
 from gad_jax.rollout.sampling import RowSamplers, sample_rows
 
 
 class Live(NamedTuple):
     """The state of S slots, on one data shard."""
 
-    ring: Ring
+    ring: RingCache
     generated: Int[Array, " S"]
     seed: UInt32[Array, " S"]
     samplers: RowSamplers
 
 
-@sharding.jit(static=("config", "slots", "columns"))
+@jax.jit(static_argnames=("config", "slots", "columns"))
 def start(config: DecoderConfig, slots: int, columns: int) -> Live:
     """Returns slots that hold nothing, with caches of so many columns."""
     reals = [zeros(slots, dtype=jnp.float32) for _ in range(3)]
@@ -37,10 +37,10 @@ def start(config: DecoderConfig, slots: int, columns: int) -> Live:
     )
 
 
-@sharding.jit(donate="live")
+@jax.jit(donate_argnames="live")
 def insert(
     live: Live,
-    prefix: Prefix,
+    prefix: PromptCache,
     slot: Int[Array, ""],
     length: Int[Array, ""],
     last_token: Int[Array, ""],
@@ -57,7 +57,7 @@ def insert(
         begin = jnp.zeros((), jnp.int32)
         samplers = zip(live.samplers, sampler, strict=True)
         return Live(
-            ring.insert(live.ring, Prefix(*caches), slot, begin, length - 1, last_token),
+            ring.insert(live.ring, PromptCache(*caches), slot, begin, length - 1, last_token),
             live.generated.at[slot].set(0),
             live.seed.at[slot].set(seed),
             RowSamplers(*(rows.at[slot].set(row[0]) for rows, row in samplers)),
@@ -65,11 +65,11 @@ def insert(
 
     specs = _specs(live)
     scalars = (slot, length, last_token, seed, *sampler)
-    given = (specs, (sharding.along(2), sharding.along(1)), *(jax.P() for _ in scalars))
-    return sharding.locally(local, given, specs)(live, tuple(prefix), *scalars)
+    given = (specs, (parallel.batch_spec(2), parallel.batch_spec(1)), *(jax.P() for _ in scalars))
+    return parallel.shard_map(local, given, specs)(live, tuple(prefix), *scalars)
 
 
-@sharding.jit(static="config", donate="live")
+@jax.jit(static_argnames="config", donate_argnames="live")
 def step(
     config: DecoderConfig, weights: Weights, live: Live
 ) -> tuple[Live, Int[Array, " S"], Float[Array, " S"]]:
@@ -86,11 +86,11 @@ def step(
         return live, token, logprob
 
     specs = _specs(live)
-    outputs = (specs, sharding.along(0), sharding.along(0))
-    return sharding.locally(local, (jax.P(), specs), outputs)(weights, live)
+    outputs = (specs, parallel.batch_spec(0), parallel.batch_spec(0))
+    return parallel.shard_map(local, (jax.P(), specs), outputs)(weights, live)
 
 
-@sharding.jit(static="columns")
+@jax.jit(static_argnames="columns")
 def resize(live: Live, columns: int) -> Live:
     """Returns the state with so many columns, which must hold what is still wanted."""
 
@@ -99,7 +99,7 @@ def resize(live: Live, columns: int) -> Live:
         return live._replace(ring=ring.resized(live.ring, slots, columns))
 
     specs = _specs(live)
-    return sharding.locally(local, (specs,), specs)(live)
+    return parallel.shard_map(local, (specs,), specs)(live)
 
 
 def _uniform(seed: UInt32[Array, ""], position: Int[Array, ""]) -> Float[Array, ""]:
@@ -107,5 +107,5 @@ def _uniform(seed: UInt32[Array, ""], position: Int[Array, ""]) -> Float[Array, 
 
 
 def _specs(live: Live) -> Live:
-    specs = jax.tree.map(lambda _: sharding.along(0), live)
+    specs = jax.tree.map(lambda _: parallel.batch_spec(0), live)
     return specs._replace(ring=ring.specs(live.ring))

@@ -18,9 +18,11 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
-from gad_jax.distributed import sharding
+from gad_jax.distributed import devices, parallel, sharding
+from gad_jax.distributed.mesh import data_shards
 from gad_jax.models import decoder
-from gad_jax.models.decoder import DecoderConfig
+from gad_jax.models.config import DecoderConfig
+from gad_jax.models.layers import rotation
 from gad_jax.types import Params
 
 
@@ -32,8 +34,8 @@ class Weights(NamedTuple):
     head: Float[Array, "V D"]
 
 
-class Prefix(NamedTuple):
-    """What `engine.prefill` leaves of the prompts: by layer, the caches of all their tokens in a
+class PromptCache(NamedTuple):
+    """What `prefill.prefill` leaves of the prompts: by layer, the caches of all their tokens in a
     line."""
 
     keys: tuple[Float[Array, "K C F"], ...]
@@ -46,10 +48,10 @@ def order() -> tuple[str, str]:
     A TPU's compiler wants a column's numbers side by side, and would keep a second copy of caches
     that come otherwise; elsewhere products with these orders read the caches as they lie.
     """
-    return ("stkc", "stkc") if sharding.platform() == "tpu" else ("skct", "sktc")
+    return ("stkc", "stkc") if devices.platform() == "tpu" else ("skct", "sktc")
 
 
-class Ring(NamedTuple):
+class RingCache(NamedTuple):
     """The caches of S slots of a data shard, their axes in the `order` of the platform.
 
     `column` is the next one to be written. `context` counts the columns that belong to a slot's
@@ -72,12 +74,12 @@ def zeros(
     count: int, *shape: int, dtype: Any = jnp.int32, axes: Sequence[str | None] = ()
 ) -> Array:
     """Returns zeros [count, *shape] for each data shard; `axes` are the logical ones of `shape`."""
-    shards = sharding.data_shards(jax.sharding.get_abstract_mesh())
+    shards = data_shards(jax.sharding.get_abstract_mesh())
     where = sharding.spec("batch", *(axes or (None,) * len(shape)))
     return jnp.zeros((shards * count, *shape), dtype, out_sharding=where)
 
 
-def make(config: DecoderConfig, slots: int, columns: int) -> Ring:
+def make(config: DecoderConfig, slots: int, columns: int) -> RingCache:
     """Returns empty caches, on all data shards."""
 
     sizes = {"s": slots, "k": config.kv_heads, "c": config.head_width, "t": columns}
@@ -89,7 +91,7 @@ def make(config: DecoderConfig, slots: int, columns: int) -> Ring:
         return tuple(zeros(*shape, dtype=kind, axes=axes) for _ in range(config.layers))
 
     keys, values = map(cache, order())
-    return Ring(
+    return RingCache(
         column=jnp.zeros((), jnp.int32),
         keys=keys,
         values=values,
@@ -98,19 +100,19 @@ def make(config: DecoderConfig, slots: int, columns: int) -> Ring:
     )
 
 
-def specs(ring: Ring) -> Ring:
+def specs(ring: RingCache) -> RingCache:
     """Returns how its arrays are split over the data shards."""
-    return jax.tree.map(lambda _: sharding.along(0), ring)._replace(column=P())
+    return jax.tree.map(lambda _: parallel.batch_spec(0), ring)._replace(column=P())
 
 
 def insert(
-    ring: Ring,
-    prefix: Prefix,
+    ring: RingCache,
+    prefix: PromptCache,
     slot: Int[Array, ""],
     start: Int[Array, ""],
     cached: Int[Array, ""],
     token: Int[Array, ""],
-) -> Ring:
+) -> RingCache:
     """Returns the ring with a prompt in a slot: `cached` tokens of the prefix, from `start` on.
 
     The prompt's last token is not among them but is the slot's newest `token`: the step that runs
@@ -135,7 +137,7 @@ def insert(
     )
 
 
-def resized(ring: Ring, kept: Int[Array, " n"], columns: int) -> Ring:
+def resized(ring: RingCache, kept: Int[Array, " n"], columns: int) -> RingCache:
     """Returns the slots that are kept, with so many columns, which must hold what is in them."""
     age = (ring.column - 1 - jnp.arange(columns)) % columns
     source = (ring.column - 1 - age) % ring.columns
@@ -154,15 +156,15 @@ def resized(ring: Ring, kept: Int[Array, " n"], columns: int) -> Ring:
 
 
 def forward(
-    config: DecoderConfig, weights: Weights, ring: Ring
-) -> tuple[Ring, Float[Array, "S V"]]:
+    config: DecoderConfig, weights: Weights, ring: RingCache
+) -> tuple[RingCache, Float[Array, "S V"]]:
     """Runs the newest token of every slot; returns the grown caches and the next logits. `token`
     is then for the caller to replace."""
     context = ring.context + 1
     columns = ring.columns
     column = ring.column % columns
     seen = (ring.column - jnp.arange(columns)) % columns < context[:, None]
-    angles = decoder.rotation(config, ring.context)
+    angles = rotation(config, ring.context)
     x = decoder.embed(config, weights.rest, ring.token)
     keys, values = [], []
     for layer, layer_params in enumerate(weights.layers):

@@ -41,7 +41,7 @@ def load(serve: Serve) -> "Student":
     import jax
 
     from gad_jax.data.chat import Chat
-    from gad_jax.distributed import sharding
+    from gad_jax.distributed.mesh import make_mesh
     from gad_jax.serve.student import Student
     from gad_jax.training import loading
 
@@ -51,7 +51,7 @@ def load(serve: Serve) -> "Student":
             "present; lower it"
         )
     devices = jax.local_devices()[: serve.tensor]
-    mesh = sharding.make_mesh(tensor=serve.tensor, devices=devices)
+    mesh = make_mesh(tensor=serve.tensor, devices=devices)
     with jax.set_mesh(mesh):
         network = loading.load_student(serve.model, mesh)
     template = network.template or "none" if serve.template == "auto" else serve.template

@@ -23,7 +23,7 @@ import numpy as np
 from gad_jax.base.errors import UserError
 from gad_jax.rollout import live
 from gad_jax.rollout.live import Live
-from gad_jax.rollout.ring import Prefix, Weights
+from gad_jax.rollout.ring import PromptCache, Weights
 from gad_jax.rollout.sampling import GREEDY, RowSamplers
 from gad_jax.serve.settings import Serve
 from gad_jax.serve.student import Student
@@ -77,7 +77,7 @@ orchestrator, services, engine_api, tokenizer_api, tokenizer_pb2, grpc = _import
 class Prefilled(NamedTuple):
     """A prompt that waits for a slot: its caches, its length, and its last token."""
 
-    prefix: Prefix
+    prefix: PromptCache
     length: jax.Array
     last_token: jax.Array
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from gad_jax.distributed import sharding
+from gad_jax.distributed import devices
 from gad_jax.rollout import live
 from gad_jax.rollout.live import Live
 from gad_jax.rollout.queue import capacity, is_wasteful
@@ -180,7 +180,7 @@ class Scheduler:
 
     def _hand_out(self, drawn: Any, held: list[Request | None]) -> None:
         """Passes on what a step drew, and frees the slots whose answer has ended."""
-        tokens, logprobs = sharding.fetch(drawn)
+        tokens, logprobs = devices.fetch(drawn)
         for slot, request in enumerate(held):
             if request is None or self._slots[slot] is not request:
                 continue  # empty, or ended in the step before

@@ -13,10 +13,10 @@ from jax.sharding import Mesh
 from gad_jax.base import buckets
 from gad_jax.data.chat import Chat
 from gad_jax.data.tokenizer import Message
-from gad_jax.distributed import sharding
-from gad_jax.models.decoder import DecoderConfig
-from gad_jax.rollout import engine
-from gad_jax.rollout.ring import Prefix, Weights
+from gad_jax.distributed import devices
+from gad_jax.models.config import DecoderConfig
+from gad_jax.rollout import memory, prefill
+from gad_jax.rollout.ring import PromptCache, Weights
 from gad_jax.types import Params
 
 LEAST_PROMPT_ROW = 64
@@ -41,12 +41,12 @@ class Student:
     ) -> "Student":
         """Returns the student of a network. Raises UserError when its caches cannot fit."""
         context = min(context, config.max_positions)
-        slots = slots or (8 if sharding.platform() == "cpu" else engine.default_slots())
+        slots = slots or (8 if devices.platform() == "cpu" else memory.default_slots())
         with jax.set_mesh(mesh):
             advice = "lower --slots or --context, or raise --tensor"
-            engine.check_cache(config, slots, context, mesh, advice)
+            memory.check_cache(config, slots, context, mesh, advice)
             params = _in_compute_dtype(config, params)
-            weights = engine.prepare(config, params)
+            weights = prefill.prepare(config, params)
         return cls(config, params, weights, chat, mesh, slots, context)
 
     def encode(self, conversation: Sequence[Message]) -> np.ndarray:
@@ -55,7 +55,7 @@ class Student:
         with self._encoding:
             return np.asarray(self.chat.encode_prompt(conversation), np.int32)
 
-    def prefill(self, tokens: Any) -> Prefix:
+    def prefill(self, tokens: Any) -> PromptCache:
         """Returns the caches of a prompt, filled up to one of few lengths, so that few programs are
         compiled. The mesh must be set."""
         length = len(tokens)
@@ -64,11 +64,11 @@ class Student:
         rows[0, 0, :length] = tokens
         rows[1, 0, :length] = np.arange(length)
         rows[2, 0, :length] = 1
-        arrays = sharding.put(tuple(rows), self.mesh, "batch")
-        return engine.prefill(self.config, self.params, width, *arrays)
+        arrays = devices.put(tuple(rows), self.mesh, "batch")
+        return prefill.prefill(self.config, self.params, width, *arrays)
 
 
-@sharding.jit(static="config", donate="params")
+@jax.jit(static_argnames="config", donate_argnames="params")
 def _in_compute_dtype(config: DecoderConfig, params: Params) -> Params:
     """The float32 weights of training are not kept where they are not computed with."""
     return jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(config.compute_dtype)), params)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from gad_jax.base import exits
+from gad_jax.base import files
 from gad_jax.base.errors import UserError
 from gad_jax.teacher import Client, PromptRefused, Unanswered, batches
 from gad_jax.teacher import store as storing
@@ -65,7 +65,7 @@ class Batch:
             "teacher": asdict(self.teacher),
             "questions": [asdict(question) for question in self.questions],
         }
-        exits.write_atomic(self.path, json.dumps(record, ensure_ascii=False))
+        files.write_atomic(self.path, json.dumps(record, ensure_ascii=False))
 
     def requests(self) -> Iterator[BatchRequest]:
         """Yields what is asked."""

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
-from gad_jax.base import exits
+from gad_jax.base import files
 from gad_jax.base.errors import StorageError, UserError
 from gad_jax.distributed import processes
 from gad_jax.training import digest
@@ -208,7 +208,7 @@ class Checkpoints:
         score = None if score is None or math.isnan(score) else float(score)
         if processes.is_first() and (record := self._read_record(step))["score"] != score:
             path = self.directory / str(step) / "meta" / RECORD
-            exits.write_atomic(path, json.dumps(digest.sealed(record | {"score": score})))
+            files.write_atomic(path, json.dumps(digest.sealed(record | {"score": score})))
         self._scores[step] = score
 
     def wait(self) -> None:
@@ -357,7 +357,7 @@ class Checkpoints:
 
     def _check_directory(self) -> None:
         if not self._read_only:
-            exits.make_writable(self.directory, "the checkpoint directory")
+            files.make_writable(self.directory, "the checkpoint directory")
             return
         try:
             os.listdir(self.directory)

@@ -9,8 +9,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, UInt32
 
-from gad_jax.distributed.sharding import jit
-
 
 class DamagedRecord(Exception):
     """A record that is not as it was written."""
@@ -35,7 +33,7 @@ def _words(x: Array) -> Array:
     return jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
 
 
-@jit
+@jax.jit
 def leaf_digest(x: Array) -> UInt32[Array, ""]:
     """Returns a checksum of x that depends on every bit and its place, not on the sharding.
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
-from gad_jax.settings.fields import option, section
+from gad_jax.settings.alarms import Alarm, Health
 
 Side = Literal["generator", "discriminator"]
 State = dict[str, Any]
@@ -18,94 +18,6 @@ State = dict[str, Any]
 
 EASE = 0.1
 """Hysteresis: an alarm is over when its quantity is this share inside of the limit."""
-
-
-@dataclass(frozen=True)
-class Alarm:
-    """When a monitor raises its alarm, and what that does."""
-
-    action: Literal["off", "warn", "pause", "stop"] = option(
-        "warn",
-        "what the alarm does: nothing; a line; the side at fault sits out; the run saves and stops",
-    )
-    limit: float = option(1.0, "a smoothed value beyond it is bad")
-    steps: int = option(20, "steps in a row with a bad value that raise the alarm", "steps")
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps={self.steps} must be 1 or more")
-        if not (math.isfinite(self.limit) and self.limit > 0):
-            raise ValueError(f"limit={self.limit} must be a number greater than 0")
-
-
-@dataclass(frozen=True)
-class Health:
-    """What counts as a sick run; 'the start' is the first steps of the stage."""
-
-    length: Alarm = section(
-        Alarm, "GAD: mean response length, in teacher's lengths", limit=1.5, steps=10
-    )
-    runaway: Alarm = section(
-        Alarm,
-        "GAD: mean response length, in teacher's lengths or those at the stage's start if longer",
-        action="stop",
-        limit=3.0,
-        steps=10,
-    )
-    cut: Alarm = section(
-        Alarm,
-        "GAD: share of responses cut at the limit, more than the teacher's or the stage's start",
-        action="stop",
-        limit=0.5,
-        steps=50,
-    )
-    empty: Alarm = section(
-        Alarm, "GAD: share of empty responses, more than at the start", limit=0.2
-    )
-    repetition: Alarm = section(
-        Alarm, "GAD: share of repeated 4-grams, more than the teacher's", limit=0.3
-    )
-    script: Alarm = section(
-        Alarm,
-        "GAD: distance of the responses' scripts from the teacher's, more than at the start",
-        limit=0.3,
-    )
-    saturated: Alarm = section(
-        Alarm, "share of pairs in which the discriminator is right, too high", limit=0.98, steps=25
-    )
-    fooled: Alarm = section(
-        Alarm, "share of pairs in which the discriminator is right, too low", limit=0.4, steps=25
-    )
-    reward_spread: Alarm = section(
-        Alarm, "GAD: standard deviation of the rewards of a prompt, too low", limit=1e-3
-    )
-    dead_groups: Alarm = section(
-        Alarm, "GAD: share of prompts whose samples are all paid the same", limit=0.5
-    )
-    entropy_low: Alarm = section(
-        Alarm, "GAD: entropy per token, relative to the start, too low", limit=0.2
-    )
-    entropy_high: Alarm = section(
-        Alarm, "GAD: entropy per token, relative to the start, too high", limit=3.0
-    )
-    kl: Alarm = section(Alarm, "GAD: KL to the stage's first weights, nats per token", limit=1.0)
-    generator_gradient: Alarm = section(
-        Alarm, "gradient norm of the generator, relative to the start", limit=20.0, steps=10
-    )
-    discriminator_gradient: Alarm = section(
-        Alarm, "gradient norm of the discriminator, relative to the start", limit=20.0, steps=10
-    )
-    skips: Alarm = section(Alarm, "share of steps skipped as not finite", limit=0.3, steps=5)
-    smoothing_steps: int = option(10, "values are averaged over about this many steps", "steps")
-    start_steps: int = option(5, "steps of a stage that 'the start' means", "steps")
-    longest_pause: int = option(50, "a side that sits out goes on after these steps", "steps")
-
-    def __post_init__(self) -> None:
-        for name in ("smoothing_steps", "start_steps", "longest_pause"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")
-        if self.skips.action == "pause":
-            raise ValueError("skips.action=pause: no side is at fault; use warn or stop")
 
 
 class Monitor(NamedTuple):
@@ -299,7 +211,7 @@ def observe(
     return {"stage": stage, "watches": watches}, events
 
 
-def sits_out(settings: Health, state: State) -> Side | None:
+def paused_side(settings: Health, state: State) -> Side | None:
     """Returns the side that an alarm keeps from learning; the generator where both would be kept,
     so that the discriminator can learn what is wrong with it."""
     pausing = [name for name in alarms(state) if getattr(settings, name).action == "pause"]

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from gad_jax.base.errors import UserError
 from gad_jax.models import source, weights
-from gad_jax.models.decoder import DecoderConfig
+from gad_jax.models.config import DecoderConfig
 from gad_jax.settings import config as settings
 from gad_jax.settings import options
 from gad_jax.training import state

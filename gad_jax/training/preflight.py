@@ -8,9 +8,9 @@ from jax.sharding import Mesh
 
 from gad_jax.base.errors import UserError
 from gad_jax.data.chat import Chat
-from gad_jax.distributed import processes, sharding
-from gad_jax.models.decoder import DecoderConfig
-from gad_jax.rollout import engine
+from gad_jax.distributed import devices, processes
+from gad_jax.models.config import DecoderConfig
+from gad_jax.rollout import memory
 from gad_jax.settings.config import Config
 from gad_jax.training import state
 from gad_jax.training.checkpoint import Checkpoints
@@ -32,19 +32,19 @@ def check(
         max,
         zip(*(_state_bytes(config, stage, networks, mesh) for stage in config.stages), strict=True),
     )
-    memory = sharding.device_memory()
-    if needed > memory:
+    available = devices.device_memory()
+    if needed > available:
         raise UserError(
             f"weights and moments alone take {needed / 1e9:.2f} GB of a device with "
-            f"{memory / 1e9:.2f} GB; use more devices for --mesh.fsdp or --mesh.tensor, or a "
+            f"{available / 1e9:.2f} GB; use more devices for --mesh.fsdp or --mesh.tensor, or a "
             "smaller --student.path; python -m gad_jax.plan says what fits"
         )
     checkpoints.require_space(total)
     _check_sizes(config, networks, chat)
-    cache = engine.check_cache(networks[0], config.rollout.slots, config.longest, mesh)
+    cache = memory.check_cache(networks[0], config.rollout.slots, config.longest, mesh)
     if processes.is_first():
         print(
-            f"weights and moments: {needed / 1e9:.2g} GB a device of {memory / 1e9:.1f} GB; "
+            f"weights and moments: {needed / 1e9:.2g} GB a device of {available / 1e9:.1f} GB; "
             f"a checkpoint: {total / 1e9:.2g} GB\n{cache}",
             flush=True,
         )
@@ -58,7 +58,7 @@ def _state_bytes(
     whole = state.abstract(config, stage, program, mesh)
     leaves = jax.tree.leaves(whole)
     total = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
-    return total, sharding.device_bytes(whole)
+    return total, devices.device_bytes(whole)
 
 
 def _check_sizes(config: Config, networks: tuple[DecoderConfig, DecoderConfig], chat: Chat) -> None:

@@ -12,13 +12,13 @@ from typing import Any
 
 import jax
 
-from gad_jax.base import exits
-from gad_jax.distributed import ceilings, sharding
+from gad_jax.base import files
+from gad_jax.distributed import ceilings, devices
 from gad_jax.distributed.targets import CHIPS
 from gad_jax.models import costs
+from gad_jax.models.config import DecoderConfig
 from gad_jax.models.costs import Work
-from gad_jax.models.decoder import DecoderConfig
-from gad_jax.types import Rows
+from gad_jax.types import PackedRows
 
 TOP = 15
 SCOPES = ("discriminator", "generator", "reference", "advantages", "optimizer")
@@ -54,7 +54,7 @@ class Profiler:
             )
             self._tracing = True
 
-    def saw(self, rows: Rows) -> None:
+    def saw(self, rows: PackedRows) -> None:
         """Notes the work in packed rows, while they are on the host."""
         if self._tracing:
             self._rows.append(costs.packed_work(rows))
@@ -79,7 +79,7 @@ class Profiler:
             page = summary(
                 self._metrics, dict(self._flops), operations(self._directory), _peak_flops()
             )
-            exits.write_atomic(self._directory / "summary.txt", page)
+            files.write_atomic(self._directory / "summary.txt", page)
             print(page, flush=True)
 
 
@@ -182,4 +182,4 @@ def _peak_flops() -> float:
 
 def _peak_memory() -> float:
     process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return float(sharding.peak_memory() or process)
+    return float(devices.peak_memory() or process)

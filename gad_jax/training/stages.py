@@ -7,7 +7,8 @@ import numpy as np
 
 from gad_jax.data import pipeline
 from gad_jax.data.pipeline import Prepared, PromptBatches
-from gad_jax.settings.config import STAGES, Config, Stage
+from gad_jax.settings.config import STAGES, Config
+from gad_jax.settings.sections import Stage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Span:
         return f"step {step}" if every and step % every == 0 else ""
 
 
-def plan(config: Config, data: Prepared) -> tuple[Span, ...]:
+def spans(config: Config, data: Prepared) -> tuple[Span, ...]:
     """Returns the spans of the run's stages; each shuffles the rows with a seed of its own."""
     spans: list[Span] = []
     start = 0

@@ -16,11 +16,12 @@ from jax.sharding import Mesh, NamedSharding
 
 from gad_jax.base.errors import UserError
 from gad_jax.core.optimizer import adamw
-from gad_jax.core.steps import Program
-from gad_jax.distributed import sharding
+from gad_jax.core.program import Program
+from gad_jax.distributed import devices, sharding
 from gad_jax.models import decoder, source, weights
-from gad_jax.models.decoder import DecoderConfig
+from gad_jax.models.config import DecoderConfig
 from gad_jax.settings import config as settings
+from gad_jax.settings import sections
 from gad_jax.types import Params, TrainState
 
 
@@ -37,7 +38,7 @@ def network_configs(
     """
     compute_dtype = config.student.compute_dtype
     if compute_dtype == "auto":
-        compute_dtype = "float32" if sharding.platform() == "cpu" else "bfloat16"
+        compute_dtype = "float32" if devices.platform() == "cpu" else "bfloat16"
     computing: dict[str, Any] = {"compute_dtype": compute_dtype, "remat": config.student.remat}
     generator = read(config.student.path)
     generator = dataclasses.replace(generator, **computing)
@@ -60,7 +61,7 @@ def make_program(
     config: settings.Config, stage: str, generator: DecoderConfig, discriminator: DecoderConfig
 ) -> Program:
     """Returns what the steps of a stage are compiled for."""
-    rates: settings.Stage = getattr(config, stage)
+    rates: sections.Stage = getattr(config, stage)
     grpo = config.grpo
     return Program(
         generator=generator,
@@ -86,14 +87,14 @@ def load(config: settings.Config, generator: DecoderConfig, mesh: Mesh) -> Train
     """Returns the state before the first stage: the student's weights, and nothing else yet."""
     _, params = weights.load(source.resolve(config.student.path), mesh)
     return TrainState(
-        step=sharding.put(np.int32(0), mesh),
+        step=devices.put(np.int32(0), mesh),
         key=_put_key(config.seed, mesh),
         generator=params,
         generator_optimizer=None,
         discriminator=None,
         discriminator_optimizer=None,
         reference=None,
-        skips=sharding.put(np.zeros(2, np.int32), mesh),
+        skips=devices.put(np.zeros(2, np.int32), mesh),
     )
 
 
@@ -101,7 +102,7 @@ def begin_stage(
     state: TrainState, config: settings.Config, stage: str, program: Program, mesh: Mesh
 ) -> TrainState:
     """Returns the state at the first step of a stage."""
-    rates: settings.Stage = getattr(config, stage)
+    rates: sections.Stage = getattr(config, stage)
     discriminator = state.discriminator
     if discriminator is None and has_discriminator(config, stage):
         discriminator = _load_discriminator(config, program.discriminator, mesh)
@@ -114,13 +115,13 @@ def begin_stage(
             discriminator_moments(discriminator) if rates.train_discriminator else None
         ),
         reference=_copy(state.generator) if has_reference(config, stage) else None,
-        skips=sharding.put(np.zeros(2, np.int32), mesh),
+        skips=devices.put(np.zeros(2, np.int32), mesh),
     )
 
 
 def abstract(config: settings.Config, stage: str, program: Program, mesh: Mesh) -> TrainState:
     """Returns the state inside a stage as shapes with shardings, for a checkpoint to fill."""
-    rates: settings.Stage = getattr(config, stage)
+    rates: sections.Stage = getattr(config, stage)
 
     def network(config: DecoderConfig) -> Any:
         params = decoder.abstract(config)
@@ -183,15 +184,15 @@ def _load_discriminator(config: settings.Config, network: DecoderConfig, mesh: M
     if "score" not in params:
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
         head = decoder.init_score(network, key, config.discriminator.head_stddev)
-        params["score"] = sharding.put(jax.device_get(head), mesh)
+        params["score"] = devices.put(jax.device_get(head), mesh)
     return params
 
 
-@sharding.jit
+@jax.jit
 def _copy(params: Params) -> Params:
     return jax.tree.map(jnp.copy, params)
 
 
 def _put_key(seed: int, mesh: Mesh) -> jax.Array:
     words = jax.random.key_data(jax.random.key(seed))
-    return jax.random.wrap_key_data(sharding.put(jax.device_get(words), mesh))
+    return jax.random.wrap_key_data(devices.put(jax.device_get(words), mesh))

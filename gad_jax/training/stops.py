@@ -8,9 +8,10 @@ import jax
 
 from gad_jax.base.errors import CollapseError, NumericsError, StorageError
 from gad_jax.distributed import sharding
+from gad_jax.settings.alarms import Health
 from gad_jax.training import health
 from gad_jax.training.checkpoint import Checkpoints
-from gad_jax.training.health import Event, Health
+from gad_jax.training.health import Event
 from gad_jax.types import TrainState
 
 SHOWN_ROWS = 8

@@ -13,85 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 from rich.console import Console
 
-from gad_jax.base import exits
 from gad_jax.base.console import Display
-
-
-def response_metrics(
-    lengths: Any, cut: Any, teacher_lengths: Any, teacher_cut: Any
-) -> dict[str, float]:
-    """Returns how long the responses of a step are, in tokens, and how the teacher's compare.
-
-    `cut` is True for a response that reached the limit without ending. A length counts the end
-    token, so an empty response has 1. The ratio is that of the means, so it does not depend on how
-    prompts are grouped.
-    """
-    lengths, teacher = np.asarray(lengths, np.float64), np.asarray(teacher_lengths, np.float64)
-    mean = float(lengths.mean())
-    return {
-        "response/length": mean,
-        "response/length_p95": float(np.percentile(lengths, 95)),
-        "response/cut_share": float(np.mean(cut)),
-        "response/teacher_cut_share": float(np.mean(teacher_cut)),
-        "response/empty_share": float(np.mean((lengths <= 1) & ~np.asarray(cut))),
-        "response/length_ratio": mean / float(teacher.mean()) if teacher.any() else math.nan,
-    }
-
-
-def repetition(responses: Sequence[Any], size: int = 4) -> float:
-    """Returns the share of n-grams that stood in the same response before: 0.1 or less in prose.
-
-    Example: in [1 2 3 4 5 1 2 3 4] one of six 4-grams is a repeated one.
-    """
-    tokens = np.concatenate(responses).astype(np.uint64)
-    owner = np.repeat(np.arange(len(responses), dtype=np.uint64), [len(r) for r in responses])
-    count = max(len(tokens) - size + 1, 0)
-    whole = owner[:count] == owner[size - 1 :]
-    # A hash of 64 bits, wrapping around: two n-grams in 2**64 are taken for one.
-    keys = owner[:count]
-    for place in range(size):
-        keys = (keys ^ tokens[place : place + count]) * np.uint64(0x9E3779B97F4A7C15)
-        keys ^= keys >> np.uint64(29)
-    keys = keys[whole]
-    return 1 - len(np.unique(keys)) / len(keys) if len(keys) else 0.0
-
-
-def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Returns the rows of a metrics.jsonl, without the torn last line of a run that was killed."""
-    lines = Path(path).read_bytes().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith(b"\n")]
-
-
-def truncate_rows(path: str | os.PathLike[str], step: int) -> int:
-    """Cuts a metrics.jsonl after the rows of steps up to `step`; returns how many rows are left.
-
-    A line that is torn ends the file too.
-    """
-    kept, size = 0, 0
-    with open(path, "r+b") as file:
-        for line in file:
-            try:
-                if not line.endswith(b"\n") or json.loads(line)["step"] > step:
-                    break
-            except (ValueError, KeyError, TypeError):
-                break
-            kept, size = kept + 1, size + len(line)
-        file.truncate(size)
-    return kept
-
-
-def amend_last_row(path: str | os.PathLike[str], step: int, metrics: Mapping[str, float]) -> None:
-    """Adds metrics to the last row of a metrics.jsonl if it is that of `step`, all at once."""
-    lines = Path(path).read_bytes().splitlines(keepends=True)
-    if not lines or (row := json.loads(lines[-1]))["step"] != step:
-        return
-    numbers = {name: _json_number(float(value)) for name, value in metrics.items()}
-    if row | numbers != row:
-        last = json.dumps(row | numbers, allow_nan=False) + "\n"
-        exits.write_atomic(path, b"".join(lines[:-1]) + last.encode())
+from gad_jax.base.jsonl import _json_number, amend_last_row, truncate_rows
 
 
 @runtime_checkable
@@ -263,7 +188,3 @@ def _columns(result: Evaluation) -> dict[str, float | str]:
 def _markdown(name: str, text: str) -> str:
     """Returns a text under its name, indented: so it is shown as it is, whatever it contains."""
     return f"**{name}**\n\n" + "".join(f"    {line}\n" for line in text.splitlines())
-
-
-def _json_number(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -14,23 +14,28 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from gad_jax.base import exits
+from gad_jax.base import exits, files
 from gad_jax.base.errors import UserError
-from gad_jax.core import packing, steps
+from gad_jax.core import layout, packing, steps
+from gad_jax.core.program import Program
 from gad_jax.data import scripts
 from gad_jax.data.chat import Chat
 from gad_jax.data.pipeline import Prepared, PromptBatch
-from gad_jax.distributed import processes, sharding
+from gad_jax.distributed import devices, processes
+from gad_jax.distributed.mesh import data_shards
 from gad_jax.metrics import heldout
-from gad_jax.rollout import engine
+from gad_jax.metrics.responses import repetition, response_metrics
+from gad_jax.rollout import engine, prefill
+from gad_jax.rollout.ring import Weights
 from gad_jax.rollout.sampling import Sampler
-from gad_jax.settings.config import Config, Stage
-from gad_jax.training import health, preflight, state, stops
+from gad_jax.settings.config import Config
+from gad_jax.settings.sections import Stage
+from gad_jax.training import deadline, health, preflight, state, stops
 from gad_jax.training.checkpoint import Checkpoints
 from gad_jax.training.profiler import Profiler
-from gad_jax.training.stages import Span, plan
-from gad_jax.training.tracker import Tracker, repetition, response_metrics
-from gad_jax.types import Rollout, Rows, TrainState
+from gad_jax.training.stages import Span, spans
+from gad_jax.training.tracker import Tracker
+from gad_jax.types import PackedRows, Rollout, TrainState
 
 
 class Trainer:
@@ -47,10 +52,10 @@ class Trainer:
     ):
         self.config, self.mesh, self.chat = config, mesh, chat
         self.data, self.held_out, self.checkpoints = data, held_out, checkpoints
-        self.spans = plan(config, data)
+        self.spans = spans(config, data)
         self.networks = state.network_configs(config)
         preflight.check(config, self.networks, chat, mesh, checkpoints)
-        self.sampling = engine.Settings(
+        self.sampling = engine.RolloutProgram(
             samples=config.rollout.samples,
             max_new_tokens=config.rollout.max_new_tokens,
             end_tokens=chat.end_tokens,
@@ -59,8 +64,8 @@ class Trainer:
             slots=config.rollout.slots,
             longest=config.longest,
         )
-        self.compiles = sharding.CompileCounter()
-        self.shapes: set[packing.Shape] = set()  # of the rows so far
+        self.compiles = devices.CompileCounter()
+        self.shapes: set[layout.Shape] = set()  # of the rows so far
         self.profiler = Profiler(config.profile.window, config.run_dir, self.networks)
         self.health: health.State = {}
         self.scripts = scripts.token_scripts(self.chat.tokenizer, self.networks[0].vocabulary)
@@ -68,7 +73,7 @@ class Trainer:
         self.state: TrainState = self._restore() or state.load(config, self.networks[0], mesh)
         self.step = int(self.state.step)
         self.total_steps = self.spans[-1].end
-        self.stop_by = exits.stop_time(
+        self.stop_by = deadline.stop_time(
             config.checkpoint.must_save_by, config.checkpoint.margin_minutes
         )
         self.stopping = self.save_is_late = False
@@ -139,7 +144,7 @@ class Trainer:
             # The file last: it says that the evaluation is done.
             self.tracker.evaluation(result, options.examples)
             path.parent.mkdir(parents=True, exist_ok=True)
-            exits.write_atomic(path, result.to_json())
+            files.write_atomic(path, result.to_json())
         return result
 
     def compare(self) -> None:
@@ -154,7 +159,7 @@ class Trainer:
     def _evaluation_path(self, label: str) -> Path:
         return Path(self.config.run_dir) / "evaluations" / f"{label.replace(' ', '-')}.json"
 
-    def _train_step(self, span: Span, program: steps.Program) -> dict[str, float]:
+    def _train_step(self, span: Span, program: Program) -> dict[str, float]:
         """Runs one step and returns its metrics."""
         self.profiler.begin(self.step + 1)
         started = time.perf_counter()
@@ -167,15 +172,15 @@ class Trainer:
         metrics: dict[str, float] = {}
         if options.train_discriminator or span.stage == "gad":
             with jax.profiler.TraceAnnotation("rollout"):
-                weights = engine.prepare(self.networks[0], self.state.generator)
+                weights = prefill.prepare(self.networks[0], self.state.generator)
                 jax.block_until_ready(weights)
                 resharded = time.perf_counter()
-                metrics["reshard/gib"] = sharding.device_bytes(weights) / 2**30
+                metrics["reshard/gib"] = devices.device_bytes(weights) / 2**30
                 metrics["seconds/reshard"] = resharded - started
                 rollout, segments = self._sample(batch, weights)
                 del weights
             metrics |= self._rollout_metrics(rollout, batch, time.perf_counter() - started)
-            shards = sharding.data_shards(self.mesh)
+            shards = data_shards(self.mesh)
             metrics["rollout/occupancy"] = engine.occupancy(rollout, segments, shards)
         else:
             rollout = None
@@ -200,15 +205,15 @@ class Trainer:
             "seconds/compile": self.compiles.seconds - compiled[1],
             "compiles": float(self.compiles.count - compiled[0]),
         }
-        peak = sharding.peak_memory()
+        peak = devices.peak_memory()
         metrics |= {"memory/peak_gib": peak / 2**30} if peak else {}
         self.profiler.end(self.step, update.__name__, metrics)
         return metrics
 
     def _sample(
-        self, batch: PromptBatch, weights: engine.Weights
-    ) -> tuple[Rollout, tuple[engine.Segment, ...]]:
-        return engine.trace(
+        self, batch: PromptBatch, weights: Weights
+    ) -> tuple[Rollout, tuple[engine.DecodeCall, ...]]:
+        return engine.sample_responses(
             self.networks[0],
             self.state.generator,
             batch.prompts,
@@ -220,8 +225,8 @@ class Trainer:
         )
 
     def _pack(
-        self, span: Span, program: steps.Program, batch: PromptBatch, rollout: Rollout | None
-    ) -> tuple[Callable[..., Any], list[Rows]]:
+        self, span: Span, program: Program, batch: PromptBatch, rollout: Rollout | None
+    ) -> tuple[Callable[..., Any], list[PackedRows]]:
         """Returns the compiled step to run and the packed rows that it takes, on the host."""
         options: Stage = getattr(self.config, span.stage)
         teacher = [[response] for response in batch.responses]
@@ -235,7 +240,7 @@ class Trainer:
             return steps.discriminator_step, [pairs]
         if span.stage == "warmup":
             # No more at once than the discriminator's micro-batch has, which is there anyway.
-            count = packing.fewest_micro_batches(
+            count = layout.fewest_micro_batches(
                 batch.prompts, teacher, pairs.tokens.shape[0], pairs.tokens[0].size
             )
             return steps.warmup_step, [pairs, self._rows(batch, teacher, micro_batches=count)]
@@ -250,7 +255,7 @@ class Trainer:
 
     def _sits_out(self, span: Span) -> health.Side | None:
         """Returns the network that an alarm keeps out of this step; the other one has to play."""
-        side = health.sits_out(self.config.health, self.health)
+        side = health.paused_side(self.config.health, self.health)
         options: Stage = getattr(self.config, span.stage)
         if self._discriminator_is_alone(span) or not options.train_generator:
             return None
@@ -262,7 +267,7 @@ class Trainer:
         responses: list[list[Any]],
         logprobs: Any = None,
         micro_batches: int = 0,
-    ) -> Rows:
+    ) -> PackedRows:
         options = self.config.batch
         configured = options.prompts // (options.micro_batch_prompts or options.prompts)
         rows = packing.pack(
@@ -271,7 +276,7 @@ class Trainer:
             logprobs,
             row_tokens=self.config.row_tokens,
             micro_batches=micro_batches or configured,
-            shards=sharding.data_shards(self.mesh),
+            shards=data_shards(self.mesh),
             known=self.shapes,
         )
         count, height, length = rows.tokens.shape

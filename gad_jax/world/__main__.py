@@ -21,10 +21,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gad_jax.base import exits
+from gad_jax.base import exits, files
 from gad_jax.base.errors import UserError
 from gad_jax.settings import options
 from gad_jax.settings.config import Config, option
+from gad_jax.settings.decoding import Decoding
 
 SAMPLES = 4
 """Answers to each held-out instruction at temperature 1, beside the greedy one."""
@@ -124,7 +125,7 @@ def _run(world: World) -> int:
             f"{small.INSTRUCTIONS} instructions that the world has; lower them"
         )
     out = Path(world.out)
-    exits.make_writable(out, "--out")
+    files.make_writable(out, "--out")
     _keep_settings(world, out / "settings.json")
     lock = threading.Lock()
     with exits.StopRequest("stopping; training saves first") as stop:
@@ -177,7 +178,7 @@ def _keep_settings(world: World, path: Path) -> None:
             }.get(name, f"results with {name}={before.get(name)}, now {kept[name]}")
             raise UserError(f"{path.parent} has {what}; give the same, or choose another --out")
     else:
-        exits.write_atomic(path, json.dumps(kept, indent=1) + "\n")
+        files.write_atomic(path, json.dumps(kept, indent=1) + "\n")
 
 
 def _digest(text: str) -> str:
@@ -218,7 +219,7 @@ class _Seed:
         }
         for name, part in parts.items():
             text = "".join(json.dumps(row) + "\n" for row in part)
-            exits.write_atomic(self.place / f"{name}.jsonl", text)
+            files.write_atomic(self.place / f"{name}.jsonl", text)
 
     def _do(self, name: str, flags: Sequence[str], student: Path, rows: Path) -> None:
         """Trains by a method and has the oracle look at the answers, unless that is done."""
@@ -230,7 +231,7 @@ class _Seed:
             return
         with self.lock:  # one after the other: they share the compiled programs
             found = _answers(self.place / name, self.place / "heldout.jsonl", self.number)
-        exits.write_atomic(result, json.dumps(found, indent=1) + "\n")
+        files.write_atomic(result, json.dumps(found, indent=1) + "\n")
         print(
             f"seed {self.number}, {name}: {(time.monotonic() - started) / 60:.1f} minutes; right: "
             f"{found['greedy']['valid']:.1%} of greedy answers, {found['sampled']['valid']:.1%} at "
@@ -277,25 +278,25 @@ def _answers(run: Path, heldout: Path, seed: int) -> dict[str, Any]:
 
     from gad_jax.data import sources
     from gad_jax.data.chat import Chat
-    from gad_jax.distributed import sharding
-    from gad_jax.generate import Answering, Generate
+    from gad_jax.distributed.mesh import make_mesh
+    from gad_jax.rollout.answering import Responder
     from gad_jax.training import loading
     from gad_jax.world import oracle
 
     rows = sources.read(str(heldout)).rows
     asked = [row.messages[-1]["content"] for row in rows]
-    mesh = sharding.make_mesh()
+    mesh = make_mesh()
     with jax.set_mesh(mesh):
         network = loading.load_student(str(run / "export" / "student"), mesh)
         chat = Chat.load(network.tokenizer, "none")
         found = {}
         for name, temperature, samples in (("greedy", 0.0, 1), ("sampled", 1.0, SAMPLES)):
-            how = Generate(
+            how = Decoding(
                 temperature=temperature, samples=samples, max_new_tokens=MAX_NEW_TOKENS, seed=seed
             )
-            answering = Answering(how, network, chat, mesh)
-            prompts = answering.encode([row.messages for row in rows])
-            groups = answering.answers(prompts, range(len(rows)))
+            responder = Responder(network.config, network.params, chat, mesh, how)
+            prompts = responder.encode([row.messages for row in rows])
+            groups = responder.answers(prompts, range(len(rows)))
             texts = [[answer.text for answer in group] for group in groups]
             lengths = [answer.tokens for group in groups for answer in group]
             found[name] = oracle.measure(asked, texts) | {"tokens": sum(lengths) / len(lengths)}

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gad_jax.base import jsonl
 from gad_jax.metrics import heldout, overlap
-from gad_jax.training import tracker
 from gad_jax.world import language
 
 USED = 0.05
@@ -57,7 +57,7 @@ def curve(run: Path) -> list[dict[str, Any]]:
     higher than the teacher's answers, the mean of the last steps, where it has scored any."""
     leads = {
         row["step"]: -row["discriminator/margin"]
-        for row in tracker.read_rows(run / "metrics.jsonl")
+        for row in jsonl.read_rows(run / "metrics.jsonl")
         if "discriminator/margin" in row
     }
     points = []

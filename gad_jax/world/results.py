@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from gad_jax.base import console, exits
-from gad_jax.evaluate.figures import COLOURS, colours
+from gad_jax.base import console, files
+from gad_jax.metrics.plots import COLOURS, colours
 from gad_jax.metrics.statistics import Interval, t_interval
 from gad_jax.world import language
 
@@ -53,8 +53,8 @@ def report(seeds: Sequence[int], methods: Mapping[str, str], out: Path) -> None:
         *([name, *(row[name] for row in shown.values())] for name in MEASURES),
     ]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    exits.write_atomic(out / "results.md", text + "\n")
-    exits.write_atomic(
+    files.write_atomic(out / "results.md", text + "\n")
+    files.write_atomic(
         out / "results.json", json.dumps({"seeds": [*seeds], **found}, indent=1) + "\n"
     )
     _draw(found, table, out / "results.png")

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from gad_jax.base.errors import UserError
-from gad_jax.base.exits import clear_partials, lock_run, stop_time, write_atomic
+from gad_jax.base.files import clear_partials, lock_run, write_atomic
+from gad_jax.training.deadline import stop_time
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,8 +33,8 @@ def finish(process: subprocess.Popen[str], timeout: float = 10) -> tuple[int, st
 
 GUARDED = """
 import sys, threading, time
-from gad_jax.errors import *
-from gad_jax.guard import run_guarded
+from gad_jax.base.errors import *
+from gad_jax.base.exits import run_guarded
 def main():
     # A thread that an ordinary exit would wait for, as Orbax has them.
     threading.Thread(target=time.sleep, args=(60,)).start()
@@ -85,13 +86,13 @@ def test_success_and_argparse_pass_through() -> None:
 
 
 def test_imports_no_jax() -> None:
-    code = "import sys, gad_jax.guard; sys.exit('jax' in sys.modules)"
+    code = "import sys, gad_jax.base.exits; sys.exit('jax' in sys.modules)"
     assert finish(start(code))[0] == 0
 
 
 LOOP = """
 import sys, time
-from gad_jax.guard import StopRequest
+from gad_jax.base.exits import StopRequest
 with StopRequest() as stop:
     print("running", flush=True)
     if sys.argv[1] == "before":
@@ -157,8 +158,9 @@ def test_a_second_termination_does_not_cut_the_save() -> None:
 
 HOLD = """
 import sys, time
-from gad_jax.errors import UserError
-from gad_jax.guard import lock_run, run_guarded
+from gad_jax.base.errors import UserError
+from gad_jax.base.exits import run_guarded
+from gad_jax.base.files import lock_run
 def main():
     with lock_run(sys.argv[1]):
         print("held", flush=True)
@@ -193,7 +195,7 @@ def test_a_run_directory_that_cannot_be_one(tmp_path: Path) -> None:
 
 STALL = """
 import time
-from gad_jax.guard import watchdog
+from gad_jax.base.exits import watchdog
 def stalled_line():
     time.sleep(20)
 for _ in range(4):

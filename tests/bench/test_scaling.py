@@ -3,7 +3,8 @@
 import pytest
 
 from gad_jax.bench import scaling
-from gad_jax.distributed import sharding
+from gad_jax.distributed import mesh
+from gad_jax.distributed.mesh import SHARDS_STAY
 
 
 @pytest.mark.parametrize(
@@ -14,7 +15,7 @@ from gad_jax.distributed import sharding
         (4, 1, 3),
         pytest.param(
             *(8, 2, 3),
-            marks=pytest.mark.skipif(not sharding.SHARDS_STAY, reason="needs jax 0.11.2"),
+            marks=pytest.mark.skipif(not SHARDS_STAY, reason="needs jax 0.11.2"),
         ),
     ],
 )
@@ -30,7 +31,7 @@ def test_bytes_match_the_layout(devices: int, replica: int, micro_batches: int) 
 def test_replicas_reduce_gradients_once_for_all_micro_batches(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sharding, "SHARDS_STAY", True)
+    monkeypatch.setattr(mesh, "SHARDS_STAY", True)
     chosen = [scaling.Scaling(2, 64, (4,), replica=2, micro_batches=number) for number in (1, 2)]
     one, two = (scaling.sent(each, 4).between_replicas for each in chosen)
     assert one >= scaling.by_layout(chosen[0], 4).between_replicas

@@ -16,11 +16,12 @@ from gad_jax.core.objectives import (
     cross_entropy_loss,
     group_advantages,
     kl_k3,
-    logprobs_and_entropy,
     masked_mean,
     probability_ratio,
 )
 from gad_jax.distributed import sharding
+from gad_jax.distributed.mesh import make_mesh
+from gad_jax.models.logprobs import logprobs_and_entropy
 
 LN2 = math.log(2)
 
@@ -112,7 +113,7 @@ def test_sums_over_a_wide_vocabulary_keep_float32(width: int) -> None:
 @pytest.mark.parametrize("tensor", [1, 2])
 def test_a_vocabulary_split_over_devices_gives_the_same_and_stays_split(tensor: int) -> None:
     logits, tokens = 2 * normal(2, 8, 64), np.arange(8, dtype=np.int32) * 7
-    mesh = sharding.make_mesh(1, 8 // tensor, tensor)
+    mesh = make_mesh(1, 8 // tensor, tensor)
 
     @jax.jit
     def both(logits: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from gad_jax.core.optimizer import adamw
-from gad_jax.settings.config import Optimizer
+from gad_jax.settings.sections import Optimizer
 
 SETTINGS = Optimizer(beta1=0.8, beta2=0.95, epsilon=1e-6, weight_decay=0.1, max_gradient_norm=2.0)
 RATE = 0.03

@@ -6,17 +6,12 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from gad_jax.base import buckets
-from gad_jax.core.packing import (
-    ROW_PARTS,
-    fewest_micro_batches,
-    pack,
-    padding_share,
-    place,
-    rectangle_padding_share,
-)
-from gad_jax.distributed import sharding
+from gad_jax.core.layout import ROW_PARTS, fewest_micro_batches, rectangle_padding_share
+from gad_jax.core.packing import pack, padding_share, place
+from gad_jax.distributed import devices
+from gad_jax.distributed.mesh import make_mesh
 from gad_jax.models import attention
-from gad_jax.types import Rows
+from gad_jax.types import PackedRows
 
 Texts = list[list[np.ndarray]]
 
@@ -38,7 +33,9 @@ def draw(
     return questions, answers, logprobs
 
 
-def check(rows: Rows, prompts: list[np.ndarray], responses: Texts, logprobs: Texts | None) -> None:
+def check(
+    rows: PackedRows, prompts: list[np.ndarray], responses: Texts, logprobs: Texts | None
+) -> None:
     """Reads every prompt and response back from the rows; all else must be zero."""
     samples = len(responses[0])
     own, prefix = rows.segments
@@ -219,11 +216,11 @@ def test_lengths_that_are_shuffled_need_no_other_shape() -> None:
 
 
 def test_place_splits_rows_over_the_data_shards_and_nothing_else() -> None:
-    mesh = sharding.make_mesh(1, 4, 2)
+    mesh = make_mesh(1, 4, 2)
     prompts, responses, logprobs = draw(np.random.default_rng(7), 4, 3)
     rows = pack(prompts, responses, logprobs, row_tokens=24, micro_batches=2, shards=4)
     placed = place(rows, mesh)
-    jax.tree.map(np.testing.assert_array_equal, sharding.fetch(placed), rows)
+    jax.tree.map(np.testing.assert_array_equal, devices.fetch(placed), rows)
     split = jax.tree.leaves(placed._replace(ends=None, groups=None))
     assert {leaf.sharding.spec for leaf in split} == {P(None, ("replica", "fsdp"), None)}
     assert {leaf.is_fully_replicated for leaf in (placed.ends, placed.groups)} == {True}

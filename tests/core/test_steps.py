@@ -16,11 +16,13 @@ from jax.sharding import PartitionSpec as P
 
 from gad_jax.core import losses, packing, steps
 from gad_jax.core.optimizer import adamw
-from gad_jax.distributed import sharding
+from gad_jax.core.program import Program
+from gad_jax.distributed import devices, mesh, sharding
+from gad_jax.distributed.mesh import make_mesh
 from gad_jax.models import decoder
-from gad_jax.models.decoder import DecoderConfig
-from gad_jax.settings import config as settings
-from gad_jax.types import Params, Rows, Segments, TrainState
+from gad_jax.models.config import DecoderConfig
+from gad_jax.settings import sections
+from gad_jax.types import PackedRows, Params, Segments, TrainState
 
 PROMPTS, SAMPLES, VOCABULARY = 8, 3, 64
 UNUSED = VOCABULARY - 1
@@ -59,10 +61,10 @@ def _record() -> optax.GradientTransformationExtraArgs:
 
 # With this epsilon an update is a smooth function of the gradient: with 1e-8 it is nearly its sign,
 # and where the gradient is rounding alone, so would be the sign.
-SETTINGS = settings.Optimizer(max_gradient_norm=0.2, weight_decay=1e-4, epsilon=1e-2)
+SETTINGS = sections.Optimizer(max_gradient_norm=0.2, weight_decay=1e-4, epsilon=1e-2)
 OPTIMIZER = optax.chain(_record(), adamw(SETTINGS, 1e-2))
 
-GAD = steps.Program(
+GAD = Program(
     generator=GENERATOR,
     discriminator=DISCRIMINATOR,
     generator_optimizer=OPTIMIZER,
@@ -128,7 +130,7 @@ def texts(seed: int = 0) -> Texts:
 
 def rows(
     texts: Texts, which: str = "pairs", micro_batches: int = 1, mesh: Mesh | None = None
-) -> Rows:
+) -> PackedRows:
     """Returns packed rows, the same on one device as for the four data shards of the mesh."""
     of = {"pairs": slice(None), "samples": slice(1, None), "teacher": slice(0, 1)}[which]
     packed = packing.pack(
@@ -142,7 +144,7 @@ def rows(
     return jax.tree.map(jnp.array, packed) if mesh is None else packing.place(packed, mesh)
 
 
-def first(packed: Rows) -> Rows:
+def first(packed: PackedRows) -> PackedRows:
     return jax.tree.map(lambda x: x[0], packed)
 
 
@@ -211,9 +213,7 @@ def put(params: Params, mesh: Mesh | None = None) -> Params:
     return jax.tree.map(lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)), params, specs)
 
 
-def start(
-    program: steps.Program = GAD, mesh: Mesh | None = None, reference: str = "other"
-) -> TrainState:
+def start(program: Program = GAD, mesh: Mesh | None = None, reference: str = "other") -> TrainState:
     """Returns the state at the start of a stage, made as `state.begin_stage` makes it."""
     generator, other, discriminator = networks()
     begin = jax.jit(OPTIMIZER.init)
@@ -223,7 +223,7 @@ def start(
     if mesh is None:
         step, skips = (jnp.array(x) for x in nothing)
     else:
-        step, skips = (sharding.put(x, mesh) for x in nothing)
+        step, skips = (devices.put(x, mesh) for x in nothing)
         key = jax.device_put(key, NamedSharding(mesh, P()))
     return TrainState(
         step=step,
@@ -253,7 +253,7 @@ def host(outcome: Any) -> Outcome:
 
 
 @functools.cache
-def stepped(kind: str, program: steps.Program = GAD, micro_batches: int = 1) -> Outcome:
+def stepped(kind: str, program: Program = GAD, micro_batches: int = 1) -> Outcome:
     """Returns what one step from the start gives, on the host."""
     step, needed = {
         "gad": (steps.gad_step, ("pairs", "samples")),
@@ -545,7 +545,7 @@ def test_micro_batches_give_what_the_whole_gives(kind: str) -> None:
 
 
 def test_padding_and_what_is_masked_have_no_influence() -> None:
-    def spoil(packed: Rows) -> Rows:
+    def spoil(packed: PackedRows) -> PackedRows:
         padding = packed.segments.own == 0
         return packed._replace(
             tokens=jnp.where(padding, UNUSED, packed.tokens),
@@ -567,7 +567,7 @@ def test_padding_and_what_is_masked_have_no_influence() -> None:
 
 
 def test_a_masked_token_has_no_gradient() -> None:
-    def generator_gradient(teacher: Rows) -> Params:
+    def generator_gradient(teacher: PackedRows) -> Params:
         return gradients(host(steps.seqkd_step(GAD, start(), teacher)))[0]
 
     teacher = rows(texts(), "teacher")
@@ -589,7 +589,7 @@ def test_a_masked_token_has_no_gradient() -> None:
 def test_a_mesh_gives_what_one_device_gives(
     shape: tuple[int, int, int], micro_batches: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sharding, "SHARDS_STAY", True)
+    monkeypatch.setattr(mesh, "SHARDS_STAY", True)
     found, one = mesh_history(shape, micro_batches), history()
     # Sums over shards come in another order; an advantage divides by a spread of scores, and the
     # second step starts from what the first has left of the difference.
@@ -609,8 +609,8 @@ class History(NamedTuple):
     """Programs that each step compiled."""
 
 
-def walk(program: steps.Program, mesh: Mesh | None, micro_batches: int = 1) -> History:
-    counter = sharding.CompileCounter()
+def walk(program: Program, mesh: Mesh | None, micro_batches: int = 1) -> History:
+    counter = devices.CompileCounter()
     state, outcomes, compiled = start(reference="same", mesh=mesh), [], []
     for seed in range(3):
         batch = [rows(texts(seed), which, micro_batches, mesh) for which in ("pairs", "samples")]
@@ -618,7 +618,7 @@ def walk(program: steps.Program, mesh: Mesh | None, micro_batches: int = 1) -> H
         state, metrics = steps.gad_step(program, state, *batch)
         compiled.append(counter.count - before)
         copy = jax.tree.map(jnp.copy, state._replace(key=None)), metrics
-        outcomes.append(Outcome(*sharding.fetch(copy)))
+        outcomes.append(Outcome(*devices.fetch(copy)))
     return History(outcomes, compiled)
 
 
@@ -629,7 +629,7 @@ def history() -> History:
 
 @functools.cache
 def mesh_history(shape: tuple[int, int, int], micro_batches: int) -> History:
-    mesh = sharding.make_mesh(*shape, jax.devices()[: math.prod(shape)])
+    mesh = make_mesh(*shape, jax.devices()[: math.prod(shape)])
     with jax.set_mesh(mesh):
         return walk(MESH_GAD, mesh, micro_batches)
 
@@ -734,7 +734,7 @@ def test_seqkd_skips_as_well() -> None:
 
 
 def test_all_shards_of_a_mesh_skip_together() -> None:
-    mesh = sharding.make_mesh(1, 4, 2)
+    mesh = make_mesh(1, 4, 2)
     with jax.set_mesh(mesh):
         bad = start(mesh=mesh)
         # one number, on one shard of the embedding: the rest of the network is healthy
@@ -742,10 +742,10 @@ def test_all_shards_of_a_mesh_skip_together() -> None:
         table[np.asarray(texts().prompts[0][0]), 0] = np.nan
         table = jax.device_put(table, bad.discriminator["embedding"].sharding)
         bad = bad._replace(discriminator=bad.discriminator | {"embedding": table})
-        before = sharding.fetch(bad._replace(key=None))
+        before = devices.fetch(bad._replace(key=None))
         batch = (rows(texts(), which, mesh=mesh) for which in ("pairs", "samples"))
         state, _ = steps.gad_step(MESH_GAD, bad, *batch)
-        after = sharding.fetch(state._replace(key=None))
+        after = devices.fetch(state._replace(key=None))
     identical(after._replace(step=0, skips=0), before._replace(step=0, skips=0))
     assert after.skips.tolist() == [1, 1]
 
@@ -756,7 +756,7 @@ def with_lost_scores(
     """Returns a GAD step in which the scores of (prompt, member) are lost; 0 is the teacher."""
     real = losses.response_scores
 
-    def lossy(config: DecoderConfig, params: Params, packed: Rows) -> jax.Array:
+    def lossy(config: DecoderConfig, params: Params, packed: PackedRows) -> jax.Array:
         scores = real(config, params, packed)
         place = {int(group): row for row, group in enumerate(packed_groups)}
         for prompt, member in lost:

@@ -7,6 +7,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gad_jax.distributed import hlo, sharding
+from gad_jax.distributed.mesh import make_mesh
 
 TEXT = """HloModule m
 %body.1 (p: f32[4]) -> f32[4] {
@@ -127,7 +128,7 @@ def test_groups_in_every_notation(text: str, groups: list[list[int]]) -> None:
 
 
 def test_a_gathered_weight_is_sent_as_often_as_there_are_layers() -> None:
-    mesh = sharding.make_mesh(1, 4, 2)
+    mesh = make_mesh(1, 4, 2)
 
     def layers(x: jax.Array, kernels: jax.Array) -> jax.Array:
         def one(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, None]:

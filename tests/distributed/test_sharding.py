@@ -15,11 +15,12 @@ from jax.sharding import PartitionSpec as P
 
 from gad_jax.base.errors import UserError
 from gad_jax.core.optimizer import adamw
-from gad_jax.distributed import sharding
+from gad_jax.distributed import devices, sharding
+from gad_jax.distributed.mesh import _arrange, data_shards, make_mesh
 from gad_jax.models import decoder
-from gad_jax.models.decoder import DecoderConfig
+from gad_jax.models.config import DecoderConfig
 from gad_jax.models.families import FAMILIES
-from gad_jax.settings.config import Optimizer
+from gad_jax.settings.sections import Optimizer
 
 
 def network(family: str, **switches: Any) -> DecoderConfig:
@@ -97,16 +98,16 @@ def test_specs_are_the_two_tables_together() -> None:
     ],
 )
 def test_the_mesh_takes_all_devices(asked: dict[str, int], shape: tuple[int, ...]) -> None:
-    mesh = sharding.make_mesh(**asked)
+    mesh = make_mesh(**asked)
     assert mesh.axis_names == ("replica", "fsdp", "tensor")
     assert mesh.devices.shape == shape
     assert mesh.axis_types == (AxisType.Explicit,) * 3
     assert {*mesh.devices.flat} == {*jax.devices()}
-    assert sharding.data_shards(mesh) == shape[0] * shape[1]
+    assert data_shards(mesh) == shape[0] * shape[1]
 
 
 def test_the_mesh_may_take_some_devices() -> None:
-    mesh = sharding.make_mesh(1, 0, 2, jax.devices()[:4])
+    mesh = make_mesh(1, 0, 2, jax.devices()[:4])
     assert mesh.devices.shape == (1, 2, 2)
     assert [*mesh.devices.flat] == jax.devices()[:4]
     assert mesh.axis_types == (AxisType.Explicit,) * 3
@@ -145,14 +146,14 @@ def nodes_along(grid: np.ndarray, axis: int) -> set[int]:
 )
 def test_two_gpu_nodes(shape: tuple[int, int, int], nodes: Any, per_process: int) -> None:
     devices = gpus(2, 8, per_process)
-    grid = sharding._arrange(shape, devices[::-1])
+    grid = _arrange(shape, devices[::-1])
     assert grid.shape == shape
     assert {device.id for device in grid.flat} == set(range(16))
     assert [max(nodes_along(grid, axis)) for axis in range(3)] == list(nodes)
 
 
 def test_a_tensor_axis_across_nodes_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    assert sharding._arrange((1, 1, 16), gpus(2, 8, 8)).shape == (1, 1, 16)
+    assert _arrange((1, 1, 16), gpus(2, 8, 8)).shape == (1, 1, 16)
     assert "mesh.tensor=16 spans nodes of 8 devices" in caplog.text
 
 
@@ -172,7 +173,7 @@ def test_a_tpu_slice_is_laid_out_by_its_wires() -> None:
         for x in range(4)
     ]
     for shape in ((1, 4, 4), (1, 8, 2), (2, 4, 2), (1, 16, 1)):
-        grid = sharding._arrange(shape, devices)
+        grid = _arrange(shape, devices)
         assert grid.shape == shape
         assert {device.id for device in grid.flat} == set(range(16))
         pairs = zip(grid[..., :-1].flat, grid[..., 1:].flat, strict=True)
@@ -195,7 +196,7 @@ def test_two_tpu_slices_hold_a_replica_each() -> None:
         for y in range(4)
         for x in range(4)
     ]
-    grid = sharding._arrange((2, 8, 2), devices)
+    grid = _arrange((2, 8, 2), devices)
     assert [max(nodes_along(grid, axis)) for axis in range(3)] == [2, 1, 1]
 
 
@@ -211,41 +212,41 @@ def test_a_mesh_that_does_not_fit_names_its_axes(asked: tuple[int, ...], product
         "--mesh.tensor to a product of that number"
     )
     with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
-        sharding.make_mesh(*asked)
+        make_mesh(*asked)
 
 
 def test_put_and_fetch_are_inverse() -> None:
-    mesh = sharding.make_mesh(2, 2, 2)
+    mesh = make_mesh(2, 2, 2)
     random = np.random.default_rng(0)
     tree = {
         "tokens": random.integers(0, 9, (8, 5)).astype(np.int32),
         "logprobs": random.normal(size=(4, 3, 2)).astype(np.float32),
         "mask": random.integers(0, 2, (4,)).astype(bool),
     }
-    there = sharding.put(tree, mesh, "batch")
+    there = devices.put(tree, mesh, "batch")
     for name, leaf in there.items():
         assert leaf.sharding == NamedSharding(
             mesh, P(("replica", "fsdp"), *(None,) * (leaf.ndim - 1))
         )
         shards = {shard.data.shape for shard in leaf.addressable_shards}
         assert shards == {(leaf.shape[0] // 4, *leaf.shape[1:])}, name
-    back = sharding.fetch(there)
+    back = devices.fetch(there)
     for name, leaf in tree.items():
         assert back[name].dtype == leaf.dtype
         np.testing.assert_array_equal(back[name], leaf)
 
 
 def test_put_without_axes_copies_to_every_device() -> None:
-    mesh = sharding.make_mesh()
-    step, row = sharding.put((np.int32(7), np.arange(3)), mesh)
+    mesh = make_mesh()
+    step, row = devices.put((np.int32(7), np.arange(3)), mesh)
     assert step.sharding.is_fully_replicated
     assert len(row.addressable_shards) == 8
-    assert (int(sharding.fetch(step)), sharding.fetch(row).tolist()) == (7, [0, 1, 2])
+    assert (int(devices.fetch(step)), devices.fetch(row).tolist()) == (7, [0, 1, 2])
 
 
 def test_put_may_leave_the_first_axis_whole() -> None:
-    mesh = sharding.make_mesh()
-    rows = sharding.put(np.zeros((3, 16, 2)), mesh, None, "batch")
+    mesh = make_mesh()
+    rows = devices.put(np.zeros((3, 16, 2)), mesh, None, "batch")
     assert {shard.data.shape for shard in rows.addressable_shards} == {(3, 2, 2)}
 
 
@@ -257,15 +258,15 @@ def test_without_a_mesh_there_is_nothing_to_decide() -> None:
 
 
 def test_gather_undoes_fsdp_alone() -> None:
-    mesh = sharding.make_mesh(1, 4, 2)
+    mesh = make_mesh(1, 4, 2)
     kernel = np.arange(32.0, dtype=np.float32).reshape(8, 4)
     with jax.set_mesh(mesh):
         there = jax.device_put(kernel, NamedSharding(mesh, P("fsdp", "tensor")))
-        whole = sharding.jit(lambda x: sharding.gather(x, "embed", "mlp"))(there)
+        whole = jax.jit(lambda x: sharding.gather(x, "embed", "mlp"))(there)
         assert sharding.spec("batch", None) == P(("replica", "fsdp"), None)
     assert {shard.data.shape for shard in there.addressable_shards} == {(2, 2)}
     assert {shard.data.shape for shard in whole.addressable_shards} == {(8, 2)}
-    np.testing.assert_array_equal(sharding.fetch(whole), kernel)
+    np.testing.assert_array_equal(devices.fetch(whole), kernel)
 
 
 def on(mesh: Mesh, config: DecoderConfig) -> Any:
@@ -277,7 +278,7 @@ def on(mesh: Mesh, config: DecoderConfig) -> Any:
 
 @pytest.mark.parametrize("head", ["vocabulary", "score"])
 def test_optimizer_moments_live_with_their_parameters(head: str) -> None:
-    mesh = sharding.make_mesh(1, 4, 2)
+    mesh = make_mesh(1, 4, 2)
     config = dataclasses.replace(network("qwen2"), head=head)
     optimizer = adamw(Optimizer(), 1e-3)
     with jax.set_mesh(mesh):
@@ -297,22 +298,10 @@ def test_optimizer_moments_live_with_their_parameters(head: str) -> None:
         assert made.sharding.is_equivalent_to(asked.sharding, made.ndim)
 
 
-def test_jit_takes_names() -> None:
-    def add(a: jax.Array, factor: int) -> jax.Array:
-        return a + factor
-
-    added = sharding.jit(add, static="factor", donate="a")
-    x = jnp.arange(3)
-    assert added(x, 2).tolist() == [2, 3, 4]
-    assert x.is_deleted()
-    again = sharding.jit(static="factor")(add)
-    assert again(jnp.arange(2), factor=1).tolist() == [1, 2]
-
-
 def test_a_compile_is_counted_and_a_cached_call_is_not() -> None:
-    counter = sharding.CompileCounter()
+    counter = devices.CompileCounter()
     short, long = (jax.device_put(np.ones(n, np.float32)) for n in (3, 4))
-    function = sharding.jit(lambda x: x * 3 + 1)
+    function = jax.jit(lambda x: x * 3 + 1)
     counts = []
     for x in (short, short, long, short, long):
         function(x)

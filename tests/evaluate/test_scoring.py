@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from gad_jax.data.chat import Chat
-from gad_jax.distributed import sharding
+from gad_jax.distributed import devices
+from gad_jax.distributed.mesh import data_shards, make_mesh
 from gad_jax.evaluate.scoring import Scorer
 from gad_jax.models import decoder, weights
 from gad_jax.models.builtin import tiny
@@ -21,7 +22,7 @@ TEXTS = ["Hello!", "An apple, or a pear if you like those better.", ""]
 
 @pytest.fixture(scope="module")
 def network() -> Iterator[tuple[Any, ...]]:
-    mesh = sharding.make_mesh()
+    mesh = make_mesh()
     with jax.set_mesh(mesh):
         config, params = weights.load(tiny.fetch(), mesh)
         params = {name: value for name, value in params.items() if name != "head"}
@@ -37,12 +38,12 @@ def test_a_score_is_that_of_the_last_token(network: tuple[Any, ...]) -> None:
         CONVERSATIONS, TEXTS, [True, False, True], scores, strict=True
     ):
         tokens = chat.encode_prompt(conversation) + chat.encode_response(text, complete)
-        row = np.asarray([tokens] * sharding.data_shards(mesh), np.int32)
+        row = np.asarray([tokens] * data_shards(mesh), np.int32)
         index = np.broadcast_to(np.arange(row.shape[1], dtype=np.int32), row.shape)
-        row, index, ones = sharding.put((row, index, np.ones_like(row)), mesh, "batch")
+        row, index, ones = devices.put((row, index, np.ones_like(row)), mesh, "batch")
         alone = decoder.score(config, params, row, index, Segments(ones, ones))
         # float32, sums in another order
-        assert score == pytest.approx(float(sharding.fetch(alone)[0, -1]), abs=1e-4)
+        assert score == pytest.approx(float(devices.fetch(alone)[0, -1]), abs=1e-4)
 
 
 def test_a_score_does_not_depend_on_its_neighbours(network: tuple[Any, ...]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gad_jax.training.tracker import read_rows
+from gad_jax.base.jsonl import read_rows
 from tests.faults.job import Job
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from gad_jax import train
 from gad_jax.base.exits import StopRequest
-from gad_jax.distributed import sharding
+from gad_jax.distributed.mesh import make_mesh
 from gad_jax.settings import options
 from gad_jax.settings.config import Config
 from tests.faults.job import Job
@@ -31,7 +31,7 @@ def in_this_process(run_dir: Path, devices: int, *mesh: int) -> None:
     """Runs the command's run on some of this process's devices."""
     flags = [*FLAGS, f"--run_dir={run_dir}", "--export=false"]
     config = options.read(Config, flags, program="test", description="")
-    grid = sharding.make_mesh(*mesh, devices=jax.devices()[:devices])
+    grid = make_mesh(*mesh, devices=jax.devices()[:devices])
     with jax.set_mesh(grid):
         trainer = train.build(config, grid)
         assert trainer.run(StopRequest())

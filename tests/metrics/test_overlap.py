@@ -102,7 +102,7 @@ def test_against_an_implementation_of_its_own() -> None:
 
 def test_import_is_lazy_and_silent() -> None:
     code = (
-        "import sys; from gad_jax.evaluation import overlap;"
+        "import sys; from gad_jax.metrics import overlap;"
         "assert 'rouge_score' not in sys.modules;"
         "sys.exit(overlap.rouge_l('a b', 'a b') != 1.0)"
     )

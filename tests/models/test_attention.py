@@ -11,7 +11,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gad_jax.distributed import sharding
+from gad_jax.distributed import devices
+from gad_jax.distributed.mesh import make_mesh
 from gad_jax.models import attention
 from gad_jax.types import Segments
 
@@ -192,14 +193,14 @@ def test_half_precision_sums_in_float32() -> None:
 
 
 def test_eight_devices_compute_what_one_does() -> None:
-    mesh = sharding.make_mesh(1, 4, 2)
+    mesh = make_mesh(1, 4, 2)
     inputs = random_inputs(4, 7, 4, 2)
     segments = Segments(*(np.tile(x, (2, 1)) for x in packed(7)))
     alone = attend(*inputs, visible(segments))
     with jax.set_mesh(mesh):
         heads = NamedSharding(mesh, P(("replica", "fsdp"), None, "tensor", None))
         there = [jax.device_put(x, heads) for x in inputs]
-        mask = visible(Segments(*sharding.put(tuple(segments), mesh, "batch")))
+        mask = visible(Segments(*devices.put(tuple(segments), mesh, "batch")))
         together = attend(*there, mask)
     assert together.sharding.spec == heads.spec
-    np.testing.assert_allclose(sharding.fetch(together), alone, atol=TOLERANCE)
+    np.testing.assert_allclose(devices.fetch(together), alone, atol=TOLERANCE)

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 
 from gad_jax.core import losses, packing, steps
+from gad_jax.core.program import Program
 from gad_jax.models import costs, decoder
+from gad_jax.models.config import DecoderConfig
 from gad_jax.models.costs import Work
-from gad_jax.models.decoder import DecoderConfig
 from gad_jax.settings import config as settings
+from gad_jax.settings import sections
 from gad_jax.training import state
-from gad_jax.types import Rows
+from gad_jax.types import PackedRows
 
 NETWORK = DecoderConfig(
     family="llama", vocabulary=512, width=128, mlp_width=384, layers=1, heads=4, kv_heads=2,
@@ -27,7 +29,7 @@ SCORER = dataclasses.replace(NETWORK, head="score")
 PROMPTS, SAMPLES, ASKED, ANSWERED = 4, 8, 40, 60
 
 
-def rows(count: int, together: bool) -> Rows:
+def rows(count: int, together: bool) -> PackedRows:
     """Prompts of 40 tokens with `count` answers of 60 each: packed, or one pair per row."""
     prompt, answer = np.ones(ASKED, np.int32), np.ones(ANSWERED, np.int32)
     if together:
@@ -41,17 +43,17 @@ def xla_flops(function, *arguments) -> float:
     return jax.jit(function).lower(*arguments).cost_analysis()["flops"]
 
 
-def program() -> steps.Program:
-    config = settings.Config(batch=settings.Batch(vocabulary_chunk=10000))
+def program() -> Program:
+    config = settings.Config(batch=sections.Batch(vocabulary_chunk=10000))
     return state.make_program(config, "gad", NETWORK, SCORER)
 
 
-def logprob_sum(params, packed: Rows) -> jax.Array:
+def logprob_sum(params, packed: PackedRows) -> jax.Array:
     first = jax.tree.map(lambda x: x[0], packed)
     return losses.response_logprobs(NETWORK, params, first, 0.8, 10000)[0].sum()
 
 
-def score_sum(params, packed: Rows) -> jax.Array:
+def score_sum(params, packed: PackedRows) -> jax.Array:
     first = jax.tree.map(lambda x: x[0], packed)
     return losses.response_scores(SCORER, params, first).sum()
 
@@ -76,7 +78,7 @@ def test_a_gradient_costs_two_forward_passes_more_and_no_second_projection() -> 
     packed = rows(SAMPLES, together=True)
     first = jax.tree.map(lambda x: jnp.asarray(x[0]), packed)
 
-    def loss(params, rows: Rows) -> jax.Array:
+    def loss(params, rows: PackedRows) -> jax.Array:
         def token_loss(logprobs, entropy):
             return -logprobs, {"entropy": entropy}
 

@@ -13,7 +13,8 @@ from jax.extend.core import jaxprs_in_params
 
 from gad_jax.models import decoder, weights
 from gad_jax.models.builtin.tiny import write_tiny
-from gad_jax.models.decoder import DecoderConfig
+from gad_jax.models.config import DecoderConfig, RopeScaling
+from gad_jax.models.layers import rotate, rotation
 from gad_jax.types import Params, Segments
 from tests.models.record_reference import FILE, LENGTH, VARIANTS, summary, tokens
 
@@ -96,22 +97,22 @@ def test_rotary_angles_by_hand() -> None:
         head_width=4, rope_theta=100.0, norm_epsilon=1e-6, max_positions=64,
     )  # fmt: skip
     # frequencies 100^0 = 1 and 100^(-1/2) = 0.1
-    cos, sin = decoder.rotation(config, jnp.asarray([0, 1, 5]))
+    cos, sin = rotation(config, jnp.asarray([0, 1, 5]))
     angles = np.array([[0, 0], [1, 0.1], [5, 0.5]])
     np.testing.assert_allclose(cos, np.cos(angles), atol=1e-6)  # float32
     np.testing.assert_allclose(sin, np.sin(angles), atol=1e-6)
     # wavelengths 2π and 20π; from 64 positions, kept above 16 and divided by 8 below 64 / 1:
     # the first is kept (10.2 turns ≥ 4), the second interpolated (1.0186 turns)
     smooth = (64 / (20 * np.pi) - 1) / (4 - 1)
-    scaling = decoder.RopeScaling(8.0, 1.0, 4.0, 64)
-    cos, _ = decoder.rotation(dataclasses.replace(config, rope_scaling=scaling), jnp.asarray([1]))
+    scaling = RopeScaling(8.0, 1.0, 4.0, 64)
+    cos, _ = rotation(dataclasses.replace(config, rope_scaling=scaling), jnp.asarray([1]))
     second = 0.1 * (smooth + (1 - smooth) / 8)
     np.testing.assert_allclose(cos, [np.cos([1.0, second])], atol=1e-6)
 
 
 def test_a_rotation_turns_halves_of_a_head() -> None:
     quarter = (jnp.zeros((1, 2)), jnp.ones((1, 2)))  # cosine 0, sine 1
-    turned = decoder.rotate(jnp.asarray([[[1.0, 2.0, 3.0, 4.0]]]), quarter)
+    turned = rotate(jnp.asarray([[[1.0, 2.0, 3.0, 4.0]]]), quarter)
     assert turned.tolist() == [[[-3.0, -4.0, 1.0, 2.0]]]
 
 
@@ -349,7 +350,7 @@ def test_the_real_student_says_what_it_says_in_transformers() -> None:
     from transformers import AutoModelForCausalLM
 
     from gad_jax.data.chat import Chat
-    from gad_jax.distributed import sharding
+    from gad_jax.distributed.mesh import make_mesh
     from gad_jax.models import source
     from gad_jax.rollout import engine
 
@@ -360,10 +361,10 @@ def test_the_real_student_says_what_it_says_in_transformers() -> None:
         for text in PROMPTS
     ]
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    mesh = make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
         config, params = weights.load(directory, mesh)
-        settings = engine.Settings(1, 32, chat.end_tokens, chat.pad_token)
+        settings = engine.RolloutProgram(1, 32, chat.end_tokens, chat.pad_token)
         indices = np.arange(3, dtype=np.int32)
         rollout = engine.generate(
             config, params, prompts, indices, jax.random.key(0), settings, mesh

@@ -17,9 +17,10 @@ from transformers import AutoTokenizer
 
 from gad_jax.base.errors import UserError
 from gad_jax.distributed import sharding
+from gad_jax.distributed.mesh import make_mesh
 from gad_jax.models import decoder, weights
 from gad_jax.models.builtin.tiny import write_tiny
-from gad_jax.models.decoder import DecoderConfig
+from gad_jax.models.config import DecoderConfig, RopeScaling
 from gad_jax.models.families import FAMILIES
 from gad_jax.types import Params, Segments
 
@@ -170,7 +171,7 @@ def test_files_are_bounded_and_indexed(
 
 @pytest.mark.parametrize(("family", "tied"), [("llama", True), ("qwen2", False), ("qwen3", False)])
 def test_a_mesh_holds_the_same_weights(tiny: Any, family: str, tied: bool) -> None:
-    mesh = sharding.make_mesh(1, 4, 2)
+    mesh = make_mesh(1, 4, 2)
     directory = tiny(family, tied, num_shards=2)
     _, alone = weights.load(directory)
     _, spread = weights.load(directory, mesh)
@@ -183,7 +184,7 @@ def test_a_mesh_holds_the_same_weights(tiny: Any, family: str, tied: bool) -> No
 
 
 def test_a_mesh_saves_the_same_files(tiny: Any, tokenizer: Any, tmp_path: Path) -> None:
-    for name, mesh in (("one", None), ("eight", sharding.make_mesh(1, 4, 2))):
+    for name, mesh in (("one", None), ("eight", make_mesh(1, 4, 2))):
         config, params = weights.load(tiny("qwen2", False), mesh)
         weights.save(tmp_path / name, config, params, tokenizer, END_TOKENS)
     for path in (tmp_path / "one").iterdir():
@@ -260,7 +261,7 @@ CONFIGS = [
     {"tied": True},
     {"head": "score"},
     {"stored_dtype": "bfloat16"},
-    {"rope_scaling": decoder.RopeScaling(8.0, 1.0, 4.0, 64)},
+    {"rope_scaling": RopeScaling(8.0, 1.0, 4.0, 64)},
 ]
 
 
@@ -283,7 +284,7 @@ def test_a_config_survives_the_way_out_and_in(tiny: Any, family: str) -> None:
 def test_both_forms_of_rope_settings_are_read(tiny: Any) -> None:
     hf = json.loads((tiny("llama", llama3_rope=True) / "config.json").read_text())
     config = FAMILIES["llama"].read(hf)
-    assert config.rope_scaling == decoder.RopeScaling(8.0, 1.0, 4.0, 64)
+    assert config.rope_scaling == RopeScaling(8.0, 1.0, 4.0, 64)
     newer = {k: v for k, v in hf.items() if k not in ("rope_theta", "rope_scaling")}
     newer["rope_parameters"] = hf["rope_scaling"] | {"rope_theta": hf["rope_theta"]}
     assert FAMILIES["llama"].read(newer) == config

@@ -3,8 +3,8 @@
 import numpy as np
 
 from gad_jax.plan import decoding
-from gad_jax.rollout.engine import Segment
+from gad_jax.rollout.engine import DecodeCall
 
 
 def test_one_response() -> None:
-    assert decoding.segments(np.array([5]), np.array([[7]]), 1, 8) == (Segment(1, 64, 7),)
+    assert decoding.segments(np.array([5]), np.array([[7]]), 1, 8) == (DecodeCall(1, 64, 7),)

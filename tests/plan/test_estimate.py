@@ -7,10 +7,11 @@ import pytest
 from gad_jax.distributed import targets
 from gad_jax.distributed.hlo import Collective
 from gad_jax.distributed.targets import CHIPS
-from gad_jax.models.decoder import DecoderConfig
+from gad_jax.models.config import DecoderConfig
 from gad_jax.plan import estimate, workload
 from gad_jax.plan.programs import Compiled
-from gad_jax.settings.config import Batch, Config, Data, Rollout, Student
+from gad_jax.settings.config import Config
+from gad_jax.settings.sections import Batch, Data, Rollout, Student
 
 NETWORK = DecoderConfig(
     family="llama", vocabulary=512, width=128, mlp_width=384, layers=3, heads=4, kv_heads=2,

@@ -7,7 +7,7 @@ import json
 import jax
 import pytest
 
-from gad_jax.distributed import sharding, targets
+from gad_jax.distributed import devices, targets
 from gad_jax.plan import __main__ as plan
 
 pytest_plugins = ["tests.run_fixtures"]
@@ -122,10 +122,10 @@ def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch, refused) -
 
 
 def test_programs_may_be_compiled_for_another_platform() -> None:
-    assert sharding.platform() == "cpu"
-    with sharding.compiling_for("gpu"):
-        assert sharding.platform() == "gpu"
-    assert sharding.platform() == "cpu"
+    assert devices.platform() == "cpu"
+    with devices.compiling_for("gpu"):
+        assert devices.platform() == "gpu"
+    assert devices.platform() == "cpu"
 
 
 @pytest.mark.slow

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from gad_jax.base.errors import UserError
-from gad_jax.distributed import sharding
+from gad_jax.distributed import devices, sharding
+from gad_jax.distributed.mesh import data_shards, make_mesh
 from gad_jax.models import decoder, weights
 from gad_jax.models.builtin.tiny import write_tiny
-from gad_jax.models.decoder import DecoderConfig
+from gad_jax.models.config import DecoderConfig
 from gad_jax.plan import decoding
-from gad_jax.rollout import engine, loop, ring
-from gad_jax.rollout.engine import Settings
+from gad_jax.rollout import engine, memory, prefill, ring
+from gad_jax.rollout.engine import RolloutProgram
 from gad_jax.rollout.sampling import Sampler
 from gad_jax.types import Params, Rollout, Segments
 
@@ -25,8 +26,8 @@ NO_END = (512,)  # which is beyond the vocabulary: no response ends
 # Two sums of the same float32 products: over a cache, and over a whole row.
 SAME = 1e-5
 
-SAMPLING = Settings(3, LIMIT, NO_END, PAD, Sampler(temperature=0.8))
-GREEDY = Settings(1, LIMIT, NO_END, PAD)
+SAMPLING = RolloutProgram(3, LIMIT, NO_END, PAD, Sampler(temperature=0.8))
+GREEDY = RolloutProgram(1, LIMIT, NO_END, PAD)
 
 logits = jax.jit(decoder.logits, static_argnums=0)
 
@@ -50,7 +51,7 @@ class Model:
 
     def answer(
         self,
-        settings: Settings = SAMPLING,
+        settings: RolloutProgram = SAMPLING,
         prompts: list[np.ndarray] = PROMPTS,
         indices: Any = None,
         step: int = 0,
@@ -77,15 +78,15 @@ class Model:
             own[row, : len(sequence)] = 1
         positions = np.broadcast_to(np.arange(width, dtype=np.int32), ids.shape)
         with jax.set_mesh(self.mesh):
-            arrays = sharding.put((ids, positions, Segments(own, own)), self.mesh, "batch")
-            whole = sharding.fetch(logits(self.config, self.params, *arrays))
+            arrays = devices.put((ids, positions, Segments(own, own)), self.mesh, "batch")
+            whole = devices.fetch(logits(self.config, self.params, *arrays))
         return [row[start : start + longest] for row, start in zip(whole, starts, strict=True)]
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Returns a function: family → Model on one device."""
-    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    mesh = make_mesh(devices=jax.devices()[:1])
 
     @functools.cache
     def load(family: str) -> Model:
@@ -150,7 +151,7 @@ def test_a_sample_is_the_same_in_another_batch(llama: Model, sampled: Rollout) -
 
 
 def test_the_first_samples_are_the_same_among_fewer(llama: Model, sampled: Rollout) -> None:
-    fewer = Settings(2, LIMIT, NO_END, PAD, Sampler(temperature=0.8))
+    fewer = RolloutProgram(2, LIMIT, NO_END, PAD, Sampler(temperature=0.8))
     assert_same(llama.answer(fewer), take(sampled, range(4), 2))
 
 
@@ -162,7 +163,7 @@ def test_a_longer_neighbour_changes_nothing(llama: Model, sampled: Rollout) -> N
 
 def test_eight_devices_sample_what_one_does(tmp_path: Any, sampled: Rollout) -> None:
     write_tiny(tmp_path, "llama")
-    model = Model(tmp_path, sharding.make_mesh(1, 4, 2))
+    model = Model(tmp_path, make_mesh(1, 4, 2))
     assert_same(model.answer(), sampled)
     # three prompts do not split over four shards: a row is added, and taken away
     assert_same(model.answer(prompts=PROMPTS[:3]), take(sampled, [0, 1, 2]))
@@ -173,15 +174,15 @@ def test_the_number_of_slots_changes_nothing(llama: Model, sampled: Rollout) -> 
         assert_same(llama.answer(dataclasses.replace(SAMPLING, slots=slots)), sampled)
 
 
-LONG = Settings(1, 150, NO_END, PAD, Sampler(temperature=0.8))
+LONG = RolloutProgram(1, 150, NO_END, PAD, Sampler(temperature=0.8))
 LIMITS = np.array([150, 1, 40, 9, 75, 2, 33, 120, 5, 64])
 MANY = prompts(5, 9, 30, 1, 17, 61, 2, 3, 33, 8)
 
 
-def trace(model: Model, settings: Settings, limits: np.ndarray = LIMITS) -> Any:
+def trace(model: Model, settings: RolloutProgram, limits: np.ndarray = LIMITS) -> Any:
     """Returns what the loop sampled and how it went, which is as the plan expects it."""
     with jax.set_mesh(model.mesh):
-        rollout, segments = engine.trace(
+        rollout, segments = engine.sample_responses(
             model.config,
             model.params,
             MANY,
@@ -192,7 +193,7 @@ def trace(model: Model, settings: Settings, limits: np.ndarray = LIMITS) -> Any:
             limits=limits,
         )
     asked = np.array([len(prompt) for prompt in MANY])
-    shards = sharding.data_shards(model.mesh)
+    shards = data_shards(model.mesh)
     expected = decoding.segments(asked, rollout.lengths, shards, settings.slots, settings.longest)
     assert segments == expected
     return rollout, segments
@@ -247,8 +248,8 @@ def test_the_loop_agrees_with_whole_rows_at_every_length(llama: Model, uneven: R
     own = np.ones_like(sequence)
     positions = np.arange(sequence.size, dtype=np.int32)[None]
     with jax.set_mesh(llama.mesh):
-        arrays = sharding.put((sequence, positions, Segments(own, own)), llama.mesh, "batch")
-        whole = sharding.fetch(logits(llama.config, llama.params, *arrays))[0]
+        arrays = devices.put((sequence, positions, Segments(own, own)), llama.mesh, "batch")
+        whole = devices.fetch(logits(llama.config, llama.params, *arrays))[0]
     whole = whole[len(MANY[row]) - 1 : -1]
     expected = np.asarray(jax.nn.log_softmax(whole / 0.8))
     picked = expected[np.arange(150), uneven.tokens[row, 0]]
@@ -257,7 +258,7 @@ def test_the_loop_agrees_with_whole_rows_at_every_length(llama: Model, uneven: R
 
 def test_eight_devices_refill_as_one_does(tmp_path: Any, uneven: Rollout) -> None:
     write_tiny(tmp_path, "llama")
-    model = Model(tmp_path, sharding.make_mesh(1, 4, 2))
+    model = Model(tmp_path, make_mesh(1, 4, 2))
     assert_same(trace(model, dataclasses.replace(LONG, slots=2))[0], uneven)
 
 
@@ -271,7 +272,7 @@ def test_the_plan_expects_what_the_loop_does_with_responses_that_end(llama: Mode
 
 def test_an_idle_device_waits_for_the_others(tmp_path: Any, sampled: Rollout) -> None:
     write_tiny(tmp_path, "llama")
-    model = Model(tmp_path, sharding.make_mesh(2, 4, 1))
+    model = Model(tmp_path, make_mesh(2, 4, 1))
     assert_same(model.answer(prompts=PROMPTS[:1]), take(sampled, [0]))
 
 
@@ -286,12 +287,12 @@ def test_the_largest_cache_is_known_before(llama: Model) -> None:
     # float32 keys and values, 2 layers of 2 heads of width 8, and no more columns than tokens
     c = llama.config
     assert (c.layers, c.kv_heads, c.head_width) == (2, 2, 8)
-    assert engine.cache_bytes(c, 8, 64 + 12) == 2 * 4 * 2 * 2 * 8 * 8 * 76
+    assert memory.cache_bytes(c, 8, 64 + 12) == 2 * 4 * 2 * 2 * 8 * 8 * 76
 
 
 def test_a_cache_beyond_the_memory_is_refused(llama: Model) -> None:
     def check(slots: int) -> str:
-        return engine.check_cache(llama.config, slots, 76, llama.mesh)
+        return memory.check_cache(llama.config, slots, 76, llama.mesh)
 
     # 256 bytes a token
     assert check(8) == "decode cache: at most 0.00016 GB a device for 8 slots of 76 tokens"
@@ -318,7 +319,7 @@ def test_a_response_stops_at_any_end_token(llama: Model, sampled: Rollout) -> No
     assert expected.finished[2, 2]
     assert not expected.finished.all()
     # the pad token may be an end token: lengths and masks do not come from it
-    stopping = Settings(3, LIMIT, ends, ends[1], Sampler(temperature=0.8))
+    stopping = RolloutProgram(3, LIMIT, ends, ends[1], Sampler(temperature=0.8))
     assert_same(llama.answer(stopping), expected)
 
 
@@ -355,7 +356,7 @@ def test_every_token_has_a_draw_of_its_own(llama: Model, sampled: Rollout) -> No
 
 def test_a_bucket_is_compiled_once(llama: Model, sampled: Rollout) -> None:
     del sampled  # which compiled what prompts like these need
-    caches = engine.prefill, loop.decode
+    caches = prefill.prefill, engine.decode
     before = [function._cache_size() for function in caches]
     llama.answer(prompts=prompts(8, 31, 12, 11), step=2)
     assert [function._cache_size() for function in caches] == before
@@ -368,7 +369,7 @@ def test_a_bucket_is_compiled_once(llama: Model, sampled: Rollout) -> None:
 
 def test_prepared_weights_are_the_same_numbers(llama: Model, sampled: Rollout) -> None:
     with jax.set_mesh(llama.mesh):
-        prepared = engine.prepare(llama.config, llama.params)
+        prepared = prefill.prepare(llama.config, llama.params)
         key = jax.random.fold_in(jax.random.key(1), 0)
         rollout = engine.generate(
             llama.config, llama.params, PROMPTS, np.arange(4), key, SAMPLING, llama.mesh, prepared
@@ -382,7 +383,7 @@ def test_prepared_weights_are_the_same_numbers(llama: Model, sampled: Rollout) -
 def test_prepared_weights_are_half_where_that_computes(llama: Model) -> None:
     half = dataclasses.replace(llama.config, compute_dtype="bfloat16")
     with jax.set_mesh(llama.mesh):
-        prepared = engine.prepare(half, llama.params)
+        prepared = prefill.prepare(half, llama.params)
     kinds = {
         sharding.path_name(path).split("/")[-1]: leaf.dtype
         for path, leaf in jax.tree_util.tree_leaves_with_path(prepared)

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from gad_jax.data.chat import Chat
-from gad_jax.distributed import sharding
+from gad_jax.distributed import devices
+from gad_jax.distributed.mesh import make_mesh
 from gad_jax.models import weights
 from gad_jax.models.builtin.tiny import write_tiny
 from gad_jax.rollout import engine, live
-from gad_jax.rollout.engine import Settings
+from gad_jax.rollout.engine import RolloutProgram
 from gad_jax.rollout.sampling import GREEDY, RowSamplers, Sampler, sample, sample_rows
 from gad_jax.serve.student import Student
 
@@ -42,7 +43,7 @@ def test_every_row_is_drawn_as_by_a_sampler_of_its_own() -> None:
 
 
 def student(directory: Any, tensor: int = 1, slots: int = 3) -> Student:
-    mesh = sharding.make_mesh(fsdp=1, tensor=tensor, devices=jax.devices()[:tensor])
+    mesh = make_mesh(fsdp=1, tensor=tensor, devices=jax.devices()[:tensor])
     with jax.set_mesh(mesh):
         config, params = weights.load(directory, mesh)
     return Student.make(config, params, Chat.load(directory, "none"), mesh, slots, 512)
@@ -64,7 +65,7 @@ def prompts() -> list[np.ndarray]:
 @pytest.fixture(scope="module")
 def expected(directory: Any, prompts: list[np.ndarray]) -> np.ndarray:
     one = student(directory)
-    settings = Settings(1, LIMIT, (512,), 256)  # no token ends, as the vocabulary has no 512
+    settings = RolloutProgram(1, LIMIT, (512,), 256)  # no token ends, as the vocabulary has no 512
     with jax.set_mesh(one.mesh):
         rollout = engine.generate(
             *(one.config, one.params, prompts, np.arange(5), jax.random.key(0), settings, one.mesh)
@@ -100,7 +101,7 @@ def decode(
             if step == 30:
                 state = live.resize(state, columns)
             state, tokens, _ = live.step(one.config, one.weights, state)
-            ready = sharding.fetch(tokens)
+            ready = devices.fetch(tokens)
             for slot, index in list(held.items()):
                 drawn[index].append(int(ready[slot]))
                 if len(drawn[index]) == LIMIT:

@@ -9,9 +9,9 @@ from typing import Any
 
 import httpx2
 import pytest
-from tests.serving.servers import Server, serving
 
 from gad_jax.serve import __main__ as serve
+from tests.serve.servers import Server, serving
 
 pytest_plugins = ["tests.run_fixtures"]
 

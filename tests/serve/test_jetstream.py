@@ -14,9 +14,8 @@ import pytest
 
 pytest.importorskip("jetstream.core.proto.jetstream_pb2")
 
-from tests.serving.servers import Server, serving
-
 from gad_jax.serve import jetstream
+from tests.serve.servers import Server, serving
 
 pytest_plugins = ["tests.run_fixtures"]
 

@@ -6,7 +6,7 @@ import pytest
 
 openai = pytest.importorskip("openai")
 
-from tests.serving.servers import serving  # noqa: E402
+from tests.serve.servers import serving  # noqa: E402
 
 
 def test_many_ask_and_one_hangs_up() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from gad_jax.data.chat import Chat
-from gad_jax.distributed import sharding
+from gad_jax.distributed.mesh import make_mesh
 from gad_jax.models import weights
 from gad_jax.models.builtin.tiny import write_tiny
 from gad_jax.rollout.sampling import GREEDY
@@ -26,7 +26,7 @@ NEVER = 10**9
 def student(tmp_path_factory: pytest.TempPathFactory) -> Student:
     directory: Path = tmp_path_factory.mktemp("tiny")
     write_tiny(directory)
-    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    mesh = make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
         config, params = weights.load(directory, mesh)
     return Student.make(config, params, Chat.load(directory, "none"), mesh, 2, 256)

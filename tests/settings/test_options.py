@@ -331,8 +331,8 @@ def test_parse_shows_one_sentence_and_exits_with_2(capsys: pytest.CaptureFixture
 def test_help_and_mistakes_need_no_jax() -> None:
     code = (
         "import sys\n"
-        "from gad_jax import options\n"
-        "from gad_jax.config import Config\n"
+        "from gad_jax.settings import options\n"
+        "from gad_jax.settings.config import Config\n"
         "try:\n"
         "    words = {'program': 'x', 'description': 'x', 'config_default': 'tiny'}\n"
         "    options.parse(Config, sys.argv[1:], **words)\n"

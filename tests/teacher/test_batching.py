@@ -9,11 +9,11 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from tests.test_collect import KEY, flags, names, read, start
 
 from gad_jax.collect import __main__ as collect
 from gad_jax.data import sources
 from gad_jax.teacher import batching
+from tests.collect.test_main import KEY, flags, names, read, start
 from tests.fault_server import FaultServer
 
 pytest_plugins = ["tests.run_fixtures"]

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from tests.checkpoint_states import abstract, host, make_mesh, make_state
 
 from gad_jax.base.errors import StorageError, UserError
 from gad_jax.training import digest
 from gad_jax.training.checkpoint import Checkpoints
+from tests.training.checkpoint_states import abstract, host, make_mesh, make_state
 
 
 @pytest.fixture

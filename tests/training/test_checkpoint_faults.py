@@ -15,7 +15,10 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from tests.checkpoint_states import (
+
+from gad_jax.base.errors import StorageError, UserError
+from gad_jax.training.checkpoint import Checkpoints
+from tests.training.checkpoint_states import (
     abstract,
     flip_array,
     host,
@@ -23,9 +26,6 @@ from tests.checkpoint_states import (
     make_params,
     make_state,
 )
-
-from gad_jax.base.errors import StorageError, UserError
-from gad_jax.training.checkpoint import Checkpoints
 
 
 @pytest.fixture
@@ -122,10 +122,10 @@ def test_when_all_are_damaged_nothing_is_touched(tmp_path: Path, mesh: Mesh) -> 
 
 FAILED_WRITE = """
 import resource, sys
-from tests.checkpoint_states import make_mesh, make_state
-from gad_jax.checkpoint import Checkpoints
-from gad_jax.errors import StorageError
-from gad_jax.guard import run_guarded
+from tests.training.checkpoint_states import make_mesh, make_state
+from gad_jax.training.checkpoint import Checkpoints
+from gad_jax.base.errors import StorageError
+from gad_jax.base.exits import run_guarded
 def limit(size):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 def main():
@@ -182,8 +182,8 @@ def test_a_failed_write_is_reported_and_the_steps_before_stay(tmp_path: Path, me
 
 KILLED = """
 import sys
-from tests.checkpoint_states import make_mesh, make_state
-from gad_jax.checkpoint import Checkpoints
+from tests.training.checkpoint_states import make_mesh, make_state
+from gad_jax.training.checkpoint import Checkpoints
 checkpoints = Checkpoints(sys.argv[1], keep=2, background=True)
 mesh = make_mesh()
 states = {parity: make_state(mesh, parity, 16384) for parity in (0, 1)}
@@ -226,7 +226,7 @@ directory, port, process, phase = sys.argv[1:]
 jax.config.update("jax_num_cpu_devices", 2)
 jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=int(process))
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from gad_jax.checkpoint import Checkpoints
+from gad_jax.training.checkpoint import Checkpoints
 mesh = jax.make_mesh((2, 2), ("fsdp", "tensor"), axis_types=(AxisType.Explicit,) * 2)
 sharding = NamedSharding(mesh, P("fsdp", "tensor"))
 def make(step):

@@ -6,16 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.test_trainer import StopAt, rows, settings
 
 from gad_jax import train
 from gad_jax.base.errors import CollapseError
 from gad_jax.core import losses
 from gad_jax.distributed import sharding
+from gad_jax.distributed.mesh import make_mesh
 from gad_jax.settings import options
+from gad_jax.settings.alarms import Alarm, Health
 from gad_jax.settings.config import Config
 from gad_jax.training import health
-from gad_jax.training.health import Alarm, Health
+from tests.training.test_trainer import StopAt, rows, settings
 
 HEALTHY = {
     "response/length_ratio": 1.1,
@@ -172,7 +173,7 @@ def test_a_side_sits_out_until_the_alarm_is_over_or_the_pause_is_too_long():
     state, resting = {}, []
     accuracy = 1.0
     for step in range(1, 80):
-        side = health.sits_out(options, state)
+        side = health.paused_side(options, state)
         resting += [step] if side else []
         # At first a pause helps; after step 40 nothing does.
         accuracy = accuracy - 0.03 if side and step < 40 else min(1.0, accuracy + 0.02)
@@ -191,7 +192,7 @@ def test_the_discriminator_learns_when_both_should_sit_out():
     for _ in range(10):
         state, _ = health.observe(options, state, "gad", bad)
     assert set(health.alarms(state)) == {"saturated", "kl"}
-    assert health.sits_out(options, state) == "generator"
+    assert health.paused_side(options, state) == "generator"
 
 
 @pytest.mark.parametrize(
@@ -226,7 +227,7 @@ def play(tmp_path):
         flags = ["--data.heldout=", "--checkpoint.every=1000", "--checkpoint.keep=9", *flags]
         given = {flag.partition("=")[0]: flag for flag in [f"--data.train={teacher}", *flags]}
         config = settings(tmp_path / name, *given.values())
-        mesh = sharding.make_mesh(devices=jax.devices()[:1])
+        mesh = make_mesh(devices=jax.devices()[:1])
         with jax.set_mesh(mesh):
             trainer = train.build(config, mesh)
             try:
@@ -270,7 +271,7 @@ def test_a_paused_discriminator_stands_still_and_the_run_resumes_with_its_alarms
     assert all("discriminator/gradient_norm" not in logged[step - 1] for step in resting)
     assert all("generator/gradient_norm" in row for row in logged)
     cut = play("cut", *flags, stop_at=int(pauses[-2][0]))
-    assert health.sits_out(cut.config.health, cut.health) or len(pauses[-2]) == 1
+    assert health.paused_side(cut.config.health, cut.health) or len(pauses[-2]) == 1
     assert play("cut", *flags).health == whole.health
     assert rows(tmp_path / "cut") == logged
 

@@ -20,7 +20,9 @@ from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
 from gad_jax.base.console import Display, printable
-from gad_jax.training.tracker import Tracker, read_rows, repetition, response_metrics, truncate_rows
+from gad_jax.base.jsonl import read_rows, truncate_rows
+from gad_jax.metrics.responses import repetition, response_metrics
+from gad_jax.training.tracker import Tracker
 
 STEP = {
     "generator/loss": 0.01234,
@@ -171,7 +173,7 @@ def test_truncation_stops_at_the_first_bad_line(tmp_path: Path) -> None:
 
 KILLED = """
 import os, signal, sys, time
-from gad_jax.metrics import Tracker
+from gad_jax.training.tracker import Tracker
 tracker = Tracker(sys.argv[1])
 tracker.start(0, 50)
 for step in range(1, 51):
@@ -206,7 +208,7 @@ def test_a_killed_process_loses_nothing(tmp_path: Path) -> None:
 
 
 def test_imports_no_jax() -> None:
-    code = "import sys, gad_jax.metrics; sys.exit('jax' in sys.modules)"
+    code = "import sys, gad_jax.training.tracker; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -236,7 +238,7 @@ def test_the_time_left_is_that_of_the_stage() -> None:
 
 
 IN_TERMINAL = """
-from gad_jax.console import Display
+from gad_jax.base.console import Display
 display = Display()
 display.start(0, 4)
 with display.busy("evaluating: before"):

@@ -10,7 +10,7 @@ import pytest
 from gad_jax import train
 from gad_jax.base import exits
 from gad_jax.base.errors import NumericsError, UserError
-from gad_jax.distributed import sharding
+from gad_jax.distributed.mesh import make_mesh
 from gad_jax.metrics import heldout
 from gad_jax.settings import options
 from gad_jax.settings.config import Config
@@ -38,7 +38,7 @@ def settings(directory, *flags):
 
 def run(config, stop_at=None, stop=StopAt):
     """Runs until the step, or to the end; returns the trainer, closed."""
-    mesh = sharding.make_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor)
+    mesh = make_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor)
     with jax.set_mesh(mesh):
         trainer = train.build(config, mesh)
         try:
@@ -176,7 +176,7 @@ def test_a_checkpoint_is_ranked_within_a_band_of_lengths(tmp_path, ratio, flags,
 def test_a_run_stops_by_itself_before_its_time_is_up(tmp_path, monkeypatch):
     config = settings(tmp_path, "--data.heldout=", "--checkpoint.margin_minutes=10")
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time() + 60 * 60)))
-    mesh = sharding.make_mesh()
+    mesh = make_mesh()
     with jax.set_mesh(mesh):
         trainer = train.build(config, mesh)
         assert trainer.stop_by == pytest.approx(time.time() + 50 * 60, abs=60)
@@ -309,7 +309,7 @@ def test_a_run_whose_gradients_stay_broken_stops_and_is_saved(tmp_path):
     with pytest.raises(NumericsError, match="2 steps in a row were skipped because generator/"):
         run(config)
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 3
-    mesh = sharding.make_mesh()
+    mesh = make_mesh()
     with jax.set_mesh(mesh):
         trainer = train.build(config, mesh)
     trainer.tracker.close()

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gad_jax.base import exits
+from gad_jax.base import exits, files
 from gad_jax.base.errors import UserError
 from gad_jax.evaluate.human.settings import Human
 from gad_jax.settings import options
@@ -29,7 +29,7 @@ def _run(human: Human) -> int:
     from gad_jax.evaluate.human.ballots import Votes
 
     several = _ballots(human)
-    with exits.lock_file(human.path, "--votes"):
+    with files.lock_file(human.path, "--votes"):
         votes = Votes(human.path)
         if not human.results:
             from gad_jax.evaluate.human import page
@@ -76,5 +76,5 @@ def _report(human: Human, several: list["Ballot"], votes: "Votes") -> None:
     console.Display().table(title, results.table(found))
     print("\n".join(results.sentences(found)))
     path = human.path.with_suffix(".json")
-    exits.write_atomic(path, json.dumps(found.to_json(), indent=1) + "\n")
+    files.write_atomic(path, json.dumps(found.to_json(), indent=1) + "\n")
     print(path)

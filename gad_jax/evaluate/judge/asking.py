@@ -1,6 +1,6 @@
 """Has the judge look at contests: every verdict is paid once, and kept before it counts.
 
-Verdicts are collected as a teacher's responses are (`gad_jax.collecting`): a file of lines named by
+Verdicts are collected as a teacher's responses are (`gad_jax.teacher`): a file of lines named by
 the content of the request, so that neither a crash, nor a rerun, nor a further student pays for one
 again.
 """
@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from gad_jax.base import exits
+from gad_jax.base import files
 from gad_jax.base.errors import UserError
 from gad_jax.collect import __main__ as collect
 from gad_jax.evaluate.judge.contests import Contest, Judgement, Texts, judgement, scores
@@ -36,7 +36,7 @@ def judge(contests: Sequence[Contest], settings: Judge, directory: Path) -> list
     options = settings.collect(str(path))
     asked = Teacher(settings.model, "", options.sampling)
     directory.mkdir(parents=True, exist_ok=True)
-    with exits.lock_file(path, "--out"):
+    with files.lock_file(path, "--out"):
         for repeat in range(settings.repeats + 1):
             texts = read_verdicts(path)
             missing = _missing(contests, asked, texts, repeat)
@@ -93,6 +93,6 @@ def _ask(options: collect.Collect, judge: Teacher, missing: list[Question], repe
 
 def _write(found: Sequence[Judgement], directory: Path) -> None:
     lines = "".join(json.dumps(one.to_json(), ensure_ascii=False) + "\n" for one in found)
-    exits.write_atomic(directory / "judgements.jsonl", lines)
+    files.write_atomic(directory / "judgements.jsonl", lines)
     table = [score.to_json() for score in scores(found)]
-    exits.write_atomic(directory / "judge.json", json.dumps(table, indent=1) + "\n")
+    files.write_atomic(directory / "judge.json", json.dumps(table, indent=1) + "\n")

