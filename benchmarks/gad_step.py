@@ -26,12 +26,12 @@ def ours(steps: int, more: list[str]) -> list[float]:
     """Returns the seconds of each GAD step, rollout included, with the run's own loop."""
     import jax
 
-    from gad_jax import train
     from gad_jax.base import exits
     from gad_jax.base.jsonl import read_rows
     from gad_jax.distributed.mesh import make_mesh
     from gad_jax.settings import options
     from gad_jax.settings.config import Config
+    from gad_jax.training import setup
 
     class NoStop(exits.StopRequest):
         def __init__(self) -> None:
@@ -53,9 +53,9 @@ def ours(steps: int, more: list[str]) -> list[float]:
         config = options.read(Config, flags, program="benchmark", description="")
         mesh = make_mesh()
         with jax.set_mesh(mesh):
-            trainer = train.build(config, mesh)
+            trainer = setup.build(config, mesh)
             trainer.run(NoStop())
-            trainer.tracker.close()
+            trainer.close()
         rows = read_rows(Path(directory) / "metrics.jsonl")
     for row in rows:
         parts = {name: round(row[name], 1) for name in row if name.startswith("seconds/")}

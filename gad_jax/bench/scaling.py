@@ -137,7 +137,7 @@ def sent(chosen: Scaling, count: int) -> Sent:
     config = settings.Config(stage="seqkd", batch=sections.Batch(vocabulary_chunk=32))
     with jax.set_mesh(mesh):
         program = state.make_program(config, "seqkd", network, network)
-        start = state.abstract(config, "seqkd", program, mesh)
+        start = state.abstract(program, mesh)
         traced = steps.seqkd_step.trace(program, start, packing.abstract(rows, mesh))
         text = traced.lower().compile().as_text() or ""
     found = hlo.collectives(text, per_node=count // chosen.replica)

@@ -135,8 +135,10 @@ def ours(chosen: Update, directory: Any) -> Ours:
     with jax.set_mesh(mesh):
         networks = state.network_configs(config)
         program = state.make_program(config, "seqkd", *networks)
-        start = state.load(config, networks[0], mesh)
-        training = state.begin_stage(start, config, "seqkd", program, mesh)
+        start = state.load(config.student.path, config.seed, mesh)
+        training = state.begin_stage(
+            start, program, mesh, lambda: state.load_discriminator(config, networks[1], mesh)
+        )
         rng = np.random.default_rng(0)
         ids = rng.integers(0, networks[0].vocabulary, (chosen.rows, chosen.row_tokens), np.int32)
         packed = packing.pack(

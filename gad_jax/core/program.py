@@ -10,7 +10,12 @@ from gad_jax.models.config import DecoderConfig
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What a stage's steps are compiled for."""
+    """What the steps of one stage are compiled for, and which parts of the state the stage needs.
+
+    `has_discriminator` is True also where an earlier stage trained one: it stays in the state.
+    `has_reference` is True where the stage pays the KL term, so that the state holds the weights at
+    the stage's start.
+    """
 
     generator: DecoderConfig
     discriminator: DecoderConfig
@@ -27,4 +32,7 @@ class Program:
     log_ratio_max: float
     entropy_coefficient: float
     advantage_epsilon: float
+    train_generator: bool = True
     train_discriminator: bool = True
+    has_discriminator: bool = True
+    has_reference: bool = True

@@ -1,33 +1,42 @@
 """From a loss to an update: gradients summed over micro-batches, applied unless non-finite."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float
 
 from gad_jax.core.program import Program
 from gad_jax.distributed import parallel
 from gad_jax.types import Metrics, PackedRows, Params, TrainState
 
 
+class Update(NamedTuple):
+    """What a step found for one network; `gradients` is None where the network is frozen."""
+
+    loss: Float[Array, ""]
+    gradients: Params | None
+    metrics: Metrics
+
+
 def accumulate(
     loss: Callable[..., tuple[Array, Any]], params: Params, rows: PackedRows, *shared: Any
 ) -> tuple[Array, Params, Any]:
     """Returns the sum of `loss(params, micro-batch, *shared)` over micro-batches, its gradient, and
-    each one's extras.
+    the extras of each micro-batch.
 
-    A replica sums the gradients of its own rows; those of all replicas meet once, after the last
-    micro-batch. So the loss is that of all rows in each of them, its gradient that of its own.
-    Arrays that come from outside are `shared`: inside of a replica a loss cannot close over them.
+    Each replica sums the gradients of its own rows, and one psum after the last micro-batch adds up
+    those of all replicas; a psum per micro-batch would send as much each time. So the loss is that
+    of all rows in each replica, its gradient that of the replica's rows. Other arrays are passed as
+    `shared`: inside `jax.shard_map` a loss cannot close over them.
     """
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
 
-    def local(params: Params, rows: PackedRows, *shared: Any) -> tuple[Array, Params, Any]:
-        if rows.tokens.shape[0] == 1:
+    def in_replica(params: Params, rows: PackedRows, *shared: Any) -> tuple[Array, Params, Any]:
+        if rows.tokens.shape[0] == 1:  # no scan: it would hold a second set of gradients
             micro = jax.tree.map(lambda x: x[0], rows)
             (value, extra), gradients = value_and_grad(params, micro, *shared)
             extra = jax.tree.map(lambda x: x[None], extra)
@@ -43,49 +52,46 @@ def accumulate(
 
     split = jax.tree.map(lambda _: P(None, "replica"), rows)
     specs = (P(), split._replace(ends=P(), groups=P()), *(P() for _ in shared))
-    return parallel.replica_map(local, specs, P())(params, rows, *shared)
+    return parallel.replica_map(in_replica, specs, P())(params, rows, *shared)
 
 
 def commit(
     program: Program,
     state: TrainState,
-    generator: Params | None,
-    discriminator: Params | None,
+    generator: Update | None,
+    discriminator: Update | None,
     metrics: Metrics,
 ) -> tuple[TrainState, Metrics]:
-    """Applies the gradients that there are, unless anything is not finite."""
-    norms, broken = {}, {}
-    for name, gradients in (("generator", generator), ("discriminator", discriminator)):
-        if gradients is not None:
-            squares = jnp.stack([jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradients)])
-            norms[f"{name}/gradient_norm"] = jnp.sqrt(jnp.sum(squares))
-            lost = ~jnp.isfinite(squares)
-            broken[f"{name}/broken_leaf"] = jnp.where(jnp.any(lost), jnp.argmax(lost), -1)
-    values = [value for name, value in metrics.items() if name.endswith("/loss")]
-    finite = jnp.all(jnp.isfinite(jnp.stack([*values, *norms.values()])))
+    """Applies both updates, or neither where a loss or a gradient is non-finite.
 
-    def update(
-        optimizer: optax.GradientTransformationExtraArgs,
-        gradients: Params | None,
-        params: Any,
-        moments: Any,
-    ) -> tuple[Any, Any]:
-        if gradients is None:
-            return params, moments
-        # where something is not finite, the optimizer keeps its moments: it updates them in place
-        updates, moments = optimizer.update(gradients, moments, params, finite=finite)
-        new = optax.apply_updates(params, updates)
-        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, params), moments
-
+    An update that is None leaves its network alone. Returns the metrics with those of the updates.
+    """
+    updates = {"generator": generator, "discriminator": discriminator}
+    watched = []
+    for name, update in updates.items():
+        if update is None:
+            continue
+        metrics = metrics | update.metrics | {f"{name}/loss": update.loss}
+        watched.append(update.loss)
+        if update.gradients is not None:
+            norm, broken = _gradient_norm(update.gradients)
+            metrics |= {f"{name}/gradient_norm": norm, f"{name}/broken_leaf": broken}
+            watched.append(norm)
+    finite = jnp.all(jnp.isfinite(jnp.stack(watched)))
     with jax.named_scope("optimizer"):
-        new_generator = update(
-            program.generator_optimizer, generator, state.generator, state.generator_optimizer
+        new_generator = _apply(
+            program.generator_optimizer,
+            generator,
+            state.generator,
+            state.generator_optimizer,
+            finite,
         )
-        new_discriminator = update(
+        new_discriminator = _apply(
             program.discriminator_optimizer,
             discriminator,
             state.discriminator,
             state.discriminator_optimizer,
+            finite,
         )
     skips = jnp.where(finite, jnp.stack([state.skips[0], 0]), state.skips + 1)
     state = state._replace(
@@ -96,5 +102,26 @@ def commit(
         discriminator_optimizer=new_discriminator[1],
         skips=skips,
     )
-    counts = {"skips/total": skips[0], "skips/in_a_row": skips[1]}
-    return state, metrics | norms | broken | counts
+    return state, metrics | {"skips/total": skips[0], "skips/consecutive": skips[1]}
+
+
+def _gradient_norm(gradients: Params) -> tuple[Float[Array, ""], Array]:
+    """Returns the global norm, and the index of the first non-finite leaf or -1."""
+    squares = jnp.stack([jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradients)])
+    broken = ~jnp.isfinite(squares)
+    return jnp.sqrt(jnp.sum(squares)), jnp.where(jnp.any(broken), jnp.argmax(broken), -1)
+
+
+def _apply(
+    optimizer: optax.GradientTransformationExtraArgs,
+    update: Update | None,
+    params: Any,
+    moments: Any,
+    finite: Bool[Array, ""],
+) -> tuple[Any, Any]:
+    if update is None or update.gradients is None:
+        return params, moments
+    # `finite` reaches the optimizer too: it writes its moments in place, so no old copy is kept
+    changes, moments = optimizer.update(update.gradients, moments, params, finite=finite)
+    new = optax.apply_updates(params, changes)
+    return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, params), moments

@@ -51,12 +51,12 @@ def replica_map(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> 
 
 
 def psum_over_replicas(tree: Any) -> Any:
-    """Returns, inside of `in_each_replica`, the sums over the replicas."""
+    """Returns, inside of `replica_map`, the sums over the replicas."""
     return jax.lax.psum(tree, "replica") if "replica" in manual_axes() else tree
 
 
 def all_gather_over_replicas(x: jax.Array) -> jax.Array:
-    """Returns, inside of `in_each_replica`, the parts of all replicas along the first axis.
+    """Returns, inside of `replica_map`, the parts of all replicas along the first axis.
 
     A gradient flows into the replica's own part only.
     """

@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -92,23 +92,23 @@ def all_of(flag: bool) -> bool:
     return not any_of(not flag)[0]
 
 
-def from_first(make: Callable[[], str]) -> str:
+def from_first(make: Callable[[], Any]) -> Any:
     """Returns, in every process, what `make` returns in the first, where alone it is called.
 
-    A UserError of the first is raised in all.
+    That is anything JSON can hold. A UserError of the first is raised in all.
     """
     if jax.process_count() == 1:
         return make()
-    text, error = "", ""
+    value, error = None, ""
     if is_first():
         try:
-            text = make()
+            value = make()
         except UserError as raised:
             error = str(raised)
-    text, error = json.loads(_broadcast(json.dumps([text, error])))
+    value, error = json.loads(_broadcast(json.dumps([value, error])))
     if error:
         raise UserError(error)
-    return text
+    return value
 
 
 def together(make: Callable[[], T]) -> T:
@@ -174,7 +174,7 @@ def lost_peer(error: BaseException) -> str | None:
     return (
         f"process {jax.process_index()} of {jax.process_count()} lost another one, whose output "
         f"says why ({text[:200]}); the last complete checkpoint is intact, and the same command "
-        "goes on from it"
+        "resumes from it"
     )
 
 

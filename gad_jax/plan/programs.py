@@ -62,7 +62,7 @@ def compile_all(
     with jax.set_mesh(mesh), devices.compiling_for(target.backend):
         for stage in config.stages:
             program = state.make_program(config, stage, *networks)
-            start = state.abstract(config, stage, program, mesh)
+            start = state.abstract(program, mesh)
             for name, function, inputs in _updates(config, stage):
                 report(f"{stage}: {name}")
                 arguments = {"state": start, "rows": [rows[key] for key in inputs]}

@@ -162,7 +162,7 @@ MONITORS: dict[str, Monitor] = {
         gad_only=False,
     ),
     "skips": Monitor(
-        "skips/in_a_row",
+        "skips/consecutive",
         None,
         "{value:.0%} of the steps are skipped as not finite",
         "lower the learning rates",
@@ -280,8 +280,8 @@ def _judge(
 def _read(monitor: Monitor, metrics: Mapping[str, float]) -> float | None:
     """Returns a monitor's quantity, or None where there is none."""
     value = metrics.get(monitor.metric, math.nan)
-    skipped = metrics.get("skips/in_a_row", 0.0) > 0
-    if monitor.metric == "skips/in_a_row":
+    skipped = metrics.get("skips/consecutive", 0.0) > 0
+    if monitor.metric == "skips/consecutive":
         value = float(skipped)
     elif skipped:  # what a step that failed has measured is not to be relied on
         return None

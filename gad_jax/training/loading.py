@@ -73,7 +73,7 @@ def load_from_run(name: str | Path, part: str, mesh: Mesh) -> Network:
 
     def expected(meta: dict[str, Any]) -> dict[str, Any]:
         program = state.make_program(config, meta["stage"], generator, discriminator)
-        whole = state.abstract(config, meta["stage"], program, mesh)
+        whole = state.abstract(program, mesh)
         found = getattr(whole, part)
         if found is None:
             raise UserError(f"{run}: stage {meta['stage']!r} has no {part}")

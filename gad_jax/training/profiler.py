@@ -59,12 +59,12 @@ class Profiler:
         if self._tracing:
             self._rows.append(costs.packed_work(rows))
 
-    def end(self, step: int, update: str, metrics: dict[str, float]) -> None:
+    def end(self, step: int, metrics: dict[str, float]) -> None:
         """Notes a traced step; after the last one, writes the page."""
         if not self._tracing:
             return
         self._metrics.append(metrics)
-        for phase, flops in update_flops(self._networks, update, self._rows, metrics).items():
+        for phase, flops in update_flops(self._networks, self._rows, metrics).items():
             self._flops[phase] += flops
         if step == self._last:
             self.close()
@@ -85,16 +85,15 @@ class Profiler:
 
 def update_flops(
     networks: tuple[DecoderConfig, DecoderConfig],
-    update: str,
     rows: list[Work],
     metrics: dict[str, float],
 ) -> dict[str, float]:
-    """Returns the operations of each part of a step, by the function's name and its rows."""
+    """Returns the analytic FLOPs of each part of a step that has these rows and metrics."""
     generator, discriminator = networks
     flops: dict[str, float] = {}
-    if update != "seqkd_step":
+    if "discriminator/loss" in metrics:
         flops["discriminator"] = costs.training_flops(discriminator, rows[0])
-    if update != "discriminator_step":
+    if "generator/loss" in metrics:
         flops["generator"] = costs.training_flops(generator, rows[-1])
     if "kl/reference" in metrics:
         flops["reference"] = costs.forward_flops(generator, rows[-1])
@@ -154,7 +153,8 @@ def summary(
         "",
         f"utilisation of the updates (MFU): {total / max(update - compiling, 1e-9) / peak:.1%} of "
         f"{peak / 1e12:.4g} TFLOP/s",
-        f"sampled {mean('tokens_per_second/rollout'):,.0f} tokens/s; padding {mean('padding'):.1%}",
+        f"sampled {mean('tokens_per_second/rollout'):,.0f} tokens/s; "
+        f"padding {mean('packing/padding'):.1%}",
         f"peak memory {_peak_memory() / 2**30:.2f} GiB",
     ]
     parts: dict[str, float] = defaultdict(float)

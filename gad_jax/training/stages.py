@@ -5,20 +5,38 @@ import math
 
 import numpy as np
 
+from gad_jax.core.program import Program
 from gad_jax.data import pipeline
 from gad_jax.data.pipeline import Prepared, PromptBatches
+from gad_jax.models.config import DecoderConfig
 from gad_jax.settings.config import STAGES, Config
 from gad_jax.settings.sections import Stage
+from gad_jax.training import state
 
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """The steps [start, end) of the run that belong to a stage, and the stage's batches."""
+    """The steps [start, end) of a run that belong to one stage, and what they need.
+
+    `step` of the methods counts the steps that are done, as the run's state does.
+    """
 
     stage: str
     start: int
     end: int
     batches: PromptBatches
+    program: Program
+    discriminator_only_steps: int
+
+    @property
+    def samples_student(self) -> bool:
+        """Whether the student answers prompts: for the discriminator, or for its own reward."""
+        return self.program.train_discriminator or self.stage == "gad"
+
+    def is_discriminator_only(self, step: int) -> bool:
+        """Returns whether the next step is one of the stage's first, which train D alone."""
+        is_early = step - self.start < self.discriminator_only_steps
+        return is_early and self.program.train_discriminator
 
     def evaluation_due(self, step: int, every: int) -> str:
         """Returns the label of the evaluation after a step of the stage, '' if there is none."""
@@ -27,9 +45,11 @@ class Span:
         return f"step {step}" if every and step % every == 0 else ""
 
 
-def spans(config: Config, data: Prepared) -> tuple[Span, ...]:
+def spans(
+    config: Config, data: Prepared, networks: tuple[DecoderConfig, DecoderConfig]
+) -> tuple[Span, ...]:
     """Returns the spans of the run's stages; each shuffles the rows with a seed of its own."""
-    spans: list[Span] = []
+    found: list[Span] = []
     start = 0
     for stage in config.stages:
         options: Stage = getattr(config, stage)
@@ -37,7 +57,9 @@ def spans(config: Config, data: Prepared) -> tuple[Span, ...]:
         batches = pipeline.batches(
             data, prompts_per_step=config.batch.prompts, seed=int(seeds.generate_state(1)[0])
         )
-        length = options.steps or math.ceil(options.epochs * batches.steps_per_epoch)
-        spans.append(Span(stage, start, start + length, batches))
-        start += length
-    return tuple(spans)
+        end = start + (options.steps or math.ceil(options.epochs * batches.steps_per_epoch))
+        program = state.make_program(config, stage, *networks)
+        span = Span(stage, start, end, batches, program, options.discriminator_only_steps)
+        found.append(span)
+        start = end
+    return tuple(found)

@@ -61,15 +61,21 @@ def make_program(
     config: settings.Config, stage: str, generator: DecoderConfig, discriminator: DecoderConfig
 ) -> Program:
     """Returns what the steps of a stage are compiled for."""
-    rates: sections.Stage = getattr(config, stage)
+    options: sections.Stage = getattr(config, stage)
     grpo = config.grpo
+    so_far = config.stages[: config.stages.index(stage) + 1]
     return Program(
         generator=generator,
         discriminator=discriminator,
-        generator_optimizer=adamw(config.optimizer, rates.generator_learning_rate),
-        discriminator_optimizer=adamw(config.optimizer, rates.discriminator_learning_rate),
+        generator_optimizer=adamw(config.optimizer, options.generator_learning_rate),
+        discriminator_optimizer=adamw(config.optimizer, options.discriminator_learning_rate),
         discriminator_objective=config.discriminator.objective,
-        train_discriminator=rates.train_discriminator,
+        train_generator=options.train_generator,
+        train_discriminator=options.train_discriminator,
+        has_discriminator=any(
+            name == "gad" or getattr(config, name).train_discriminator for name in so_far
+        ),
+        has_reference=stage == "gad" and grpo.kl_coefficient > 0,
         vocabulary_chunk=config.batch.vocabulary_chunk,
         temperature=config.rollout.temperature,
         clip_low=grpo.clip_low,
@@ -83,12 +89,12 @@ def make_program(
     )
 
 
-def load(config: settings.Config, generator: DecoderConfig, mesh: Mesh) -> TrainState:
+def load(student_path: str, seed: int, mesh: Mesh) -> TrainState:
     """Returns the state before the first stage: the student's weights, and nothing else yet."""
-    _, params = weights.load(source.resolve(config.student.path), mesh)
+    _, params = weights.load(source.resolve(student_path), mesh)
     return TrainState(
         step=devices.put(np.int32(0), mesh),
-        key=_put_key(config.seed, mesh),
+        key=_put_key(seed, mesh),
         generator=params,
         generator_optimizer=None,
         discriminator=None,
@@ -99,29 +105,31 @@ def load(config: settings.Config, generator: DecoderConfig, mesh: Mesh) -> Train
 
 
 def begin_stage(
-    state: TrainState, config: settings.Config, stage: str, program: Program, mesh: Mesh
+    state: TrainState, program: Program, mesh: Mesh, load_discriminator: Callable[[], Params]
 ) -> TrainState:
-    """Returns the state at the first step of a stage."""
-    rates: sections.Stage = getattr(config, stage)
+    """Returns the state at the first step of a stage.
+
+    `load_discriminator` is called where the stage needs a discriminator and none has come from an
+    earlier one.
+    """
     discriminator = state.discriminator
-    if discriminator is None and has_discriminator(config, stage):
-        discriminator = _load_discriminator(config, program.discriminator, mesh)
+    if discriminator is None and program.has_discriminator:
+        discriminator = load_discriminator()
     generator_moments = jax.jit(program.generator_optimizer.init)
     discriminator_moments = jax.jit(program.discriminator_optimizer.init)
     return state._replace(
-        generator_optimizer=generator_moments(state.generator) if rates.train_generator else None,
+        generator_optimizer=generator_moments(state.generator) if program.train_generator else None,
         discriminator=discriminator,
         discriminator_optimizer=(
-            discriminator_moments(discriminator) if rates.train_discriminator else None
+            discriminator_moments(discriminator) if program.train_discriminator else None
         ),
-        reference=_copy(state.generator) if has_reference(config, stage) else None,
+        reference=_copy(state.generator) if program.has_reference else None,
         skips=devices.put(np.zeros(2, np.int32), mesh),
     )
 
 
-def abstract(config: settings.Config, stage: str, program: Program, mesh: Mesh) -> TrainState:
+def abstract(program: Program, mesh: Mesh) -> TrainState:
     """Returns the state inside a stage as shapes with shardings, for a checkpoint to fill."""
-    rates: sections.Stage = getattr(config, stage)
 
     def network(config: DecoderConfig) -> Any:
         params = decoder.abstract(config)
@@ -143,41 +151,26 @@ def abstract(config: settings.Config, stage: str, program: Program, mesh: Mesh) 
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     generator = network(program.generator)
-    discriminator = network(program.discriminator) if has_discriminator(config, stage) else None
+    discriminator = network(program.discriminator) if program.has_discriminator else None
     return TrainState(
         step=scalar((), jnp.int32),
         key=scalar((), key.dtype),
         generator=generator,
         generator_optimizer=(
-            moments(program.generator_optimizer, generator) if rates.train_generator else None
+            moments(program.generator_optimizer, generator) if program.train_generator else None
         ),
         discriminator=discriminator,
         discriminator_optimizer=(
             moments(program.discriminator_optimizer, discriminator)
-            if rates.train_discriminator
+            if program.train_discriminator
             else None
         ),
-        reference=network(program.generator) if has_reference(config, stage) else None,
+        reference=network(program.generator) if program.has_reference else None,
         skips=scalar((2,), jnp.int32),
     )
 
 
-def has_discriminator(config: settings.Config, stage: str) -> bool:
-    """Returns whether the state holds a discriminator in this stage: it or one before needs it."""
-    so_far = config.stages[: config.stages.index(stage) + 1]
-    return any(name == "gad" or getattr(config, name).train_discriminator for name in so_far)
-
-
-def has_reference(config: settings.Config, stage: str) -> bool:
-    """Returns whether the stage pays the KL term, so that the state holds its first weights."""
-    return stage == "gad" and config.grpo.kl_coefficient > 0
-
-
-def _discriminator_path(config: settings.Config) -> str:
-    return config.discriminator.path or config.student.path
-
-
-def _load_discriminator(config: settings.Config, network: DecoderConfig, mesh: Mesh) -> Params:
+def load_discriminator(config: settings.Config, network: DecoderConfig, mesh: Mesh) -> Params:
     """Returns the weights that the discriminator starts from; a fresh head unless they have one."""
     _, params = weights.load(source.resolve(_discriminator_path(config)), mesh)
     params.pop("head", None)
@@ -186,6 +179,10 @@ def _load_discriminator(config: settings.Config, network: DecoderConfig, mesh: M
         head = decoder.init_score(network, key, config.discriminator.head_stddev)
         params["score"] = devices.put(jax.device_get(head), mesh)
     return params
+
+
+def _discriminator_path(config: settings.Config) -> str:
+    return config.discriminator.path or config.student.path
 
 
 @jax.jit

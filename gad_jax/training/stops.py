@@ -41,7 +41,7 @@ def numerics(
     wrong += [f"the {part}'s gradient of {leaf}" for part, leaf in broken_leaves.items()]
     shown = ", ".join(row_ids[:SHOWN_ROWS]) + (" …" if len(row_ids) > SHOWN_ROWS else "")
     return NumericsError(
-        f"step {step}: {int(metrics['skips/in_a_row'])} steps in a row were skipped because "
+        f"step {step}: {int(metrics['skips/consecutive'])} steps in a row were skipped because "
         f"{', '.join(wrong)} was not finite (rows of the last: {shown}); the "
         f"weights from before the first of them are saved, and {_last_good('skips', checkpoints)}; "
         "lower the learning rate of the network at fault"

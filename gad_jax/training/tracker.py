@@ -11,30 +11,13 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from rich.console import Console
 
 from gad_jax.base.console import Display
 from gad_jax.base.jsonl import _json_number, amend_last_row, truncate_rows
-
-
-@runtime_checkable
-class Evaluation(Protocol):
-    """What is shown of an evaluation; `evaluation.heldout.Result` is one.
-
-    An example has the texts 'prompt', 'teacher' and 'student'; all evaluations of a run have the
-    same prompts.
-    """
-
-    @property
-    def label(self) -> str: ...
-    @property
-    def step(self) -> int: ...
-    @property
-    def metrics(self) -> Mapping[str, float]: ...
-    @property
-    def examples(self) -> Sequence[Mapping[str, Any]]: ...
+from gad_jax.metrics import heldout
 
 
 class Tracker:
@@ -62,7 +45,7 @@ class Tracker:
             self._display = Display(console)
 
     def start(self, step: int, total_steps: int) -> None:
-        """Sets the step that the run begins after, 0 or that of the checkpoint it goes on from.
+        """Sets the step that the run begins after, 0 or that of the checkpoint it resumes from.
 
         What an earlier process logged after it is dropped, since it comes again.
         """
@@ -91,7 +74,7 @@ class Tracker:
         self._rows = open(self._run_dir / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
         self._scalars(step, metrics)
 
-    def evaluation(self, result: Evaluation, examples: int) -> None:
+    def evaluation(self, result: heldout.Result, examples: int) -> None:
         """Shows an evaluation and some of its answers, and writes those as `text` does."""
         if not self._enabled:
             return
@@ -100,7 +83,7 @@ class Tracker:
         self.table(f"{result.label}, step {result.step}", {result.label: _columns(result)})
         self._examples(result.step, result.label, [result], examples)
 
-    def comparison(self, results: Sequence[Evaluation], examples: int) -> None:
+    def comparison(self, results: Sequence[heldout.Result], examples: int) -> None:
         """Shows evaluations of a run in one table, and their answers to the same prompts."""
         if self._enabled and results:
             rows = {result.label: _columns(result) for result in results}
@@ -146,7 +129,9 @@ class Tracker:
                 self._writer.add_scalar(name, float(value), step)
         self._writer.flush()
 
-    def _examples(self, step: int, name: str, results: Sequence[Evaluation], count: int) -> None:
+    def _examples(
+        self, step: int, name: str, results: Sequence[heldout.Result], count: int
+    ) -> None:
         """Shows and writes the first prompts with the teacher's answer and one per result."""
         documents = []
         for number, example in enumerate(results[-1].examples[:count]):
@@ -181,7 +166,7 @@ COLUMNS = {
 }
 
 
-def _columns(result: Evaluation) -> dict[str, float | str]:
+def _columns(result: heldout.Result) -> dict[str, float | str]:
     return {COLUMNS.get(name, name): value for name, value in result.metrics.items()}
 
 

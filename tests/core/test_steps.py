@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gad_jax.core import losses, packing, steps
+from gad_jax.core import forward, packing, steps
 from gad_jax.core.optimizer import adamw
 from gad_jax.core.program import Program
 from gad_jax.distributed import devices, mesh, sharding
@@ -366,13 +366,13 @@ def generator_by_hand(kl: float = 0.0, bonus: float = 0.0) -> Params:
 
 @functools.cache
 def packed_scores() -> Callable[..., Any]:
-    return jax.jit(lambda params, x: losses.response_scores(DISCRIMINATOR, params, x))
+    return jax.jit(lambda params, x: forward.response_scores(DISCRIMINATOR, params, x))
 
 
 def test_packed_logprobs_and_entropies_are_those_of_each_response_alone() -> None:
     params = put(networks()[0])
     packed, x = first(rows(texts(), "samples")), alone(texts(), "samples")
-    packed_logprobs = jax.jit(lambda *a: losses.response_logprobs(GENERATOR, *a, 0.8, 16))
+    packed_logprobs = jax.jit(lambda *a: forward.response_logprobs(GENERATOR, *a, 0.8, 16))
     found = packed_logprobs(params, packed)
     wanted = logprobs_by_hand(params, x)
     for one, other in zip(found, wanted, strict=True):
@@ -708,17 +708,17 @@ def test_a_step_that_is_not_finite_moves_nothing_and_the_next_goes_on(how: str) 
     identical(after._replace(step=0, skips=0), before._replace(step=0, skips=0))
     assert after.step == before.step + 1
     assert after.skips.tolist() == [1, 1]
-    assert (metrics["skips/total"], metrics["skips/in_a_row"]) == (1, 1)
+    assert (metrics["skips/total"], metrics["skips/consecutive"]) == (1, 1)
     if how == "overflow of a gradient":
         assert np.isfinite(metrics["discriminator/loss"])
         assert np.isinf(metrics["discriminator/gradient_norm"])
     # once more, then with the healthy networks: as if the two had not been
     bad, metrics = steps.gad_step(GAD, bad, *batch[1])
-    assert (metrics["skips/total"], metrics["skips/in_a_row"]) == (2, 2)
+    assert (metrics["skips/total"], metrics["skips/consecutive"]) == (2, 2)
     good = bad._replace(generator=jax.tree.map(jnp.copy, healthy.generator))
     good = good._replace(discriminator=jax.tree.map(jnp.copy, healthy.discriminator))
     good, metrics = steps.gad_step(GAD, good, *batch[2])
-    assert (metrics["skips/total"], metrics["skips/in_a_row"]) == (2, 0)
+    assert (metrics["skips/total"], metrics["skips/consecutive"]) == (2, 0)
     wanted = host(steps.gad_step(GAD, healthy, *batch[2]))
     identical(
         host((good, {})).state._replace(step=0, skips=0), wanted.state._replace(step=0, skips=0)
@@ -754,7 +754,7 @@ def with_lost_scores(
     monkeypatch: pytest.MonkeyPatch, lost: list[tuple[int, int]], value: float = np.nan
 ) -> Outcome:
     """Returns a GAD step in which the scores of (prompt, member) are lost; 0 is the teacher."""
-    real = losses.response_scores
+    real = forward.response_scores
 
     def lossy(config: DecoderConfig, params: Params, packed: PackedRows) -> jax.Array:
         scores = real(config, params, packed)
@@ -765,7 +765,7 @@ def with_lost_scores(
 
     pairs = rows(texts(), "pairs")
     packed_groups = np.asarray(pairs.groups[0])
-    monkeypatch.setattr(losses, "response_scores", lossy)
+    monkeypatch.setattr(forward, "response_scores", lossy)
     # A program of its own: others have been traced with the real scores.
     program = dataclasses.replace(GAD, kl_coefficient=0.0, log_ratio_max=20.0 + len(lost) / 64)
     state = start(program)
@@ -778,7 +778,7 @@ def test_a_lost_score_costs_its_sample_and_nothing_else(
 ) -> None:
     found = with_lost_scores(monkeypatch, [(3, 2)], value)
     assert found.state.skips.tolist() == [0, 0]
-    assert found.metrics["discriminator/lost_scores"] == 1
+    assert found.metrics["discriminator/nonfinite_scores"] == 1
     assert all(np.isfinite(metric) for metric in found.metrics.values())
     # The generator: the advantages of the two samples that are left of prompt 3 are ±1/√2.
     teacher, rewards = (scores.copy() for scores in all_scores_by_hand())
@@ -810,7 +810,7 @@ def test_a_group_that_lost_all_scores_is_dead_and_the_step_goes_on(
     found = with_lost_scores(monkeypatch, [(3, member) for member in range(1, SAMPLES + 1)])
     assert found.state.skips.tolist() == [0, 0]
     assert found.metrics["advantage/dead_groups"] == 1 / PROMPTS
-    assert found.metrics["discriminator/lost_scores"] == SAMPLES
+    assert found.metrics["discriminator/nonfinite_scores"] == SAMPLES
     assert moved(found.state.generator, networks()[0])
     assert moved(found.state.discriminator, networks()[2])
 

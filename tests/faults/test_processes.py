@@ -7,11 +7,11 @@ from pathlib import Path
 import jax
 import pytest
 
-from gad_jax import train
 from gad_jax.base.exits import StopRequest
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.settings import options
 from gad_jax.settings.config import Config
+from gad_jax.training import setup
 from tests.faults.job import Job
 
 FLAGS = (
@@ -33,10 +33,9 @@ def in_this_process(run_dir: Path, devices: int, *mesh: int) -> None:
     config = options.read(Config, flags, program="test", description="")
     grid = make_mesh(*mesh, devices=jax.devices()[:devices])
     with jax.set_mesh(grid):
-        trainer = train.build(config, grid)
+        trainer = setup.build(config, grid)
         assert trainer.run(StopRequest())
-        trainer.checkpoints.close()
-        trainer.tracker.close()
+        trainer.close()
 
 
 def rows(run_dir: Path) -> list[dict[str, float]]:

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gad_jax.core import losses, packing, steps
+from gad_jax.core import forward, packing, steps
+from gad_jax.core.forward import TokenLoss
 from gad_jax.core.program import Program
 from gad_jax.models import costs, decoder
 from gad_jax.models.config import DecoderConfig
@@ -50,12 +51,12 @@ def program() -> Program:
 
 def logprob_sum(params, packed: PackedRows) -> jax.Array:
     first = jax.tree.map(lambda x: x[0], packed)
-    return losses.response_logprobs(NETWORK, params, first, 0.8, 10000)[0].sum()
+    return forward.response_logprobs(NETWORK, params, first, 0.8, 10000)[0].sum()
 
 
 def score_sum(params, packed: PackedRows) -> jax.Array:
     first = jax.tree.map(lambda x: x[0], packed)
-    return losses.response_scores(SCORER, params, first).sum()
+    return forward.response_scores(SCORER, params, first).sum()
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +80,11 @@ def test_a_gradient_costs_two_forward_passes_more_and_no_second_projection() -> 
     first = jax.tree.map(lambda x: jnp.asarray(x[0]), packed)
 
     def loss(params, rows: PackedRows) -> jax.Array:
-        def token_loss(logprobs, entropy):
+        def token_loss(logprobs, entropy, inputs):
             return -logprobs, {"entropy": entropy}
 
-        return losses.response_loss(wide, params, rows, jnp.float32(1), 0.8, 10000, token_loss)[0]
+        per_token = TokenLoss(wide, 0.8, 10000, token_loss)
+        return forward.response_sums(per_token, params, rows, jnp.float32(1))[0]
 
     counted = xla_flops(jax.value_and_grad(loss), decoder.abstract(wide), first)
     assert costs.training_flops(wide, costs.processed_work(packed)) == pytest.approx(

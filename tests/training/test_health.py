@@ -7,15 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gad_jax import train
 from gad_jax.base.errors import CollapseError
-from gad_jax.core import losses
+from gad_jax.core import forward
 from gad_jax.distributed import sharding
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.settings import options
 from gad_jax.settings.alarms import Alarm, Health
 from gad_jax.settings.config import Config
-from gad_jax.training import health
+from gad_jax.training import health, setup
 from tests.training.test_trainer import StopAt, rows, settings
 
 HEALTHY = {
@@ -33,7 +32,7 @@ HEALTHY = {
     "kl/reference": 0.05,
     "generator/gradient_norm": 0.3,
     "discriminator/gradient_norm": 3.0,
-    "skips/in_a_row": 0.0,
+    "skips/consecutive": 0.0,
 }
 
 
@@ -91,7 +90,7 @@ SICK = {
     "kl": {"kl/reference": 4.0},
     "generator_gradient": {"generator/gradient_norm": 30.0},
     "discriminator_gradient": {"discriminator/gradient_norm": 300.0},
-    "skips": {"skips/in_a_row": 3.0},
+    "skips": {"skips/consecutive": 3.0},
 }
 
 
@@ -168,18 +167,18 @@ def pausing(**actions):
     )
 
 
-def test_a_side_sits_out_until_the_alarm_is_over_or_the_pause_is_too_long():
+def test_a_side_is_paused_until_the_alarm_is_over_or_the_pause_is_too_long():
     options = pausing(saturated=0.95)
-    state, resting = {}, []
+    state, paused = {}, []
     accuracy = 1.0
     for step in range(1, 80):
         side = health.paused_side(options, state)
-        resting += [step] if side else []
+        paused += [step] if side else []
         # At first a pause helps; after step 40 nothing does.
         accuracy = accuracy - 0.03 if side and step < 40 else min(1.0, accuracy + 0.02)
         state, _ = health.observe(options, state, "gad", {"discriminator/accuracy": accuracy})
         assert side in (None, "discriminator")
-    runs = np.split(resting, np.flatnonzero(np.diff(resting) > 1) + 1)
+    runs = np.split(paused, np.flatnonzero(np.diff(paused) > 1) + 1)
     assert len(runs[0]) < 15  # it was over
     assert [len(run) for run in runs[1:-1]] == [15] * len(runs[1:-1])
     assert len(runs) >= 3
@@ -229,12 +228,11 @@ def play(tmp_path):
         config = settings(tmp_path / name, *given.values())
         mesh = make_mesh(devices=jax.devices()[:1])
         with jax.set_mesh(mesh):
-            trainer = train.build(config, mesh)
+            trainer = setup.build(config, mesh)
             try:
                 trainer.run(StopAt(trainer, stop_at))
             finally:
-                trainer.checkpoints.close()
-                trainer.tracker.close()
+                trainer.close()
         return trainer
 
     return run
@@ -264,11 +262,11 @@ def test_a_paused_discriminator_stands_still_and_the_run_resumes_with_its_alarms
     flags = [*STRONG, "--health.saturated.action=pause", "--health.longest_pause=3"]
     whole = play("whole", *flags)
     logged = rows(tmp_path / "whole")
-    resting = [row["step"] for row in logged if row.get("health/discriminator_sits_out")]
-    pauses = np.split(resting, np.flatnonzero(np.diff(resting) > 1) + 1)
+    paused = [row["step"] for row in logged if row.get("health/discriminator_paused")]
+    pauses = np.split(paused, np.flatnonzero(np.diff(paused) > 1) + 1)
     assert len(pauses) > 1
     assert max(map(len, pauses)) == 3
-    assert all("discriminator/gradient_norm" not in logged[step - 1] for step in resting)
+    assert all("discriminator/gradient_norm" not in logged[step - 1] for step in paused)
     assert all("generator/gradient_norm" in row for row in logged)
     cut = play("cut", *flags, stop_at=int(pauses[-2][0]))
     assert health.paused_side(cut.config.health, cut.health) or len(pauses[-2]) == 1
@@ -281,9 +279,9 @@ def test_a_paused_generator_stands_still(tmp_path, play):
     flags = ["--stage=gad", "--gad.steps=8", "--gad.generator_learning_rate=1e-3"]
     play("run", *flags, *alarm)
     logged = rows(tmp_path / "run")
-    resting = [row["step"] for row in logged if row.get("health/generator_sits_out")]
-    assert len(resting) > 3
-    assert all("generator/loss" not in logged[step - 1] for step in resting)
+    paused = [row["step"] for row in logged if row.get("health/generator_paused")]
+    assert len(paused) > 3
+    assert all("generator/loss" not in logged[step - 1] for step in paused)
     assert all("discriminator/gradient_norm" in row for row in logged)
 
 
@@ -311,7 +309,7 @@ def test_a_reward_that_likes_length_raises_the_length_alarms(tmp_path, play, mon
         ends = positions.at[rows.ends[..., 0], rows.ends[..., 1]].get(out_sharding=out)
         return ends.astype(jnp.float32) + 0 * jnp.sum(params["score"]["bias"])
 
-    monkeypatch.setattr(losses, "response_scores", length)
+    monkeypatch.setattr(forward, "response_scores", length)
     flags = [
         "--warmup.steps=20",
         "--warmup.discriminator_only_steps=0",

@@ -33,10 +33,11 @@ def test_operations_of_each_update() -> None:
     # by hand: 2 layers of 4·(2·2 + 2·1)·2 = 48 and 3·4·8 = 96 weights
     assert costs.forward_flops(NETWORK, work[1]) == 2 * 288 * 6 + 4 * 2 * 4 * 21 + 2 * 4 * 10 * 5
     both = (NETWORK, NETWORK)
-    found = profiler.update_flops(both, "gad_step", work, {"kl/reference": 0.0})
+    measured = dict.fromkeys(("discriminator/loss", "generator/loss", "kl/reference"), 0.0)
+    found = profiler.update_flops(both, work, measured)
     assert list(found) == ["discriminator", "generator", "reference"]
     assert found["generator"] == 3 * found["reference"]
-    assert list(profiler.update_flops(both, "seqkd_step", work[1:], {})) == ["generator"]
+    assert list(profiler.update_flops(both, work[1:], {"generator/loss": 1.0})) == ["generator"]
 
 
 @pytest.mark.parametrize(

@@ -2,20 +2,18 @@
 
 import json
 import time
-import types
 
 import jax
 import pytest
 
-from gad_jax import train
 from gad_jax.base import exits
 from gad_jax.base.errors import NumericsError, UserError
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.metrics import heldout
 from gad_jax.settings import options
 from gad_jax.settings.config import Config
-from gad_jax.training import digest
-from gad_jax.training.trainer import Trainer
+from gad_jax.training import digest, setup
+from gad_jax.training.saving import Saver
 
 VARYING = ("seconds/", "tokens_per_second/", "compiles")
 
@@ -40,12 +38,11 @@ def run(config, stop_at=None, stop=StopAt):
     """Runs until the step, or to the end; returns the trainer, closed."""
     mesh = make_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor)
     with jax.set_mesh(mesh):
-        trainer = train.build(config, mesh)
+        trainer = setup.build(config, mesh)
         try:
             trainer.finished = trainer.run(stop(trainer, stop_at))
         finally:
-            trainer.checkpoints.close()
-            trainer.tracker.close()
+            trainer.close()
     return trainer
 
 
@@ -168,8 +165,8 @@ def test_a_stop_cuts_an_evaluation_short_and_it_is_made_later(tmp_path):
 def test_a_checkpoint_is_ranked_within_a_band_of_lengths(tmp_path, ratio, flags, expected):
     example = {"teacher": "the cat sat", "student": "the cat"}
     result = heldout.Result("after gad", 3, {"evaluation/length_ratio": ratio}, [example])
-    trainer = types.SimpleNamespace(config=settings(tmp_path, *flags))
-    found = Trainer._score(trainer, result)
+    options = settings(tmp_path, *flags).checkpoint
+    found = Saver(None, options, "").score(result)
     assert found == (None if expected is None else pytest.approx(expected))
 
 
@@ -178,13 +175,12 @@ def test_a_run_stops_by_itself_before_its_time_is_up(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time() + 60 * 60)))
     mesh = make_mesh()
     with jax.set_mesh(mesh):
-        trainer = train.build(config, mesh)
-        assert trainer.stop_by == pytest.approx(time.time() + 50 * 60, abs=60)
-        trainer.stop_by = time.time() + 1e-3
+        trainer = setup.build(config, mesh)
+        assert trainer.deadline.stop_by == pytest.approx(time.time() + 50 * 60, abs=60)
+        trainer.deadline.stop_by = time.time() + 1e-3
         assert not trainer.run(exits.StopRequest())
-        trainer.checkpoints.close()
-        trainer.tracker.close()
-    assert trainer.checkpoints.steps() == [1]
+        trainer.close()
+    assert trainer.saver.checkpoints.steps() == [1]
     assert run(config).finished
 
 
@@ -274,17 +270,17 @@ def test_other_data_is_refused_for_a_run_that_goes_on(whole, tmp_path):
 
 
 def test_settings_that_would_change_a_run_are_refused(tmp_path):
-    train._write_config(settings(tmp_path))
+    setup.claim(settings(tmp_path))
     (tmp_path / "checkpoints" / "2").mkdir(parents=True)
-    train._write_config(settings(tmp_path, "--checkpoint.keep=5"))
+    setup.claim(settings(tmp_path, "--checkpoint.keep=5"))
     with pytest.raises(UserError, match=r"gad.steps: 2 → 3.*another --run_dir"):
-        train._write_config(settings(tmp_path, "--gad.steps=3"))
+        setup.claim(settings(tmp_path, "--gad.steps=3"))
 
 
 def test_a_start_that_failed_does_not_bind_the_next_one(tmp_path):
-    train._write_config(settings(tmp_path))
+    setup.claim(settings(tmp_path))
     (tmp_path / "evaluations").mkdir()
-    train._write_config(settings(tmp_path, "--gad.steps=3"))
+    setup.claim(settings(tmp_path, "--gad.steps=3"))
     assert not (tmp_path / "evaluations").exists()
     assert options.load(Config, tmp_path / "config.yaml").gad.steps == 3
 
@@ -311,6 +307,6 @@ def test_a_run_whose_gradients_stay_broken_stops_and_is_saved(tmp_path):
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 3
     mesh = make_mesh()
     with jax.set_mesh(mesh):
-        trainer = train.build(config, mesh)
-    trainer.tracker.close()
+        trainer = setup.build(config, mesh)
+    trainer.close()
     assert trainer.step == 3

@@ -1,0 +1,84 @@
+"""`--dry_run`: checks a run without beginning it, and tries its programs with tiny networks."""
+
+import dataclasses
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from jax.sharding import Mesh
+
+from gad_jax.base.exits import StopRequest
+from gad_jax.distributed import processes
+from gad_jax.distributed.mesh import make_mesh
+from gad_jax.settings import options
+from gad_jax.settings.config import Config
+from gad_jax.training import preflight, setup, stages, state
+from gad_jax.training.checkpoint import Checkpoints
+
+TINY_TENSOR = 2
+"""The tiny network has so many key/value heads."""
+
+
+def rehearse(
+    config: Config,
+    stop: StopRequest,
+    claim: Callable[[Config], str],
+    train: Callable[[Config, StopRequest], int],
+) -> int:
+    """Checks a run without beginning it, then takes a step of each of its stages with tiny networks
+    in a directory next to the run's, which shows that devices and storage can be used."""
+    scratch = Path(f"{config.run_dir}.dry_run")
+    mesh = make_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor)
+    tiny = _tiny_run(config, str(scratch), mesh)
+
+    def begin() -> str:
+        setup.refuse_other_settings(config)
+        print(options.to_yaml(config), flush=True)
+        return claim(tiny)
+
+    try:
+        processes.from_first(begin)
+        processes.require_shared(scratch / "config.yaml")
+        chat, data, _ = setup.read_data(config)
+        networks = state.network_configs(config)
+        spans = stages.spans(config, data, networks)
+        checkpoints = Checkpoints(scratch / "checkpoints", keep=config.checkpoint.keep)
+        preflight.check(config, networks, spans, chat, mesh, checkpoints)
+        checkpoints.close()
+        code = train(tiny, stop)
+    finally:
+        if processes.is_first():
+            shutil.rmtree(scratch, ignore_errors=True)
+    if processes.is_first() and not stop.requested:
+        steps = ", ".join(f"{span.stage} to step {span.end}" for span in spans)
+        shape = " × ".join(f"{name} {size}" for name, size in mesh.shape.items())
+        print(f"the dry run went well: {mesh.size} devices ({shape}); the run has {steps}")
+    return code
+
+
+def _tiny_run(config: Config, directory: str, mesh: Mesh) -> Config:
+    """Returns a run of one step per stage, with tiny networks and bundled data, in `directory`.
+
+    Its devices, stages and losses are those of the run.
+    """
+    replace = dataclasses.replace
+    tensor = math.gcd(mesh.shape["tensor"], TINY_TENSOR)
+    shards = mesh.size // tensor
+    short = {
+        stage: replace(getattr(config, stage), steps=1, discriminator_only_steps=0)
+        for stage in config.stages
+    }
+    return replace(
+        config,
+        run_dir=directory,
+        export=False,
+        student=replace(config.student, path="random-tiny"),
+        discriminator=replace(config.discriminator, path=""),
+        data=replace(config.data, train="bundled", heldout="", max_prompt_tokens=256),
+        batch=replace(config.batch, prompts=2 * shards, micro_batch_prompts=shards, row_tokens=0),
+        rollout=replace(config.rollout, samples=2, max_new_tokens=16),
+        mesh=replace(config.mesh, replica=mesh.shape["replica"], fsdp=0, tensor=tensor),
+        profile=replace(config.profile, steps=""),
+        **short,
+    )

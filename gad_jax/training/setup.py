@@ -1,0 +1,221 @@
+"""From settings to a run: its directory, its data, and the trainer with all parts.
+
+`Config` is read here, once; the parts know only what they need.
+"""
+
+import shutil
+from functools import partial
+from pathlib import Path
+
+from jax.sharding import Mesh
+
+from gad_jax.base import files
+from gad_jax.base.errors import UserError
+from gad_jax.data import pipeline, sources
+from gad_jax.data.chat import Chat
+from gad_jax.data.pipeline import Prepared
+from gad_jax.data.sources import mixture
+from gad_jax.distributed import processes
+from gad_jax.models import source, weights
+from gad_jax.models.config import DecoderConfig
+from gad_jax.rollout.engine import RolloutProgram
+from gad_jax.rollout.sampling import Sampler
+from gad_jax.settings import options
+from gad_jax.settings.config import Config
+from gad_jax.training import preflight, stages, state
+from gad_jax.training.checkpoint import Checkpoints
+from gad_jax.training.deadline import Deadline, stop_time
+from gad_jax.training.evaluating import Evaluations
+from gad_jax.training.iteration import Iteration
+from gad_jax.training.profiler import Profiler
+from gad_jax.training.saving import Restored, Saver
+from gad_jax.training.tracker import Tracker
+from gad_jax.training.trainer import Trainer
+
+Networks = tuple[DecoderConfig, DecoderConfig]
+"""The configs of generator and discriminator."""
+
+CAN_CHANGE = (
+    "run_dir",
+    "export",
+    "evaluation.",
+    "checkpoint.",
+    "health.",
+    "mesh.",
+    "limits.",
+    "profile.",
+    "student.remat",
+    "batch.micro_batch_prompts",
+    "batch.row_tokens",
+    "batch.vocabulary_chunk",
+    "rollout.slots",
+)
+"""Settings that may differ when a run resumes: they change no more than rounding."""
+
+
+def claim(config: Config) -> str:
+    """Stores the settings in the run directory; returns their file.
+
+    What a failed start with other settings left is replaced. Raises UserError where the directory
+    holds a run with other settings.
+    """
+    path = Path(config.run_dir) / "config.yaml"
+    files.clear_partials(path.parent)
+    if refuse_other_settings(config):
+        shutil.rmtree(path.parent / "evaluations", ignore_errors=True)
+    files.write_atomic(path, options.to_yaml(config))
+    return str(path)
+
+
+def refuse_other_settings(config: Config) -> bool:
+    """Refuses to resume a run that has other settings; returns whether it may have, as one without
+    a checkpoint has not begun."""
+    run = Path(config.run_dir)
+    path = run / "config.yaml"
+    changed = [] if not path.exists() else options.differences(options.load(Config, path), config)
+    changed = [line for line in changed if not line.startswith(CAN_CHANGE)]
+    if changed and any(step.name.isdigit() for step in run.glob("checkpoints/*")):
+        raise UserError(
+            f"{config.run_dir} holds a run with other settings ({'; '.join(changed)}); "
+            "choose another --run_dir, or give the settings that it has"
+        )
+    return bool(changed)
+
+
+def read_data(config: Config) -> tuple[Chat, Prepared, Prepared | None]:
+    """Returns the tokenizer's chat, the training rows and the held-out rows.
+
+    Raises UserError for a tokenizer or rows that cannot be used, also when another process does.
+    """
+    chat, data, held_out = processes.together(lambda: _read_data(config))
+    fingerprints = [data.fingerprint, held_out.fingerprint if held_out else ""]
+    processes.require_same("training data or tokenizer", " ".join(fingerprints))
+    return chat, data, held_out
+
+
+def _read_data(config: Config) -> tuple[Chat, Prepared, Prepared | None]:
+    directory = source.resolve(config.student.path)
+    weights.read_config(directory)  # whose mistakes transformers would take for the tokenizer's
+    chat = Chat.load(directory, config.data.template)
+
+    def prepare(name: str) -> Prepared:
+        rows = sources.read(
+            name,
+            skip_invalid=config.data.skip_invalid,
+            keep_unfinished=config.data.keep_unfinished,
+        )
+        prepared = pipeline.prepare(
+            rows,
+            chat,
+            max_prompt_tokens=config.data.max_prompt_tokens,
+            max_response_tokens=config.rollout.max_new_tokens,
+            max_invalid_share=config.data.max_invalid_share,
+        )
+        if processes.is_first():
+            print(f"{name}: {prepared.stats}", flush=True)
+        return prepared
+
+    held_out = prepare(config.data.heldout) if config.data.heldout else None
+    names, shares = mixture.split(config.data.train, "--data.train")
+    return chat, pipeline.mix([prepare(name) for name in names], shares), held_out
+
+
+def build(config: Config, mesh: Mesh) -> Trainer:
+    """Returns the run that the settings describe, where its newest checkpoint left it.
+
+    Raises UserError for settings, data and models that do not fit each other.
+    """
+    chat, data, held_out = read_data(config)
+    networks = state.network_configs(config)
+    spans = stages.spans(config, data, networks)
+    directory = Path(config.run_dir)
+    checkpoints = Checkpoints(
+        directory / "checkpoints",
+        keep=config.checkpoint.keep,
+        keep_best=config.checkpoint.keep_best,
+    )
+    preflight.check(config, networks, spans, chat, mesh, checkpoints)
+    stop_by = stop_time(config.checkpoint.must_save_by, config.checkpoint.margin_minutes)
+    saver = Saver(checkpoints, config.checkpoint, data.fingerprint)
+    restored = saver.restore(spans, mesh, config.run_dir)
+    train_state = restored.state if restored else state.load(config.student.path, config.seed, mesh)
+    tracker = Tracker(directory, enabled=processes.is_first())
+    trainer = Trainer(
+        mesh=mesh,
+        networks=networks,
+        spans=spans,
+        iteration=_iteration(config, networks, chat, mesh, restored),
+        evaluations=_evaluations(config, networks, chat, mesh, held_out, tracker),
+        saver=saver,
+        tracker=tracker,
+        deadline=Deadline(stop_by, config.checkpoint.every_minutes),
+        health_settings=config.health,
+        limits=config.limits,
+        max_skips=config.optimizer.max_skips,
+        evaluate_every=config.evaluation.every,
+        load_discriminator=partial(state.load_discriminator, config, networks[1], mesh),
+        row_ids=[row.id for row in data.rows],
+        state=train_state,
+        step=int(train_state.step),
+        health_state=restored.health if restored else {},
+    )
+    tracker.start(trainer.step, trainer.total_steps)
+    return trainer
+
+
+def export_student(config: Config, trainer: Trainer) -> None:
+    """Writes the student as a Hugging Face directory, unless it has been written before."""
+    directory = Path(config.run_dir) / "export" / "student"
+    if not processes.from_first(directory.exists):
+        chat = trainer.iteration.chat
+        params = trainer.state.generator
+        weights.save(directory, trainer.networks[0], params, chat.tokenizer, chat.end_tokens)
+    if processes.is_first():
+        print(
+            f"the student is in {directory}; python -m gad_jax.generate --model {directory} asks it"
+        )
+
+
+def _iteration(
+    config: Config, networks: Networks, chat: Chat, mesh: Mesh, restored: Restored | None
+) -> Iteration:
+    rollout, batch = config.rollout, config.batch
+    program = RolloutProgram(
+        samples=rollout.samples,
+        max_new_tokens=rollout.max_new_tokens,
+        end_tokens=chat.end_tokens,
+        pad_token=chat.pad_token,
+        sampler=Sampler(rollout.temperature, rollout.top_k, rollout.top_p),
+        slots=rollout.slots,
+        longest=config.longest,
+    )
+    return Iteration(
+        generator=networks[0],
+        chat=chat,
+        mesh=mesh,
+        rollout=program,
+        row_tokens=config.row_tokens,
+        micro_batches=batch.prompts // (batch.micro_batch_prompts or batch.prompts),
+        shapes=restored.shapes if restored else set(),
+        profiler=Profiler(config.profile.window, config.run_dir, networks),
+    )
+
+
+def _evaluations(
+    config: Config,
+    networks: Networks,
+    chat: Chat,
+    mesh: Mesh,
+    held_out: Prepared | None,
+    tracker: Tracker,
+) -> Evaluations:
+    return Evaluations(
+        directory=Path(config.run_dir) / "evaluations",
+        held_out=held_out,
+        chat=chat,
+        mesh=mesh,
+        network=networks[0],
+        options=config.evaluation,
+        max_new_tokens=config.rollout.max_new_tokens,
+        tracker=tracker,
+    )
