@@ -17,8 +17,8 @@ Params = dict[str, Any]
 class Segments(NamedTuple):
     """Who sees whom in a packed row: a token attends to earlier tokens of its segment and prefix.
 
-    Responses of one group share their prompt: each has a segment of its own, and the prompt's
-    segment as prefix. Segment 0 is padding. Leading axes are free.
+    The responses of a group share their prompt: each has its own segment, and the prompt's segment
+    as prefix. Segment 0 is padding. Any leading axes.
 
     Example, a prompt of two tokens and responses of two and one, padded to seven:
     own = [1 1 2 2 3 0 0], prefix = [1 1 1 1 1 0 0].
@@ -63,11 +63,11 @@ class Rollout(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """Everything that a run needs to go on: what a checkpoint holds.
+    """Everything that a run needs to resume: what a checkpoint holds.
 
-    Networks are `Params`; `discriminator` is None in stages without one, `reference` unless the
-    stage pays the KL term, and the moments of a frozen network are None. `skips` counts the steps
-    left out for a non-finite gradient: all of them, and in a row.
+    Networks are `Params`. `discriminator` is None in stages without one, `reference` is None unless
+    the stage pays the KL term, and the moments of a frozen network are None. `skips` counts the
+    steps skipped as non-finite: all of them, and the consecutive ones up to now.
     """
 
     step: Int[Array, ""]

@@ -43,7 +43,7 @@ def test_a_run_that_is_interrupted_saves_and_goes_on(tmp_path):
     assert f"stopped after step {stopped} of 502, which is saved" in printed
     assert (tmp_path / "checkpoints" / str(stopped)).is_dir()
     printed = interrupt_after(start(tmp_path, *LONG), tmp_path, stopped + 2)
-    assert f"going on after step {stopped} of 502" in printed
+    assert f"resuming after step {stopped} of 502" in printed
     logged = steps(tmp_path)
     assert logged == list(range(1, logged[-1] + 1))
     assert logged[-1] >= stopped + 2

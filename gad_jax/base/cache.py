@@ -25,7 +25,7 @@ def program_dir() -> Path:
 def create_once(name: str, write: Callable[[Path], None], needs_bytes: int = 0) -> Path:
     """The directory `name` of the cache, made by `write(directory)` the first time.
 
-    It appears complete or not at all: it is written beside its final place, flushed and renamed,
+    It appears complete or not at all: it is written next to its final place, flushed and renamed,
     under a lock that makes other processes wait for the first. What a killed process left is
     cleared.
 

@@ -30,7 +30,7 @@ def stop(error: UserError) -> NoReturn:
 
 
 class NumericsError(RuntimeError):
-    """Too many steps in a row were skipped for a non-finite gradient; exit code 10."""
+    """Too many consecutive steps were skipped for a non-finite gradient; exit code 10."""
 
 
 class CollapseError(RuntimeError):

@@ -1,4 +1,4 @@
-"""How a command begins and ends: exit codes, signals, the run's lock, the watchdog, safe writes.
+"""How a command ends: exit codes, signals, the watchdog.
 
 Imports no jax, so that `--help` and a second run on a busy directory answer at once.
 """
@@ -28,8 +28,8 @@ from gad_jax.base.redaction import redact, redact_logs
 
 
 class Exit(enum.IntEnum):
-    """Exit codes of every command; 1 is the watchdog's, 130 and 143 an interrupted start, 141 when
-    whatever read the output has ended."""
+    """Exit codes of every command. Others: 1 is the watchdog's, 130 and 143 are an interrupted
+    start, 141 means that the reader of the output has ended."""
 
     OK = 0
     USER = 2
@@ -56,10 +56,9 @@ DISK_ERRORS = {
 def run_guarded(main: Callable[[], int]) -> int:
     """Returns what `main` returns; an exception ends the process here, at once.
 
-    Our own errors are shown as one sentence (with --debug, after a traceback) and others with a
-    traceback, all without secrets; `EXIT_CODES` gives the code. The process is left by `os._exit`:
-    an ordinary exit joins Orbax's threads, which wait for the other processes while those wait for
-    this one.
+    Our own errors are shown as one sentence (with --debug, after a traceback), others with a
+    traceback, all without secrets. `EXIT_CODES` gives the code. The process ends by `os._exit`: a
+    normal exit joins Orbax's threads, which wait for other processes that wait for this one.
     """
     redact_logs()
     try:
@@ -112,9 +111,9 @@ def _leave(code: int) -> None:
 class StopRequest:
     """Turns Ctrl-C and SIGTERM into a request to stop after the current step.
 
-    The loop sets `ready` when its first step is done and looks at `requested` after each. A signal
-    before that ends the process at once, as there is nothing to save; a second Ctrl-C always does.
-    A second SIGTERM is ignored, so that it cannot cut the last save short.
+    The loop sets `ready` after its first step and looks at `requested` after each step. A signal
+    before that ends the process at once, as there is nothing to save. A second Ctrl-C always ends
+    it. A second SIGTERM is ignored, so that it cannot cut the last save short.
 
         with StopRequest() as stop:
             while not stop.requested: ...; stop.ready = True
@@ -157,8 +156,8 @@ class StopRequest:
 def watchdog(seconds: float) -> None:
     """Ends the process with code 1 and the stacks of all threads, unless called again in time.
 
-    Each call replaces the one before; 0 switches it off. A step that hangs, with its peers waiting
-    for it, is not noticed otherwise. Compiling, restoring and evaluation need more time.
+    Each call replaces the one before; 0 switches it off. Without it nobody notices a step that
+    hangs while its peers wait. Compiling, restoring and evaluation need more time.
     """
     faulthandler.cancel_dump_traceback_later()
     if seconds > 0:

@@ -8,13 +8,13 @@ import numpy as np
 from gad_jax.base import buckets
 
 HEADROOM = 1.08
-"""A new shape has room for this multiple of the tokens that asked for it: the next steps, whose
-responses differ by a few percent, find it large enough."""
+"""A new shape has room for this multiple of the tokens at hand. The lengths of later steps differ
+by a few percent, and then fit into it too."""
 
 
 REUSE = 1.15
-"""A shape that was used before is taken again if it has at most this multiple of the positions of
-the cheapest."""
+"""A shape that was used before is preferred if it has at most this multiple of the positions of the
+smallest one."""
 
 
 ROW_PARTS = 8
@@ -69,6 +69,7 @@ def rectangle_padding_share(
 
 
 def group_sizes(prompts: list[np.ndarray], responses: list[list[np.ndarray]]) -> list[Sizes]:
+    """Returns the sizes of every group, prompt by prompt."""
     return [
         Sizes(len(prompt) - 1, [len(response) + 1 for response in group])
         for prompt, group in zip(prompts, responses, strict=True)
@@ -76,7 +77,7 @@ def group_sizes(prompts: list[np.ndarray], responses: list[list[np.ndarray]]) ->
 
 
 def balance(sizes: list[Sizes], micro_batches: int) -> list[list[int]]:
-    """Deals the groups to micro-batches of equal size, the longest first, to the emptiest."""
+    """Returns the groups of each micro-batch: the longest first, each to the one with most room."""
     per_batch = len(sizes) // micro_batches
     dealt: list[list[int]] = [[] for _ in range(micro_batches)]
     loads = [0] * micro_batches

@@ -1,6 +1,6 @@
-"""The equations of GAD (arXiv:2511.10643): log-probs, advantages, surrogate, KL, pair losses.
+"""The equations of GAD (arXiv:2511.10643): advantages, surrogate, KL, pair losses.
 
-Losses are unreduced, per token or per pair, in float32; callers mask, sum, and divide once by the
+Losses are unreduced, per token or per pair, in float32. Callers mask, sum, and divide once by the
 global count. Nothing here knows of batches or models.
 """
 
@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 def masked_mean(x: Float[Array, "*n"], mask: Bool[Array, "*n"]) -> Float[Array, ""]:
     """Returns the mean of x where mask is True, 0 if nowhere. Exact over the global batch.
 
-    What lies under a False mask has no influence, even when it is not finite.
+    Values under a False mask have no influence, even non-finite ones.
     """
     return jnp.sum(jnp.where(mask, x, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
 
@@ -37,8 +37,8 @@ def _centred(rewards: Float[Array, "B N"]) -> Float[Array, "B N"]:
     """Returns the rewards minus the mean of their group's finite ones; 0 for those that are not."""
     rewards = rewards.astype(jnp.float32)
     valid = jnp.isfinite(rewards)
-    # Measured from the best: the mean of eight times 12.3 is off by one unit in the last place,
-    # and the division by the spread would make that an advantage of -0.5 for each of them.
+    # Subtract the best reward first. The float32 mean of eight times 12.3 is off by one unit in the
+    # last place, and the division by the spread would make that an advantage of -0.5 for each.
     rewards = rewards - jnp.max(jnp.where(valid, rewards, -jnp.inf), axis=1, keepdims=True)
     count = jnp.sum(valid, axis=1, keepdims=True)
     mean = jnp.sum(jnp.where(valid, rewards, 0.0), 1, keepdims=True) / jnp.maximum(count, 1)

@@ -1,4 +1,4 @@
-"""AdamW after a global-norm clip, arranged so that a compiled step updates the moments in place."""
+"""AdamW after a global-norm clip, written so that a compiled step updates the moments in place."""
 
 from typing import Any
 
@@ -11,9 +11,9 @@ from gad_jax.settings.sections import Optimizer
 
 
 def adamw(options: Optimizer, rate: float) -> optax.GradientTransformationExtraArgs:
-    """Returns what makes of a gradient an update of the parameters, at a constant learning rate.
+    """Returns the clip and AdamW as one optax transformation, at a constant learning rate.
 
-    Its `update` takes `finite`: where that is False the moments stay as they are.
+    Its `update` takes `finite`: where that is False, the moments do not change.
     """
     return optax.chain(
         _clip(options.max_gradient_norm),
@@ -26,8 +26,11 @@ def adamw(options: Optimizer, rate: float) -> optax.GradientTransformationExtraA
 
 
 def _clip(max_norm: float) -> optax.GradientTransformation:
-    """`optax.clip_by_global_norm`, but by a factor: a quotient is too dear to be computed again in
-    each of the fusions that use it, and would be stored, as large as the gradient."""
+    """`optax.clip_by_global_norm` as a multiplication by one factor.
+
+    optax divides each leaf. A division is expensive, so XLA does not repeat it in the fusions that
+    read it, but stores its result: a second copy of the gradients.
+    """
 
     def clip(gradients: Any, params: Any) -> Any:
         factor = jnp.minimum(1.0, max_norm / optax.tree.norm(gradients))
@@ -37,10 +40,10 @@ def _clip(max_norm: float) -> optax.GradientTransformation:
 
 
 def _scale_by_adam(options: Optimizer) -> optax.GradientTransformationExtraArgs:
-    """`optax.scale_by_adam` whose updates are computed from the new moments alone.
+    """`optax.scale_by_adam` whose updates are computed from the new moments only.
 
-    Were the old ones read for the updates as well as for the new moments, they would have to be
-    copied before they are overwritten. The barrier keeps the two apart.
+    If XLA read the old moments for the updates too, it would have to copy them before it overwrites
+    them. The barrier prevents that.
     """
     plain = optax.scale_by_adam(options.beta1, options.beta2, options.epsilon)
 

@@ -1,12 +1,12 @@
 """Ragged responses → rows of one length with segment ids. On the host, in numpy.
 
 The responses of a prompt share one copy of it in a row. The prompt's segment is all but its last
-token; each response's segment starts with a copy of that last token, so that everywhere in a row
-the next token is the one to predict. A row is filled to its end: the group that no longer fits
-goes on in the next row, with the prompt repeated.
+token. Each response's segment starts with a copy of that last token, so that at every position of
+a row the next token is the one to predict. Rows are filled to the end: a group that no longer fits
+continues in the next row, where its prompt is repeated.
 
-Shapes come from declared buckets of row lengths and row counts. One that the run has used before
-is used again where it costs little more, so that the programs of a run are soon all compiled.
+Shapes come from a small set of row lengths and row counts (`layout.py`). A shape that the run has
+used before is preferred where it costs little more, so that a run soon compiles nothing new.
 """
 
 from collections.abc import Iterable
@@ -76,7 +76,7 @@ def abstract(rows: PackedRows, mesh: jax.sharding.Mesh) -> PackedRows:
 def padding_share(rows: PackedRows) -> float:
     """Returns the share of the processed positions that hold no token.
 
-    A prompt that is repeated because its group goes on in another row counts as tokens.
+    A prompt that is repeated because its group continues in another row counts as tokens.
     """
     return float(np.mean(np.asarray(rows.segments.own) == 0))
 

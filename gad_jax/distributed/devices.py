@@ -57,7 +57,7 @@ def device_bytes(tree: Any) -> int:
 
 
 def device_memory() -> int:
-    """Returns the bytes that a device has; on a CPU the machine's, shared by its devices."""
+    """Returns the memory of a device in bytes; on a CPU the machine's, shared by its devices."""
     devices = jax.local_devices()
     known = (devices[0].memory_stats() or {}).get("bytes_limit")
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -65,7 +65,7 @@ def device_memory() -> int:
 
 
 def peak_memory() -> int:
-    """Returns the most bytes that this process's first device has held; 0 on a CPU, which does not
+    """Returns the peak bytes in use on this process's first device; 0 on a CPU, where jax does not
     count them."""
     return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
 

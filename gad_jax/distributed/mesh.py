@@ -22,13 +22,15 @@ DATA_AXES = ("replica", "fsdp")
 
 
 SHARDS_STAY = jax.__version_info__ >= (0, 11, 2)
-"""Whether `jax.shard_map` over one axis leaves alone what others split; before, it gathers that."""
+"""Whether `jax.shard_map` over one axis keeps arrays sharded over the other axes. Older versions of
+jax gather them first."""
 
 
 def make_mesh(replica: int = 1, fsdp: int = 0, tensor: int = 1, devices: Any = None) -> Mesh:
     """Returns the mesh (replica, fsdp, tensor) over `devices`, by default all of them.
 
-    fsdp = 0 takes what the other two leave. Raises UserError when the product does not fit.
+    fsdp = 0 takes all devices that the other two leave. Raises UserError where the product of the
+    axes is not the number of devices.
     """
     count = jax.device_count() if devices is None else len(devices)
     fsdp = fsdp or max(count // (replica * tensor), 1)
@@ -49,9 +51,9 @@ def make_mesh(replica: int = 1, fsdp: int = 0, tensor: int = 1, devices: Any = N
 
 
 def _arrange(shape: tuple[int, int, int], devices: Sequence[Any]) -> np.ndarray:
-    """Returns the devices in this shape by how they are wired: across nodes go replicas, then fsdp.
+    """Returns the devices in this shape by their wiring: replicas go across nodes first, then fsdp.
 
-    A tensor axis across nodes works, and is slow: there is a warning.
+    A tensor axis across nodes works but is slow, so there is a warning.
     """
     attribute, nodes = _nodes(devices)
     if nodes == 1:
@@ -80,10 +82,11 @@ def _arrange(shape: tuple[int, int, int], devices: Sequence[Any]) -> np.ndarray:
 
 
 def _nodes(devices: Sequence[Any]) -> tuple[str, int]:
-    """Returns the attribute that tells fast-wired groups of devices apart, and their number.
+    """Returns the attribute that tells groups of devices with fast links apart, and their number.
 
-    That is a GPU node or a TPU slice where the platform says so (`slice_index`), else a process,
-    but not on a TPU, whose wires lead out of the host. Groups of different sizes count as one.
+    A group is a GPU node or a TPU slice where the platform says so (`slice_index`), else a process.
+    On a TPU the fast links leave the host, so there all devices are one group. Groups of different
+    sizes count as one.
     """
     attribute = "slice_index" if hasattr(devices[0], "slice_index") else "process_index"
     if attribute == "process_index" and devices[0].platform == "tpu":

@@ -22,11 +22,11 @@ def shard_map(
     out_specs: Any,
     axes: tuple[str, ...] = DATA_AXES,
 ) -> Callable[..., Any]:
-    """Returns what applies the function in each data shard, or each part along other mesh axes; in
-    it the axes that are left, such as tensor, are as before.
+    """`jax.shard_map` over the data axes of the mesh, or over the given axes.
 
-    Without a mesh there is one shard. The gradient of an argument that all shards share is summed
-    over them once, at the end.
+    The remaining axes, such as tensor, stay under the mesh's control. Without a mesh this is the
+    function itself. The gradient of an argument with spec P() is summed over the shards once, at
+    the end.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return function
@@ -40,10 +40,10 @@ def shard_map(
 
 
 def replica_map(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
-    """Returns what applies the function in each replica; in it the other axes are as before.
+    """`jax.shard_map` over the replica axis; the other axes stay under the mesh's control.
 
     The specs say which arguments and results are split over "replica". With one replica, without a
-    mesh, or where `SHARDS_STAY` is False, that is the function itself.
+    mesh, or where `mesh.SHARDS_STAY` is False, this is the function itself.
     """
     if jax.sharding.get_abstract_mesh().shape.get("replica", 1) == 1 or not mesh.SHARDS_STAY:
         return function
@@ -51,14 +51,14 @@ def replica_map(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> 
 
 
 def psum_over_replicas(tree: Any) -> Any:
-    """Returns, inside of `replica_map`, the sums over the replicas."""
+    """Returns the sums over the replicas inside `replica_map`, and the tree itself elsewhere."""
     return jax.lax.psum(tree, "replica") if "replica" in manual_axes() else tree
 
 
 def all_gather_over_replicas(x: jax.Array) -> jax.Array:
-    """Returns, inside of `replica_map`, the parts of all replicas along the first axis.
+    """Returns the parts of all replicas along the first axis inside `replica_map`, else x.
 
-    A gradient flows into the replica's own part only.
+    A gradient flows into the replica's own part only: the others have theirs in their replicas.
     """
     if "replica" not in manual_axes():
         return x

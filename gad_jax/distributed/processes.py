@@ -1,8 +1,9 @@
 """Several processes as one run: how they find each other, and what they have to agree on.
 
-Every process runs the same program on the same settings. What only one may do (hold the lock, write
-a file) the first does; what one alone may know (a signal, an error, a file's content) all are told
-here, so that they take the same decision. Each call is one that all processes make.
+Every process runs the same program with the same settings. The first process does what only one may
+do, such as holding the lock or writing a file. What only one process knows (a signal, an error, the
+content of a file) is shared here, so that all take the same decision. All processes make each of
+these calls.
 """
 
 import json
@@ -33,7 +34,7 @@ def start(heartbeat_seconds: int, start_seconds: int) -> None:
     """Joins the other processes of this run, if there are any; call it before using a device.
 
     jax recognises Slurm, Open MPI, Kubernetes jobs (JobSet) and TPU pods; `TRIPLE` is for anything
-    else. A process that is silent for `heartbeat_seconds` is taken for dead, which ends all.
+    else. A process that is silent for `heartbeat_seconds` counts as dead, which ends all.
     Raises UserError when the others cannot be reached within `start_seconds`.
     """
     # jax's own SIGTERM handler would replace `guard.StopRequest`.
@@ -70,7 +71,7 @@ def start(heartbeat_seconds: int, start_seconds: int) -> None:
 
 
 def stop() -> None:
-    """Leaves the others in good order, after all of them are done."""
+    """Leaves the other processes once all of them are done."""
     if jax.distributed.is_initialized():
         jax.distributed.shutdown()
 
@@ -93,9 +94,9 @@ def all_of(flag: bool) -> bool:
 
 
 def from_first(make: Callable[[], Any]) -> Any:
-    """Returns, in every process, what `make` returns in the first, where alone it is called.
+    """Calls `make` in the first process and returns its result in all of them.
 
-    That is anything JSON can hold. A UserError of the first is raised in all.
+    The result is anything that JSON can hold. A UserError of the first process is raised in all.
     """
     if jax.process_count() == 1:
         return make()
@@ -112,9 +113,9 @@ def from_first(make: Callable[[], Any]) -> Any:
 
 
 def together(make: Callable[[], T]) -> T:
-    """Returns what `make` returns in this process, once it has returned in all.
+    """Calls `make` in every process and returns its result here, once it has returned in all.
 
-    Where it raises UserError in some process, all raise one; `make` itself must not wait for other
+    Where it raises UserError in one process, all raise one. `make` must not wait for other
     processes.
     """
     if jax.process_count() == 1:
@@ -162,8 +163,8 @@ def require_shared(path: Path, wait_seconds: float = 30.0) -> None:
 def lost_peer(error: BaseException) -> str | None:
     """Returns the sentence for an error that means that another process ended, else None.
 
-    The transports (Gloo, NCCL, gRPC) have no error type of their own for it: they raise ValueError
-    or RuntimeError, whose text begins with a status code.
+    The transports (Gloo, NCCL, gRPC) have no error type for it: they raise ValueError or
+    RuntimeError, whose text begins with a status code.
     """
     signs = r"(?is)gloo|nccl|connection|heartbeat|coordination|socket closed|barrier"
     text = " ".join(str(error).split())

@@ -1,8 +1,8 @@
-"""Where everything lives on the device mesh: two tables.
+"""Where every array lives on the device mesh: two tables.
 
 A parameter's path gives its logical axes (`PARAMETER_AXES`), a logical axis gives mesh axes
-(`MESH_AXES`). The mesh has Explicit axis types: sharding is part of every array's type, gathers of
-FSDP shards stand in the program, and a mistake fails when a function is traced.
+(`MESH_AXES`). The mesh has Explicit axis types: sharding is part of every array's type, FSDP
+all-gathers are written in the program, and a mistake fails when a function is traced.
 """
 
 import re
@@ -48,15 +48,15 @@ PARAMETER_AXES: dict[str, tuple[str | None, ...]] = {
 
 
 def manual_axes() -> tuple[str, ...]:
-    """Returns the mesh axes that an enclosing `jax.shard_map` has taken over."""
+    """Returns the mesh axes that an enclosing `jax.shard_map` has made manual."""
     return jax.sharding.get_abstract_mesh().manual_axes
 
 
 def spec(*logical: str | None) -> P | None:
     """Returns the PartitionSpec of these logical axes, or None where no mesh is set.
 
-    It is meant for `out_sharding` arguments, for which None says that there is nothing to decide.
-    Axes that an enclosing `jax.shard_map` has taken over are left out.
+    It is meant for `out_sharding` arguments, where None leaves the choice to jax. Axes that an
+    enclosing `jax.shard_map` has made manual are left out.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return None

@@ -160,7 +160,7 @@ def devices(target: Target) -> list[Any]:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
             f"--target={target.name}: the {target.platform} compiler cannot be used here "
-            f"({reason}); in an environment of its own, {PLUGINS[target.platform]}, and the rest "
+            f"({reason}); in a separate environment, {PLUGINS[target.platform]}, and the rest "
             "of requirements.txt"
         ) from error
     return list(topology.devices)

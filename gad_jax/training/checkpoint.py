@@ -1,15 +1,14 @@
 """One atomic Orbax checkpoint per step: every array of the run's state and a JSON record, `meta`.
 
-A step is written beside its final place and renamed when complete, so a killed save leaves nothing
-that could be mistaken for a checkpoint. Orbax notices a file that is missing or cut short, but
-restores a flipped bit as if nothing had happened; so the record holds a digest of every array and
-of itself, and `Checkpoints.restore` checks them. What a state consists of is `types.TrainState`,
-but any pytree of arrays will do here. Directories are local or shared file systems.
+A step is written next to its final place and renamed when complete, so a killed save leaves nothing
+that could be mistaken for a checkpoint. Orbax notices a missing or truncated file, but restores a
+flipped bit silently. So the record holds a digest of every array and of itself, which
+`restoring.py` checks. Any pytree of arrays can be saved; a run saves a `types.TrainState`.
+Directories are on local or shared file systems.
 """
 
 import contextlib
 import errno
-import gc
 import json
 import logging
 import math
@@ -18,7 +17,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -26,26 +25,11 @@ import orbax.checkpoint as ocp
 from gad_jax.base import files
 from gad_jax.base.errors import StorageError, UserError
 from gad_jax.distributed import processes
-from gad_jax.training import digest
+from gad_jax.training import digest, restoring
 from gad_jax.training.orbax_errors import SaveErrors, first_line, quiet
+from gad_jax.training.restoring import Meta, Restored
 
 logger = logging.getLogger(__name__)
-
-FORMAT = 1
-"""Number of the layout below; a later version says what it can read."""
-
-RECORD = "record.json"
-UNREADABLE = (OSError, digest.DamagedRecord)
-
-Meta = dict[str, Any]
-
-
-class Restored(NamedTuple):
-    """A checkpoint as it was saved."""
-
-    step: int
-    state: Any
-    meta: Meta
 
 
 class _Retention:
@@ -69,15 +53,15 @@ class _Retention:
 class Checkpoints:
     """The checkpoints of one run, in `directory`; every process of the run makes one.
 
-    Kept are the newest `keep` and, with `keep_best`, the one with the highest score. A step that
-    leaves is deleted only when the step that displaces it is complete.
+    The newest `keep` are kept and, with `keep_best`, the one with the highest score. An older step
+    is deleted only when the step that replaces it is complete.
 
     With `background`, `save` returns while the state is being written, and the step may donate it:
-    arrays are copied before they are overwritten, which costs one more state in host memory until
-    the write is done. That is the default except on a CPU, where arrays are in host memory already
-    and a write that the run waits for needs no copy.
+    Orbax copies the arrays first, which costs one more state in host memory until the write is
+    done. That is the default except on a CPU: there arrays are in host memory already, and a write
+    that the run waits for needs no copy.
 
-    `read_only` is for commands that look at a run which may still be going: nothing is created,
+    `read_only` is for commands that read a run which may still be running: nothing is created,
     cleaned or renamed.
 
     Raises UserError when the directory cannot be used.
@@ -110,15 +94,17 @@ class Checkpoints:
         handlers: Any = {
             # zstd writes 6 times slower, saves 8 % of the disk and needs up to one more copy.
             "state": ocp.PyTreeCheckpointHandler(use_compression=False),
-            "meta": ocp.JsonCheckpointHandler(RECORD),
+            "meta": ocp.JsonCheckpointHandler(restoring.RECORD),
         }
         self._manager = ocp.CheckpointManager(
             self.directory, options=options, item_handlers=handlers
         )
         self._scores: dict[int | None, float | None] = {}
         for step in self.steps():
-            with contextlib.suppress(UserError, *UNREADABLE):  # `restore` deals with those.
-                self._scores[step] = self._read_record(step)["score"]
+            with contextlib.suppress(
+                UserError, *restoring.UNREADABLE
+            ):  # `restore` deals with those.
+                self._scores[step] = restoring.read_record(self.directory / str(step))["score"]
 
     def steps(self) -> list[int]:
         """Returns the steps that are completely written, ascending."""
@@ -155,8 +141,8 @@ class Checkpoints:
     def read_meta(self, step: int) -> Meta:
         """Returns the `meta` of a step. Raises StorageError when it is missing or damaged."""
         try:
-            return self._read_record(step)["meta"]
-        except UNREADABLE as error:
+            return restoring.read_record(self.directory / str(step))["meta"]
+        except restoring.UNREADABLE as error:
             raise StorageError(
                 f"the record of checkpoint {self.directory / str(step)} cannot be read: "
                 f"{first_line(error)}"
@@ -165,8 +151,8 @@ class Checkpoints:
     def save(self, step: int, state: Any, meta: Meta, score: float | None = None) -> bool:
         """Saves the state and returns True; returns False if this step has been saved already.
 
-        `meta` holds what JSON can hold. `score` ranks the step (higher is better); None or NaN
-        makes it no candidate. The state may be donated as soon as this returns.
+        `meta` is anything that JSON can hold. `score` ranks the step (higher is better); with None
+        or NaN it cannot be the best. The state may be donated as soon as this returns.
 
         Raises StorageError when the disk is short of space, or when this save or one before it
         failed; then the earlier steps are intact.
@@ -182,7 +168,7 @@ class Checkpoints:
             raise self._failed_save(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
         score = None if score is None or math.isnan(score) else float(score)
         record = {
-            "format": FORMAT,
+            "format": restoring.FORMAT,
             "step": step,
             "score": score,
             "layout": digest.layout(state),
@@ -206,8 +192,11 @@ class Checkpoints:
     def rescore(self, step: int, score: float | None) -> None:
         """Gives a complete step another score, in its record too."""
         score = None if score is None or math.isnan(score) else float(score)
-        if processes.is_first() and (record := self._read_record(step))["score"] != score:
-            path = self.directory / str(step) / "meta" / RECORD
+        if (
+            processes.is_first()
+            and (record := restoring.read_record(self.directory / str(step)))["score"] != score
+        ):
+            path = self.directory / str(step) / "meta" / restoring.RECORD
             files.write_atomic(path, json.dumps(digest.sealed(record | {"score": score})))
         self._scores[step] = score
 
@@ -251,7 +240,9 @@ class Checkpoints:
             raise UserError(f"{self.directory} has no checkpoint {wanted}")
         damaged: dict[int, str] = {}
         for candidate in candidates:
-            outcome = self._try_restore(candidate, abstract, subset)
+            outcome = restoring.try_restore(
+                self.directory / str(candidate), self._manager, abstract, subset, self._other
+            )
             if isinstance(outcome, Restored):
                 self._quarantine(damaged)
                 if step is None and not self._read_only:
@@ -263,67 +254,6 @@ class Checkpoints:
         raise StorageError(
             f"no checkpoint in {self.directory} could be restored; nothing was deleted: {reasons}"
         )
-
-    def _try_restore(
-        self, step: int, abstract: Callable[[Meta], Any], subset: bool
-    ) -> Restored | str:
-        """Returns the checkpoint, or why it cannot be read."""
-        record, state, reason = None, None, ""
-        try:
-            record = self._read_record(step)
-        except UNREADABLE as error:
-            reason = first_line(error)
-        if processes.all_of(record is not None):
-            assert record is not None
-            expected = abstract(record["meta"])
-            self._check_layout(step, record["layout"], expected, subset)
-            with quiet():
-                try:
-                    state = self._read_state(step, expected, record)
-                except Exception as error:  # Orbax and TensorStore raise errors of many types.
-                    reason = first_line(error)
-                if state is None:
-                    gc.collect()  # What was read of it must not stay in memory beside the next.
-                    time.sleep(0.1)  # TensorStore's threads end after the error is known.
-            if processes.all_of(state is not None):
-                return Restored(step, state, record["meta"])
-        return reason or "another process could not read it"
-
-    def _read_record(self, step: int) -> Meta:
-        text = (self.directory / str(step) / "meta" / RECORD).read_bytes()
-        record = digest.unsealed(text)
-        if record["format"] != FORMAT:
-            raise UserError(
-                f"checkpoint {self.directory / str(step)} has format {record['format']}, and this "
-                f"version reads format {FORMAT}; use the version that wrote it"
-            )
-        return record
-
-    def _read_state(self, step: int, expected: Any, record: Meta) -> Any:
-        """Returns the arrays of a step in the shardings of `expected`, verified."""
-        wanted = digest.named_leaves(expected)
-        stored = {name: digest.stored_shape(leaf) for name, leaf in wanted.items()}
-        arguments: Any = ocp.args.PyTreeRestore(
-            item=stored,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(stored),
-            partial_restore=True,
-        )
-        items = {"state": arguments}
-        leaves = self._manager.restore(step, args=ocp.args.Composite(**items))["state"]
-        found = digest.digests(leaves)
-        wrong = [name for name in wanted if found[name] != record["digests"][name]]
-        if wrong:
-            raise ValueError(f"{len(wrong)} arrays changed on disk, {wrong[0]} among them")
-        typed = [digest.typed_leaf(leaves[name], leaf) for name, leaf in wanted.items()]
-        return jax.tree.unflatten(jax.tree.structure(expected), typed)
-
-    def _check_layout(self, step: int, saved: dict[str, str], expected: Any, subset: bool) -> None:
-        difference = digest.layout_difference(saved, digest.layout(expected), subset)
-        if difference:
-            raise UserError(
-                f"checkpoint {self.directory / str(step)} does not fit these settings: "
-                f"{difference}; use the settings that the run was made with{self._other}"
-            )
 
     def _quarantine(self, damaged: dict[int, str]) -> None:
         """Renames the damaged steps, so that they are neither restored nor in the way."""

@@ -11,7 +11,7 @@ from jaxtyping import Array, UInt32
 
 
 class DamagedRecord(Exception):
-    """A record that is not as it was written."""
+    """A record that has changed since it was written."""
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
@@ -37,8 +37,8 @@ def _words(x: Array) -> Array:
 def leaf_digest(x: Array) -> UInt32[Array, ""]:
     """Returns a checksum of x that depends on every bit and its place, not on the sharding.
 
-    Each element is mixed with its index by steps that can be undone, so one changed element always
-    changes the sum; sums of uint32 are exact in any order. It is no defence against an attacker.
+    Each element is mixed with its index by invertible steps, so one changed element always changes
+    the sum. Sums of uint32 are exact in any order. It is no defence against an attacker.
     """
     index = jnp.uint32(0)
     for axis in range(x.ndim):
@@ -52,8 +52,8 @@ def leaf_digest(x: Array) -> UInt32[Array, ""]:
 def digests(state: Any) -> dict[str, int]:
     """Returns the digest of every leaf by path: equal states have equal digests on any devices.
 
-    One leaf at a time, because XLA on a CPU writes the terms of a sum to memory before adding them:
-    so it takes the memory of the largest leaf and not that of the state.
+    One leaf at a time: on a CPU, XLA writes the terms of a sum to memory before it adds them, so
+    this needs the memory of the largest leaf and not that of the state.
     """
     leaves = plain_leaves(state).items()
     return {name: int(jax.device_get(leaf_digest(leaf))) for name, leaf in leaves}

@@ -1,8 +1,8 @@
-"""Monitors: alarms that the stream of metrics raises, and what each of them leads to. No jax.
+"""Health monitors: which metrics raise an alarm, and what each alarm does. Imports no jax.
 
-`observe` is a pure function whose state is JSON and part of every checkpoint, so a run that resumes
-raises the same alarms at the same steps. A monitor is a line in `Health` and one in `MONITORS`;
-what to do about its alarm is in docs/reliability.md.
+`observe` is a pure function. Its state is JSON and part of every checkpoint, so a resumed run
+raises the same alarms at the same steps. A monitor is a line in `settings.alarms.Health` and one in
+`MONITORS`; docs/reliability.md says what to do about its alarm.
 """
 
 import math
@@ -17,14 +17,14 @@ State = dict[str, Any]
 """What `observe` remembers: {"stage": …, "watches": {monitor: …}}; {} before the first step."""
 
 EASE = 0.1
-"""Hysteresis: an alarm is over when its quantity is this share inside of the limit."""
+"""Hysteresis: an alarm clears when its value is this share inside the limit."""
 
 
 class Monitor(NamedTuple):
     """Which quantity a monitor reads and what it says; its limit is in `Health`.
 
-    `relative` turns the smoothed value and that of the stage's start into what the limit is for.
-    `side` sits out when the alarm pauses.
+    `relative` computes what the limit is for from the smoothed value and that of the stage's start.
+    `side` is the network that the action `pause` keeps from training.
     """
 
     metric: str
@@ -50,7 +50,7 @@ def _more(value: float, start: float) -> float:
 
 
 _SLOWER = "lower gad.generator_learning_rate or raise grpo.kl_coefficient"
-_GENTLER = "lower discriminator_learning_rate, or let the discriminator sit out (action pause)"
+_GENTLER = "lower discriminator_learning_rate, or pause the discriminator (action pause)"
 
 MONITORS: dict[str, Monitor] = {
     "length": Monitor(
@@ -99,14 +99,14 @@ MONITORS: dict[str, Monitor] = {
     "saturated": Monitor(
         "discriminator/accuracy",
         "discriminator",
-        "the discriminator is right about {value:.1%} of the pairs, so it teaches little",
+        "D accuracy is {value:.1%}, so the discriminator teaches little",
         _GENTLER,
         gad_only=False,
     ),
     "fooled": Monitor(
         "discriminator/accuracy",
         "generator",
-        "the discriminator is right about {value:.1%} of the pairs, worse than by chance",
+        "D accuracy is {value:.1%}, worse than by chance",
         "raise discriminator_learning_rate, or let the generator wait for it (action pause)",
         below=True,
         gad_only=False,
@@ -172,7 +172,7 @@ MONITORS: dict[str, Monitor] = {
 
 
 class Event(NamedTuple):
-    """An alarm that was raised, or is over (`action` None), in a sentence."""
+    """An alarm that was raised, or has cleared (`action` None), in a sentence."""
 
     monitor: str
     action: Literal["warn", "pause", "stop"] | None
@@ -182,7 +182,7 @@ class Event(NamedTuple):
 @dataclass(frozen=True)
 class Watch:
     """What one monitor remembers: values seen, their smoothed value, the mean of the stage's start,
-    bad values in a row, whether its alarm is on, and for how many steps its side has sat out."""
+    consecutive bad values, whether its alarm is on, and for how many steps its side is paused."""
 
     seen: int = 0
     smoothed: float = 0.0
@@ -197,7 +197,7 @@ def observe(
 ) -> tuple[State, list[Event]]:
     """Returns the state after a step's metrics and the alarms that these raised or ended.
 
-    A metric that is missing or not finite tells a monitor nothing. A stage starts afresh.
+    A missing or non-finite metric does not change a monitor. Each stage starts with a new state.
     """
     known = state["watches"] if state.get("stage") == stage else {}
     watches, events = {}, []
@@ -212,8 +212,8 @@ def observe(
 
 
 def paused_side(settings: Health, state: State) -> Side | None:
-    """Returns the side that an alarm keeps from learning; the generator where both would be kept,
-    so that the discriminator can learn what is wrong with it."""
+    """Returns the network that an alarm pauses, or None. Where alarms ask for both, it is the
+    generator, so that the discriminator can learn what is wrong with it."""
     pausing = [name for name in alarms(state) if getattr(settings, name).action == "pause"]
     sides = {MONITORS[name].side for name in pausing}
     if "generator" in sides:
@@ -227,7 +227,7 @@ def alarms(state: State) -> list[str]:
 
 
 def is_well(state: State, monitor: str) -> bool:
-    """Returns whether a monitor's alarm is off and its last value not on the way to one."""
+    """Returns whether a monitor's alarm is off and its last value was within the limit."""
     watch = state.get("watches", {}).get(monitor, {"on": False, "bad": 0})
     return not (watch["on"] or watch["bad"])
 
@@ -240,7 +240,7 @@ def _step(
     monitor = MONITORS[name]
     watch = replace(watch, paused=watch.paused + 1 if watch.on else 0)
     if alarm.action == "pause" and watch.paused >= settings.longest_pause:
-        sentence = f"alarm {name}: the {monitor.side} goes on after {watch.paused} steps"
+        sentence = f"alarm {name}: the {monitor.side} resumes after {watch.paused} steps"
         return replace(watch, on=False, bad=0, paused=0), Event(name, None, sentence)
     raw = _read(monitor, metrics)
     if raw is None:
@@ -272,7 +272,7 @@ def _judge(
         return replace(watch, on=True), Event(name, alarm.action, sentence)
     if watch.on and sign * value < sign * alarm.limit * (1 - sign * EASE):
         return replace(watch, on=False, paused=0), Event(
-            name, None, f"alarm {name} is over: {said}"
+            name, None, f"alarm {name} has cleared: {said}"
         )
     return watch, None
 
@@ -283,7 +283,7 @@ def _read(monitor: Monitor, metrics: Mapping[str, float]) -> float | None:
     skipped = metrics.get("skips/consecutive", 0.0) > 0
     if monitor.metric == "skips/consecutive":
         value = float(skipped)
-    elif skipped:  # what a step that failed has measured is not to be relied on
+    elif skipped:  # the numbers of a skipped step are not reliable
         return None
     if monitor.minus:
         value -= metrics.get(monitor.minus, 0.0)

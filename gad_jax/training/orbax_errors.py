@@ -1,4 +1,4 @@
-"""What Orbax says when it cannot write or read, in short and in time."""
+"""Errors of Orbax: shortened, and known as soon as they happen."""
 
 import contextlib
 import logging
@@ -31,8 +31,8 @@ def quiet() -> Iterator[None]:
 class SaveErrors(logging.Handler):
     """The last error of a save, known at once.
 
-    In a run of several processes Orbax raises the error of a thread that writes only after a
-    barrier that the others never reach, ten minutes later; but it logs it when it happens.
+    In a run of several processes, Orbax raises the error of a writing thread only after a barrier,
+    which the others reach ten minutes later or never. But it logs the error when it happens.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class SaveErrors(logging.Handler):
         logging.getLogger("absl").addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keeps the error that comes with a line of absl's log, which is Orbax's."""
+        """Keeps the error of a record of absl's log, which Orbax uses."""
         if record.exc_info and record.exc_info[1] is not None:
             self.last = record.exc_info[1]
 

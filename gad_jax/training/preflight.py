@@ -1,4 +1,4 @@
-"""What can be known of a run before it begins: whether its parts fit each other and the machine."""
+"""Checks before a run begins: whether its parts fit each other and the machine."""
 
 import math
 
@@ -25,8 +25,11 @@ def check(
     mesh: Mesh,
     checkpoints: Checkpoints,
 ) -> None:
-    """Says what the run needs, and raises an error where that is not there or where settings,
-    tokenizer and networks do not fit: before any weight is read."""
+    """Prints what the run needs. Runs before any weight is read.
+
+    Raises UserError or StorageError where memory or disk are too small, or where settings,
+    tokenizer and networks do not fit each other.
+    """
     sizes = [_state_bytes(span.program, mesh) for span in spans]
     total, needed = map(max, zip(*sizes, strict=True))
     available = devices.device_memory()

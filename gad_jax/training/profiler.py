@@ -1,7 +1,7 @@
 """`--profile.steps=a:b`: a trace of some steps, and a page that says where their time went.
 
 The trace is in RUN/profile, for xprof or Perfetto; its named scopes are the parts of a step. The
-page, RUN/profile/summary.txt, is made from the trace, the metrics and the mathematics (`costs`).
+page, RUN/profile/summary.txt, is made from the trace, the metrics and analytic FLOPs (`costs`).
 """
 
 import resource
@@ -27,8 +27,8 @@ SCOPES = ("discriminator", "generator", "reference", "advantages", "optimizer")
 class Profiler:
     """Traces the steps that the settings name; does nothing in others.
 
-    `begin` and `end` surround a step, `saw` is told the rows that it packs: those of the
-    discriminator first.
+    `begin` and `end` surround a step; `saw` is given the rows that it packs, the discriminator's
+    first.
     """
 
     def __init__(
@@ -48,19 +48,19 @@ class Profiler:
         if step == self._first:
             shutil.rmtree(self._directory, ignore_errors=True)
             options = jax.profiler.ProfileOptions()
-            options.python_tracer_level = 0  # calls of Python slow the step and fill the trace
+            options.python_tracer_level = 0  # Python calls would slow the step and fill the trace
             jax.profiler.start_trace(
                 str(self._directory), create_perfetto_trace=True, profiler_options=options
             )
             self._tracing = True
 
     def saw(self, rows: PackedRows) -> None:
-        """Notes the work in packed rows, while they are on the host."""
+        """Records the work in packed rows, while they are on the host."""
         if self._tracing:
             self._rows.append(costs.packed_work(rows))
 
     def end(self, step: int, metrics: dict[str, float]) -> None:
-        """Notes a traced step; after the last one, writes the page."""
+        """Records a traced step; after the last one, writes the page."""
         if not self._tracing:
             return
         self._metrics.append(metrics)
@@ -70,7 +70,7 @@ class Profiler:
             self.close()
 
     def close(self) -> None:
-        """Ends a trace that is running, as after the last step of a run."""
+        """Ends a running trace, as after the last step of a run."""
         if not self._tracing:
             return
         self._tracing = False
@@ -130,8 +130,8 @@ def summary(
     found: dict[str, tuple[float, str]],
     peak: float,
 ) -> str:
-    """Returns the page. Utilisation is 6N per token and causal attention, without padding and
-    recomputation, over the time of the updates and the peak of all devices."""
+    """Returns the page. Utilisation counts 6N FLOPs per token and causal attention, no padding and
+    no recomputation, over the time of the updates and the peak of all devices."""
     count = len(metrics)
 
     def mean(name: str) -> float:
@@ -170,7 +170,7 @@ def summary(
 
 
 def _peak_flops() -> float:
-    """Returns what all devices can do: by data sheet, or measured where there is none."""
+    """Returns the peak FLOP/s of all devices: by data sheet, or measured where there is none."""
     device = jax.devices()[0]
     kind = device.device_kind.lower()
     names = {"h100": "h100", "h200": "h200", "v5 lite": "v5e", "v5p": "v5p", "v6": "v6e"}

@@ -14,7 +14,7 @@ from gad_jax.training.stages import Span
 from gad_jax.types import TrainState
 
 
-class Restored(NamedTuple):
+class Resumed(NamedTuple):
     """A run where its newest checkpoint left it; `shapes` are those of the packed rows so far."""
 
     state: TrainState
@@ -58,7 +58,7 @@ class Saver:
         band = self.options.best_min_length_ratio, self.options.best_max_length_ratio
         return result.score(self.options.best_metric, *band)
 
-    def restore(self, spans: tuple[Span, ...], mesh: Mesh, run_dir: str) -> Restored | None:
+    def restore(self, spans: tuple[Span, ...], mesh: Mesh, run_dir: str) -> Resumed | None:
         """Returns the run of the newest intact checkpoint, or None where there is none yet.
 
         Raises UserError where that was trained on other data.
@@ -78,4 +78,4 @@ class Saver:
 
         restored = self.checkpoints.restore(expected)
         shapes = {tuple(shape) for shape in restored.meta.get("shapes", ())}
-        return Restored(restored.state, restored.meta.get("health", {}), shapes)
+        return Resumed(restored.state, restored.meta.get("health", {}), shapes)

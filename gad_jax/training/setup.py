@@ -28,7 +28,7 @@ from gad_jax.training.deadline import Deadline, stop_time
 from gad_jax.training.evaluating import Evaluations
 from gad_jax.training.iteration import Iteration
 from gad_jax.training.profiler import Profiler
-from gad_jax.training.saving import Restored, Saver
+from gad_jax.training.saving import Resumed, Saver
 from gad_jax.training.tracker import Tracker
 from gad_jax.training.trainer import Trainer
 
@@ -137,14 +137,14 @@ def build(config: Config, mesh: Mesh) -> Trainer:
     preflight.check(config, networks, spans, chat, mesh, checkpoints)
     stop_by = stop_time(config.checkpoint.must_save_by, config.checkpoint.margin_minutes)
     saver = Saver(checkpoints, config.checkpoint, data.fingerprint)
-    restored = saver.restore(spans, mesh, config.run_dir)
-    train_state = restored.state if restored else state.load(config.student.path, config.seed, mesh)
+    resumed = saver.restore(spans, mesh, config.run_dir)
+    train_state = resumed.state if resumed else state.load(config.student.path, config.seed, mesh)
     tracker = Tracker(directory, enabled=processes.is_first())
     trainer = Trainer(
         mesh=mesh,
         networks=networks,
         spans=spans,
-        iteration=_iteration(config, networks, chat, mesh, restored),
+        iteration=_iteration(config, networks, chat, mesh, resumed),
         evaluations=_evaluations(config, networks, chat, mesh, held_out, tracker),
         saver=saver,
         tracker=tracker,
@@ -157,7 +157,7 @@ def build(config: Config, mesh: Mesh) -> Trainer:
         row_ids=[row.id for row in data.rows],
         state=train_state,
         step=int(train_state.step),
-        health_state=restored.health if restored else {},
+        health_state=resumed.health if resumed else {},
     )
     tracker.start(trainer.step, trainer.total_steps)
     return trainer
@@ -177,7 +177,7 @@ def export_student(config: Config, trainer: Trainer) -> None:
 
 
 def _iteration(
-    config: Config, networks: Networks, chat: Chat, mesh: Mesh, restored: Restored | None
+    config: Config, networks: Networks, chat: Chat, mesh: Mesh, resumed: Resumed | None
 ) -> Iteration:
     rollout, batch = config.rollout, config.batch
     program = RolloutProgram(
@@ -196,7 +196,7 @@ def _iteration(
         rollout=program,
         row_tokens=config.row_tokens,
         micro_batches=batch.prompts // (batch.micro_batch_prompts or batch.prompts),
-        shapes=restored.shapes if restored else set(),
+        shapes=resumed.shapes if resumed else set(),
         profiler=Profiler(config.profile.window, config.run_dir, networks),
     )
 

@@ -48,7 +48,7 @@ class Span:
 def spans(
     config: Config, data: Prepared, networks: tuple[DecoderConfig, DecoderConfig]
 ) -> tuple[Span, ...]:
-    """Returns the spans of the run's stages; each shuffles the rows with a seed of its own."""
+    """Returns the spans of the run's stages; each shuffles the rows with its own seed."""
     found: list[Span] = []
     start = 0
     for stage in config.stages:

@@ -1,7 +1,7 @@
-"""The training state: how it starts, how a stage begins, and its shape for a checkpoint to fill.
+"""The training state: how it starts, how a stage begins, and its shapes for a checkpoint to fill.
 
-A stage begins with fresh optimizer moments for the networks that it trains, with the KL's reference
-if it pays that term, and with a discriminator if one is needed and none has come from before.
+A stage begins with fresh optimizer moments for the networks that it trains. It gets a reference if
+it pays the KL term, and a discriminator if it needs one and no earlier stage had one.
 """
 
 import dataclasses

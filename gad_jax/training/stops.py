@@ -1,4 +1,4 @@
-"""Why a run is stopped before its end, in a sentence with the way back."""
+"""The errors that end a run early: what happened, and which checkpoint to return to."""
 
 import math
 from collections.abc import Mapping, MutableMapping
@@ -18,8 +18,8 @@ SHOWN_ROWS = 8
 
 
 def take_broken_leaves(metrics: MutableMapping[str, float], state: TrainState) -> dict[str, str]:
-    """Takes the steps' `part/broken_leaf` out of the metrics; returns, for each network whose
-    gradient is not finite, the path of the first such leaf."""
+    """Removes `part/broken_leaf` from the metrics. Returns, for each network with a non-finite
+    gradient, the path of the first such leaf."""
     broken = {}
     for part in ("generator", "discriminator"):
         index = int(metrics.pop(f"{part}/broken_leaf", -1))
@@ -36,12 +36,12 @@ def numerics(
     row_ids: list[str],
     checkpoints: Checkpoints,
 ) -> NumericsError:
-    """Returns the error that ends a run whose steps are skipped again and again."""
+    """Returns the error that ends a run after too many consecutive skipped steps."""
     wrong = [name for name, value in metrics.items() if not math.isfinite(value)]
     wrong += [f"the {part}'s gradient of {leaf}" for part, leaf in broken_leaves.items()]
     shown = ", ".join(row_ids[:SHOWN_ROWS]) + (" …" if len(row_ids) > SHOWN_ROWS else "")
     return NumericsError(
-        f"step {step}: {int(metrics['skips/consecutive'])} steps in a row were skipped because "
+        f"step {step}: {int(metrics['skips/consecutive'])} consecutive steps were skipped because "
         f"{', '.join(wrong)} was not finite (rows of the last: {shown}); the "
         f"weights from before the first of them are saved, and {_last_good('skips', checkpoints)}; "
         "lower the learning rate of the network at fault"
@@ -69,12 +69,12 @@ def refuse_collapsed(settings: Health, state: health.State, checkpoints: Checkpo
 def _way_back(monitor: str, checkpoints: Checkpoints) -> str:
     return (
         f"{_last_good(monitor, checkpoints)}; docs/reliability.md says what to do, and "
-        f"--health.{monitor}.action=warn goes on from here all the same"
+        f"--health.{monitor}.action=warn resumes from here anyway"
     )
 
 
 def _last_good(monitor: str, checkpoints: Checkpoints) -> str:
-    """Returns which checkpoint is the last without the monitor's alarm or a sign of it."""
+    """Returns a sentence on the newest checkpoint in which the monitor was within its limit."""
 
     def is_good(step: int) -> bool:
         try:

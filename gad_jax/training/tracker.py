@@ -1,7 +1,7 @@
 """Where a run's numbers go: metrics.jsonl, TensorBoard and the console.
 
-metrics.jsonl is the source of truth, with one object per step; the rest can be made again from it.
-Metrics are named part/quantity, as generator/loss, and are floats of the host.
+metrics.jsonl is the source of truth, with one object per step; the rest can be derived from it.
+Metrics are named part/quantity, such as generator/loss, and are floats on the host.
 """
 
 import contextlib
@@ -23,9 +23,9 @@ from gad_jax.metrics import heldout
 class Tracker:
     """The writers of one run, in `run_dir`: metrics.jsonl, tensorboard/, samples/ and the console.
 
-    A process that is killed loses no row that was logged, and of TensorBoard's events those of the
-    last second. In a run of several processes one writes: in the others `enabled` is False and
-    nothing happens.
+    A killed process loses no logged row, and at most the last second of TensorBoard's events. In a
+    run of several processes only the first writes: in the others `enabled` is False and nothing
+    happens.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Tracker:
     def start(self, step: int, total_steps: int) -> None:
         """Sets the step that the run begins after, 0 or that of the checkpoint it resumes from.
 
-        What an earlier process logged after it is dropped, since it comes again.
+        Rows that an earlier process logged after that step are dropped: those steps run again.
         """
         if self._enabled:
             truncate_rows(self._run_dir / "metrics.jsonl", step)
@@ -66,7 +66,7 @@ class Tracker:
         self._display.step(step, stage, metrics)
 
     def amend(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Adds to the row of the last step what became known after it was logged."""
+        """Adds metrics to the row of the last step after it was logged."""
         if not self._enabled:
             return
         self._rows.close()
@@ -107,12 +107,12 @@ class Tracker:
         self._writer.flush()
 
     def notice(self, sentence: str) -> None:
-        """Shows a sentence that must not be overlooked."""
+        """Shows an important sentence."""
         if self._enabled:
             self._display.notice(sentence)
 
     def busy(self, label: str) -> contextlib.AbstractContextManager[None]:
-        """Says what the run does inside the `with`, when that is no step."""
+        """Shows what the run does inside the `with`, when that is not a step."""
         return self._display.busy(label) if self._enabled else contextlib.nullcontext()
 
     def close(self) -> None:
@@ -171,5 +171,5 @@ def _columns(result: heldout.Result) -> dict[str, float | str]:
 
 
 def _markdown(name: str, text: str) -> str:
-    """Returns a text under its name, indented: so it is shown as it is, whatever it contains."""
+    """Returns a text under its name, indented so that Markdown in it is shown verbatim."""
     return f"**{name}**\n\n" + "".join(f"    {line}\n" for line in text.splitlines())

@@ -57,7 +57,7 @@ class Trainer:
     def run(self, stop: StopRequest) -> bool:
         """Runs what is left; returns False when a stop request, of any process, ended it early.
 
-        Raises NumericsError after `max_skips` skipped steps in a row, and CollapseError when an
+        Raises NumericsError after `max_skips` consecutive skipped steps, and CollapseError when an
         alarm stops the run.
         """
         stops.refuse_collapsed(self.health_settings, self.health_state, self.saver.checkpoints)

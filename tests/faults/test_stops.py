@@ -47,7 +47,7 @@ def test_a_signal_to_one_process_stops_both_and_a_lost_one_ends_the_other(tmp_pa
     assert logged(tmp_path / "run") == list(range(1, int(stopped) + 1))
 
     job = Job(tmp_path / "run", *LONG, processes=2)
-    job.wait_for(rf"going on after step {stopped} of 5000(?s:.*)step \d+/5000")
+    job.wait_for(rf"resuming after step {stopped} of 5000(?s:.*)step \d+/5000")
     job.signal(signal.SIGKILL, 1)
     killed = time.monotonic()
     codes = job.wait(60)

@@ -255,7 +255,7 @@ def test_a_discriminator_that_learns_too_fast_raises_the_alarm(tmp_path, play, c
     first = next(row["step"] for row in rows(tmp_path / "run") if row["health/alarms"])
     assert 25 <= first < 100
     said = capsys.readouterr().out
-    assert f"step {first}: alarm saturated: the discriminator is right about 9" in said
+    assert f"step {first}: alarm saturated: D accuracy is 9" in said
 
 
 def test_a_paused_discriminator_stands_still_and_the_run_resumes_with_its_alarms(tmp_path, play):

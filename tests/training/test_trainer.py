@@ -302,7 +302,7 @@ def test_a_run_whose_gradients_stay_broken_stops_and_is_saved(tmp_path):
         "--optimizer.max_skips=2",
         "--data.heldout=",
     )
-    with pytest.raises(NumericsError, match="2 steps in a row were skipped because generator/"):
+    with pytest.raises(NumericsError, match="2 consecutive steps were skipped because generator/"):
         run(config)
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 3
     mesh = make_mesh()
