@@ -38,7 +38,7 @@ def pack(
     hold the longest prompt and response together; the length used is a bucket of at most half as
     much again. `known` are shapes to prefer: those that the run has used.
 
-    Example: prompt [7 8], responses [[5 2] [6]], row_tokens = 32 → one row of 8 (4, 8, .. 48 are
+    Example: prompt [7 8], responses `[[5 2] [6]]`, row_tokens = 32 → one row of 8 (4, 8, .. 48 are
     tried), tokens [7 8 5 2 8 6 0 0],
     positions [0 1 2 3 1 2 0 0], own [1 2 2 2 3 3 0 0], prefix [1 1 1 1 1 1 0 0],
     targets [0 5 2 0 6 0 0 0], ends [(0 3) (0 5)].

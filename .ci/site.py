@@ -1,0 +1,137 @@
+"""What the site has besides docs/: a hook of MkDocs, named in mkdocs.yml.
+
+- The reference: a page per public module of gad_jax/, from its docstrings and with its source.
+- The pages of the repository's root that mkdocs.yml has in its navigation, such as CHANGELOG.md.
+- Every other file that a page links to (configs/tiny.yaml, a test), highlighted.
+
+In docs/ a link names a file of the repository, so it works on GitHub as well. Here it becomes a link
+to that file's page. Pictures from docs/pictures/ are put into the page, so the links in them work.
+MkDocs itself reports links to files that do not exist.
+"""
+
+import html
+import posixpath
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files, InclusionLevel
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).resolve().parent.parent
+LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".sh": "bash", ".toml": "toml"}
+LINK = re.compile(r"(\]\()([^)#\s:]+)(#[^)\s]*)?(\))")
+HREF = re.compile(r'(href=")([^"#:]+)(#[^"]*)?(")')
+PICTURE = re.compile(r"!\[([^\]]*)\]\((pictures/[\w-]+\.svg)\)")
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Adds the reference to the navigation: a section per folder of gad_jax/."""
+    folders: dict[str, list[Any]] = {}
+    for module in _modules():
+        name = module.relative_to(ROOT / "gad_jax").with_suffix("").as_posix()
+        folder, _, rest = name.partition("/")
+        shown = rest.removesuffix("/__init__").replace("/", ".") if rest else folder
+        page = _page_of(module.relative_to(ROOT).as_posix())
+        if rest == "__init__":
+            folders.setdefault(folder, []).insert(0, page)
+        elif rest:
+            folders.setdefault(folder, []).append({shown: page})
+        else:
+            folders.setdefault("gad_jax", []).append({shown: page})
+    folders.pop("gad_jax")
+    top = [{m.stem: _page_of(f"gad_jax/{m.name}")} for m in _modules() if m.parent.name == "gad_jax"]
+    reference = [{"gad_jax": top}, *({name: pages} for name, pages in sorted(folders.items()))]
+    config.nav = [*(config.nav or []), {"Reference": reference}]
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Adds the generated pages."""
+    texts = {path.relative_to(ROOT / "docs"): path for path in (ROOT / "docs").glob("*.md")}
+    for path in ROOT.glob("*.md"):
+        if path.name != "README.md":
+            texts[path.relative_to(ROOT)] = path
+            files.append(File.generated(config, path.name, content=path.read_text("utf-8")))
+    for module in _modules():
+        name = module.relative_to(ROOT)
+        dotted = ".".join(name.with_suffix("").parts).removesuffix(".__init__")
+        content = f"# {dotted}\n\n`{name}`\n\n::: {dotted}\n"
+        files.append(File.generated(config, _page_of(name.as_posix()), content=content))
+    linked = {
+        _target(path, match[2])
+        for path in texts.values()
+        for match in LINK.finditer(path.read_text("utf-8"))
+    }
+    for name in sorted(linked):
+        page = _page_of(name)
+        if page.startswith("files/") and (ROOT / name).exists():
+            file = File.generated(config, page, content=_listing(ROOT / name))
+            file.inclusion = InclusionLevel.NOT_IN_NAV
+            files.append(file)
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Points links at the site's pages, and puts the pictures into the page."""
+    source = page.file.src_uri
+    if source.startswith(("reference/", "files/")):
+        return markdown
+    origin = ROOT / ("docs" if (ROOT / "docs" / source).exists() else ".") / source
+
+    def link(match: re.Match[str]) -> str:
+        target = _page_of(_target(origin, match[2]))
+        return f"{match[1]}{posixpath.relpath(target, posixpath.dirname(source) or '.')}{match[3] or ''})"
+
+    def picture(match: re.Match[str]) -> str:
+        def href(inner: re.Match[str]) -> str:
+            name = _page_of(_target(ROOT / "docs" / match[2], inner[2]))
+            file = files.get_file_from_path(name)
+            if file is None:
+                raise PluginError(f"docs/{match[2]}: no page for {inner[2]}")
+            return f'href="{file.url_relative_to(page.file)}{inner[3] or ""}"'
+
+        svg = (ROOT / "docs" / match[2]).read_text("utf-8")
+        svg = re.sub(r"(?s)<!--.*?-->|<style>.*?</style>", "", svg)
+        svg = re.sub(r"\n\s*\n", "\n", HREF.sub(href, svg))
+        return f'<div class="picture" role="img" aria-label="{html.escape(match[1])}">{svg}</div>'
+
+    return PICTURE.sub(picture, LINK.sub(link, markdown))
+
+
+def _modules() -> list[Path]:
+    """The modules of gad_jax/ whose names are public, and the commands' `__main__`."""
+    found = sorted((ROOT / "gad_jax").rglob("*.py"))
+    public = ("__init__.py", "__main__.py")
+    return [path for path in found if path.name in public or not path.name.startswith("_")]
+
+
+def _target(page: Path, link: str) -> str:
+    """The file of the repository that a page's link names, as a path from the root."""
+    return posixpath.normpath((page.parent / link).resolve().relative_to(ROOT).as_posix())
+
+
+def _page_of(name: str) -> str:
+    """The site's page that shows a file or folder of the repository, as a path from docs/."""
+    if name.startswith("docs/"):
+        return name.removeprefix("docs/")
+    if name.startswith("gad_jax/") and (ROOT / name / "__init__.py").exists():
+        name += "/__init__.py"
+    elif name.startswith("gad_jax/") and (ROOT / f"{name}.py").exists():
+        name += ".py"
+    if name.startswith("gad_jax/") and name.endswith(".py"):
+        return "reference/" + re.sub(r"__init__\.py$", "index.py", name[8:])[:-3] + ".md"
+    if name == "README.md":
+        return "index.md"
+    return name if "/" not in name and name.endswith(".md") else f"files/{name}.md"
+
+
+def _listing(path: Path) -> str:
+    """A page that shows a file, or the names in a folder."""
+    name = path.relative_to(ROOT).as_posix()
+    if path.is_dir():
+        names = "".join(f"- `{name}/{inner.name}`\n" for inner in sorted(path.iterdir()))
+        return f"# {name}/\n\n{names}"
+    return f"# {name}\n\n````{LANGUAGES.get(path.suffix, 'text')}\n{path.read_text('utf-8')}\n````\n"
