@@ -4,9 +4,9 @@
 - The pages of the repository's root that mkdocs.yml has in its navigation, such as CHANGELOG.md.
 - Every other file that a page links to (configs/tiny.yaml, a test), highlighted.
 
-In docs/ a link names a file of the repository, so it works on GitHub as well. Here it becomes a link
-to that file's page. Pictures from docs/pictures/ are put into the page, so the links in them work.
-MkDocs itself reports links to files that do not exist.
+In docs/ a link names a file of the repository, so it works on GitHub as well. Here it becomes a
+link to that file's page. Pictures from docs/pictures/ are put into the page, so the links in them
+work. MkDocs itself reports links to files that do not exist.
 """
 
 import html
@@ -29,41 +29,33 @@ PICTURE = re.compile(r"!\[([^\]]*)\]\((pictures/[\w-]+\.svg)\)")
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Adds the reference to the navigation: a section per folder of gad_jax/."""
-    folders: dict[str, list[Any]] = {}
+    sections: dict[str, list[Any]] = {"gad_jax": []}
     for module in _modules():
-        name = module.relative_to(ROOT / "gad_jax").with_suffix("").as_posix()
-        folder, _, rest = name.partition("/")
-        shown = rest.removesuffix("/__init__").replace("/", ".") if rest else folder
+        *folder, name = module.relative_to(ROOT / "gad_jax").with_suffix("").parts
+        section = sections.setdefault(folder[0] if folder else "gad_jax", [])
         page = _page_of(module.relative_to(ROOT).as_posix())
-        if rest == "__init__":
-            folders.setdefault(folder, []).insert(0, page)
-        elif rest:
-            folders.setdefault(folder, []).append({shown: page})
-        else:
-            folders.setdefault("gad_jax", []).append({shown: page})
-    folders.pop("gad_jax")
-    top = [{m.stem: _page_of(f"gad_jax/{m.name}")} for m in _modules() if m.parent.name == "gad_jax"]
-    reference = [{"gad_jax": top}, *({name: pages} for name, pages in sorted(folders.items()))]
+        shown = ".".join([*folder[1:], name]).removesuffix(".__init__")
+        # A page without a name is what the section's own name opens.
+        section.append(page if shown == "__init__" else {shown: page})
+    reference = [{name: pages} for name, pages in sections.items()]
     config.nav = [*(config.nav or []), {"Reference": reference}]
     return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the generated pages."""
-    texts = {path.relative_to(ROOT / "docs"): path for path in (ROOT / "docs").glob("*.md")}
+    texts = {path: path.read_text("utf-8") for path in (ROOT / "docs").glob("*.md")}
     for path in ROOT.glob("*.md"):
         if path.name != "README.md":
-            texts[path.relative_to(ROOT)] = path
-            files.append(File.generated(config, path.name, content=path.read_text("utf-8")))
+            texts[path] = path.read_text("utf-8")
+            files.append(File.generated(config, path.name, content=texts[path]))
     for module in _modules():
         name = module.relative_to(ROOT)
         dotted = ".".join(name.with_suffix("").parts).removesuffix(".__init__")
         content = f"# {dotted}\n\n`{name}`\n\n::: {dotted}\n"
         files.append(File.generated(config, _page_of(name.as_posix()), content=content))
     linked = {
-        _target(path, match[2])
-        for path in texts.values()
-        for match in LINK.finditer(path.read_text("utf-8"))
+        _target(path, match[2]) for path, text in texts.items() for match in LINK.finditer(text)
     }
     for name in sorted(linked):
         page = _page_of(name)
@@ -83,7 +75,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
     def link(match: re.Match[str]) -> str:
         target = _page_of(_target(origin, match[2]))
-        return f"{match[1]}{posixpath.relpath(target, posixpath.dirname(source) or '.')}{match[3] or ''})"
+        target = posixpath.relpath(target, posixpath.dirname(source) or ".")
+        return f"{match[1]}{target}{match[3] or ''}{match[4]}"
 
     def picture(match: re.Match[str]) -> str:
         def href(inner: re.Match[str]) -> str:
@@ -96,9 +89,22 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         svg = (ROOT / "docs" / match[2]).read_text("utf-8")
         svg = re.sub(r"(?s)<!--.*?-->|<style>.*?</style>", "", svg)
         svg = re.sub(r"\n\s*\n", "\n", HREF.sub(href, svg))
-        return f'<div class="picture" role="img" aria-label="{html.escape(match[1])}">{svg}</div>'
+        return f'<div class="picture" role="group" aria-label="{html.escape(match[1])}">{svg}</div>'
 
     return PICTURE.sub(picture, LINK.sub(link, markdown))
+
+
+def on_page_content(markup: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Lets names in tables break after a dot, a slash or an underscore, for narrow screens."""
+    del page, config, files
+
+    def code(match: re.Match[str]) -> str:
+        return re.sub(r"(?<=\w)([./_])(?=\w)", r"\1<wbr>", match[0])
+
+    def cell(match: re.Match[str]) -> str:
+        return re.sub(r"<code>[^<]*</code>", code, match[0])
+
+    return re.sub(r"(?s)<td[ >].*?</td>", cell, markup)
 
 
 def _modules() -> list[Path]:
@@ -134,4 +140,6 @@ def _listing(path: Path) -> str:
     if path.is_dir():
         names = "".join(f"- `{name}/{inner.name}`\n" for inner in sorted(path.iterdir()))
         return f"# {name}/\n\n{names}"
-    return f"# {name}\n\n````{LANGUAGES.get(path.suffix, 'text')}\n{path.read_text('utf-8')}\n````\n"
+    return (
+        f"# {name}\n\n````{LANGUAGES.get(path.suffix, 'text')}\n{path.read_text('utf-8')}\n````\n"
+    )

@@ -46,7 +46,7 @@ WORDS = {
     r"\bbodies\b|\b(broken|short|response|request) body\b": "requests, responses",
     r"\breturns what applies\b": "`jax.shard_map` over the data axes",
     r"\b(sits?|sat|sitting) out\b": "paused",
-    r"(?<!are )(?<!is )\ball the same\b|\bas (it|they) lies?\b|\bas it stands there\b": "say it plainly",
+    r"(?<!are )(?<!is )\ball the same\b|\bas (it lies|they lie)\b": "say it plainly",
 }
 FILE = re.compile(
     r"(?<![\w./-])(?:gad_jax|tests|configs|launch|benchmarks|docs|\.ci|\.github)/[\w./-]*"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A Cloud TPU slice, one process per host. Makes the slice if it is not there, copies this
+# A Cloud TPU slice, one process per host. Makes the slice if it does not exist, copies this
 # repository to its hosts, installs it and starts the run on all of them:
 #     ZONE=us-east5-a launch/tpu.sh NAME v5p-32 --config qwen2.5-14b-gad --run_dir=/mnt/shared/mine
 # /mnt/shared stands for storage that all hosts mount. Delete the slice yourself afterwards:
