@@ -9,6 +9,7 @@ link to that file's page. Pictures from docs/pictures/ are put into the page, so
 work. MkDocs itself reports links to files that do not exist.
 """
 
+import ast
 import html
 import posixpath
 import re
@@ -35,6 +36,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         section = sections.setdefault(folder[0] if folder else "gad_jax", [])
         page = _page_of(module.relative_to(ROOT).as_posix())
         shown = ".".join([*folder[1:], name]).removesuffix(".__init__")
+        shown = shown.replace("__main__", "command")
         # A page without a name is what the section's own name opens.
         section.append(page if shown == "__init__" else {shown: page})
     reference = [{name: pages} for name, pages in sections.items()]
@@ -53,6 +55,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         name = module.relative_to(ROOT)
         dotted = ".".join(name.with_suffix("").parts).removesuffix(".__init__")
         content = f"# {dotted}\n\n`{name}`\n\n::: {dotted}\n"
+        if module.name == "__init__.py":
+            content += _contents(module.parent)
         files.append(File.generated(config, _page_of(name.as_posix()), content=content))
     linked = {
         _target(path, match[2]) for path, text in texts.items() for match in LINK.finditer(text)
@@ -112,6 +116,17 @@ def _modules() -> list[Path]:
     found = sorted((ROOT / "gad_jax").rglob("*.py"))
     public = ("__init__.py", "__main__.py")
     return [path for path in found if path.name in public or not path.name.startswith("_")]
+
+
+def _contents(folder: Path) -> str:
+    """A table of a folder's modules, each with the first sentence of its docstring."""
+    rows = ""
+    for module in _modules():
+        if module.parent == folder and module.name != "__init__.py":
+            text = ast.get_docstring(ast.parse(module.read_text("utf-8"))) or ""
+            first = " ".join(text.split("\n\n")[0].split()).replace("|", "\\|")
+            rows += f"| [{module.stem}]({module.stem}.md) | {first} |\n"
+    return f"\n| module | what lives there |\n|---|---|\n{rows}" if rows else ""
 
 
 def _target(page: Path, link: str) -> str:
