@@ -84,10 +84,12 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
     def picture(match: re.Match[str]) -> str:
         def href(inner: re.Match[str]) -> str:
-            name = _page_of(_target(ROOT / "docs" / match[2], inner[2]))
-            file = files.get_file_from_path(name)
-            if file is None:
-                raise PluginError(f"docs/{match[2]}: no page for {inner[2]}")
+            target = _target(ROOT / "docs" / match[2], inner[2])
+            file = files.get_file_from_path(_page_of(target))
+            symbol = (inner[3] or "").rpartition(".")[2]
+            defined = rf"(?m)^(def|class) {symbol}\b"
+            if file is None or (symbol and not re.search(defined, (ROOT / target).read_text())):
+                raise PluginError(f"docs/{match[2]}: nothing is at {inner[2]}{inner[3] or ''}")
             return f'href="{file.url_relative_to(page.file)}{inner[3] or ""}"'
 
         svg = (ROOT / "docs" / match[2]).read_text("utf-8")
