@@ -7,7 +7,7 @@ from typing import Literal
 
 from gad_jax.base import exits, files
 from gad_jax.settings import options
-from gad_jax.settings.config import option
+from gad_jax.settings.fields import option
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,8 +11,8 @@ from gad_jax.base import exits, files
 from gad_jax.base.errors import UserError
 from gad_jax.settings import options
 from gad_jax.settings.checks import require_positive
-from gad_jax.settings.config import option
 from gad_jax.settings.decoding import Decoding
+from gad_jax.settings.fields import option
 
 if TYPE_CHECKING:
     from gad_jax.rollout.answering import Responder

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from gad_jax.base import exits
 from gad_jax.distributed import targets
 from gad_jax.settings import options
-from gad_jax.settings.config import option
+from gad_jax.settings.fields import option
 
 _VOCABULARY, _ROWS, _ROW_TOKENS = 512, 16, 64
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from gad_jax.base import exits
 from gad_jax.settings import options
-from gad_jax.settings.config import option
+from gad_jax.settings.fields import option
 
 WARM_UP = 2
 """Steps before those that are timed: the first compiles, and both find their memory."""

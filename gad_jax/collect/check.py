@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gad_jax.base import exits, files
 from gad_jax.base.errors import UserError
 from gad_jax.settings import options
-from gad_jax.settings.config import option
+from gad_jax.settings.fields import option
 
 if TYPE_CHECKING:
     from gad_jax.collect.checking import Found

@@ -15,8 +15,8 @@ from gad_jax.base.errors import UserError
 from gad_jax.evaluate.judge.settings import TEACHER, Judge
 from gad_jax.settings import options
 from gad_jax.settings.checks import require_positive
-from gad_jax.settings.config import option, section
 from gad_jax.settings.decoding import Decoding
+from gad_jax.settings.fields import option, section
 
 if TYPE_CHECKING:
     from gad_jax.data.sources.rows import Row

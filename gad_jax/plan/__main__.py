@@ -13,7 +13,8 @@ from gad_jax.base import exits
 from gad_jax.base.errors import UserError
 from gad_jax.distributed import targets
 from gad_jax.settings import options
-from gad_jax.settings.config import Config, option, section
+from gad_jax.settings.config import Config
+from gad_jax.settings.fields import option, section
 
 DESCRIPTION = (
     "Compiles every program of a run for a target and says what each device holds, sends and "

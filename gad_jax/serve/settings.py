@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from gad_jax.settings.config import option
+from gad_jax.settings.fields import option
 
 
 @dataclasses.dataclass(frozen=True)

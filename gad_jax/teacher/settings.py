@@ -4,7 +4,7 @@ import dataclasses
 import json
 from typing import Any
 
-from gad_jax.settings.config import option
+from gad_jax.settings.fields import option
 
 _OURS = ("model", "messages", "n", "stream")
 _LONGEST = ("max_completion_tokens", "max_tokens")  # the API's names, new and old

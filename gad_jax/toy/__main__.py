@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gad_jax.base import exits
 from gad_jax.settings import options
-from gad_jax.settings.config import option
+from gad_jax.settings.fields import option
 
 if TYPE_CHECKING:
     from gad_jax.toy.tabular import Outcome

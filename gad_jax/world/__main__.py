@@ -24,8 +24,9 @@ from typing import Any, NamedTuple
 from gad_jax.base import exits, files
 from gad_jax.base.errors import UserError
 from gad_jax.settings import options
-from gad_jax.settings.config import Config, option
+from gad_jax.settings.config import Config
 from gad_jax.settings.decoding import Decoding
+from gad_jax.settings.fields import option
 
 SAMPLES = 4
 """Answers to each held-out instruction at temperature 1, beside the greedy one."""

@@ -8,7 +8,8 @@ import pytest
 
 from gad_jax.base.errors import UserError
 from gad_jax.settings import fields, options
-from gad_jax.settings.config import Config, option, section
+from gad_jax.settings.config import Config
+from gad_jax.settings.fields import option, section
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gad_jax.collect.__main__ import Collect
-from gad_jax.settings.config import option
+from gad_jax.settings.fields import option
 
 TEACHER = "teacher"
 
