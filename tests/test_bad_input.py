@@ -17,9 +17,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gad_jax import export, generate, train
+from gad_jax import train
 from gad_jax.base import exits
 from gad_jax.distributed import devices, processes
+from gad_jax.export import __main__ as export
+from gad_jax.generate import __main__ as generate
 from gad_jax.models import checksums
 from gad_jax.models.builtin import tiny
 

@@ -81,13 +81,7 @@ class Evaluate:
                 if labels.count(label) > 1:
                     raise ValueError(f"{name} has {label!r} twice; write NAME=… before each")
         require_positive(self, "batch")
-        _ = self.decoding  # which checks the rest
-
-    @property
-    def decoding(self) -> Decoding:
-        """How answers are drawn."""
-        shared = {field.name: getattr(self, field.name) for field in dataclasses.fields(Decoding)}
-        return Decoding(**shared)
+        Decoding.of(self)  # checks the rest
 
     @property
     def directory(self) -> Path:
@@ -236,7 +230,7 @@ def _answer(evaluate: Evaluate, model: str, files: list["AnswerFile"]) -> None:
         template = evaluate.template
         template = network.template or "none" if template == "auto" else template
         chat = Chat.load(network.tokenizer, template)
-        responder = Responder(network.config, network.params, chat, mesh, evaluate.decoding)
+        responder = Responder(network.config, network.params, chat, mesh, Decoding.of(evaluate))
         scorer = _load_scorer(evaluate, mesh) if evaluate.discriminator else None
         for file in files:
             file.begin(network.origin)

@@ -1,11 +1,12 @@
-"""How answers are drawn outside of training: by generate, evaluate, collect and world."""
+"""How answers are sampled outside of training: by generate, evaluate, collect and world."""
 
-from dataclasses import dataclass
+import dataclasses
+from typing import Any
 
 from gad_jax.settings.checks import require, require_at_least_zero, require_positive
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Decoding:
     """Sampling of answers; temperature 0 is greedy, top_k 0 and top_p 1 keep all tokens."""
 
@@ -20,3 +21,10 @@ class Decoding:
         require_positive(self, "samples", "max_new_tokens")
         require_at_least_zero(self, "temperature", "top_k")
         require(0 < self.top_p <= 1, f"top_p={self.top_p} must be in (0, 1]")
+
+    @classmethod
+    def of(cls, settings: Any) -> "Decoding":
+        """Returns the decoding of a command whose settings have fields of these names."""
+        return cls(
+            **{field.name: getattr(settings, field.name) for field in dataclasses.fields(cls)}
+        )

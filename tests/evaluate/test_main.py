@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from gad_jax import generate
 from gad_jax.evaluate import __main__ as evaluate
 from gad_jax.evaluate import answers
 from gad_jax.evaluate.human.ballots import Votes, ballots
+from gad_jax.generate import __main__ as generate
 from gad_jax.metrics import heldout, overlap
 
 pytest_plugins = ["tests.run_fixtures"]

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from gad_jax import export
 from gad_jax.data.chat import Chat
 from gad_jax.distributed import devices
 from gad_jax.distributed.mesh import make_mesh
+from gad_jax.export import __main__ as export
 from gad_jax.models import decoder, weights
 from gad_jax.models.builtin import tiny
 from gad_jax.models.config import DecoderConfig

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gad_jax import generate
+from gad_jax.generate import __main__ as generate
 from gad_jax.models import source
 from gad_jax.models.builtin import tiny
 
@@ -145,7 +145,7 @@ def test_mistakes_are_one_sentence(
 def test_a_discriminator_does_not_answer(
     tiny_run: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
-    from gad_jax import export
+    from gad_jax.export import __main__ as export
 
     assert export.main([str(tiny_run), f"--out={tmp_path}", "--part=discriminator"]) == 0
     judge = tmp_path / "discriminator"

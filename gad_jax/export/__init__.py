@@ -1,0 +1,1 @@
+"""A run's networks as Hugging Face directories."""

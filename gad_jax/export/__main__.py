@@ -1,0 +1,47 @@
+"""`python -m gad_jax.export RUN`: a run's networks as Hugging Face directories."""
+
+import dataclasses
+import sys
+from typing import Literal
+
+from gad_jax.base import exits
+from gad_jax.settings import options
+from gad_jax.settings.fields import option
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """What to write, and where."""
+
+    run: str = option(
+        dataclasses.MISSING, "run directory, or one step: RUN/checkpoints/STEP", positional=True
+    )
+    out: str = option("", "directory to write into; empty: RUN/export")
+    part: Literal["all", "student", "discriminator"] = option("all", "which network")
+    dtype: Literal["same", "float32", "bfloat16"] = option(
+        "same", "of the weights; same: as in the model that the run started from"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    export = options.parse(
+        Export,
+        sys.argv[1:] if argv is None else argv,
+        program="python -m gad_jax.export",
+        description=(
+            "Writes a run's student, and its discriminator as a reward model with one label, as "
+            "directories that transformers and vLLM load."
+        ),
+    )
+
+    def run() -> int:
+        from gad_jax.export import command
+
+        return command.run(export)
+
+    return exits.run_guarded(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,39 @@
+"""Loads the networks of a run and writes them."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jax
+
+from gad_jax.base import exits, files
+from gad_jax.data.chat import Chat
+from gad_jax.distributed.mesh import make_mesh
+from gad_jax.models import weights
+from gad_jax.training import loading
+
+if TYPE_CHECKING:
+    from gad_jax.export.__main__ import Export
+
+PARTS = {"student": "generator", "discriminator": "discriminator"}
+"""What users call a network → what checkpoints call it."""
+
+
+def run(export: "Export") -> int:
+    """Writes the chosen networks; returns the exit code."""
+    directory, _ = loading.split_step(export.run)
+    out = Path(export.out) if export.out else directory / "export"
+    if loading.is_run(directory):
+        files.make_writable(out, "--out")
+    chosen = PARTS if export.part == "all" else {export.part: PARTS[export.part]}
+    mesh = make_mesh()
+    with jax.set_mesh(mesh):
+        for name, part in chosen.items():
+            network = loading.load_from_run(export.run, part, mesh)
+            config = network.config
+            if export.dtype != "same":
+                config = dataclasses.replace(config, stored_dtype=export.dtype)
+            chat = Chat.load(network.tokenizer, network.template)
+            weights.save(out / name, config, network.params, chat.tokenizer, chat.end_tokens)
+            print(f"{out / name}: {name} of {network.origin}, {config.stored_dtype}", flush=True)
+    return exits.Exit.OK

@@ -1,0 +1,1 @@
+"""A student's answers: to one prompt, to a file of prompts, or typed at a prompt line."""

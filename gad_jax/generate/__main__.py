@@ -1,0 +1,61 @@
+"""`python -m gad_jax.generate`: answers of a student to a prompt, a file, or at a prompt line."""
+
+import dataclasses
+import sys
+from typing import Literal
+
+from gad_jax.base import exits
+from gad_jax.settings import options
+from gad_jax.settings.checks import require_positive
+from gad_jax.settings.decoding import Decoding
+from gad_jax.settings.fields import option
+
+
+@dataclasses.dataclass(frozen=True)
+class Generate:
+    """What to answer, and how."""
+
+    model: str = option(
+        "smollm2-135m-instruct",
+        "run directory, RUN/checkpoints/STEP, Hugging Face directory, hub id, or a built-in model",
+    )
+    prompt: str = option("", "one instruction; without prompt and file, you type them")
+    file: str = option("", "JSONL or Parquet rows with messages or prompt, as for training")
+    out: str = option("", "JSONL file for the answers; empty: they are printed")
+    template: Literal["auto", "alpaca", "none"] = option(
+        "auto", "wrapper of the instruction; auto: that of the run, none for other models"
+    )
+    samples: int = option(1, "answers per prompt", "answers")
+    temperature: float = option(0.0, "sampling temperature; 0 takes the most likely token")
+    top_k: int = option(0, "sample from the k most likely tokens; 0: all", "tokens")
+    top_p: float = option(1.0, "sample from the most likely tokens of this total probability")
+    max_new_tokens: int = option(256, "a longer answer is cut", "tokens")
+    batch: int = option(16, "prompts of a file answered at once", "prompts")
+    seed: int = option(0, "seed of the sampling")
+
+    def __post_init__(self) -> None:
+        if self.prompt and self.file:
+            raise ValueError("prompt and file are both given; give one of them")
+        require_positive(self, "batch")
+        Decoding.of(self)  # checks the rest
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    generate = options.parse(
+        Generate,
+        sys.argv[1:] if argv is None else argv,
+        program="python -m gad_jax.generate",
+        description="Answers instructions with a student: one, a file of them, or interactively.",
+    )
+
+    def run() -> int:
+        from gad_jax.generate import command
+
+        return command.run(generate)
+
+    return exits.run_guarded(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

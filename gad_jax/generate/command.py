@@ -1,0 +1,83 @@
+"""Loads the student and answers."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from gad_jax.base import exits, files
+from gad_jax.base.errors import UserError
+from gad_jax.data import sources
+from gad_jax.data.chat import Chat
+from gad_jax.distributed.mesh import make_mesh
+from gad_jax.rollout.answering import Responder
+from gad_jax.settings.decoding import Decoding
+from gad_jax.training import loading
+
+if TYPE_CHECKING:
+    from gad_jax.generate.__main__ import Generate
+
+
+def run(generate: "Generate") -> int:
+    """Answers what the settings name; returns the exit code."""
+    # Mistakes in the paths are reported before the model loads, which takes much longer.
+    if generate.out:
+        files.make_writable(Path(generate.out).absolute().parent, "--out")
+        if Path(generate.out).is_dir():
+            raise UserError(f"--out={generate.out} is a directory; name a file in it")
+    rows = sources.read(generate.file, need_response=False) if generate.file else None
+    mesh = make_mesh()
+    with jax.set_mesh(mesh):
+        network = loading.load_student(generate.model, mesh)
+        template = network.template or "none" if generate.template == "auto" else generate.template
+        chat = Chat.load(network.tokenizer, template)
+        answer = Responder(network.config, network.params, chat, mesh, Decoding.of(generate))
+        if rows is not None:
+            _answer_file(generate, rows, answer)
+        elif generate.prompt:
+            conversation = [{"role": "user", "content": generate.prompt}]
+            print("\n\n".join(answer([conversation])[0]))
+        else:
+            _answer_interactively(network.origin, answer)
+    return exits.Exit.OK
+
+
+def _answer_file(generate: "Generate", rows: Any, answer: Responder) -> None:
+    """Answers the rows batch by batch, one line per row.
+
+    Lines are printed as soon as their batch is answered. A file is written at the end and appears
+    when it is complete, so that an interrupted run never leaves half of one.
+    """
+    lines: list[str] = []
+    for start in range(0, len(rows), generate.batch):
+        batch = rows.rows[start : start + generate.batch]
+        for row, answers in zip(batch, answer([r.messages for r in batch]), strict=True):
+            record = {"id": row.id, "messages": list(row.messages), "responses": answers}
+            lines.append(json.dumps(record, ensure_ascii=False))
+            if not generate.out:
+                print(lines[-1], flush=True)
+        if generate.out:
+            print(f"{start + len(batch)} of {len(rows)}", file=sys.stderr, flush=True)
+    if generate.out:
+        files.write_atomic(Path(generate.out), "\n".join(lines) + "\n")
+
+
+def _answer_interactively(origin: str, answer: Responder) -> None:
+    print(f"{origin}. Each line is a new conversation; an empty one or Ctrl-D ends.")
+    for line in _typed():
+        for text in answer([[{"role": "user", "content": line}]])[0]:
+            print(text, end="\n\n", flush=True)
+
+
+def _typed() -> Iterator[str]:
+    while True:
+        try:
+            line = input("> ").strip()
+        except EOFError:
+            return
+        if not line:
+            return
+        yield line
