@@ -1,1 +1,1 @@
-"""Benchmarks, each a ratio to a ceiling or a peer measured in the same run."""
+"""Benchmarks. Each compares with a ceiling or another engine that is measured in the same run."""

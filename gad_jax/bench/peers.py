@@ -1,4 +1,4 @@
-"""Other engines on the same prompts, for `bench rollout`, where their packages are installed."""
+"""Other engines that `bench rollout` times on the same prompts, if their packages are installed."""
 
 import importlib
 import importlib.util
@@ -15,29 +15,29 @@ from gad_jax.base.errors import UserError
 
 
 class Seconds(NamedTuple):
-    """How long the prompts took, and how long the tokens after them."""
+    """Seconds of the prompts, and of the tokens that follow them."""
 
     prefill: float
     decode: float
 
 
 class Peer(NamedTuple):
-    """An engine: `run(prompts [B P], tokens)` draws so many tokens greedily after each prompt."""
+    """An engine; `run(prompts [B P], tokens)` appends so many greedy tokens to each prompt."""
 
     name: str
     run: Callable[[np.ndarray, int], Seconds]
     keep: Any = None
-    """What its library still refers to."""
+    """An object that the engine's C library points to, and that must not be freed."""
 
 
 def torch_device() -> tuple[str, str]:
-    """Returns where torch is to compute and in which dtype, as this process's JAX does."""
+    """Returns the device and the dtype for torch that match those of JAX in this process."""
     return ("cuda", "bfloat16") if jax.default_backend() == "gpu" else ("cpu", "float32")
 
 
 def transformers(directory: Path) -> Peer | None:
-    """Returns transformers' `generate`, on the device and in the dtype of `torch_device`; None
-    without torch."""
+    """Returns transformers' `generate`, on the device and in the dtype of `torch_device`; None if
+    torch is not installed."""
     if importlib.util.find_spec("torch") is None:
         return None
     import torch  # pyright: ignore[reportMissingImports]
@@ -71,7 +71,7 @@ def transformers(directory: Path) -> Peer | None:
 
 
 def llama_cpp(file: str) -> Peer | None:
-    """Returns llama.cpp's batched decode of a GGUF file; None for no file.
+    """Returns llama.cpp's batched decode of a GGUF file; None if no file is given.
 
     Raises UserError when the file or the package llama-cpp-python is missing.
     """
@@ -118,7 +118,7 @@ def llama_cpp(file: str) -> Peer | None:
 
 
 def _decode(llama: Any, context: Any, batch: Any, tokens: np.ndarray, start: int) -> None:
-    """Runs tokens [B T] of B sequences from position `start`; logits of the last of each."""
+    """Runs tokens [B T] of B sequences from position `start`; keeps the last logits of each."""
     size, width = tokens.shape
     batch.n_tokens = size * width
     for at, token in enumerate(tokens.ravel().tolist()):

@@ -1,62 +1,38 @@
 """`python -m gad_jax.bench rollout`: tokens per second of the engine, and what limits it.
 
-Two mixes of response lengths: all the same, one slot each, and a heavy tail (lognormal) over fewer
-slots, where a slot that ends takes the next response. Beside the second stand static batches of
-the same responses, each of which lasts as long as its longest.
+Two mixes of response lengths are timed. In the first all lengths are equal and each response has
+its slot. In the second they have a heavy tail (lognormal) and share fewer slots, where a slot that
+ends takes the next response. The second is compared with static batches of the same responses, each
+of which lasts as long as its longest.
 """
 
-import dataclasses
 import heapq
 import statistics
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jax
 import numpy as np
 
 from gad_jax.base import exits
-from gad_jax.settings import options
-from gad_jax.settings.fields import option
+from gad_jax.bench import peers
+from gad_jax.bench.peers import Peer
+from gad_jax.distributed import ceilings, devices
+from gad_jax.distributed.ceilings import Ceilings
+from gad_jax.distributed.mesh import make_mesh
+from gad_jax.models import source
+from gad_jax.rollout import engine, prefill
+from gad_jax.rollout.queue import make_queue
+from gad_jax.training import loading
 
 if TYPE_CHECKING:
-    from gad_jax.bench.peers import Peer
-
-
-@dataclasses.dataclass(frozen=True)
-class Rollout:
-    """What is measured."""
-
-    model: str = option("smollm2-135m-instruct", "model, as in --student.path")
-    prompt_tokens: int = option(32, "tokens of a prompt", "tokens")
-    uniform: str = option("8,32", "responses at once, each of --response_tokens", "responses")
-    response_tokens: int = option(128, "tokens of a response in the uniform mix", "tokens")
-    responses: int = option(256, "responses of the heavy-tailed mix; 0: leave it out", "responses")
-    slots: int = option(16, "slots of the heavy-tailed mix", "responses")
-    mean: float = option(60.0, "mean of the lognormal lengths", "tokens")
-    spread: float = option(0.8, "standard deviation of their logarithm")
-    longest: int = option(512, "a longer response is cut", "tokens")
-    repeats: int = option(3, "timed repeats, after one that compiles")
-    torch: bool = option(True, "also time transformers' generate, if torch is installed")
-    gguf: str = option(
-        "", "also time llama.cpp on this GGUF file of the model (package llama-cpp-python)"
-    )
-
-    def __post_init__(self) -> None:
-        for name in ("prompt_tokens", "response_tokens", "slots", "longest", "repeats"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")
-        if not all(size.isdigit() and int(size) > 0 for size in self.sizes):
-            raise ValueError(f"uniform={self.uniform!r} must be numbers with commas, as 8,32")
-
-    @property
-    def sizes(self) -> list[str]:
-        """The numbers of responses at once."""
-        return [size for size in self.uniform.split(",") if size]
+    from gad_jax.bench.__main__ import RolloutBench
 
 
 class Timing(NamedTuple):
-    """One mix: median seconds, those of them for the prompts, tokens, occupancy of the slots, and
-    steps of the loop."""
+    """One mix: median seconds in all, those of the prefill, tokens drawn, the slots' occupancy, and
+    steps of the decode loop."""
 
     seconds: float
     prefill: float
@@ -65,26 +41,8 @@ class Timing(NamedTuple):
     steps: int
 
 
-def main(argv: list[str]) -> int:
+def run(chosen: "RolloutBench") -> int:
     """Runs the benchmark; returns the exit code."""
-    chosen = options.parse(
-        Rollout,
-        argv,
-        program="python -m gad_jax.bench rollout",
-        description="Tokens per second of sampling, its occupancy and its share of the roofline.",
-    )
-    return exits.run_guarded(lambda: _run(chosen))
-
-
-def _run(chosen: Rollout) -> int:
-    import jax
-
-    from gad_jax.bench import peers
-    from gad_jax.distributed import ceilings
-    from gad_jax.distributed.mesh import make_mesh
-    from gad_jax.models import source
-    from gad_jax.training import loading
-
     mesh = make_mesh(devices=jax.devices()[:1])
     others = [peers.llama_cpp(chosen.gguf)]
     if chosen.torch:
@@ -101,7 +59,7 @@ def _run(chosen: Rollout) -> int:
 
 
 def _uniform(
-    chosen: Rollout, sampler: "_Sampler", size: int, best: Any, others: "list[Peer]"
+    chosen: "RolloutBench", sampler: "_Sampler", size: int, best: Ceilings, others: list[Peer]
 ) -> None:
     lengths = np.full(size, chosen.response_tokens)
     timing = sampler.time(lengths, size)
@@ -131,7 +89,7 @@ def _uniform(
         )
 
 
-def _heavy_tail(chosen: Rollout, sampler: "_Sampler") -> None:
+def _heavy_tail(chosen: "RolloutBench", sampler: "_Sampler") -> None:
     drawn = np.random.default_rng(0).lognormal(
         np.log(chosen.mean) - chosen.spread**2 / 2, chosen.spread, chosen.responses
     )
@@ -154,7 +112,7 @@ def _heavy_tail(chosen: Rollout, sampler: "_Sampler") -> None:
 
 
 def greedy_steps(lengths: np.ndarray, slots: int) -> int:
-    """Returns the steps until all is done when each response takes the slot that is free first."""
+    """Returns the steps of a schedule in which each response takes the slot that is free first."""
     free = [0] * slots
     for length in lengths:
         heapq.heapreplace(free, free[0] + int(length))
@@ -162,26 +120,18 @@ def greedy_steps(lengths: np.ndarray, slots: int) -> int:
 
 
 class _Sampler:
-    """The engine on one device, called with lengths."""
+    """The engine on one device, which draws responses of given lengths."""
 
-    def __init__(self, chosen: Rollout, network: Any, mesh: Any):
-        from gad_jax.rollout import prefill
-
+    def __init__(self, chosen: "RolloutBench", network: Any, mesh: Any):
         self.chosen, self.network, self.mesh = chosen, network, mesh
         self.weights = prefill.prepare(network.config, network.params)
 
     def limit(self, lengths: np.ndarray) -> int:
-        """Returns the max_new_tokens of a run."""
+        """Returns the most tokens of a response, as a run would set it."""
         return int(max(lengths.max(), self.chosen.longest))
 
     def time(self, lengths: np.ndarray, slots: int, shrink: bool = True, limit: int = 0) -> Timing:
-        """Returns the medians of the repeats. Without `shrink` empty slots run to the end."""
-        import jax
-
-        from gad_jax.distributed import devices
-        from gad_jax.rollout import engine, prefill
-        from gad_jax.rollout.queue import make_queue
-
+        """Returns the medians of the repeats. Without `shrink` idle slots are kept to the end."""
         chosen, config = self.chosen, self.network.config
         random = np.random.default_rng(1)
         size = (len(lengths), chosen.prompt_tokens)
@@ -218,11 +168,12 @@ class _Sampler:
             sum(part.steps for part in segments),
         )
 
-    def floor_seconds(self, steps: int, slots: int, prompt: int, best: Any) -> float:
-        """Returns the least seconds of so many steps: the weights and the tokens' caches read once
-        a step, or two operations per weight and response, whichever takes longer."""
-        import jax
+    def floor_seconds(self, steps: int, slots: int, prompt: int, best: Ceilings) -> float:
+        """Returns the roofline's seconds for so many steps.
 
+        A step reads the weights and the tokens' KV cache once, and takes two FLOPs per weight and
+        response; the slower of the two counts. The cache counts at its mean length.
+        """
         weights = sum(x.nbytes for x in jax.tree.leaves((self.weights.layers, self.weights.head)))
         config = self.network.config
         token = 2 * config.layers * config.kv_heads * config.head_width

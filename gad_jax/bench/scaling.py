@@ -1,67 +1,40 @@
 """`python -m gad_jax.bench scaling`: what each device sends in an update, from 1 device to 8.
 
-A training step of a small network is compiled for simulated devices that share the weights, and
-the transfers in the program are compared with what the layout must send.
+A training step of a small network is compiled for simulated devices that share the weights. The
+transfers in the compiled program are compared with those that the layout needs.
 """
 
-import dataclasses
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import numpy as np
 
 from gad_jax.base import exits
-from gad_jax.distributed import targets
-from gad_jax.settings import options
-from gad_jax.settings.fields import option
+from gad_jax.core import packing, steps
+from gad_jax.distributed import hlo
+from gad_jax.distributed.mesh import make_mesh
+from gad_jax.models.config import DecoderConfig
+from gad_jax.settings import sections
+from gad_jax.settings.config import Config
+from gad_jax.training import state
+
+if TYPE_CHECKING:
+    from gad_jax.bench.__main__ import ScalingBench
 
 _VOCABULARY, _ROWS, _ROW_TOKENS = 512, 16, 64
 
 
-@dataclasses.dataclass(frozen=True)
-class Scaling:
-    """The network and the devices."""
-
-    layers: int = option(3, "layers of the network", "layers")
-    width: int = option(128, "its width; 4 heads, mlp of twice the width, 512 tokens", "features")
-    devices: tuple[int, ...] = option((1, 2, 4, 8), "numbers of devices", "devices")
-    replica: int = option(1, "replicas, each with the weights split over its devices", "replicas")
-    micro_batches: int = option(1, "micro-batches of the update", "micro-batches")
-
-    def __post_init__(self) -> None:
-        if self.layers < 1 or self.width < 8 or self.width % 8:
-            raise ValueError(
-                f"layers={self.layers} must be 1 or more and width={self.width} a multiple of 8"
-            )
-        for count in self.devices:
-            if count < 1 or self.width % count:
-                raise ValueError(f"devices={count} does not divide width={self.width}")
-            if self.replica < 1 or count % self.replica:
-                raise ValueError(f"replica={self.replica} does not divide devices={count}")
-        if self.micro_batches < 1:
-            raise ValueError(f"micro_batches={self.micro_batches} must be 1 or more")
-
-
 class Sent(NamedTuple):
-    """Bytes that a device sends in an update: gathers of weights, reductions of gradients inside of
-    a replica, and those between replicas."""
+    """Bytes that a device sends in an update: all-gathers of weights, reductions of gradients in a
+    replica, and reductions between replicas."""
 
     gathered: float
     gradients: float
     between_replicas: float
 
 
-def main(argv: list[str]) -> int:
+def run(chosen: "ScalingBench") -> int:
     """Runs the benchmark; returns the exit code."""
-    chosen = options.parse(
-        Scaling,
-        argv,
-        program="python -m gad_jax.bench scaling",
-        description="Bytes that each device sends in an update, against the layout's arithmetic.",
-    )
-    return exits.run_guarded(lambda: _run(chosen))
-
-
-def _run(chosen: Scaling) -> int:
-    largest = max(chosen.devices)
-    targets.prepare_environment(targets.parse(f"cpu:{largest}"))
     names = [name.replace("_", " ") for name in Sent._fields]
     print("devices" + "".join(f"{name:>18} MB  by layout" for name in names))
     for count in chosen.devices:
@@ -70,15 +43,17 @@ def _run(chosen: Scaling) -> int:
     return exits.Exit.OK
 
 
-def by_layout(chosen: Scaling, count: int) -> Sent:
+def by_layout(chosen: "ScalingBench", count: int) -> Sent:
     """Returns the bytes that the layout makes each of `count` devices send.
 
-    A device of n sends (n - 1)/n of what it gathers. Layers are gathered in each micro-batch, in
-    the forward pass and, since it is computed again, in the backward pass; embedding and head once.
-    Gradients are reduced in each micro-batch, in float32: on a CPU XLA sends them to all, which is
-    twice a reduce-scatter. Where there are replicas, that is inside of one, and the embedding's
-    part is made from the tokens' ids and gradients, which are gathered; then the replicas reduce
-    what each device has summed of its part, once.
+    A device of n sends (n - 1)/n of what it gathers. Layers are gathered in each micro-batch: in
+    the forward pass, and again in the backward pass, which recomputes it. Embedding and head are
+    gathered once. Gradients are reduced in each micro-batch, in float32. On a CPU, XLA uses an
+    all-reduce, which sends twice as much as a reduce-scatter.
+
+    With replicas, these reductions stay within a replica. The embedding's gradient is then computed
+    from the tokens' ids and gradients, which are gathered. At the end the replicas all-reduce once
+    what each device has summed of its shard.
     """
     width, replica, times = chosen.width, chosen.replica, chosen.micro_batches
     embedding = head = _VOCABULARY * width
@@ -96,19 +71,8 @@ def by_layout(chosen: Scaling, count: int) -> Sent:
     )
 
 
-def sent(chosen: Scaling, count: int) -> Sent:
+def sent(chosen: "ScalingBench", count: int) -> Sent:
     """Returns the bytes that each of `count` devices sends in the compiled step."""
-    import jax
-    import numpy as np
-
-    from gad_jax.core import packing, steps
-    from gad_jax.distributed import hlo
-    from gad_jax.distributed.mesh import make_mesh
-    from gad_jax.models.config import DecoderConfig
-    from gad_jax.settings import config as settings
-    from gad_jax.settings import sections
-    from gad_jax.training import state
-
     network = DecoderConfig(
         family="llama",
         vocabulary=_VOCABULARY,
@@ -133,8 +97,8 @@ def sent(chosen: Scaling, count: int) -> Sent:
         shards=count,
         known={(micro_batches, _ROWS, _ROW_TOKENS)},
     )
-    # Several chunks of the vocabulary projection, whose gradient is reduced once all the same.
-    config = settings.Config(stage="seqkd", batch=sections.Batch(vocabulary_chunk=32))
+    # Several chunks of the vocabulary projection: its gradient must still be reduced only once.
+    config = Config(stage="seqkd", batch=sections.Batch(vocabulary_chunk=32))
     with jax.set_mesh(mesh):
         program = state.make_program(config, "seqkd", network, network)
         start = state.abstract(program, mesh)

@@ -1,53 +1,36 @@
 """`python -m gad_jax.bench update`: a training step against what the machine can do.
 
-The step is cross-entropy on full rows (SeqKD), the part that every update shares; a torch step of
-the same model and tokens is timed after it where torch is installed. Large matrix products are
-timed after every step, so that a step's share of their rate is of two times side by side: the
-rate of a shared machine changes within minutes.
+The step is cross-entropy on full rows (SeqKD), the part that every update shares. A torch step of
+the same model and tokens is timed after it, if torch is installed. Large matmuls are timed after
+every step, so that a step is compared with the rate of the same moment: the rate of a shared
+machine changes within minutes.
 """
 
-import dataclasses
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jax
 import numpy as np
 
 from gad_jax.base import exits
-from gad_jax.settings import options
-from gad_jax.settings.fields import option
+from gad_jax.bench import peers
+from gad_jax.core import packing, steps
+from gad_jax.distributed import ceilings, devices
+from gad_jax.distributed.mesh import data_shards, make_mesh
+from gad_jax.models import costs, source
+from gad_jax.settings import sections
+from gad_jax.settings.config import Config
+from gad_jax.training import state
+
+if TYPE_CHECKING:
+    from gad_jax.bench.__main__ import UpdateBench
+
 
 WARM_UP = 2
-"""Steps before those that are timed: the first compiles, and both find their memory."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Update:
-    """What is measured."""
-
-    model: str = option("smollm2-135m-instruct", "model, as in --student.path")
-    rows: int = option(8, "rows of a step", "rows")
-    row_tokens: int = option(256, "length of a row", "tokens")
-    steps: int = option(5, f"steps to time, after {WARM_UP} that are not", "steps")
-    remat: Literal["full", "dots", "none"] = option("dots", "as --student.remat")
-    torch: bool = option(True, "also time a torch step, if torch is installed")
-
-    def __post_init__(self) -> None:
-        for name in ("rows", "row_tokens", "steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")
-
-
-def main(argv: list[str]) -> int:
-    """Runs the benchmark; returns the exit code."""
-    chosen = options.parse(
-        Update,
-        argv,
-        program="python -m gad_jax.bench update",
-        description="Seconds of a training step, as a ratio to matrix products and to torch.",
-    )
-    return exits.run_guarded(lambda: _run(chosen))
+"""Untimed first steps: the first compiles, and both allocate their memory."""
 
 
 class Ours(NamedTuple):
@@ -55,77 +38,73 @@ class Ours(NamedTuple):
 
     step: Callable[[], None]
     flops: float
-    """Useful operations of forward and backward pass."""
+    """Analytic FLOPs of the forward and the backward pass."""
     compute_dtype: str
 
 
 class Timed(NamedTuple):
-    """Seconds of steps, and of the matrix products after each."""
+    """Seconds of each step, and of the matmul after it."""
 
     steps: np.ndarray
-    products: np.ndarray
+    matmuls: np.ndarray
 
 
-def _run(chosen: Update) -> int:
-    from gad_jax.distributed import ceilings, devices
-    from gad_jax.models import source
+class _Matmul(NamedTuple):
+    """A large matmul, and its FLOPs."""
 
+    run: Callable[[], jax.Array]
+    flops: float
+
+
+def run(chosen: "UpdateBench") -> int:
+    """Runs the benchmark; returns the exit code."""
     directory = source.resolve(chosen.model)
     mine = ours(chosen, directory)
-    product, product_flops = ceilings.product(mine.compute_dtype)
-    tokens = chosen.rows * chosen.row_tokens
-
-    def timed(step: Callable[[], None]) -> Timed:
-        for _ in range(WARM_UP):
-            step()
-        rounds = [
-            (_seconds(step), statistics.median(ceilings.times(product, budget=0.25)))
-            for _ in range(chosen.steps)
-        ]
-        return Timed(*np.array(rounds).T)
-
-    def show(name: str, times: Timed) -> None:
-        rates, ceiling = mine.flops / times.steps, product_flops / times.products
-        shares = rates / ceiling
-        seconds = np.median(times.steps)
-        print(
-            f"{name}: median of {chosen.steps} steps {seconds:.3g} s, {tokens / seconds:,.0f} "
-            f"tokens/s, {np.median(rates) / 1e9:,.0f} GFLOP/s = {np.median(shares):.0%} of a large "
-            f"matrix product's {np.median(ceiling) / 1e9:,.0f} "
-            f"({shares.min():.0%} to {shares.max():.0%})"
-        )
-
+    matmul = _Matmul(*ceilings.product(mine.compute_dtype))
     compiling = devices.CompileCounter()
-    times = timed(mine.step)
+    times = _time(mine.step, matmul, chosen.steps)
     print(
         f"{chosen.rows} × {chosen.row_tokens} tokens, {mine.compute_dtype}, compiled in "
-        f"{compiling.seconds:.0f} s; after each step a large matrix product is timed"
+        f"{compiling.seconds:.0f} s; after each step a large matmul is timed"
     )
-    show("gad_jax", times)
+    tokens = chosen.rows * chosen.row_tokens
+    _show("gad_jax", times, tokens, mine.flops, matmul)
     if chosen.torch:
         step = torch_step(chosen, directory)
         if step is None:
             print("torch is not installed, so there is no step to compare with")
         else:
-            others = timed(step)
-            show("torch", others)
+            others = _time(step, matmul, chosen.steps)
+            _show("torch", others, tokens, mine.flops, matmul)
             ratio = np.median(others.steps) / np.median(times.steps)
             print(f"gad_jax is {ratio:.2f} times as fast as torch")
     return exits.Exit.OK
 
 
-def ours(chosen: Update, directory: Any) -> Ours:
-    """Returns the step of this program."""
-    import jax
+def _time(step: Callable[[], None], matmul: _Matmul, count: int) -> Timed:
+    for _ in range(WARM_UP):
+        step()
+    rounds = [
+        (_seconds(step), statistics.median(ceilings.times(matmul.run, budget=0.25)))
+        for _ in range(count)
+    ]
+    return Timed(*np.array(rounds).T)
 
-    from gad_jax.core import packing, steps
-    from gad_jax.distributed.mesh import data_shards, make_mesh
-    from gad_jax.models import costs
-    from gad_jax.settings import config as settings
-    from gad_jax.settings import sections
-    from gad_jax.training import state
 
-    config = settings.Config(
+def _show(name: str, times: Timed, tokens: int, flops: float, matmul: _Matmul) -> None:
+    rates, ceiling = flops / times.steps, matmul.flops / times.matmuls
+    shares = rates / ceiling
+    seconds = np.median(times.steps)
+    print(
+        f"{name}: median of {len(times.steps)} steps {seconds:.3g} s, {tokens / seconds:,.0f} "
+        f"tokens/s, {np.median(rates) / 1e9:,.0f} GFLOP/s = {np.median(shares):.0%} of a large "
+        f"matmul's {np.median(ceiling) / 1e9:,.0f} ({shares.min():.0%} to {shares.max():.0%})"
+    )
+
+
+def ours(chosen: "UpdateBench", directory: Path) -> Ours:
+    """Returns a SeqKD step of gad_jax."""
+    config = Config(
         stage="seqkd",
         student=sections.Student(path=str(directory), remat=chosen.remat),
         data=sections.Data(max_prompt_tokens=1),
@@ -160,16 +139,16 @@ def ours(chosen: Update, directory: Any) -> Ours:
     return Ours(step, flops, networks[0].compute_dtype)
 
 
-def torch_step(chosen: Update, directory: Any) -> Callable[[], None] | None:
-    """Returns the same step in transformers on torch, where JAX computes half in torch's mixed
-    precision; None without torch."""
+def torch_step(chosen: "UpdateBench", directory: Path) -> Callable[[], None] | None:
+    """Returns the same step in transformers on torch; None without torch.
+
+    Where JAX computes in bfloat16, torch does so by its automatic mixed precision.
+    """
     try:
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         return None
     from transformers import AutoModelForCausalLM
-
-    from gad_jax.bench import peers
 
     device, dtype = peers.torch_device()
     model: Any = AutoModelForCausalLM.from_pretrained(
