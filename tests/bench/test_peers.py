@@ -17,5 +17,5 @@ def test_absent_engines_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert peers.transformers(Path("nowhere")) is None
     assert peers.llama_cpp("") is None
-    with pytest.raises(UserError, match="gguf=model.gguf: llama-cpp-python is not installed"):
+    with pytest.raises(UserError, match=r"gguf=model\.gguf: llama-cpp-python is not installed"):
         peers.llama_cpp("model.gguf")
