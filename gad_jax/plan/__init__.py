@@ -1,1 +1,1 @@
-"""What a run will need on hardware that is not here, found by compiling it."""
+"""What a run needs on hardware you do not have, found by ahead-of-time compilation."""

@@ -1,5 +1,7 @@
-"""How the decode loop will go when the lengths of the responses are known: the rules of
-`rollout.engine.sample_responses`, with numbers in place of tokens."""
+"""Simulates the decode loop for responses of known lengths, without a network.
+
+The rules are those of `rollout.engine.sample_responses`; a test compares both.
+"""
 
 import numpy as np
 from jaxtyping import Int
@@ -8,17 +10,18 @@ from gad_jax.rollout.engine import DecodeCall
 from gad_jax.rollout.queue import capacity, fewer_slots, is_wasteful
 
 
-def segments(
+def decode_calls(
     prompts: Int[np.ndarray, " B"],
     responses: Int[np.ndarray, "B N"],
     shards: int,
     slots: int,
     longest: int = 0,
 ) -> tuple[DecodeCall, ...]:
-    """Returns the calls of `decode` for prompts and responses of these lengths, in tokens; `slots`
-    are those of a data shard, and no sequence is longer than `longest` (0: any).
+    """Returns the calls of `decode` for prompts and responses of these lengths, in tokens.
 
-    Example: one prompt of 5 tokens with one response of 7, one slot → (Segment(1, 64, 7),).
+    `slots` are those of a data shard, and no sequence is longer than `longest` (0: any).
+
+    Example: one prompt of 5 tokens with one response of 7, one slot → (DecodeCall(1, 64, 7),).
     """
     queue = _Queue(prompts, responses, shards)
     slots = min(slots, queue.asked.shape[1])
@@ -44,7 +47,7 @@ def segments(
 
 
 class _Queue:
-    """The samples of each data shard in their order: tokens of their prompts, and of themselves."""
+    """The samples of each data shard in their order: tokens of their prompts and responses."""
 
     def __init__(self, prompts: np.ndarray, responses: np.ndarray, shards: int):
         samples = responses.shape[1]
@@ -61,8 +64,7 @@ class _Queue:
 
 
 class _Slots:
-    """By data shard and slot: the tokens of a sequence so far, and how many are still to come (none
-    in an idle slot)."""
+    """The slots by data shard: tokens of each sequence so far, and tokens left (0 if idle)."""
 
     def __init__(self, queue: _Queue, slots: int):
         self.queue = queue
@@ -79,7 +81,7 @@ class _Slots:
         return int(active.sum(axis=1).max()), int(needed), int(waiting.max())
 
     def step(self, columns: int) -> None:
-        """Fills the idle slots with samples whose prompts fit, and draws a token in each."""
+        """Refills idle slots with samples whose prompts fit, then draws a token in every slot."""
         enters = (self.next < self.queue.total) & (self._next_prompts() <= columns)
         for shard in np.flatnonzero(enters & (self.left == 0).any(axis=1)):
             for slot in np.flatnonzero(self.left[shard] == 0):
@@ -93,7 +95,7 @@ class _Slots:
         self.left = np.maximum(self.left - 1, 0)
 
     def keep(self, slots: int) -> None:
-        """Moves what goes on into fewer slots."""
+        """Moves the busy slots into fewer slots."""
         kept = np.argsort(self.left == 0, axis=1, kind="stable")[:, :slots]
         self.tokens = np.take_along_axis(self.tokens, kept, axis=1)
         self.left = np.take_along_axis(self.left, kept, axis=1)

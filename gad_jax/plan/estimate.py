@@ -1,11 +1,12 @@
-"""How long a step takes on the target: operations, bytes and transfers over stated rates."""
+"""How long a step takes on the target: FLOPs, bytes and transfers, over stated rates."""
 
 import dataclasses
+import os
 from typing import NamedTuple
 
 import numpy as np
 
-from gad_jax.distributed import hlo
+from gad_jax.distributed import ceilings, hlo
 from gad_jax.distributed.targets import CHIPS, Chip, Target
 from gad_jax.models import costs
 from gad_jax.models.config import DecoderConfig
@@ -17,8 +18,10 @@ from gad_jax.types import PackedRows
 
 
 class Cost(NamedTuple):
-    """What one part of a step needs of all devices: operations, bytes of memory, and the layers
-    that the turns of the decode loop go through one after the other."""
+    """What one part of a step costs, over all devices.
+
+    `layers` counts those that run one after the other: in decode, layers × iterations of the loop.
+    """
 
     name: str
     flops: float
@@ -27,9 +30,11 @@ class Cost(NamedTuple):
 
 
 class Phase(NamedTuple):
-    """One part of a step: its operations and bytes, the seconds that the attainable rate of
-    operations, the memory's bandwidth and the latency of the layers make of its cost, and those of
-    the transfers that it waits for."""
+    """One part of a step: FLOPs and bytes over all devices, and the seconds that follow.
+
+    Compute and memory overlap, so the longer one counts. The latency of layers (kernel launches)
+    and the transfers that the phase waits for come on top.
+    """
 
     name: str
     flops: float
@@ -55,27 +60,23 @@ class Step:
 
     @property
     def seconds(self) -> float:
-        """The updates' transfers run beside the computation, so the longer of the two counts."""
+        """Seconds in all. The updates overlap with their transfers, so the longer one counts."""
         updates = sum(p.seconds for p in self.phases if not p.name.startswith("rollout"))
         rollout = sum(p.seconds for p in self.phases if p.name.startswith("rollout"))
         return rollout + max(updates, self.transfer_seconds)
 
 
 def chip_of(target: Target) -> Chip:
-    """Returns the target's device; a simulated one is measured here, and shares the machine."""
+    """Returns the target's device. Simulated devices share this machine, which is measured."""
     if target.kind != "cpu":
         return CHIPS[target.kind]
-    import os
-
-    from gad_jax.distributed import ceilings
-
     rates = ceilings.measure(seconds=0.5)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     n = target.devices
     return Chip(
         "cpu", rates.flops_per_second / n, memory / n, rates.bytes_per_second / n,
         rates.bytes_per_second / n, rates.bytes_per_second / n, 0.5, 0.0,
-        "measured on this machine: a matrix product of 2048, reading 512 MB",
+        "measured on this machine: a matmul of 2048 × 2048, reading 512 MB",
     )  # fmt: skip
 
 
@@ -88,10 +89,10 @@ def step(
     work: Workload,
     programs: list[Compiled],
 ) -> Step:
-    """Returns the phases of a step of this stage, after those that train D alone."""
+    """Returns a step of this stage, after its first steps, which train D alone."""
     generator, discriminator = networks
     rates = getattr(config, stage)
-    # The backward pass is two forward ones, and computes everything again with remat=full.
+    # A backward pass costs two forward passes; remat=full recomputes the forward pass in it.
     training = costs.TRAINING + (config.student.remat == "full")
     needs: list[Cost] = []
     if rates.train_discriminator or stage == "gad":
@@ -119,11 +120,10 @@ def _timed(need: Cost, devices: int, chip: Chip, transfers: float) -> Phase:
 
 
 def transfer_seconds(transfers: list[hlo.Collective], chip: Chip) -> float:
-    """Returns the seconds of a program's transfers: the slower of links and network for each, and
-    what it takes to start one.
+    """Returns the seconds of a program's transfers.
 
-    Of what a device of a group sends, the share that crosses nodes leaves by all the group's
-    devices in the node.
+    For each, the slower of links and network counts, plus the latency of its start. The share that
+    crosses nodes leaves a node through all the devices that the group has there.
     """
     total = 0.0
     for transfer in transfers:
@@ -136,30 +136,36 @@ def transfer_seconds(transfers: list[hlo.Collective], chip: Chip) -> float:
 
 
 def _rollout(config: Config, network: DecoderConfig, target: Target, work: Workload) -> list[Cost]:
-    """Returns the decode copy of the weights, prefill and decode. Each turn of the decode loop
-    reads the weights once per device (per tensor share) and every column of the caches, and works
-    in idle slots too."""
+    """Returns the costs of a rollout: the decode copy of the weights, prefill and decode.
+
+    Each iteration of the decode loop reads the weights once per tensor shard and the whole KV
+    cache. Idle slots cost as much as busy ones.
+    """
     size = np.dtype(np.float32).itemsize if network.compute_dtype == "float32" else 2
     asked = work.prompts.astype(np.int64)
     prefill = Work(int(asked.sum()), int((asked * (asked + 1) // 2).sum()), len(asked))
     weights = size * (costs.layer_weights(network) + network.width * network.vocabulary)
     shards = target.devices // config.mesh.tensor
-    tokens = shards * sum(part.steps * part.slots for part in work.segments)
-    columns = shards * sum(part.steps * part.slots * part.columns for part in work.segments)
-    cache = 2 * network.layers * network.kv_heads * network.head_width * size * columns
-    flops = costs.forward_flops(network, Work(tokens, columns, tokens))
-    copies = weights * shards  # each shard's devices hold all of them
-    moved = copies * work.turns + cache
+    tokens = shards * sum(call.steps * call.slots for call in work.calls)
+    positions = shards * sum(call.steps * call.slots * call.columns for call in work.calls)
+    cache = 2 * network.layers * network.kv_heads * network.head_width * size * positions
+    flops = costs.forward_flops(network, Work(tokens, positions, tokens))
+    copies = weights * shards  # each data shard has a whole copy
+    moved = copies * work.iterations + cache
     read = 4.0 * costs.parameters(network) * config.mesh.replica
     return [
         Cost("rollout: reshard", 0.0, read + copies),
         Cost("rollout: prefill", costs.forward_flops(network, prefill), copies),
-        Cost("rollout: decode", flops, moved, network.layers * work.turns),
+        Cost("rollout: decode", flops, moved, network.layers * work.iterations),
     ]
 
 
 def _update_bytes(network: DecoderConfig, rows: PackedRows, target: Target) -> float:
-    """Returns what an update moves: the weights in each pass, gradients, weights and moments."""
+    """Returns the bytes that an update moves.
+
+    The weights are read in three passes of each micro-batch, gradients are read and written in each
+    (2 ×), and the optimizer reads and writes weights, gradients and moments once (8 ×, float32).
+    """
     float32 = 4.0 * costs.parameters(network)
     return 3 * _read_bytes(network, rows, target) + float32 * (2 * rows.tokens.shape[0] + 8)
 

@@ -38,13 +38,13 @@ KNOWN: dict[str, dict[str, Any]] = {
     | _sizes(4096, 32, 32, 8, 14336)
     | {"rope_scaling": _STRETCH | {"factor": 8.0}},
 }
-"""config.json of the students in configs/, so that their plans need neither network nor licence."""
+"""config.json of the students in configs/, so that a plan needs no network and no licence."""
 
 
 def read(name: str) -> DecoderConfig:
     """Returns the shape of the network called `name`, as in `--student.path`.
 
-    Of a hub id config.json alone is fetched. Raises UserError for a name that is nothing.
+    For a hub id, only config.json is fetched. Raises UserError for an unknown name.
     """
     if name in KNOWN:
         hf = KNOWN[name]
@@ -57,5 +57,5 @@ def read(name: str) -> DecoderConfig:
         from huggingface_hub import hf_hub_download
 
         return weights.read_config(Path(hf_hub_download(name, "config.json")).parent)
-    except Exception:  # not on the hub, or no network: the usual way says what is wrong
+    except Exception:  # not on the hub, or no network: `resolve` raises the sentence for it
         return weights.read_config(source.resolve(name))

@@ -1,9 +1,9 @@
-"""The programs of a run, compiled for devices that need not be here, and what XLA says of them."""
+"""The programs of a run, compiled for devices that need not be present, and XLA's analysis."""
 
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +11,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from gad_jax.core import packing, steps
-from gad_jax.core.program import Program
 from gad_jax.distributed import devices, hlo, sharding
 from gad_jax.distributed.mesh import data_shards
 from gad_jax.distributed.targets import Target
+from gad_jax.models.config import DecoderConfig
 from gad_jax.plan.workload import Workload
 from gad_jax.rollout import engine, memory, prefill
 from gad_jax.rollout.queue import capacity, fewer_slots, make_queue
@@ -28,9 +28,9 @@ from gad_jax.types import TrainState
 class Compiled:
     """One program: bytes per device while it runs, by kind, and what it sends.
 
-    `bytes` has the arguments by name, `resident` (what lies on the device meanwhile and is no
-    argument), `temporary` and `results` (those that take no argument's place). `refused` is the
-    compiler's sentence where it found no room.
+    `bytes` has the arguments by name; `resident`, which stays on the device and is no argument;
+    `temporary`; and `results`, without those that reuse the memory of an argument. `refused` is the
+    compiler's sentence if the program did not fit.
     """
 
     name: str
@@ -44,9 +44,24 @@ class Compiled:
         return sum(self.bytes.values())
 
 
+class _Call(NamedTuple):
+    """A jitted function with abstract arguments.
+
+    `held` are the trees on the device by kind, `resident` further bytes, and `iterations` those of
+    its outermost loop of unknown length.
+    """
+
+    name: str
+    function: Any
+    arguments: tuple[Any, ...]
+    held: dict[str, Any]
+    resident: int = 0
+    iterations: int = 1
+
+
 def compile_all(
     config: Config,
-    networks: tuple[Any, Any],
+    networks: tuple[DecoderConfig, DecoderConfig],
     mesh: Mesh,
     target: Target,
     work: Workload,
@@ -63,14 +78,22 @@ def compile_all(
         for stage in config.stages:
             program = state.make_program(config, stage, *networks)
             start = state.abstract(program, mesh)
-            for name, function, inputs in _updates(config, stage):
-                report(f"{stage}: {name}")
-                arguments = {"state": start, "rows": [rows[key] for key in inputs]}
-                call = (program, start, *(rows[key] for key in inputs))
-                done.append(_compile(f"{stage}: {name}", function, call, arguments, {}, target))
+            calls = [
+                _Call(
+                    f"{stage}: {name}",
+                    function,
+                    (program, start, *(rows[key] for key in inputs)),
+                    {"state": start, "rows": [rows[key] for key in inputs]},
+                )
+                for name, function, inputs in _updates(config, stage)
+            ]
             samples |= stage == "gad" or getattr(config, stage).train_discriminator
-            if samples and stage == config.stages[-1]:  # the last stage holds the most beside it
-                done += _rollout(config, program, start, mesh, target, work, report)
+            # Once, with the last stage's state, which is the largest.
+            if samples and stage == config.stages[-1]:
+                calls += _rollout(config, program.generator, start, mesh, work)
+            for call in calls:
+                report(call.name)
+                done.append(_compile(call, target))
     return done
 
 
@@ -93,17 +116,9 @@ def _updates(config: Config, stage: str) -> list[tuple[str, Any, list[str]]]:
 
 
 def _rollout(
-    config: Config,
-    program: Program,
-    start: TrainState,
-    mesh: Mesh,
-    target: Target,
-    work: Workload,
-    report: Callable[[str], None],
-) -> list[Compiled]:
-    """Compiles the rollout: the decode copy of the weights, prefill and the decode loop."""
-    network = program.generator
-    shards = data_shards(mesh)
+    config: Config, network: DecoderConfig, start: TrainState, mesh: Mesh, work: Workload
+) -> list[_Call]:
+    """Returns the calls of a rollout: the decode copy of the weights, prefill, the decode loop."""
     settings = engine.RolloutProgram(
         samples=config.rollout.samples,
         max_new_tokens=config.rollout.max_new_tokens,
@@ -113,82 +128,72 @@ def _rollout(
         slots=config.rollout.slots,
         longest=config.longest,
     )
-    asked = [np.zeros(length, np.int32) for length in work.prompts]
-    limits = np.full(len(asked), settings.max_new_tokens)
-    packed = make_queue(asked, np.arange(len(asked)), limits, shards)
+    packed, rows, queue = _abstract_queue(settings, mesh, work)
+    generator = start.generator
+    resident = devices.device_bytes(start._replace(generator=None))
+
+    def shapes(function: Callable[..., Any], *arguments: Any) -> Any:
+        return sharding.with_shardings(jax.eval_shape(function, *arguments), mesh)
+
+    weights = shapes(lambda p: prefill.prepare(network, p), generator)
+    prompts = shapes(lambda p, *r: prefill.prefill(network, p, packed.size, *r), generator, *rows)
+    samples = packed.prompts_per_shard * settings.samples
+    slots = min(settings.slots or memory.default_slots(), samples)
+    columns = capacity(packed.longest + settings.max_new_tokens, settings.longest)
+    cache = shapes(lambda: engine.start(network, settings, slots, columns, samples))
+    sampling = (network, settings, fewer_slots(slots), weights, prompts, queue, start.key, cache)
+    held = {"generator": generator}
+    copied = held | {"decode copy": weights}
+    sampled = copied | {"prompt KV cache": prompts, "KV cache": cache}
+    tokens = (network, generator, packed.size, *rows)
+    return [
+        _Call("rollout: reshard", prefill.prepare, (network, generator), held, resident),
+        _Call("rollout: prefill", prefill.prefill, tokens, copied, resident),
+        _Call("rollout: decode", engine.decode, sampling, sampled, resident, work.iterations),
+    ]
+
+
+def _abstract_queue(
+    settings: engine.RolloutProgram, mesh: Mesh, work: Workload
+) -> tuple[Any, Any, Any]:
+    """Returns the packed prompts, and the shapes of their rows and queue on the mesh."""
+    prompts = [np.zeros(length, np.int32) for length in work.prompts]
+    limits = np.full(len(prompts), settings.max_new_tokens)
+    packed = make_queue(prompts, np.arange(len(prompts)), limits, data_shards(mesh))
 
     def split(x: Any) -> Any:
         where = NamedSharding(mesh, sharding.mesh_spec("batch", *(None,) * (x.ndim - 1)))
         return jax.ShapeDtypeStruct(x.shape, jnp.int32, sharding=where)
 
-    def shapes(function: Callable[..., Any], *arguments: Any) -> Any:
-        return sharding.with_shardings(jax.eval_shape(function, *arguments), mesh)
-
     rows, queue = jax.tree.map(split, (packed.rows, packed.queue))
-    weights = shapes(lambda p: prefill.prepare(network, p), start.generator)
-    prefix = shapes(
-        lambda p, *r: prefill.prefill(network, p, packed.size, *r), start.generator, *rows
-    )
-    samples = packed.prompts_per_shard * settings.samples
-    slots = min(settings.slots or memory.default_slots(), samples)
-    columns = capacity(packed.longest + settings.max_new_tokens, settings.longest)
-    cache = shapes(lambda: engine.start(network, settings, slots, columns, samples))
-    sampling = (network, settings, fewer_slots(slots), weights, prefix, queue, start.key, cache)
-    outside = {"resident": devices.device_bytes(start._replace(generator=None))}
-    programs = [
-        ("reshard", prefill.prepare, (network, start.generator), {"generator": start.generator}),
-        (
-            "prefill",
-            prefill.prefill,
-            (network, start.generator, packed.size, *rows),
-            {"generator": start.generator, "decode weights": weights},
-        ),
-        (
-            "decode",
-            engine.decode,
-            sampling,
-            {
-                "decode weights": weights,
-                "prompt cache": prefix,
-                "cache": cache,
-                "generator": start.generator,
-            },
-        ),
-    ]
-    done = []
-    for name, function, call, arguments in programs:
-        report(f"rollout: {name}")
-        turns = work.turns if function is engine.decode else 1
-        done.append(_compile(f"rollout: {name}", function, call, arguments, outside, target, turns))
-    return done
+    return packed, rows, queue
 
 
-def _compile(
-    name: str, function: Any, call: tuple[Any, ...], held: dict[str, Any], more: dict[str, int],
-    target: Target, turns: int = 1,
-) -> Compiled:  # fmt: skip
+def _compile(call: _Call, target: Target) -> Compiled:
     kinds: dict[str, int] = {}
-    for key, tree in held.items():
+    for kind, tree in call.held.items():
         if isinstance(tree, TrainState):
             kinds |= _state_bytes(tree)
         else:
-            kinds[key] = devices.device_bytes(tree)
-    kinds |= more
+            kinds[kind] = devices.device_bytes(tree)
+    if call.resident:
+        kinds["resident"] = call.resident
     started = time.perf_counter()
     try:
-        lowered = function.trace(*call).lower(lowering_platforms=(target.platform,))
-        compiled = lowered.compile()
+        traced = call.function.trace(*call.arguments)
+        compiled = traced.lower(lowering_platforms=(target.platform,)).compile()
     except jax.errors.JaxRuntimeError as error:
+        # The TPU's compiler refuses a program that does not fit; others compile it.
         if "RESOURCE_EXHAUSTED" not in str(error) and "hbm" not in str(error).lower():
             raise
         reason = str(error).splitlines()[0]
-        return Compiled(name, kinds, [], time.perf_counter() - started, reason)
+        return Compiled(call.name, kinds, [], time.perf_counter() - started, reason)
     seconds = time.perf_counter() - started
     analysis = compiled.memory_analysis()
     kinds["temporary"] = analysis.temp_size_in_bytes
     kinds["results"] = max(analysis.output_size_in_bytes - analysis.alias_size_in_bytes, 0)
-    transfers = hlo.collectives(compiled.as_text(), target.per_node, turns)
-    return Compiled(name, kinds, transfers, seconds)
+    transfers = hlo.collectives(compiled.as_text(), target.per_node, call.iterations)
+    return Compiled(call.name, kinds, transfers, seconds)
 
 
 def _state_bytes(start: TrainState) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""A plan in words, as a table and as JSON."""
+"""The plan, and how it is shown: as tables with advice, and as JSON."""
 
 import dataclasses
 from typing import Any
@@ -13,13 +13,13 @@ from gad_jax.plan.programs import Compiled
 from gad_jax.plan.workload import Workload
 
 USABLE = 0.92
-"""Share of a device's memory that a run gets; the rest is the driver's, the compiler's and air."""
+"""Share of a device's memory for the run; the rest is for driver, compiler and fragmentation."""
 GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Everything that was found out about a run on a target."""
+    """The result of the command: a run's programs and steps on a target."""
 
     target: Target
     chip: Chip
@@ -38,7 +38,7 @@ class Plan:
         return not any(p.refused for p in self.programs) and self.peak.total <= limit
 
     def advice(self) -> list[str]:
-        """Returns what to change, the largest part of the largest program first."""
+        """Returns what to change, for the largest part of the largest program first."""
         return [] if self.fits else _advice(self.peak, self.mesh)
 
 
@@ -51,18 +51,18 @@ def _advice(program: Compiled, mesh: dict[str, int]) -> list[str]:
     changes = {
         "temporary": "what is computed at once: a smaller --batch.micro_batch_prompts, then "
         "--batch.vocabulary_chunk and --student.remat=full",
-        "prompt cache": "the caches: fewer --batch.prompts or a larger --mesh.tensor",
-        "decode weights": "the decode copy of the weights: a larger --mesh.tensor",
-        "cache": "the caches: fewer --rollout.slots, or shorter --rollout.max_new_tokens",
+        "prompt KV cache": "the prompt KV cache: fewer --batch.prompts or a larger --mesh.tensor",
+        "decode copy": "the decode copy of the weights: a larger --mesh.tensor",
+        "KV cache": "the KV cache: fewer --rollout.slots, or shorter --rollout.max_new_tokens",
     } | dict.fromkeys(states, state)
     if "rollout" in program.name:
         changes["temporary"] = (
-            "the rollout's caches: fewer --rollout.slots or shorter "
+            "the rollout's KV caches: fewer --rollout.slots or shorter "
             "--rollout.max_new_tokens, or a larger --mesh.tensor"
         )
     large = [name for name, size in sizes if size > 0.1 * program.total]
     if program.refused and "rollout" not in program.name:
-        large.append("temporary")  # of a size that the compiler does not say
+        large.append("temporary")  # its size is unknown: a refused program has no analysis
     said = [changes[name] for name in large if name in changes]
     return [f"split or reduce {change}" for change in dict.fromkeys(said)]
 
@@ -130,8 +130,8 @@ def _transfer_table(plan: Plan) -> Table:
 def _time_table(step: Step, plan: Plan) -> Table:
     attained = plan.chip.attainable
     table = _table(
-        f"{step.stage}: predicted {step.seconds:.3g} s per step (at {attained:.0%} of the peak, "
-        f"assumed; the updates' transfers, {step.transfer_seconds:.3g} s, beside them)"
+        f"{step.stage}: predicted {step.seconds:.3g} s per step (assumes {attained:.0%} of peak; "
+        f"the updates overlap with {step.transfer_seconds:.3g} s of transfers)"
     )
     for name in ("phase", "TFLOP", "GB moved", "compute s", "memory s", "latency s", "transfers s"):
         table.add_column(name, justify="left" if name == "phase" else "right")
@@ -156,7 +156,7 @@ def _gib(size: int) -> str:
 
 
 def to_json(plan: Plan) -> dict[str, Any]:
-    """Returns the plan as what json.dumps takes; bytes are per device, operations of all."""
+    """Returns the plan for json.dumps; bytes are per device, FLOPs of all devices."""
 
     def transfer(found: hlo.Collective) -> dict[str, Any]:
         return dict(found._asdict())

@@ -1,4 +1,4 @@
-"""A step's texts as the plan imagines them: their lengths are drawn, nothing else matters."""
+"""The prompts and responses of one step. Only their lengths matter, and those are sampled."""
 
 import dataclasses
 from typing import NamedTuple
@@ -15,8 +15,8 @@ from gad_jax.types import PackedRows
 
 
 @dataclasses.dataclass(frozen=True)
-class Lengths:
-    """Lognormal lengths in tokens, cut at the limits of the settings (0 means a share of them)."""
+class LognormalLengths:
+    """Mean lengths in tokens, before the cut at the run's limits, and spreads of the logarithm."""
 
     prompt: float
     response: float
@@ -25,8 +25,10 @@ class Lengths:
 
 
 class Workload(NamedTuple):
-    """The rows of one step, by who reads them, the lengths that they were made of, and the calls of
-    `decode` that draw responses of these lengths."""
+    """The packed rows of one step, the lengths they hold, and the calls of `decode`.
+
+    `pairs` are D's rows (teacher and student), `samples` are G's, `teacher` those of SeqKD.
+    """
 
     pairs: PackedRows
     samples: PackedRows
@@ -34,23 +36,23 @@ class Workload(NamedTuple):
     prompts: np.ndarray
     responses: np.ndarray
     rectangle_padding: float
-    segments: tuple[engine.DecodeCall, ...]
+    calls: tuple[engine.DecodeCall, ...]
 
     @property
-    def turns(self) -> int:
-        """How often the decode loop turns."""
-        return sum(part.steps for part in self.segments)
+    def iterations(self) -> int:
+        """Iterations of the decode loop, over all its calls."""
+        return sum(call.steps for call in self.calls)
 
     @property
     def padding(self) -> float:
-        """The share of positions that hold no token, over the rows of a GAD step."""
+        """The share of padding in the rows of a GAD step."""
         both = (self.pairs, self.samples)
         empty = sum(rows.tokens.size * packing.padding_share(rows) for rows in both)
         return empty / sum(rows.tokens.size for rows in both)
 
 
-def draw(config: Config, lengths: Lengths, target: Target) -> Workload:
-    """Returns one step of the run's size, packed as the run packs it there. The same each time."""
+def draw(config: Config, lengths: LognormalLengths, target: Target) -> Workload:
+    """Returns one step of the run's size, packed as on the target; the seed is fixed."""
     shards = target.devices // config.mesh.tensor
     with devices.compiling_for(target.backend):
         slots = config.rollout.slots or memory.default_slots()
@@ -58,7 +60,7 @@ def draw(config: Config, lengths: Lengths, target: Target) -> Workload:
     batch, limit = config.batch, config.rollout.max_new_tokens
 
     def lognormal(mean: float, spread: float, cut: int, *shape: int) -> np.ndarray:
-        # Their mean is that before the cut.
+        # A lognormal's mean is exp(μ + spread²/2), so μ = log(mean) - spread²/2.
         drawn = rng.lognormal(np.log(mean) - spread**2 / 2, spread, shape)
         return np.clip(drawn.astype(int), 1, cut)
 
@@ -91,5 +93,5 @@ def draw(config: Config, lengths: Lengths, target: Target) -> Workload:
         prompts,
         responses[:, 1:],
         layout.rectangle_padding_share(asked, answers),
-        decoding.segments(prompts, responses[:, 1:], shards, slots, config.longest),
+        decoding.decode_calls(prompts, responses[:, 1:], shards, slots, config.longest),
     )

@@ -1,17 +1,58 @@
 """`python -m gad_jax.serve`: a student that answers by OpenAI's API or by JetStream's gRPC."""
 
-import os
+import dataclasses
 import sys
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import Literal
 
-from gad_jax.base import exits, redaction
-from gad_jax.base.errors import UserError
-from gad_jax.serve.settings import Serve
+from gad_jax.base import exits
 from gad_jax.settings import options
+from gad_jax.settings.fields import option
 
-if TYPE_CHECKING:
-    from gad_jax.serve.student import Student
+
+@dataclasses.dataclass(frozen=True)
+class Serve:
+    """Which student answers, to whom, and how many at once."""
+
+    model: str = option(
+        "smollm2-135m-instruct",
+        "run directory, RUN/checkpoints/STEP, Hugging Face directory, hub id, or a built-in model",
+    )
+    protocol: Literal["openai", "jetstream"] = option(
+        "openai", "openai: chat completions over HTTP; jetstream: JetStream's gRPC service"
+    )
+    name: str = option("", "what clients call the model; empty: the last part of --model")
+    template: Literal["auto", "alpaca", "none"] = option(
+        "auto", "wrapper of the last user message; auto: that of the run, none for other models"
+    )
+    host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 is every network")
+    port: int = option(8000, "port to listen on; 0: a free one")
+    key_variable: str = option(
+        "", "NAME of the environment variable whose value clients must send as their API key"
+    )
+    slots: int = option(0, "requests decoded at once; 0: 8 on a CPU, 64 elsewhere", "requests")
+    context: int = option(
+        4096, "most of a prompt and its answer together; the model may allow less", "tokens"
+    )
+    max_new_tokens: int = option(1024, "most of an answer whose request sets no limit", "tokens")
+    waiting: int = option(256, "requests that may wait for a slot; more are refused", "requests")
+    tensor: int = option(1, "devices that share each weight matrix", "devices")
+    seed: int = option(0, "seed of answers whose request sets none")
+
+    def __post_init__(self) -> None:
+        for name in ("context", "max_new_tokens", "waiting", "tensor"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")
+        if self.slots < 0:
+            raise ValueError(f"slots={self.slots} must be 0 or more")
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"port={self.port} must be from 0 to 65535")
+        if self.protocol == "jetstream" and self.key_variable:
+            raise ValueError("key_variable is for protocol=openai; JetStream's service has no keys")
+
+    @property
+    def label(self) -> str:
+        """What clients call the model."""
+        return self.name or self.model.rstrip("/").rsplit("/", 1)[-1]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -22,72 +63,13 @@ def main(argv: list[str] | None = None) -> int:
         program="python -m gad_jax.serve",
         description="Serves a student: OpenAI's chat completions over HTTP, or JetStream's gRPC.",
     )
-    return exits.run_guarded(partial(_run, serve))
 
+    def run() -> int:
+        from gad_jax.serve import command
 
-def _run(serve: Serve) -> int:
-    key = _key(serve.key_variable)
-    if serve.protocol == "jetstream":
-        from gad_jax.serve import jetstream  # which may not be installed: before the model
+        return command.run(serve)
 
-        jetstream.serve(load(serve), serve)
-    else:
-        _serve_http(serve, key)
-    return exits.Exit.OK
-
-
-def load(serve: Serve) -> "Student":
-    """Returns the student, ready."""
-    import jax
-
-    from gad_jax.data.chat import Chat
-    from gad_jax.distributed.mesh import make_mesh
-    from gad_jax.serve.student import Student
-    from gad_jax.training import loading
-
-    if serve.tensor > jax.local_device_count():
-        raise UserError(
-            f"--tensor={serve.tensor} needs so many devices, and {jax.local_device_count()} are "
-            "present; lower it"
-        )
-    devices = jax.local_devices()[: serve.tensor]
-    mesh = make_mesh(tensor=serve.tensor, devices=devices)
-    with jax.set_mesh(mesh):
-        network = loading.load_student(serve.model, mesh)
-    template = network.template or "none" if serve.template == "auto" else serve.template
-    chat = Chat.load(network.tokenizer, template)
-    student = Student.make(network.config, network.params, chat, mesh, serve.slots, serve.context)
-    print(f"{network.origin}: {student.slots} slots of up to {student.context} tokens", flush=True)
-    return student
-
-
-def _serve_http(serve: Serve, key: str) -> None:
-    from gad_jax.base import listening
-    from gad_jax.serve import api
-    from gad_jax.serve.scheduler import Scheduler
-
-    def say(address: str) -> None:
-        print(f"{address}/v1 serves {serve.label}; Ctrl-C ends", flush=True)
-
-    with listening.bind(serve.host, serve.port) as bound:  # before the model is loaded
-        decoding = Scheduler(load(serve), serve.waiting)
-        terms = api.Terms(serve.label, key, serve.max_new_tokens, serve.seed)
-        decoding.start()
-        try:
-            listening.serve(api.make(decoding, terms, serve.host), bound, say)
-        finally:
-            decoding.stop()
-        decoding.check()
-
-
-def _key(variable: str) -> str:
-    if not variable:
-        return ""
-    redaction.protect(variable)
-    key = os.environ.get(variable, "").strip()
-    if not key:
-        raise UserError(f"--key_variable={variable} is not set; export the key under that name")
-    return key
+    return exits.run_guarded(run)
 
 
 if __name__ == "__main__":

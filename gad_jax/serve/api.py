@@ -35,8 +35,8 @@ RETRY_SECONDS = 2
 
 @dataclass(frozen=True)
 class Terms:
-    """What the service is to its clients: the model's name, the key that they must send (none: no
-    key), answers' length where the request is silent, and the first seed."""
+    """What clients meet: the model's name, the API key they must send ("": none), the default limit
+    of an answer, and the first seed for requests without one."""
 
     name: str
     key: str
@@ -45,8 +45,8 @@ class Terms:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """What a token adds to a choice; the last one of a choice has a reason."""
+class Chunk:
+    """What a token adds to a choice; the last chunk of a choice has a reason."""
 
     choice: int
     text: str = ""
@@ -56,7 +56,7 @@ class Piece:
 
 
 class _Refused(Exception):
-    """A response that is not an answer, in OpenAI's form."""
+    """An error response in OpenAI's form."""
 
     def __init__(self, status: int, message: str, code: str) -> None:
         super().__init__(message)
@@ -73,7 +73,7 @@ class _Refused(Exception):
 def make(decoding: Scheduler, terms: Terms, host: str) -> Starlette:
     """Returns the application."""
     service = _Service(decoding, terms)
-    # Another site whose name leads to this computer may not ask from a browser.
+    # Against DNS rebinding: a website whose name resolves to this computer is refused.
     hosts = [*LOCAL, host] if host in LOCAL or host.startswith("127.") else ["*"]
     return Starlette(
         routes=[
@@ -93,7 +93,7 @@ class _Service:
         self._unseeded = 0  # answers to requests without a seed
 
     async def health(self, request: Request) -> Response:
-        """Says whether answers are to be had, and how many wait for one."""
+        """Reports slots and queue; 503 once decoding has ended."""
         decoding = self.decoding
         state = {"slots": decoding.student.slots, "busy": decoding.busy}
         state |= {"waiting": decoding.waiting}
@@ -140,7 +140,7 @@ class _Service:
             raise _Refused(401, "the API key is missing or wrong", "invalid_api_key")
 
     async def _ask(self, asked: ChatRequest) -> "_Answer":
-        """Hands the request to the scheduler, once per choice."""
+        """Submits the request to the scheduler, once per choice."""
         if asked.model != self.terms.name:
             message = f"model {asked.model!r} is not served here; {self.terms.name!r} is"
             raise _Refused(404, message, "model_not_found")
@@ -174,7 +174,7 @@ class _Service:
 
 @dataclass
 class _Answer:
-    """The choices of one request, as they come from the scheduler's thread."""
+    """The choices of one request: the scheduler's thread adds chunks, the event loop sends them."""
 
     asked: ChatRequest
     model: str
@@ -185,18 +185,18 @@ class _Answer:
 
     def __post_init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._pieces: asyncio.Queue[Piece] = asyncio.Queue()
+        self._chunks: asyncio.Queue[Chunk] = asyncio.Queue()
         self._requests: list[scheduler.Request] = []
 
     def request(
         self, choice: int, prompt: np.ndarray, longest: int, seed: int
     ) -> scheduler.Request:
-        """Returns what to submit for a choice."""
+        """Returns the scheduler's request for one choice."""
         stream = TextStream(self.chat, self.asked.stops)
         held: list[dict[str, Any]] = []
 
-        def send(piece: Piece) -> None:
-            self._loop.call_soon_threadsafe(self._pieces.put_nowait, piece)
+        def send(chunk: Chunk) -> None:
+            self._loop.call_soon_threadsafe(self._chunks.put_nowait, chunk)
 
         def on_token(token: int, logprob: float) -> None:
             text = stream.push(token)
@@ -207,11 +207,11 @@ class _Answer:
             if text or stream.stopped:
                 reason = "stop" if stream.stopped else ""
                 tokens = one.answered if stream.stopped else 0
-                send(Piece(choice, text, tuple(held), tokens, reason))
+                send(Chunk(choice, text, tuple(held), tokens, reason))
                 held.clear()
 
         def on_end(reason: scheduler.Reason) -> None:
-            send(Piece(choice, stream.end(), tuple(held), one.answered, reason))
+            send(Chunk(choice, stream.end(), tuple(held), one.answered, reason))
 
         one = scheduler.Request(
             *(prompt, longest, self.asked.sampler, (seed + choice) % 2**32), on_token, on_end
@@ -220,40 +220,40 @@ class _Answer:
         return one
 
     def cancel(self) -> None:
-        """Frees what the request holds."""
+        """Frees the slots of all choices."""
         for request in self._requests:
             request.cancelled.set()
 
-    async def pieces(self) -> AsyncIterator[Piece]:
-        """Yields what the choices are made of, until the last of them has ended."""
+    async def chunks(self) -> AsyncIterator[Chunk]:
+        """Yields the chunks of all choices, until the last choice has ended."""
         open_choices = len(self._requests)
         try:
             while open_choices:
-                piece = await self._pieces.get()
-                if piece.reason == "error":
-                    raise _Refused(500, "the server could not go on with the answer", "failed")
-                open_choices -= bool(piece.reason)
-                yield piece
+                chunk = await self._chunks.get()
+                if chunk.reason == "error":
+                    raise _Refused(500, "the server could not continue the answer", "failed")
+                open_choices -= bool(chunk.reason)
+                yield chunk
         finally:
             self.cancel()
 
     async def collect(self) -> dict[str, Any]:
-        """Returns the body of an answer that is sent as a whole."""
-        choices: list[list[Piece]] = [[] for _ in self._requests]
-        async for piece in self.pieces():
-            choices[piece.choice].append(piece)
+        """Returns the response of a request that is not streamed."""
+        choices: list[list[Chunk]] = [[] for _ in self._requests]
+        async for chunk in self.chunks():
+            choices[chunk.choice].append(chunk)
         return {
             **self._head("chat.completion"),
             "choices": [
                 {
                     "index": index,
-                    "message": {"role": "assistant", "content": "".join(p.text for p in pieces)},
-                    "logprobs": self._logprobs([one for p in pieces for one in p.logprobs]),
-                    "finish_reason": pieces[-1].reason,
+                    "message": {"role": "assistant", "content": "".join(p.text for p in chunks)},
+                    "logprobs": self._logprobs([one for p in chunks for one in p.logprobs]),
+                    "finish_reason": chunks[-1].reason,
                 }
-                for index, pieces in enumerate(choices)
+                for index, chunks in enumerate(choices)
             ],
-            "usage": self._usage(sum(pieces[-1].tokens for pieces in choices)),
+            "usage": self._usage(sum(chunks[-1].tokens for chunks in choices)),
         }
 
     async def events(self) -> AsyncIterator[bytes]:
@@ -263,11 +263,11 @@ class _Answer:
         try:
             for choice in range(len(self._requests)):
                 yield _event(head, choice, {"role": "assistant", "content": ""})
-            async for piece in self.pieces():
-                tokens += piece.tokens
-                delta = {"content": piece.text} if piece.text else {}
-                logprobs = self._logprobs(piece.logprobs)
-                yield _event(head, piece.choice, delta, logprobs, piece.reason or None)
+            async for chunk in self.chunks():
+                tokens += chunk.tokens
+                delta = {"content": chunk.text} if chunk.text else {}
+                logprobs = self._logprobs(chunk.logprobs)
+                yield _event(head, chunk.choice, delta, logprobs, chunk.reason or None)
         except _Refused as refused:
             yield b"data: " + bytes(refused.response().body) + b"\n\n"
             return
@@ -306,7 +306,7 @@ async def _read(request: Request) -> bytes:
 
 
 async def _gone(request: Request) -> None:
-    """Returns when the client has hung up; its body must have been read."""
+    """Returns when the client has hung up; the request must have been read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 

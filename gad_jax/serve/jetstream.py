@@ -1,9 +1,13 @@
 """The student behind JetStream's `engine_api.Engine`, its driver and its gRPC service.
 
-JetStream (google-jetstream 0.2.2) is archived; three things of it are set right here: it imports a
-tokenizer library of TensorFlow's (empty classes stand in for what it never calls), it deletes
-arrays by a function that jax no longer has, and it cannot pad the tokens of a client. It also ends
-the whole process when a request raises in one of its threads, so requests are checked before.
+JetStream (google-jetstream 0.2.2) is archived, so three of its faults are patched here:
+
+- It imports a tokenizer library of TensorFlow. Empty classes stand in for what it never calls.
+- It deletes arrays by a function that jax no longer has.
+- It cannot pad the tokens of a client.
+
+It also ends the whole process if a request raises in one of its threads, so requests are checked
+before it sees them.
 """
 
 import asyncio
@@ -14,7 +18,7 @@ import sys
 import threading
 import types
 from collections.abc import AsyncIterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,15 +29,17 @@ from gad_jax.rollout import live
 from gad_jax.rollout.live import Live
 from gad_jax.rollout.ring import PromptCache, Weights
 from gad_jax.rollout.sampling import GREEDY, RowSamplers
-from gad_jax.serve.settings import Serve
-from gad_jax.serve.student import Student
+from gad_jax.serve.student import ServedStudent
 from gad_jax.serve.text import TextStream
+
+if TYPE_CHECKING:
+    from gad_jax.serve.__main__ import Serve
 
 GRACE_SECONDS = 5.0
 
 
 def _import_jetstream() -> tuple[Any, ...]:
-    """Returns JetStream's modules, set right."""
+    """Returns JetStream's modules, patched."""
     seqio, vocabularies = types.ModuleType("seqio"), types.ModuleType("seqio.vocabularies")
     base = type("Vocabulary", (), {})
     sentence_piece = type("SentencePieceVocabulary", (base,), {})
@@ -59,7 +65,7 @@ def _import_jetstream() -> tuple[Any, ...]:
     finally:
         if stand_in:
             del sys.modules["seqio"], sys.modules["seqio.vocabularies"]
-        root.handlers[:] = handlers  # it installs one that logs everything
+        root.handlers[:] = handlers  # importing it installs a handler that logs everything
         root.setLevel(level)
     found[0].delete_pytree = _delete
     return (*found, grpc)
@@ -75,7 +81,7 @@ orchestrator, services, engine_api, tokenizer_api, tokenizer_pb2, grpc = _import
 
 
 class Prefilled(NamedTuple):
-    """A prompt that waits for a slot: its caches, its length, and its last token."""
+    """A prompt that waits for a slot: its KV cache, its length, and its last token."""
 
     prefix: PromptCache
     length: jax.Array
@@ -83,9 +89,9 @@ class Prefilled(NamedTuple):
 
 
 class Tokenizer(tokenizer_api.Tokenizer):
-    """JetStream's view of the student's chat: a text is what a user says."""
+    """The student's chat as JetStream sees it: a text is one user message."""
 
-    def __init__(self, student: Student) -> None:
+    def __init__(self, student: ServedStudent) -> None:
         self.student, self.chat = student, student.chat
 
     pad_id = property(lambda self: self.chat.pad_token)
@@ -94,7 +100,7 @@ class Tokenizer(tokenizer_api.Tokenizer):
     stop_tokens = property(lambda self: set(self.chat.end_tokens))
 
     def encode(self, s: str, **_: Any) -> tuple[np.ndarray, int]:
-        """Returns the prompt of a text and its length; `Engine.prefill` fills it up."""
+        """Returns the prompt of a text and its length; `Engine.prefill` pads it."""
         tokens = self.student.encode([{"role": "user", "content": s}])
         return tokens, len(tokens)
 
@@ -104,12 +110,12 @@ class Tokenizer(tokenizer_api.Tokenizer):
 
 
 class Engine(engine_api.Engine):
-    """The programs of `rollout.serving`, greedy, as JetStream calls them.
+    """The programs of `rollout.live`, greedy, as JetStream calls them.
 
-    The caches have `student.context` columns: JetStream does not say which slots are in use.
+    The KV cache keeps room for `student.context`: JetStream does not say which slots are in use.
     """
 
-    def __init__(self, student: Student) -> None:
+    def __init__(self, student: ServedStudent) -> None:
         self.student = student
 
     max_concurrent_decodes = property(lambda self: self.student.slots)
@@ -119,11 +125,11 @@ class Engine(engine_api.Engine):
     colocated_cpus = property(lambda self: None)
 
     def load_params(self, *_: Any, **__: Any) -> Weights:
-        """Returns the weights of the decode steps."""
+        """Returns the decode copy of the weights."""
         return self.student.weights
 
     def get_prefix_destination_sharding(self) -> Any:
-        """Returns where prefill leaves its caches: on the same devices."""
+        """Returns where prefill leaves its KV cache: on the same devices."""
         return jax.sharding.NamedSharding(self.student.mesh, jax.P())
 
     def get_tokenizer(self) -> Any:
@@ -142,7 +148,7 @@ class Engine(engine_api.Engine):
     def prefill(
         self, *, params: Any, existing_prefix: Any = None, padded_tokens: Any, true_length: int
     ) -> Prefilled:
-        """Runs a prompt [W], of which the first `true_length` tokens count."""
+        """Runs a prompt [W]; the tokens after the first `true_length` are padding."""
         tokens = np.asarray(padded_tokens)[:true_length]
         with jax.set_mesh(self.student.mesh):
             prefix = self.student.prefill(tokens)
@@ -175,7 +181,7 @@ class _Driver(orchestrator.Driver):
 
 
 class _Service(orchestrator.LLMOrchestrator):
-    def __init__(self, driver: Any, student: Student) -> None:
+    def __init__(self, driver: Any, student: ServedStudent) -> None:
         super().__init__(driver)
         self.student = student
 
@@ -218,7 +224,7 @@ class _Service(orchestrator.LLMOrchestrator):
         return ""
 
 
-def serve(student: Student, settings: Serve) -> None:
+def serve(student: ServedStudent, settings: "Serve") -> None:
     """Serves until Ctrl-C or SIGTERM."""
     engine = Engine(student)
     driver = _Driver(
@@ -231,13 +237,13 @@ def serve(student: Student, settings: Serve) -> None:
     try:
         asyncio.run(_listen(driver, student, settings))
     finally:
-        # Its threads may wait for one another: they must not keep the process.
+        # Its threads may deadlock when they stop; they must not keep the process alive.
         stopping = threading.Thread(target=driver.stop, daemon=True)
         stopping.start()
         stopping.join(GRACE_SECONDS)
 
 
-async def _listen(driver: Any, student: Student, settings: Serve) -> None:
+async def _listen(driver: Any, student: ServedStudent, settings: "Serve") -> None:
     server = grpc.aio.server()
     services.add_OrchestratorServicer_to_server(_Service(driver, student), server)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host

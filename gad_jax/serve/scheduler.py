@@ -1,8 +1,8 @@
-"""Continuous batching: requests take slots as they come, and leave them when they are answered.
+"""Continuous batching: requests take slots as they come, and free them when they are answered.
 
-One thread owns the devices. It sends a step to them before it looks at the tokens of the step
-before, so they do not wait for the host; a slot whose answer has just ended takes part in one step
-more, whose token is dropped.
+One thread owns the devices. It launches a step before it reads the tokens of the previous one, so
+the devices never wait for the host. The price: a slot whose answer has just ended takes part in one
+more step, whose token is dropped.
 """
 
 import collections
@@ -20,7 +20,7 @@ from gad_jax.rollout import live
 from gad_jax.rollout.live import Live
 from gad_jax.rollout.queue import capacity, is_wasteful
 from gad_jax.rollout.sampling import RowSamplers, Sampler
-from gad_jax.serve.student import Student
+from gad_jax.serve.student import ServedStudent
 
 logger = logging.getLogger(__name__)
 
@@ -28,16 +28,16 @@ Reason = Literal["stop", "length", "error"]
 
 
 class Busy(Exception):
-    """As many requests wait as may."""
+    """The queue is full."""
 
 
 @dataclass(eq=False)
 class Request:
-    """One answer that is wanted.
+    """One answer to decode.
 
-    `on_token(token, log_prob)` and then, once, `on_end(reason)` are called from the scheduler's
-    thread: "stop" at an end token, which is not passed on, "length", or "error" when `on_token`
-    raises or decoding ends. Setting `cancelled` frees the slot; nothing is called after that.
+    The scheduler's thread calls `on_token(token, log_prob)` for each token and `on_end(reason)`
+    once. The reason is "stop" at an end token, which is not passed on; "length"; or "error" if
+    `on_token` raises or decoding ends. Setting `cancelled` frees the slot, and ends the calls.
     """
 
     prompt: np.ndarray
@@ -53,7 +53,7 @@ class Request:
 class Scheduler:
     """Decodes for one student, in a thread between `start` and `stop`."""
 
-    def __init__(self, student: Student, waiting: int) -> None:
+    def __init__(self, student: ServedStudent, waiting: int) -> None:
         self.student = student
         self._most_waiting = waiting
         self._waiting: collections.deque[Request] = collections.deque()
@@ -64,7 +64,7 @@ class Scheduler:
         self._thread = threading.Thread(target=self._run, name="decoding", daemon=True)
 
     def start(self) -> None:
-        """Begins to decode; returns when the first programs are compiled."""
+        """Starts the thread; returns when a first answer has compiled the programs."""
         self._thread.start()
         ended = threading.Event()
         prompt = np.asarray([self.student.chat.end_token], np.int32)
@@ -74,14 +74,14 @@ class Scheduler:
         self.check()
 
     def stop(self) -> None:
-        """Ends; requests that are not answered are told so."""
+        """Ends the thread; open requests end with "error"."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
         self._thread.join()
 
     def check(self) -> None:
-        """Raises what has ended the decoding, if something has."""
+        """Raises the error that ended decoding, if one did."""
         if self._error is not None:
             raise self._error
 
@@ -97,11 +97,11 @@ class Scheduler:
 
     @property
     def alive(self) -> bool:
-        """Whether it decodes."""
+        """Whether the thread is decoding."""
         return self._thread.is_alive() and self._error is None
 
     def submit(self, request: Request) -> None:
-        """Takes a request, whose prompt and answer must fit the context. Raises Busy."""
+        """Queues a request, whose prompt and answer must fit the context. Raises Busy."""
         assert 0 < len(request.prompt) <= self.student.context - request.max_new_tokens
         with self._changed:
             self.check()
@@ -141,14 +141,14 @@ class Scheduler:
             before = now
 
     def _wait(self, working: bool) -> bool:
-        """Sleeps while there is nothing to do; returns whether to go on."""
+        """Sleeps while there is nothing to do; returns False when the thread is to stop."""
         with self._changed:
             idle = not working and not any(self._slots)
             self._changed.wait_for(lambda: self._stopping or not idle or bool(self._waiting))
             return not self._stopping
 
     def _admit(self, state: Live) -> Live:
-        """Fills the free slots, and gives the caches the size that what they hold needs."""
+        """Fills the free slots, and resizes the KV cache to what they need."""
         entering: list[tuple[int, Request]] = []
         with self._changed:
             for slot, request in enumerate(self._slots):
@@ -169,7 +169,7 @@ class Scheduler:
         return state
 
     def _fit(self, state: Live) -> Live:
-        # One more than is answered, as a step may be on its way.
+        # One more than the answered tokens: a step may be running on the devices.
         lengths = [len(r.prompt) + r.answered + 1 for r in self._slots if r is not None]
         needed = max(lengths, default=0)
         columns, wanted = state.ring.columns, capacity(needed, self.student.context)
@@ -179,11 +179,11 @@ class Scheduler:
         return state
 
     def _hand_out(self, drawn: Any, held: list[Request | None]) -> None:
-        """Passes on what a step drew, and frees the slots whose answer has ended."""
+        """Passes on the tokens of a step, and frees the slots whose answer has ended."""
         tokens, logprobs = devices.fetch(drawn)
         for slot, request in enumerate(held):
             if request is None or self._slots[slot] is not request:
-                continue  # empty, or ended in the step before
+                continue  # empty, or ended one step earlier
             reason = self._take(request, int(tokens[slot]), float(logprobs[slot]))
             if reason is not None:
                 self._slots[slot] = None
@@ -198,7 +198,7 @@ class Scheduler:
             return "stop"
         try:
             request.on_token(token, logprob)
-        except Exception:  # one answer's trouble is not the others'
+        except Exception:  # a failing request must not end the others
             logger.exception("an answer ended")
             return "error"
         return "length" if request.answered >= request.max_new_tokens else None

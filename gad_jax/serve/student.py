@@ -1,4 +1,4 @@
-"""A student that is ready to serve: its weights on their devices, its tokenizer, and its sizes."""
+"""A student that is ready to serve: weights on their devices, tokenizer, slots and context."""
 
 import threading
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ LEAST_PROMPT_ROW = 64
 
 
 @dataclass(frozen=True, eq=False)
-class Student:
+class ServedStudent:
     """What decoding needs. `context` is the most tokens of a prompt and its answer together."""
 
     config: DecoderConfig
@@ -38,8 +38,8 @@ class Student:
     @classmethod
     def make(
         cls, config: DecoderConfig, params: Params, chat: Chat, mesh: Mesh, slots: int, context: int
-    ) -> "Student":
-        """Returns the student of a network. Raises UserError when its caches cannot fit."""
+    ) -> "ServedStudent":
+        """Returns the student of a network. Raises UserError if the KV cache cannot fit."""
         context = min(context, config.max_positions)
         slots = slots or (8 if devices.platform() == "cpu" else memory.default_slots())
         with jax.set_mesh(mesh):
@@ -50,14 +50,19 @@ class Student:
         return cls(config, params, weights, chat, mesh, slots, context)
 
     def encode(self, conversation: Sequence[Message]) -> np.ndarray:
-        """Returns the tokens of a conversation up to where the answer begins; from any thread,
-        though the tokenizer itself is for one. Raises UserError, as `Chat.encode_prompt`."""
+        """Returns the tokens of a conversation up to where the answer begins.
+
+        Safe in any thread: a lock guards the tokenizer, which is not. Raises UserError, as
+        `Chat.encode_prompt`.
+        """
         with self._encoding:
             return np.asarray(self.chat.encode_prompt(conversation), np.int32)
 
     def prefill(self, tokens: Any) -> PromptCache:
-        """Returns the caches of a prompt, filled up to one of few lengths, so that few programs are
-        compiled. The mesh must be set."""
+        """Returns the prompt KV cache. The caller sets the mesh.
+
+        The prompt is padded to a power of two, so that only a few programs are compiled.
+        """
         length = len(tokens)
         width = max(LEAST_PROMPT_ROW, buckets.power_of_two(length))
         rows = np.zeros((3, 1, width), np.int32)
@@ -70,5 +75,5 @@ class Student:
 
 @jax.jit(static_argnames="config", donate_argnames="params")
 def _in_compute_dtype(config: DecoderConfig, params: Params) -> Params:
-    """The float32 weights of training are not kept where they are not computed with."""
+    """Returns the weights in the dtype of computation; frees the float32 weights of training."""
     return jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(config.compute_dtype)), params)

@@ -1,4 +1,4 @@
-"""From tokens that come one by one to text that may be shown: whole characters, no stop string."""
+"""Tokens to text, one token at a time: whole characters only, and nothing of a stop string."""
 
 from collections.abc import Sequence
 
@@ -8,8 +8,11 @@ from gad_jax.data.chat import Chat
 
 
 class TextStream:
-    """The text of one answer as it grows. What may turn out to be the beginning of a stop string,
-    or is half a character, is held back until that is known."""
+    """The text of one answer as it grows.
+
+    Half a character, and what may be the beginning of a stop string, is held back until the next
+    tokens decide.
+    """
 
     def __init__(self, chat: Chat, stops: Sequence[str] = ()) -> None:
         self._tokenizer = chat.tokenizer.backend_tokenizer
@@ -19,7 +22,7 @@ class TextStream:
         self.stopped = False
 
     def push(self, token: int) -> str:
-        """Returns what a token adds; nothing once `stopped`, which a stop string has done."""
+        """Returns the text that a token adds: none after a stop string, which sets `stopped`."""
         if self.stopped:
             return ""
         self._held += self._decode(token)
@@ -34,12 +37,12 @@ class TextStream:
         try:
             return self._decoding.step(self._tokenizer, token) or ""
         except Exception:
-            # Where text before the token reads otherwise beside it, the stream cannot go on.
+            # Invalid UTF-8: the token changed how the bytes before it decode, so start anew.
             self._decoding = DecodeStream(skip_special_tokens=True)
             return self._decoding.step(self._tokenizer, token) or ""
 
     def end(self) -> str:
-        """Returns what was held back for a stop string that did not come."""
+        """Returns the rest, which was held back for a stop string that did not come."""
         return self._release(len(self._held))
 
     def _release(self, length: int) -> str:

@@ -1,4 +1,4 @@
-"""OpenAI's chat completions, as far as they are served; the rest is refused by name."""
+"""The requests of OpenAI's chat completions. Fields that are not supported are refused by name."""
 
 from typing import Annotated, Any, Literal
 
@@ -9,7 +9,7 @@ from gad_jax.rollout.sampling import Sampler
 
 MOST_CHOICES = 128
 
-# What changes nothing at these values, and what we do not do at others.
+# Fields that are accepted at the values which change nothing; other values are not supported.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "tools": (None, []),
     "functions": (None, []),
@@ -45,7 +45,7 @@ class _StreamOptions(BaseModel):
 
 
 class ChatRequest(BaseModel):
-    """A request for chat completions; sampling as OpenAI's, and vLLM's top_k and min_p."""
+    """A request for chat completions: sampling as OpenAI's, and top_k and min_p as vLLM's."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -72,7 +72,7 @@ class ChatRequest(BaseModel):
 
     @property
     def sampler(self) -> Sampler:
-        """How tokens are drawn; temperature 1 where the request says nothing, as OpenAI has it."""
+        """The sampler; without a temperature it is 1, as OpenAI has it."""
         return Sampler(
             temperature=1.0 if self.temperature is None else self.temperature,
             top_k=max(self.top_k or 0, 0),
@@ -82,7 +82,7 @@ class ChatRequest(BaseModel):
 
     @property
     def conversation(self) -> list[dict[str, str]]:
-        """The messages."""
+        """The messages, with OpenAI's newer role developer as system."""
         roles = {"developer": "system"}
         return [
             {"role": roles.get(one.role, one.role), "content": one.content} for one in self.messages
@@ -90,7 +90,7 @@ class ChatRequest(BaseModel):
 
 
 def read(body: bytes) -> ChatRequest:
-    """Returns the request in a body. Raises UserError, which says what is wrong with it."""
+    """Returns the request in an HTTP body. Raises UserError, which says what is wrong with it."""
     try:
         request = ChatRequest.model_validate_json(body)
     except ValidationError as error:

@@ -7,4 +7,4 @@ from gad_jax.rollout.engine import DecodeCall
 
 
 def test_one_response() -> None:
-    assert decoding.segments(np.array([5]), np.array([[7]]), 1, 8) == (DecodeCall(1, 64, 7),)
+    assert decoding.decode_calls(np.array([5]), np.array([[7]]), 1, 8) == (DecodeCall(1, 64, 7),)

@@ -35,7 +35,7 @@ def planned(
         rollout=Rollout(samples=8, max_new_tokens=128, slots=slots),
     )
     config = dataclasses.replace(config, gad=dataclasses.replace(config.gad, **gad))
-    work = workload.draw(config, workload.Lengths(20.0, 40.0), TARGET)
+    work = workload.draw(config, workload.LognormalLengths(20.0, 40.0), TARGET)
     chip = CHIPS["h100"]
     return estimate.step(config, "gad", (NETWORK, NETWORK), TARGET, chip, work, list(programs))
 
@@ -60,10 +60,10 @@ def test_a_gpu_decodes_in_the_slots_of_a_gpu() -> None:
     assert step_of()["rollout: decode"] != step_of(slots=32)["rollout: decode"]
 
 
-def test_fewer_slots_take_more_turns_and_each_the_latency_of_every_layer() -> None:
+def test_fewer_slots_take_more_iterations_and_each_the_latency_of_every_layer() -> None:
     all_at_once = step_of(slots=128)["rollout: decode"]
-    turns = all_at_once.latency_seconds / (3 * CHIPS["h100"].layer_latency)
-    assert turns == pytest.approx(128)  # the longest response is as long as it may be
+    iterations = all_at_once.latency_seconds / (3 * CHIPS["h100"].layer_latency)
+    assert iterations == pytest.approx(128)  # the longest response is as long as it may be
     one = step_of(slots=1)["rollout: decode"]
     total = one.latency_seconds / (3 * CHIPS["h100"].layer_latency)
     assert 128 * 20 < total < 128 * 60  # 128 samples of about 40 tokens, one after the other

@@ -64,7 +64,7 @@ def test_a_run_that_is_too_large_is_told_what_to_change(
     assert "- split or reduce what is computed at once: a smaller --batch.micro_batch" in out
 
 
-def test_every_turn_of_the_decode_loop_takes_the_latency_of_its_layers(
+def test_every_iteration_of_the_decode_loop_takes_the_latency_of_its_layers(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     slow = targets.Chip("cpu", 1e12, 1e12, 1e9, 1e9, 1e9, 0.5, 0.25, "a device that hesitates")
@@ -75,7 +75,7 @@ def test_every_turn_of_the_decode_loop_takes_the_latency_of_its_layers(
     phases = {phase["name"]: phase for phase in step["phases"]}
     decode = phases.pop("rollout: decode")
     assert decode["latency_seconds"] == 2 * 2 * 0.25  # two tokens in every slot, two layers
-    assert decode["transfer_seconds"] > 0  # whether any shard is busy, each turn
+    assert decode["transfer_seconds"] > 0  # whether any shard is busy, each iteration
     waiting = 1 + decode["transfer_seconds"]
     work = max(decode["compute_seconds"], decode["memory_seconds"])
     assert decode["seconds"] == pytest.approx(waiting + work)

@@ -194,7 +194,9 @@ def trace(model: Model, settings: RolloutProgram, limits: np.ndarray = LIMITS) -
         )
     asked = np.array([len(prompt) for prompt in MANY])
     shards = data_shards(model.mesh)
-    expected = decoding.segments(asked, rollout.lengths, shards, settings.slots, settings.longest)
+    expected = decoding.decode_calls(
+        asked, rollout.lengths, shards, settings.slots, settings.longest
+    )
     assert segments == expected
     return rollout, segments
 

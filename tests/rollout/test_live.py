@@ -15,7 +15,7 @@ from gad_jax.models.builtin.tiny import write_tiny
 from gad_jax.rollout import engine, live
 from gad_jax.rollout.engine import RolloutProgram
 from gad_jax.rollout.sampling import GREEDY, RowSamplers, Sampler, sample, sample_rows
-from gad_jax.serve.student import Student
+from gad_jax.serve.student import ServedStudent
 
 LIMIT = 20
 SAMPLERS = (
@@ -42,11 +42,11 @@ def test_every_row_is_drawn_as_by_a_sampler_of_its_own() -> None:
             np.testing.assert_allclose(logprobs[row], logprob[0], atol=1e-6)
 
 
-def student(directory: Any, tensor: int = 1, slots: int = 3) -> Student:
+def student(directory: Any, tensor: int = 1, slots: int = 3) -> ServedStudent:
     mesh = make_mesh(fsdp=1, tensor=tensor, devices=jax.devices()[:tensor])
     with jax.set_mesh(mesh):
         config, params = weights.load(directory, mesh)
-    return Student.make(config, params, Chat.load(directory, "none"), mesh, slots, 512)
+    return ServedStudent.make(config, params, Chat.load(directory, "none"), mesh, slots, 512)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def expected(directory: Any, prompts: list[np.ndarray]) -> np.ndarray:
 
 
 def decode(
-    one: Student, prompts: list[np.ndarray], sampler: Sampler, seeds: range, columns: int
+    one: ServedStudent, prompts: list[np.ndarray], sampler: Sampler, seeds: range, columns: int
 ) -> list[list[int]]:
     """Each prompt enters the slot of its number two steps after the one before it."""
     drawn: list[list[int]] = [[] for _ in prompts]

@@ -17,23 +17,23 @@ from gad_jax.models import weights
 from gad_jax.models.builtin.tiny import write_tiny
 from gad_jax.rollout.sampling import GREEDY
 from gad_jax.serve.scheduler import Busy, Request, Scheduler
-from gad_jax.serve.student import Student
+from gad_jax.serve.student import ServedStudent
 
 NEVER = 10**9
 
 
 @pytest.fixture(scope="module")
-def student(tmp_path_factory: pytest.TempPathFactory) -> Student:
+def student(tmp_path_factory: pytest.TempPathFactory) -> ServedStudent:
     directory: Path = tmp_path_factory.mktemp("tiny")
     write_tiny(directory)
     mesh = make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
         config, params = weights.load(directory, mesh)
-    return Student.make(config, params, Chat.load(directory, "none"), mesh, 2, 256)
+    return ServedStudent.make(config, params, Chat.load(directory, "none"), mesh, 2, 256)
 
 
 @pytest.fixture
-def scheduler(student: Student) -> Iterator[Scheduler]:
+def scheduler(student: ServedStudent) -> Iterator[Scheduler]:
     one = Scheduler(student, waiting=3)
     one.start()
     yield one
@@ -82,7 +82,7 @@ def test_trouble_of_one_is_not_the_others(
 
 
 def test_cancelled_requests_leave_and_too_many_are_refused(
-    scheduler: Scheduler, student: Student, monkeypatch: pytest.MonkeyPatch
+    scheduler: Scheduler, student: ServedStudent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     never_ends = dataclasses.replace(student.chat, end_tokens=(NEVER,))
     monkeypatch.setitem(vars(student), "chat", never_ends)
@@ -110,7 +110,7 @@ def test_cancelled_requests_leave_and_too_many_are_refused(
     assert all(heard.empty() for _, heard in waiting)
 
 
-def test_an_end_of_the_service_is_told(student: Student) -> None:
+def test_an_end_of_the_service_is_told(student: ServedStudent) -> None:
     one = Scheduler(student, waiting=3)
     one.start()
     long, heard = request(250)

@@ -1,0 +1,85 @@
+"""Makes a plan and prints it.
+
+Every program of the run is compiled for the target. Memory and transfers come from the compiler,
+FLOPs are analytic, and seconds follow from data sheets.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from gad_jax.base import exits
+from gad_jax.base.errors import UserError
+from gad_jax.distributed import devices, targets
+from gad_jax.distributed.mesh import make_mesh
+from gad_jax.distributed.targets import Target
+from gad_jax.models.config import DecoderConfig
+from gad_jax.plan import estimate, networks, programs, report, workload
+from gad_jax.plan.report import Plan
+from gad_jax.settings.sections import Mesh
+from gad_jax.training import state
+
+if TYPE_CHECKING:
+    from gad_jax.plan.__main__ import PlanCommand
+
+
+def run(settings: "PlanCommand", target: Target) -> int:
+    """Prints the plan; returns the exit code, 0 only if the run fits."""
+    notes = Console(stderr=True, highlight=False)
+    plan = make(settings, target, lambda what: notes.print(f"compiling {what}", markup=False))
+    if settings.plan.json:
+        print(json.dumps(report.to_json(plan), indent=1))
+    else:
+        # A file or pipe has no width: 160 keeps every table on whole lines.
+        width = None if sys.stdout.isatty() else 160
+        report.show(plan, Console(highlight=False, markup=False, width=width))
+    return exits.Exit.OK if plan.fits else exits.Exit.USER
+
+
+def make(settings: "PlanCommand", target: Target, say: Callable[[str], None]) -> Plan:
+    """Returns the plan; `say` is told what is being compiled.
+
+    Raises UserError if the mesh does not suit the target or the networks.
+    """
+    _check_mesh(settings.mesh, target)
+    found = targets.devices(target)
+    mesh = make_mesh(settings.mesh.replica, settings.mesh.fsdp, settings.mesh.tensor, found)
+    with devices.compiling_for(target.backend):
+        both = state.network_configs(settings, networks.read)
+    _check_heads(both, settings.mesh.tensor)
+    # A mean near the limit would be cut too often to stay the mean.
+    lengths = workload.LognormalLengths(
+        min(settings.plan.prompt_tokens, settings.data.max_prompt_tokens / 2),
+        min(settings.plan.response_tokens, settings.rollout.max_new_tokens / 2),
+    )
+    work = workload.draw(settings, lengths, target)
+    compiled = programs.compile_all(settings, both, mesh, target, work, say)
+    chip = estimate.chip_of(target)
+    steps = [
+        estimate.step(settings, stage, both, target, chip, work, compiled)
+        for stage in settings.stages
+    ]
+    return Plan(target, chip, dict(mesh.shape), compiled, steps, work)
+
+
+def _check_mesh(mesh: Mesh, target: Target) -> None:
+    fixed = mesh.replica * mesh.tensor * (mesh.fsdp or 1)
+    if target.devices % fixed or (mesh.fsdp and fixed != target.devices):
+        raise UserError(
+            f"--target={target.name} has {target.devices} devices and the mesh replica="
+            f"{mesh.replica} × fsdp={mesh.fsdp or 'rest'} × tensor={mesh.tensor} takes {fixed}; "
+            f"set --mesh.replica, --mesh.fsdp and --mesh.tensor to a product of {target.devices}"
+        )
+
+
+def _check_heads(both: tuple[DecoderConfig, DecoderConfig], tensor: int) -> None:
+    for network in both:
+        for what, count in (("key/value heads", network.kv_heads), ("heads", network.heads)):
+            if count % tensor:
+                raise UserError(
+                    f"--mesh.tensor={tensor} does not divide the {count} {what} of the "
+                    f"{network.family} network; use a divisor"
+                )

@@ -1,0 +1,77 @@
+"""Loads the student and serves it until Ctrl-C or SIGTERM."""
+
+import os
+from typing import TYPE_CHECKING
+
+import jax
+
+from gad_jax.base import exits, listening, redaction
+from gad_jax.base.errors import UserError
+from gad_jax.data.chat import Chat
+from gad_jax.distributed.mesh import make_mesh
+from gad_jax.serve import api
+from gad_jax.serve.scheduler import Scheduler
+from gad_jax.serve.student import ServedStudent
+from gad_jax.training import loading
+
+if TYPE_CHECKING:
+    from gad_jax.serve.__main__ import Serve
+
+
+def run(serve: "Serve") -> int:
+    """Serves by the chosen protocol; returns the exit code."""
+    key = _key(serve.key_variable)
+    if serve.protocol == "jetstream":
+        # An optional package: if it is missing, say so before the model loads.
+        from gad_jax.serve import jetstream
+
+        jetstream.serve(_load(serve), serve)
+    else:
+        _serve_http(serve, key)
+    return exits.Exit.OK
+
+
+def _load(serve: "Serve") -> ServedStudent:
+    if serve.tensor > jax.local_device_count():
+        raise UserError(
+            f"--tensor={serve.tensor} needs so many devices, and {jax.local_device_count()} are "
+            "present; lower it"
+        )
+    devices = jax.local_devices()[: serve.tensor]
+    mesh = make_mesh(tensor=serve.tensor, devices=devices)
+    with jax.set_mesh(mesh):
+        network = loading.load_student(serve.model, mesh)
+    template = network.template or "none" if serve.template == "auto" else serve.template
+    chat = Chat.load(network.tokenizer, template)
+    student = ServedStudent.make(
+        network.config, network.params, chat, mesh, serve.slots, serve.context
+    )
+    print(f"{network.origin}: {student.slots} slots of up to {student.context} tokens", flush=True)
+    return student
+
+
+def _serve_http(serve: "Serve", key: str) -> None:
+    def say(address: str) -> None:
+        print(f"{address}/v1 serves {serve.label}; Ctrl-C ends", flush=True)
+
+    # A port in use is reported before the model loads.
+    with listening.bind(serve.host, serve.port) as bound:
+        scheduler = Scheduler(_load(serve), serve.waiting)
+        terms = api.Terms(serve.label, key, serve.max_new_tokens, serve.seed)
+        scheduler.start()
+        try:
+            listening.serve(api.make(scheduler, terms, serve.host), bound, say)
+        finally:
+            scheduler.stop()
+        scheduler.check()
+
+
+def _key(variable: str) -> str:
+    """Returns the API key that clients must send; "" if they need none."""
+    if not variable:
+        return ""
+    redaction.protect(variable)
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise UserError(f"--key_variable={variable} is not set; export the key under that name")
+    return key
