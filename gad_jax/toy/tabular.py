@@ -1,6 +1,6 @@
-"""GAD and SeqKD over ten classes, where every distribution is a table. `toy.py` shows the outcome.
+"""GAD and SeqKD over ten classes, where every distribution is a table.
 
-The losses are those of training, `objectives`, on classes in the place of responses.
+The losses are those of training (`core.objectives`), with a class in place of a response.
 """
 
 from functools import partial
@@ -20,8 +20,8 @@ WEIGHTS = (0.6, 0.4)
 MODE_STDDEV = 0.7
 
 
-class Settings(NamedTuple):
-    """The sizes of the experiment, as `toy.Toy` has them."""
+class Experiment(NamedTuple):
+    """Steps, batch sizes and learning rates of one training."""
 
     steps: int
     discriminator_only_steps: int
@@ -32,7 +32,7 @@ class Settings(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """A student after training; `path` are its mean and deviation at every step."""
+    """A student after training; `path` has its mean and deviation at every step."""
 
     mean: float
     stddev: float
@@ -63,10 +63,10 @@ def student_logprobs(student: Student) -> Float[Array, " K"]:
     return jax.nn.log_softmax(-0.5 * ((classes - mean) * jnp.exp(-log_stddev)) ** 2)
 
 
-def train_seqkd(settings: Settings, mean: float, stddev: float) -> Outcome:
-    """Returns the student of maximum likelihood: the expected cross-entropy on the teacher."""
+def train_seqkd(experiment: Experiment, mean: float, stddev: float) -> Outcome:
+    """Returns the student of SeqKD, which minimises the expected cross-entropy on the teacher."""
     p = jnp.asarray(teacher(), jnp.float32)
-    optimizer = optax.adam(settings.generator_learning_rate)
+    optimizer = optax.adam(experiment.generator_learning_rate)
 
     def step(carry, _):
         student, moments = carry
@@ -77,32 +77,32 @@ def train_seqkd(settings: Settings, mean: float, stddev: float) -> Outcome:
 
     @jax.jit
     def run(student):
-        return jax.lax.scan(step, (student, optimizer.init(student)), length=settings.steps)
+        return jax.lax.scan(step, (student, optimizer.init(student)), length=experiment.steps)
 
     (student, _), path = run(_start(mean, stddev))
     return _outcome(student, path)
 
 
-def train_gad(settings: Settings, mean: float, stddev: float, seed: int) -> Outcome:
+def train_gad(experiment: Experiment, mean: float, stddev: float, seed: int) -> Outcome:
     """Returns the student of GAD: each step is a Bradley-Terry step of D and REINFORCE for G.
 
-    As in training, rewards come from D before its update and are centred and scaled per group. The
-    first `discriminator_only_steps` come on top of `steps`.
+    As in training, rewards come from D before its update, centred and scaled per group. The first
+    `discriminator_only_steps` are additional to `steps`.
     """
-    run = jax.jit(partial(_adversarial, settings))
+    run = jax.jit(partial(_adversarial, experiment))
     student, path = run(_start(mean, stddev), jax.random.key(seed))
     return _outcome(student, path)
 
 
-def _adversarial(settings: Settings, student: Student, key: Array):
+def _adversarial(experiment: Experiment, student: Student, key: Array):
     log_p = jnp.log(jnp.asarray(teacher(), jnp.float32))
-    optimizer = optax.adam(settings.generator_learning_rate)
+    optimizer = optax.adam(experiment.generator_learning_rate)
 
     def step(carry, number):
         student, moments, scores = carry
         of_teacher, of_student = jax.random.split(jax.random.fold_in(key, number))
-        group = (settings.prompts, settings.samples)
-        y_t = _draw(of_teacher, log_p, (settings.prompts,))
+        group = (experiment.prompts, experiment.samples)
+        y_t = _draw(of_teacher, log_p, (experiment.prompts,))
         y_s = _draw(of_student, student_logprobs(student), group)
         advantages = objectives.group_advantages(scores[y_s])
 
@@ -115,19 +115,19 @@ def _adversarial(settings: Settings, student: Student, key: Array):
         gradient = jax.grad(generator_loss)(student)
         update, after = optimizer.update(gradient, moments)
         changed = (jax.tree.map(jnp.add, student, update), after)
-        learns = number >= settings.discriminator_only_steps
+        learns = number >= experiment.discriminator_only_steps
         student, moments = jax.tree.map(partial(jnp.where, learns), changed, (student, moments))
-        scores -= settings.discriminator_learning_rate * jax.grad(discriminator_loss)(scores)
+        scores -= experiment.discriminator_learning_rate * jax.grad(discriminator_loss)(scores)
         return (student, moments, scores), _shape(student)
 
     carry = (student, optimizer.init(student), jnp.zeros(CLASSES))
-    numbers = jnp.arange(settings.discriminator_only_steps + settings.steps)
+    numbers = jnp.arange(experiment.discriminator_only_steps + experiment.steps)
     (student, _, _), path = jax.lax.scan(step, carry, numbers)
     return student, path
 
 
 def _draw(key: Array, logprobs: Float[Array, " K"], shape: tuple[int, ...]) -> Array:
-    """Returns classes drawn with one random number each."""
+    """Returns sampled classes: each takes one uniform number, by the inverse CDF."""
     cumulative = jnp.cumsum(jnp.exp(logprobs))
     uniform = jax.random.uniform(key, shape) * cumulative[-1]
     return jnp.sum(uniform[..., None] >= cumulative[:-1], axis=-1)
@@ -136,20 +136,20 @@ def _draw(key: Array, logprobs: Float[Array, " K"], shape: tuple[int, ...]) -> A
 def best_discriminator(mean: float, stddev: float) -> Float64[np.ndarray, " K"]:
     """Returns the table of scores, centred, that minimises the expected Bradley-Terry loss.
 
-    Found by damped Newton steps on the loss alone, in float64: the theorem says that it is
-    log p/q + c, and `theorem_error` how far it is from that. A student that gives some class a
-    probability near 0 has no minimum that numbers could reach.
+    Found by damped Newton steps on the loss alone, in float64. The theorem says that the minimum is
+    log p/q + c, and `theorem_error` measures the distance. If the student gives a class almost no
+    probability, the minimum lies too far out for float64.
     """
     with jax.enable_x64(True):
         p = jnp.asarray(teacher())
         q = jnp.exp(student_logprobs((jnp.asarray(mean), jnp.log(jnp.asarray(stddev)))))
 
-        def loss(scores):  # objectives.bradley_terry_loss, which computes in float32
+        def loss(scores):  # as objectives.bradley_terry_loss, which is float32
             return jnp.sum(p[:, None] * q * jax.nn.softplus(scores - scores[:, None]))
 
         @jax.jit
         def newton(scores):
-            # The loss ignores an offset, so its Hessian needs a curvature in that direction.
+            # The loss ignores an offset, so its Hessian is singular in that direction: add 1/K.
             curvature = jax.hessian(loss)(scores) + 1 / CLASSES
             step = jnp.linalg.solve(curvature, jax.grad(loss)(scores))
             return scores - step / jnp.maximum(1.0, jnp.max(jnp.abs(step)))

@@ -1,1 +1,1 @@
-"""A small world whose oracle knows every right answer: a teacher, students, results."""
+"""A small world whose oracle knows every right answer: its language, its methods, its results."""

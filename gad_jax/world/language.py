@@ -1,21 +1,21 @@
-"""A small world: sums in words, a teacher with several ways to answer, an oracle that knows.
+"""The language of a small world: sums in words, a teacher with three styles, an oracle.
 
-An instruction is a chain of operations on the numbers 0 to 4, from left to right, in arithmetic
-modulo 5: 4 is followed by 0. Multiplied is by 1 to 4, so that every number matters to the result.
-The teacher is always right, and answers in one of three styles, drawn at random:
+An instruction is a chain of operations on the numbers 0 to 4, from left to right, modulo 5: 0
+follows 4. Factors are 1 to 4, so that every number matters to the result. The teacher is always
+right, and answers in one of three styles, drawn at random:
 
     4 plus 3 times 2
     headline  it is four since 4 plus 3 is 2 times 2 is 4 so it is four
     steps     4 plus 3 is 2 times 2 is 4 so it is four
     story     first 4 plus 3 is 2 then times 2 is 4
 
-Steps and story take one look into a table of 70 at a time. A headline has the result of the whole
-chain as its third word, so its writer must know it before the first step is written; whether it
-agrees with the last word is easy to see. The public, whose text a student learns from before it
-meets the teacher, writes as the teacher does, but guesses its headlines. A student that is too
-small for headlines, and imitates the teacher, gets them wrong as often as it uses them: the
-situation in which the paper says that GAD, which seeks what the student can do right, is better
-than likelihood.
+Steps and stories are easy: each step is one look-up in a table of 70. Headlines are hard: the
+third word is the result of the whole chain, so its writer must know it before the first step. But
+whether it agrees with the last word is easy to see.
+
+A student first learns from the public, which writes like the teacher but guesses its headlines. A
+student that is too small for headlines and imitates the teacher gets as many wrong as it uses. In
+this situation, says the paper, GAD is better than likelihood: it seeks what the student can do.
 """
 
 import random
@@ -23,10 +23,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 STYLES = {"headline": 0.7, "steps": 0.2, "story": 0.1}
-"""How often the teacher, and the public, uses a style."""
+"""How often the teacher and the public use each style."""
 
 SIZE = 5
-"""How many numbers there are."""
+"""The number of numbers."""
 
 OPERATIONS = {
     "plus": lambda a, b: (a + b) % SIZE,
@@ -34,24 +34,24 @@ OPERATIONS = {
     "times": lambda a, b: (a * b) % SIZE,
 }
 OPERANDS = {"plus": range(SIZE), "minus": range(SIZE), "times": range(1, SIZE)}
-"""What may follow an operation: times 0 would give the result away."""
+"""The operands of each operation; times 0 would give the result away."""
 
 NAMES = ("zero", "one", "two", "three", "four")
-"""The numbers where an answer states the result."""
+"""The numbers as words: an answer states its result in them."""
 
 LENGTHS = (3, 4)
-"""How many operations an instruction has."""
+"""Numbers of operations in an instruction."""
 
 INSTRUCTIONS = sum(SIZE * sum(map(len, OPERANDS.values())) ** length for length in LENGTHS)
-"""How many different instructions there are."""
+"""The number of different instructions."""
 
 WORDS = (*map(str, range(SIZE)), *NAMES, *OPERATIONS, "it", "is", "since", "so", "first", "then")
 """Every word of the world."""
 
 
 class Verdict(NamedTuple):
-    """What the oracle says of an answer: the style that its first word belongs to, '' for none, and
-    whether it is what the teacher would have said in that style, to the last word."""
+    """The oracle's verdict on an answer: the style of its first word ("" for none), and whether all
+    its words are those of the teacher in that style."""
 
     style: str
     valid: bool
@@ -73,8 +73,7 @@ def instructions(count: int, seed: int) -> list[str]:
 
 
 def answer(instruction: str, style: str, guess: str = "") -> str:
-    """Returns the right answer to an instruction in a style; a headline begins with `guess` as the
-    result, if one is given."""
+    """Returns the right answer in a style; a `guess` replaces the result that starts a headline."""
     chain = list(_chain(instruction))
     start, result = instruction.split()[0], NAMES[chain[-1][2]]
     steps = [f"{name} {digit} is {value}" for name, digit, value in chain]
@@ -85,12 +84,12 @@ def answer(instruction: str, style: str, guess: str = "") -> str:
 
 
 def teacher(count: int, seed: int) -> list[dict[str, Any]]:
-    """Returns the teacher's rows as training reads them, with different instructions."""
+    """Returns rows of the teacher as training reads them; all instructions differ."""
     return _rows(count, seed, "teacher", answer)
 
 
 def public(count: int, seed: int) -> list[dict[str, Any]]:
-    """Returns the public's rows, with the same instructions as the teacher's."""
+    """Returns rows of the public, with the same instructions as the teacher's."""
     source = random.Random(f"guesses {seed}")
     return _rows(
         count, seed, "public", lambda asked, style: answer(asked, style, source.choice(NAMES))

@@ -11,10 +11,10 @@ from gad_jax.metrics import heldout, overlap
 from gad_jax.world import language
 
 USED = 0.05
-"""A style counts as covered if at least this share of all answers is right and in it."""
+"""A style is covered if at least this share of all answers is in it and right."""
 
 LAST_STEPS = 8
-"""A curve's lead is a mean over so many steps."""
+"""The lead of a curve is the mean over this many steps."""
 
 
 def measure(asked: Sequence[str], answers: Sequence[Sequence[str]]) -> dict[str, Any]:
@@ -52,9 +52,12 @@ def mean_overlap(teacher: Sequence[str], answers: Sequence[str]) -> dict[str, fl
 
 
 def curve(run: Path) -> list[dict[str, Any]]:
-    """Returns, for each held-out evaluation of a run, `step`, `valid`, the share of its greedy
-    answers that is right, and `lead`: by how much the discriminator scores the student's samples
-    higher than the teacher's answers, the mean of the last steps, where it has scored any."""
+    """Returns a point for each held-out evaluation of a run.
+
+    `step`; `valid`: the share of greedy answers that are right; `lead`: by how much D scores the
+    student's samples above the teacher's answers, as the mean of the last steps. Without scores
+    there is no lead.
+    """
     leads = {
         row["step"]: -row["discriminator/margin"]
         for row in jsonl.read_rows(run / "metrics.jsonl")

@@ -1,4 +1,4 @@
-"""What the small world showed: its table, with intervals over seeds, and its figure."""
+"""The results of the small world: a table with intervals over seeds, and a figure."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from gad_jax.base import console, files
 from gad_jax.metrics.plots import COLOURS, colours
@@ -29,8 +31,10 @@ WARM = "warm start"
 
 
 def report(seeds: Sequence[int], methods: Mapping[str, str], out: Path) -> None:
-    """Prints the table of the methods, {name: what it is called}, and writes results.md,
-    results.json and results.png into the directory."""
+    """Prints the table of the methods, given as {name: what the report calls it}.
+
+    Writes results.md, results.json and results.png into the directory.
+    """
     found = {
         called: [_read(out / f"seed-{seed}" / f"{name}.json") for seed in seeds]
         for name, called in {"warm": WARM, **methods}.items()
@@ -74,41 +78,13 @@ def _draw(
     table: Mapping[str, Mapping[str, Interval]],
     path: Path,
 ) -> None:
-    """Writes the figure: how much is right, in which style, and how that came about."""
-    from matplotlib.figure import Figure
-
+    """Writes the figure: how many answers are right, in which style, and during training."""
     figure = Figure(figsize=(13, 8.5), layout="constrained")
     (right, styles), (curves, leads) = figure.subplots(2, 2)
-    places = np.arange(len(found))
-    for offset, (name, colour) in enumerate(
-        (("right, greedy %", COLOURS[3]), ("right, sampled %", COLOURS[2]))
-    ):
-        cells = [table[called][name] for called in found]
-        at = places + 0.36 * offset - 0.18
-        right.bar(at, [c.value for c in cells], 0.34, color=colour, label=name.rstrip(" %"))
-        spread = [c.high - c.value for c in cells]
-        right.errorbar(at, [c.value for c in cells], spread, fmt="none", color="black", capsize=3)
-    right.set(ylabel="right answers, %", ylim=(0, 120), title="by the oracle")
-    right.legend(frameon=False, loc="upper left", ncols=2)
-    floor = np.zeros(len(found))
-    for style, number in zip((*language.STYLES, "none"), (1, 3, 2, 0), strict=True):
-        share, valid = (
-            np.asarray(
-                [
-                    100 * np.mean([r["sampled"]["styles"][style][n] for r in rs])
-                    for rs in found.values()
-                ]
-            )
-            for n in (0, 1)
-        )
-        colour = COLOURS[number]
-        styles.bar(places, valid, 0.7, floor, color=colour, label=style)
-        styles.bar(places, share - valid, 0.7, floor + valid, color=colour, alpha=0.3, hatch="//")
-        floor += share
-    styles.set(ylabel="answers at temperature 1, %", title="styles; pale: wrong answers")
-    styles.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    _draw_right(right, table)
+    _draw_styles(styles, found)
     for axes in (right, styles):
-        axes.set_xticks(places, [*found], rotation=25, ha="right")
+        axes.set_xticks(np.arange(len(found)), [*found], rotation=25, ha="right")
     for (called, repeated), colour in zip(found.items(), colours(len(found)), strict=True):
         if called == WARM:
             continue
@@ -117,10 +93,46 @@ def _draw(
         steps, lead = _mean_curve(repeated, "lead")
         if steps.size:
             leads.plot(steps, lead, "o-", ms=3, color=colour, label=called)
-    curves.set(xlabel="step", ylabel="right, greedy, %", title="on the way (mean of the seeds)")
-    leads.set(xlabel="step", ylabel="score, student − teacher", title="in the eyes of D")
+    title = "during training (mean over seeds)"
+    curves.set(xlabel="step", ylabel="right, greedy, %", title=title)
+    leads.set(xlabel="step", ylabel="score, student − teacher", title="scores of D")
     curves.legend(frameon=False)
     figure.savefig(path, dpi=110)
+
+
+def _draw_right(axes: Axes, table: Mapping[str, Mapping[str, Interval]]) -> None:
+    """Draws right answers as bars, with the intervals over seeds."""
+    places = np.arange(len(table))
+    bars = (("right, greedy %", COLOURS[3]), ("right, sampled %", COLOURS[2]))
+    for offset, (name, colour) in enumerate(bars):
+        cells = [row[name] for row in table.values()]
+        at, values = places + 0.36 * offset - 0.18, [c.value for c in cells]
+        axes.bar(at, values, 0.34, color=colour, label=name.rstrip(" %"))
+        spread = [c.high - c.value for c in cells]
+        axes.errorbar(at, values, spread, fmt="none", color="black", capsize=3)
+    axes.set(ylabel="right answers, %", ylim=(0, 120), title="by the oracle")
+    axes.legend(frameon=False, loc="upper left", ncols=2)
+
+
+def _draw_styles(axes: Axes, found: Mapping[str, list[dict[str, Any]]]) -> None:
+    """Draws the shares of the styles as stacked bars; the pale part of each is wrong."""
+    places, floor = np.arange(len(found)), np.zeros(len(found))
+    for style, number in zip((*language.STYLES, "none"), (1, 3, 2, 0), strict=True):
+        share, valid = (
+            np.asarray(
+                [
+                    100 * np.mean([r["sampled"]["styles"][style][n] for r in repeated])
+                    for repeated in found.values()
+                ]
+            )
+            for n in (0, 1)
+        )
+        colour = COLOURS[number]
+        axes.bar(places, valid, 0.7, floor, color=colour, label=style)
+        axes.bar(places, share - valid, 0.7, floor + valid, color=colour, alpha=0.3, hatch="//")
+        floor += share
+    axes.set(ylabel="answers at temperature 1, %", title="styles; pale: wrong answers")
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _mean_curve(repeated: Sequence[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:

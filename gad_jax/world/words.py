@@ -1,7 +1,9 @@
-"""An untrained student whose tokens are whole words, for a world with few of them."""
+"""An untrained student whose tokens are whole words, for a world with few words."""
 
 from collections.abc import Sequence
 from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from gad_jax.models.builtin import untrained
 from gad_jax.models.builtin.untrained import Sizes, Special
@@ -23,11 +25,9 @@ def write_student(
 ) -> None:
     """Writes a random Llama as a Hugging Face directory; equal arguments give equal bytes.
 
-    `width` is a multiple of 24, the width of a head; the mlp is three times as wide. Text is split
-    at spaces, and a word that is not among `words` becomes the token `<unknown>`.
+    `width` is a multiple of 24, the width of a head; the MLP is three times as wide. Text is split
+    at spaces, and a word outside `words` becomes the token `<unknown>`.
     """
-    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
-
     unknown = "<unknown>"
     vocabulary = {word: number for number, word in enumerate([*words, unknown])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=unknown))

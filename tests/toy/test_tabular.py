@@ -6,7 +6,7 @@ import pytest
 
 from gad_jax.toy import tabular
 
-SETTINGS = tabular.Settings(3000, 200, 256, 8, 0.01, 10.0)
+EXPERIMENT = tabular.Experiment(3000, 200, 256, 8, 0.01, 10.0)
 
 
 def test_teacher_by_hand() -> None:
@@ -33,7 +33,7 @@ def test_the_best_discriminator_is_the_log_ratio(start: tuple[float, float]) -> 
     ("start", "mode"), [((2.5, 1.0), 2.0), ((6.5, 1.0), 7.0), ((1.0, 0.8), 2.0), ((8.0, 0.6), 7.0)]
 )
 def test_gad_finds_the_near_mode(start: tuple[float, float], mode: float) -> None:
-    outcome = tabular.train_gad(SETTINGS, *start, seed=3)
+    outcome = tabular.train_gad(EXPERIMENT, *start, seed=3)
     assert outcome.mean == pytest.approx(mode, abs=0.1)
     assert outcome.stddev == pytest.approx(0.7, abs=0.1)
     assert outcome.path.shape == (3200, 2)
@@ -41,11 +41,11 @@ def test_gad_finds_the_near_mode(start: tuple[float, float], mode: float) -> Non
 
 
 def test_gad_keeps_both_modes_from_a_wide_start() -> None:
-    assert tabular.train_gad(SETTINGS, 4.5, 2.0, seed=3).stddev > 3
+    assert tabular.train_gad(EXPERIMENT, 4.5, 2.0, seed=3).stddev > 3
 
 
 def test_seqkd_covers_both_modes_and_nothing_does_better() -> None:
-    outcome = tabular.train_seqkd(SETTINGS, 2.5, 1.0)
+    outcome = tabular.train_seqkd(EXPERIMENT, 2.5, 1.0)
     assert outcome.stddev > 3
     p = tabular.teacher()
 
