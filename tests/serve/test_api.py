@@ -219,12 +219,3 @@ def test_a_key_few_places_and_an_orderly_end(tiny_run: Path, refused: Callable[.
         taken = refused(serve.main, f"--model={tiny_run}", f"--port={port}")
         assert f"--port={port} cannot be used" in taken
         assert running.end() == (0, "")
-
-
-def test_settings_that_cannot_be(tiny_run: Path, refused: Callable[..., str]) -> None:
-    model = f"--model={tiny_run}"
-    assert "A_KEY is not set" in refused(serve.main, model, "--key_variable=A_KEY")
-    assert "context=0 must be 1 or more" in refused(serve.main, model, "--context=0")
-    assert "lower --slots or --context" in refused(serve.main, model, "--slots=100000000")
-    assert "needs so many devices" in refused(serve.main, model, "--tensor=64")
-    assert "no keys" in refused(serve.main, "--protocol=jetstream", "--key_variable=A_KEY")

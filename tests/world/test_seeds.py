@@ -1,0 +1,71 @@
+"""The small world on a real method, small; what is refused, and what a failure says."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gad_jax.world import __main__ as world
+
+pytest_plugins = ["tests.run_fixtures"]
+
+SMALL = ("--seeds=1", "--rows=64", "--heldout=8", "--layers=1", "--width=24", "--workers=1")
+
+
+def test_methods_are_trained_judged_and_compared(
+    tmp_path: Path,
+    command: Callable[..., Any],
+    refused: Callable[..., str],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "world"
+    more = "--flags=--optimizer.max_gradient_norm=3 --optimizer.beta2=0.95"
+    flags = (f"--out={out}", *SMALL, "--methods=seqkd", more)
+    done = command("world", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "seed 0, warm:" in done.stdout
+    assert "seed 0, seqkd:" in done.stdout
+    results = json.loads((out / "results.json").read_text())
+    assert [*results] == ["seeds", "warm start", "SeqKD"]
+    (seqkd,) = results["SeqKD"]
+    # three steps: an epoch has one
+    assert [point["step"] for point in seqkd["curve"]] == [0, 3]
+    assert set(seqkd["greedy"]) > {"valid", "coverage", "distinct", "tokens", "ngram_1", "rouge_l"}
+    table = (out / "results.md").read_text().splitlines()
+    assert table[0] == "|  | warm start | SeqKD |"
+    assert f"| {100 * seqkd['greedy']['valid']:.1f} |" in table[2]
+    settings = (out / "seed-0" / "seqkd" / "config.yaml").read_text()
+    assert re.search(r"beta2: 0.95\n(?s:.*)max_gradient_norm: 3", settings)
+    assert (out / "results.png").read_bytes().startswith(b"\x89PNG")
+
+    # a second run repeats nothing, and results of other settings are refused
+    assert world.main(list(flags)) == 0
+    printed = capfd.readouterr().out
+    assert "warm start" in printed
+    assert "seed 0, seqkd:" not in printed
+    other = [flag.replace("--rows=64", "--rows=65") for flag in flags]
+    assert "has results with rows=64, now 65" in refused(world.main, *other)
+    settings = out / "settings.json"
+    kept = json.loads(settings.read_text())
+    assert "than world and --flags say now" in refused(world.main, *flags[:-1], "--flags=--x=1")
+    for name, said in (("world", "of another world"), ("settings", "of other settings than world")):
+        settings.write_text(json.dumps(kept | {name: "0"}))
+        assert f"has results {said}" in refused(world.main, *flags)
+
+
+def test_more_rows_than_there_are_instructions_are_refused(refused: Callable[..., str]) -> None:
+    said = refused(world.main, "--rows=205800", "--heldout=1")
+    assert "more than the 205800 instructions that the world has" in said
+
+
+def test_failed_training_names_its_log(tmp_path: Path, refused: Callable[..., str]) -> None:
+    training = tmp_path / "broken.yaml"
+    training.write_text("batch: {prompts: 1000}\n")
+    out = tmp_path / "out"
+    said = refused(world.main, f"--out={out}", f"--training={training}", *SMALL)
+    log = out / "seed-0" / "warm.log"
+    assert str(log) in said
+    assert "1000" in log.read_text()
