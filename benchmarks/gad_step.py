@@ -3,9 +3,9 @@
     python benchmarks/gad_step.py ours           in the project's environment
     python benchmarks/gad_step.py trl            in one with torch and trl installed
 
-Both: SmolLM2-135M-Instruct in float32, 8 prompts of the bundled set × 4 samples × at most 64 new
-tokens, temperature 0.8, one optimizer step. Further flags go to our run (`--student.remat=full`).
-Run them one after the other on an idle machine and compare medians.
+Both train SmolLM2-135M-Instruct in float32 on 8 prompts of the bundled set × 4 samples × at most 64
+new tokens, at temperature 0.8, with one optimizer step. Further flags go to our run, as
+`--student.remat=full`. Run one after the other on an idle machine, and compare medians.
 """
 
 import argparse

@@ -1,12 +1,12 @@
-"""What `gad_jax.plan` predicts of a GAD step on this machine, and what the step then takes.
+"""Predicted and measured seconds and memory of a GAD step.
 
-    python benchmarks/plan_accuracy.py                        a CPU
-    python benchmarks/plan_accuracy.py measure FILE           a GPU: runs, and writes what they took
-    python benchmarks/plan_accuracy.py compare FILE h100:1x1  anywhere that has the GPU's compiler
+    python benchmarks/plan_accuracy.py                        on a CPU
+    python benchmarks/plan_accuracy.py measure FILE           on a GPU: runs, and writes the results
+    python benchmarks/plan_accuracy.py compare FILE h100:1x1  anywhere with the GPU's compiler
 
-On a CPU in float32 random networks of 3 and 25 million parameters, and SmolLM2; on one GPU random
-networks of the shapes of Qwen2.5-0.5B and 1.5B. The plan is asked for the mean lengths that the run
-had. Run it on an idle machine.
+On a CPU, in float32: random networks of 3 and 25 million parameters, and SmolLM2. On one GPU:
+random networks with the shapes of Qwen2.5-0.5B and 1.5B. The plan gets the mean lengths of the run.
+Run it on an idle machine.
 """
 
 import dataclasses
@@ -33,16 +33,16 @@ class Setting(NamedTuple):
     """The networks to measure, by name, and how."""
 
     sizes: dict[str, dict[str, Any] | str]
-    """Fields of a DecoderConfig, or a model to fetch."""
+    """Fields of a DecoderConfig, or the name of a model."""
 
     flags: tuple[str, ...]
-    """Of both run and plan."""
+    """For both run and plan."""
 
     limit: int
     """Most tokens of a response."""
 
     ends: float
-    """Share of the tokens that end a response of a random network."""
+    """Share of the vocabulary that ends a response of a random network."""
 
     steps: int
 
@@ -86,8 +86,10 @@ def random_config(sizes: dict[str, Any]) -> Any:
 
 
 def write_random(directory: Path, ends: float, sizes: dict[str, Any]) -> None:
-    """Writes a random network with random-tiny's tokenizer, whose tokens are about equally likely:
-    `ends` of them end a response."""
+    """Writes a random network with random-tiny's tokenizer.
+
+    Its tokens are about equally likely, and the share `ends` of them ends a response.
+    """
     import jax
 
     from gad_jax.data.tokenizer import load_tokenizer
@@ -102,7 +104,7 @@ def write_random(directory: Path, ends: float, sizes: dict[str, Any]) -> None:
 
 
 def write_config(directory: Path, sizes: dict[str, Any]) -> None:
-    """Writes config.json alone, which is what a plan reads."""
+    """Writes config.json alone: a plan reads nothing else."""
     from gad_jax.models.families import FAMILIES
 
     config = random_config(sizes)
@@ -111,8 +113,10 @@ def write_config(directory: Path, sizes: dict[str, Any]) -> None:
 
 
 def run(model: str, directory: Path, setting: Setting) -> dict[str, float]:
-    """Returns the medians of a run's steps that compiled nothing, and the most memory it held, in
-    bytes: the device's, or on a CPU the growth of the process from before the first step."""
+    """Returns the medians over steps that compiled nothing, and the peak memory in bytes.
+
+    On a CPU, memory is the peak of the process less that of one which only imports the libraries.
+    """
     from gad_jax.base.jsonl import read_rows
 
     command = [sys.executable, "-m", "gad_jax.train", *FLAGS, *setting.flags]
@@ -128,7 +132,7 @@ def run(model: str, directory: Path, setting: Setting) -> dict[str, float]:
     while len(rows) < setting.steps and not os.waitid(os.P_PID, process.pid, ended):
         time.sleep(0.2)
         rows = read_rows(metrics) if metrics.exists() else []
-    process.kill()  # before it saves a checkpoint, which is no part of a step
+    process.kill()  # before it saves a checkpoint, which does not belong to a step
     usage = os.wait4(process.pid, 0)[2]
     assert len(rows) == setting.steps, log.read_text()
     steady = [row for row in rows if row["compiles"] == 0]
@@ -143,7 +147,7 @@ def run(model: str, directory: Path, setting: Setting) -> dict[str, float]:
         "peak": device or usage.ru_maxrss * 1024.0 - empty_process(),
         "length": median("response/length"),
         "rollout_tokens_per_second": median("tokens_per_second/rollout"),
-        "padding": median("padding"),
+        "padding": median("packing/padding"),
         **{part: median(f"seconds/{part}") for part in parts},
     }
 
@@ -153,7 +157,7 @@ def plan(model: str, length: float, setting: Setting, target: str) -> dict[str, 
     command = [sys.executable, "-m", "gad_jax.plan", *FLAGS, *setting.flags, "--json"]
     command += [f"--target={target}", f"--student.path={model}"]
     command += [f"--prompt_tokens={PROMPT_TOKENS}", f"--response_tokens={length}"]
-    # a plan takes means up to half of the limit
+    # The plan caps means at half of the limit.
     command += [f"--rollout.max_new_tokens={max(setting.limit, 256)}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr or done.stdout
@@ -162,14 +166,14 @@ def plan(model: str, length: float, setting: Setting, target: str) -> dict[str, 
 
 @functools.cache
 def empty_process() -> float:
-    """Returns the memory of a process that has loaded what a run loads, in bytes."""
+    """Returns the peak memory, in bytes, of a process that only imports the libraries of a run."""
     code = "import jax, optax, orbax.checkpoint, transformers, datasets; jax.devices()"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY)
     return os.wait4(process.pid, 0)[2].ru_maxrss * 1024.0
 
 
 def measure(setting: Setting, file: Path | None = None) -> dict[str, dict[str, float]]:
-    """Returns what a run of each size took; also writes it, after each."""
+    """Returns the measurements of each size, and writes the file after each."""
     found = {}
     for name, size in setting.sizes.items():
         with tempfile.TemporaryDirectory() as scratch:

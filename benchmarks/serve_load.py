@@ -1,4 +1,4 @@
-"""Tokens a second of a running server, and the wait for the first of them.
+"""Tokens per second of a running server, and the time to the first token.
 
 python -m gad_jax.serve --model smollm2-135m-instruct &
 python benchmarks/serve_load.py --clients 16
@@ -14,7 +14,7 @@ import httpx2
 
 
 def ask(url: str, number: int, tokens: int) -> tuple[int, float]:
-    """Returns the tokens of an answer and the seconds until the first."""
+    """Returns the number of tokens of an answer, and the seconds until the first."""
     prompt = f"Write a long story about the number {number}."
     body = {
         "model": httpx2.get(f"{url}/models").json()["data"][0]["id"],
