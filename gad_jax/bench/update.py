@@ -60,7 +60,7 @@ def run(chosen: "UpdateBench") -> int:
     """Runs the benchmark; returns the exit code."""
     directory = source.resolve(chosen.model)
     mine = ours(chosen, directory)
-    matmul = _Matmul(*ceilings.product(mine.compute_dtype))
+    matmul = _Matmul(*ceilings.matmul(mine.compute_dtype))
     compiling = devices.CompileCounter()
     times = _time(mine.step, matmul, chosen.steps)
     print(

@@ -1,4 +1,4 @@
-"""What this machine can do at best, measured now: the denominators of every ratio."""
+"""The best rates of this machine, measured now: the denominators of the benchmarks' ratios."""
 
 import time
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 
 class Ceilings(NamedTuple):
-    """Rates of one device: of a large matrix product, and of reading memory."""
+    """Rates of one device: FLOP/s of a large matmul, and bytes per second of reading memory."""
 
     flops_per_second: float
     bytes_per_second: float
@@ -17,7 +17,7 @@ class Ceilings(NamedTuple):
 
 def measure(dtype: str = "float32", seconds: float = 1.0) -> Ceilings:
     """Returns the best rates seen in about `seconds` for each."""
-    multiply, flops = product(dtype)
+    multiply, flops = matmul(dtype)
     # Filled by the device; zeros would let a CPU read one page again and again.
     count = 2**27 if jax.default_backend() == "cpu" else 2**30
     array = jax.random.normal(jax.random.key(1), (count,), jnp.float32)
@@ -28,8 +28,8 @@ def measure(dtype: str = "float32", seconds: float = 1.0) -> Ceilings:
     )
 
 
-def product(dtype: str) -> tuple[Callable[[], jax.Array], float]:
-    """Returns a large matrix product, to be called, and its floating-point operations."""
+def matmul(dtype: str) -> tuple[Callable[[], jax.Array], float]:
+    """Returns a function that computes a large matmul, and the FLOPs of a call."""
     size = 2048 if jax.default_backend() == "cpu" else 8192
     square = jax.random.normal(jax.random.key(0), (size, size), dtype)
     multiply = jax.jit(lambda a: a @ a)
@@ -37,8 +37,10 @@ def product(dtype: str) -> tuple[Callable[[], jax.Array], float]:
 
 
 def times(function: Callable[[], jax.Array], budget: float) -> list[float]:
-    """Returns the seconds of calls after a first: at least three, and as many as fit into `budget`
-    seconds."""
+    """Returns the seconds of calls, after an untimed first one.
+
+    There are at least three, and as many as fit into `budget` seconds.
+    """
     jax.block_until_ready(function())
     taken: list[float] = []
     while len(taken) < 3 or sum(taken) < budget:

@@ -1,8 +1,8 @@
 """Reads what a compiled program sends between devices from its HLO text.
 
-A collective in a loop counts as often as the loop turns. XLA's compilers for GPU and CPU write that
-beside the loop; the TPU's does not, but it is the constant that the loop's condition counts up to.
-The TPU's compiler also takes a gather apart, to run beside several products; its parts have one
+A collective in a loop counts once per iteration. XLA's compilers for GPU and CPU annotate a loop
+with its number of iterations. The TPU's does not, but the loop's condition counts up to it. The
+TPU's compiler also splits a gather into parts that overlap with several matmuls; the parts share a
 channel.
 """
 
@@ -32,13 +32,15 @@ class Collective(NamedTuple):
     bytes: int
 
 
-def collectives(text: str, per_node: int, turns: int = 1) -> list[Collective]:
-    """Returns a program's transfers, summed by kind and by the shape of their groups; an outermost
-    loop of unknown length turns `turns` times."""
+def collectives(text: str, per_node: int, iterations: int = 1) -> list[Collective]:
+    """Returns a program's transfers, summed by kind and by the shape of their groups.
+
+    An outermost loop of unknown length counts with `iterations`.
+    """
     bodies = _computations(text)
     totals: dict[tuple[str, int, int], list[int]] = defaultdict(lambda: [0, 0])
     channels: set[str] = set()
-    for name, times in _repetitions(bodies, turns).items():
+    for name, times in _repetitions(bodies, iterations).items():
         for line in bodies[name]:
             found = re.search(rf"= (.+?) ({_KINDS})(-start)?\(", line)
             if found is None:
@@ -79,18 +81,20 @@ def _computations(text: str) -> dict[str, list[str]]:
     return bodies
 
 
-def _repetitions(bodies: dict[str, list[str]], turns: int) -> dict[str, int]:
-    """Returns how often each computation runs. The outermost loops of unknown length turn `turns`
-    times, those in them once."""
+def _repetitions(bodies: dict[str, list[str]], iterations: int) -> dict[str, int]:
+    """Returns how often each computation runs.
+
+    Outermost loops of unknown length count with `iterations`, those inside them once.
+    """
     times: dict[str, int] = defaultdict(int)
-    pending = [("ENTRY", 1, turns)]
+    pending = [("ENTRY", 1, iterations)]
     while pending:
         name, factor, unknown = pending.pop()
         times[name] += factor
         for line in bodies[name]:
             here, inside = factor, unknown
             if " while(" in line:
-                known = _known_turns(line, bodies)
+                known = _known_iterations(line, bodies)
                 here *= unknown if known is None else known
                 inside = unknown if known is not None else 1
             called = re.findall(r"(?:body|calls|to_apply)=%?([\w.\-]+)", line)
@@ -100,8 +104,8 @@ def _repetitions(bodies: dict[str, list[str]], turns: int) -> dict[str, int]:
     return times
 
 
-def _known_turns(line: str, bodies: dict[str, list[str]]) -> int | None:
-    """Returns how often the loop of this line turns, if that is fixed: jax counts up from 0."""
+def _known_iterations(line: str, bodies: dict[str, list[str]]) -> int | None:
+    """Returns the iterations of the loop in this line if they are fixed: jax counts up from 0."""
     if said := re.search(r'known_trip_count\D+"?(\d+)', line):
         return int(said[1])
     condition = re.search(r"condition=%?([\w.\-]+)", line)

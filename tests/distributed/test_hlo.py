@@ -79,7 +79,7 @@ ENTRY %main (p: f32[4]) -> f32[4] {
 """
 
 
-def test_bytes_are_those_of_a_ring_and_loops_count_their_turns() -> None:
+def test_bytes_are_those_of_a_ring_and_loops_count_their_iterations() -> None:
     found = hlo.collectives(TEXT, per_node=4)
     assert found == [
         # 4 of 8 devices, every second one, on two nodes: 64·32·4 bytes · 3/4, three times
@@ -90,8 +90,8 @@ def test_bytes_are_those_of_a_ring_and_loops_count_their_turns() -> None:
     ]
 
 
-def test_a_loop_of_unknown_length_has_the_turns_that_are_given() -> None:
-    assert hlo.collectives(DECODING, 2, turns=5) == [
+def test_a_loop_of_unknown_length_has_the_iterations_that_are_given() -> None:
+    assert hlo.collectives(DECODING, 2, iterations=5) == [
         hlo.Collective("all-reduce", 2, 1, 5 * (3 + 1), 5 * (3 + 1) * 8)
     ]
     assert hlo.collectives(DECODING, 2) == [hlo.Collective("all-reduce", 2, 1, 4, 4 * 8)]
