@@ -130,8 +130,8 @@ def _transfer_table(plan: Plan) -> Table:
 def _time_table(step: Step, plan: Plan) -> Table:
     attained = plan.chip.attainable
     table = _table(
-        f"{step.stage}: predicted {step.seconds:.3g} s per step (assumes {attained:.0%} of peak; "
-        f"the updates overlap with {step.transfer_seconds:.3g} s of transfers)"
+        f"{step.stage}: predicted {step.seconds:.3g} s per step, assuming {attained:.0%} of peak; "
+        f"updates overlap {step.transfer_seconds:.3g} s of transfers"
     )
     for name in ("phase", "TFLOP", "GB moved", "compute s", "memory s", "latency s", "transfers s"):
         table.add_column(name, justify="left" if name == "phase" else "right")

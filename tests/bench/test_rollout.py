@@ -1,4 +1,4 @@
-"""The rollout benchmark runs on a tiny network, and its schedule is the greedy one."""
+"""The rollout benchmark on a tiny network; its schedule is the greedy one."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What the compiled update sends is what its layout must send."""
+"""The compiled update sends what its layout needs."""
 
 import pytest
 

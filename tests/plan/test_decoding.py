@@ -1,4 +1,4 @@
-"""The decode loop in numbers, by hand; rollout/test_engine.py compares it with real loops."""
+"""The simulated decode loop, by hand; rollout/test_engine.py compares it with real loops."""
 
 import numpy as np
 

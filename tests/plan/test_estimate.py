@@ -1,4 +1,4 @@
-"""Predicted seconds: what they follow from, by hand where a hand can."""
+"""Predicted seconds, checked by hand where possible."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""A server as a user starts it: a process of its own, on a free port of this computer."""
+"""A server as a user starts it: a separate process, on a free port of this computer."""
 
 import contextlib
 import os

@@ -1,6 +1,6 @@
 """The contract with the real google-jetstream: its driver and gRPC service, and our engine in them.
 
-CI runs this in an environment of its own, as the package is optional.
+CI runs this in a separate environment, because the package is optional.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Requests that take slots and leave them, one of which makes trouble."""
+"""Requests that take slots and free them; one of them fails."""
 
 import dataclasses
 import queue

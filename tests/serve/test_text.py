@@ -1,4 +1,4 @@
-"""Text from tokens that come one by one."""
+"""Text from a stream of tokens."""
 
 from pathlib import Path
 
