@@ -46,6 +46,7 @@ class Phase(NamedTuple):
 
     @property
     def seconds(self) -> float:
+        """Seconds in all."""
         waiting = self.latency_seconds + self.transfer_seconds
         return max(self.compute_seconds, self.memory_seconds) + waiting
 

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import hf_hub_download
+
 from gad_jax.models import source, weights
 from gad_jax.models.config import DecoderConfig
 from gad_jax.models.families import FAMILIES
@@ -54,8 +56,6 @@ def read(name: str) -> DecoderConfig:
     if "/" not in name:
         return weights.read_config(source.resolve(name))
     try:
-        from huggingface_hub import hf_hub_download
-
         return weights.read_config(Path(hf_hub_download(name, "config.json")).parent)
     except Exception:  # not on the hub, or no network: `resolve` raises the sentence for it
         return weights.read_config(source.resolve(name))

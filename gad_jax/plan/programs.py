@@ -41,6 +41,7 @@ class Compiled:
 
     @property
     def total(self) -> int:
+        """Bytes per device, of all kinds."""
         return sum(self.bytes.values())
 
 

@@ -30,10 +30,12 @@ class Plan:
 
     @property
     def peak(self) -> Compiled:
+        """The program that needs the most memory; one that the compiler refused comes first."""
         return max(self.programs, key=lambda program: (bool(program.refused), program.total))
 
     @property
     def fits(self) -> bool:
+        """Whether every program compiles and stays within the usable memory."""
         limit = USABLE * self.chip.memory
         return not any(p.refused for p in self.programs) and self.peak.total <= limit
 
