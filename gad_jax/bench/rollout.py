@@ -72,19 +72,21 @@ def _uniform(
         f"{size * chosen.prompt_tokens / timing.prefill:,.0f} tokens/s",
         flush=True,
     )
+    # The cost should follow the tokens that are drawn, not the limit that is set.
     twice = sampler.time(lengths, size, limit=2 * sampler.limit(lengths))
     print(f"  with twice the max_new_tokens: {twice.seconds / timing.seconds:.2f} times as long")
     shape = (size, chosen.prompt_tokens)
     prompts = np.random.default_rng(1).integers(0, sampler.network.config.vocabulary, shape)
     for peer in others:
-        peer.run(prompts, 2)
+        peer.run(prompts, 2)  # untimed: the first run allocates and loads kernels
         runs = [peer.run(prompts, chosen.response_tokens) for _ in range(chosen.repeats)]
-        prefill = statistics.median(run.prefill for run in runs)
-        theirs = statistics.median(run.decode for run in runs)
+        their_prefill = statistics.median(run.prefill for run in runs)
+        their_decode = statistics.median(run.decode for run in runs)
+        seconds = their_prefill + their_decode
         print(
-            f"  {peer.name}: {timing.tokens / (prefill + theirs):,.0f} tokens/s; ours is "
-            f"{(prefill + theirs) / timing.seconds:.2f} times as fast (decode "
-            f"{theirs / decode:.2f}, prefill {prefill / timing.prefill:.2f})",
+            f"  {peer.name}: {timing.tokens / seconds:,.0f} tokens/s; ours is "
+            f"{seconds / timing.seconds:.2f} times as fast (decode "
+            f"{their_decode / decode:.2f}, prefill {their_prefill / timing.prefill:.2f})",
             flush=True,
         )
 
@@ -96,6 +98,7 @@ def _heavy_tail(chosen: "RolloutBench", sampler: "_Sampler") -> None:
     lengths = np.clip(np.rint(drawn).astype(int), 1, chosen.longest)
     refilled = sampler.time(lengths, chosen.slots)
     parts = [lengths[i : i + chosen.slots] for i in range(0, len(lengths), chosen.slots)]
+    # A static batch keeps its slots until its longest response has ended.
     static = [sampler.time(part, chosen.slots, shrink=False) for part in parts]
     seconds = sum(part.seconds for part in static)
     ideal = greedy_steps(lengths, chosen.slots)
@@ -127,7 +130,7 @@ class _Sampler:
         self.weights = prefill.prepare(network.config, network.params)
 
     def limit(self, lengths: np.ndarray) -> int:
-        """Returns the most tokens of a response, as a run would set it."""
+        """Returns the limit of a response, as a run would set it: the same for short mixes."""
         return int(max(lengths.max(), self.chosen.longest))
 
     def time(self, lengths: np.ndarray, slots: int, shrink: bool = True, limit: int = 0) -> Timing:
@@ -158,14 +161,14 @@ class _Sampler:
             cache = prefill.prefill(config, self.network.params, packed.size, *rows)
             jax.block_until_ready(cache)
 
-        rollout, segments = once()
+        rollout, calls = once()
         prompts_alone()
         return Timing(
             statistics.median(_seconds(once) for _ in range(chosen.repeats)),
             statistics.median(_seconds(prompts_alone) for _ in range(chosen.repeats)),
             int(lengths.sum()),
-            engine.occupancy(rollout, segments, 1),
-            sum(part.steps for part in segments),
+            engine.occupancy(rollout, calls, 1),
+            sum(call.steps for call in calls),
         )
 
     def floor_seconds(self, steps: int, slots: int, prompt: int, best: Ceilings) -> float:
