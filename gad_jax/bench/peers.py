@@ -118,7 +118,7 @@ def llama_cpp(file: str) -> Peer | None:
 
 
 def _decode(llama: Any, context: Any, batch: Any, tokens: np.ndarray, start: int) -> None:
-    """Runs tokens [B T] of B sequences from position `start`; keeps the last logits of each."""
+    """Runs `tokens [B T]` of B sequences from position `start`; keeps the last logits of each."""
     size, width = tokens.shape
     batch.n_tokens = size * width
     for at, token in enumerate(tokens.ravel().tolist()):

@@ -148,7 +148,7 @@ class Engine(engine_api.Engine):
     def prefill(
         self, *, params: Any, existing_prefix: Any = None, padded_tokens: Any, true_length: int
     ) -> Prefilled:
-        """Runs a prompt [W]; the tokens after the first `true_length` are padding."""
+        """Runs a prompt `[W]`; the tokens after the first `true_length` are padding."""
         tokens = np.asarray(padded_tokens)[:true_length]
         with jax.set_mesh(self.student.mesh):
             prefix = self.student.prefill(tokens)
