@@ -127,7 +127,7 @@ class _Sampler:
 
     def __init__(self, chosen: "RolloutBench", network: Any, mesh: Any):
         self.chosen, self.network, self.mesh = chosen, network, mesh
-        self.weights = prefill.prepare(network.config, network.params)
+        self.weights = prefill.decode_copy(network.config, network.params)
 
     def limit(self, lengths: np.ndarray) -> int:
         """Returns the limit of a response, as a run would set it: the same for short mixes."""

@@ -69,7 +69,7 @@ def evaluate(
     tokens and count the end token.
     """
     settings = engine.RolloutProgram(1, max_new_tokens, chat.end_tokens, chat.pad_token)
-    copy = prefill.prepare(config, params)
+    copy = prefill.decode_copy(config, params)
     examples, lengths, teacher_lengths = [], [], []
     for start in range(0, prompts, batch_prompts):
         if not going_on():

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int
 
 from gad_jax.rollout.engine import DecodeCall
-from gad_jax.rollout.queue import capacity, fewer_slots, is_wasteful
+from gad_jax.rollout.queue import cache_capacity, fewer_slots, is_wasteful
 
 
 def decode_calls(
@@ -25,7 +25,7 @@ def decode_calls(
     """
     queue = _Queue(prompts, responses, shards)
     slots = min(slots, queue.asked.shape[1])
-    columns = capacity(int(prompts.max()), longest)
+    capacity = cache_capacity(int(prompts.max()), longest)
     state = _Slots(queue, slots)
     found: list[DecodeCall] = []
     while True:
@@ -33,17 +33,17 @@ def decode_calls(
         while True:
             busy, needed, waiting = state.status()
             last = waiting == 0 and busy <= fewer
-            if not busy + waiting or needed > columns or is_wasteful(columns, needed) or last:
+            if not busy + waiting or needed > capacity or is_wasteful(capacity, needed) or last:
                 break
-            state.step(columns)
+            state.step(capacity)
             steps += 1
-        found.append(DecodeCall(slots, columns, steps))
+        found.append(DecodeCall(slots, capacity, steps))
         if not busy + waiting:
             return tuple(found)
         if last:
             slots = fewer
             state.keep(slots)
-        columns = capacity(needed, longest)
+        capacity = cache_capacity(needed, longest)
 
 
 class _Queue:
@@ -73,20 +73,20 @@ class _Slots:
         self.left = np.zeros_like(self.tokens)
 
     def status(self) -> tuple[int, int, int]:
-        """Returns the most busy slots, columns needed and samples waiting of any shard."""
+        """Returns the most busy slots, positions needed and samples waiting of any shard."""
         active = self.left > 0
         waiting = self.queue.total - self.next
         entering = np.where((waiting > 0) & ~active.all(axis=1), self._next_prompts(), 0)
         needed = np.where(active, self.tokens, 0).max(initial=int(entering.max()))
         return int(active.sum(axis=1).max()), int(needed), int(waiting.max())
 
-    def step(self, columns: int) -> None:
+    def step(self, capacity: int) -> None:
         """Refills idle slots with samples whose prompts fit, then draws a token in every slot."""
-        enters = (self.next < self.queue.total) & (self._next_prompts() <= columns)
+        enters = (self.next < self.queue.total) & (self._next_prompts() <= capacity)
         for shard in np.flatnonzero(enters & (self.left == 0).any(axis=1)):
             for slot in np.flatnonzero(self.left[shard] == 0):
                 sample = self.next[shard]
-                if sample == self.queue.total[shard] or self.queue.asked[shard, sample] > columns:
+                if sample == self.queue.total[shard] or self.queue.asked[shard, sample] > capacity:
                     break
                 self.tokens[shard, slot] = self.queue.asked[shard, sample]
                 self.left[shard, slot] = self.queue.answered[shard, sample]

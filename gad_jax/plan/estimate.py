@@ -148,7 +148,7 @@ def _rollout(config: Config, network: DecoderConfig, target: Target, work: Workl
     weights = size * (costs.layer_weights(network) + network.width * network.vocabulary)
     shards = target.devices // config.mesh.tensor
     tokens = shards * sum(call.steps * call.slots for call in work.calls)
-    positions = shards * sum(call.steps * call.slots * call.columns for call in work.calls)
+    positions = shards * sum(call.steps * call.slots * call.capacity for call in work.calls)
     cache = 2 * network.layers * network.kv_heads * network.head_width * size * positions
     flops = costs.forward_flops(network, Work(tokens, positions, tokens))
     copies = weights * shards  # each data shard has a whole copy

@@ -17,7 +17,7 @@ from gad_jax.distributed.targets import Target
 from gad_jax.models.config import DecoderConfig
 from gad_jax.plan.workload import Workload
 from gad_jax.rollout import engine, memory, prefill
-from gad_jax.rollout.queue import capacity, fewer_slots, make_queue
+from gad_jax.rollout.queue import cache_capacity, fewer_slots, make_queue
 from gad_jax.rollout.sampling import Sampler
 from gad_jax.settings.config import Config
 from gad_jax.training import state
@@ -136,19 +136,19 @@ def _rollout(
     def shapes(function: Callable[..., Any], *arguments: Any) -> Any:
         return sharding.with_shardings(jax.eval_shape(function, *arguments), mesh)
 
-    weights = shapes(lambda p: prefill.prepare(network, p), generator)
+    weights = shapes(lambda p: prefill.decode_copy(network, p), generator)
     prompts = shapes(lambda p, *r: prefill.prefill(network, p, packed.size, *r), generator, *rows)
     samples = packed.prompts_per_shard * settings.samples
     slots = min(settings.slots or memory.default_slots(), samples)
-    columns = capacity(packed.longest + settings.max_new_tokens, settings.longest)
-    cache = shapes(lambda: engine.start(network, settings, slots, columns, samples))
+    capacity = cache_capacity(packed.longest + settings.max_new_tokens, settings.longest)
+    cache = shapes(lambda: engine.start(network, settings, slots, capacity, samples))
     sampling = (network, settings, fewer_slots(slots), weights, prompts, queue, start.key, cache)
     held = {"generator": generator}
     copied = held | {"decode copy": weights}
     sampled = copied | {"prompt KV cache": prompts, "KV cache": cache}
     tokens = (network, generator, packed.size, *rows)
     return [
-        _Call("rollout: reshard", prefill.prepare, (network, generator), held, resident),
+        _Call("rollout: reshard", prefill.decode_copy, (network, generator), held, resident),
         _Call("rollout: prefill", prefill.prefill, tokens, copied, resident),
         _Call("rollout: decode", engine.decode, sampling, sampled, resident, work.iterations),
     ]

@@ -16,7 +16,7 @@ from gad_jax.types import Params
 
 
 class Answer(NamedTuple):
-    """One answer; `tokens` counts the end token, which one that was cut (not finished) lacks."""
+    """One answer. `tokens` counts the end token; an answer that was cut (not finished) has none."""
 
     text: str
     tokens: int
@@ -24,9 +24,9 @@ class Answer(NamedTuple):
 
 
 class Responder:
-    """Answers conversations with one network, whose decode copy is made once.
+    """Answers conversations with one network; its decode copy of the weights is made once.
 
-    `slots` bounds the answers sampled at once on a data shard; 0 is the default of the platform.
+    `slots` bounds the answers sampled at once on a data shard; 0 is the platform's default.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Responder:
             Sampler(decoding.temperature, decoding.top_k, decoding.top_p),
             slots=slots,
         )
-        self.weights = prefill.prepare(config, params)
+        self.weights = prefill.decode_copy(config, params)
         self.key = jax.random.key(decoding.seed)
         self.answered = 0
 
@@ -66,7 +66,7 @@ class Responder:
 
     @property
     def longest_prompt(self) -> int:
-        """How many prompt tokens fit before the longest answer."""
+        """The most prompt tokens that leave room for the longest answer."""
         return self.config.max_positions - self.program.max_new_tokens
 
     def encode(self, conversations: Sequence[Conversation]) -> list[np.ndarray]:
@@ -74,8 +74,10 @@ class Responder:
         return [np.asarray(tokens, np.int32) for tokens in self.chat.encode_prompts(conversations)]
 
     def answers(self, prompts: list[np.ndarray], numbers: Sequence[int]) -> list[list[Answer]]:
-        """Returns the answers to each encoded prompt. What is sampled depends on the seed and the
-        prompt's number, not on the other prompts of the call."""
+        """Returns the answers to each encoded prompt.
+
+        What is sampled depends on the seed and the prompt's number, not on the other prompts.
+        """
         rollout = engine.generate(
             self.config,
             self.params,

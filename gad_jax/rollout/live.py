@@ -1,8 +1,8 @@
-"""Decoding for requests that come and go: slots that are filled and emptied from the host.
+"""Decoding for requests that come and go: the host fills and empties the slots.
 
-The caches and the network are those of the rollout (`ring.py`); what differs is that a slot has a
-sampler and a seed of its own, and that the host sees every token. What is drawn is a function of
-the request's seed and the position alone, whatever is decoded beside it.
+KV cache and network are those of the rollout (`ring.py`). Here each slot has its own sampler and
+seed, and the host sees every token. A token depends on the request's seed and its position only,
+not on what the other slots decode.
 """
 
 from typing import Any, NamedTuple
@@ -14,12 +14,12 @@ from jaxtyping import Array, Float, Int, UInt32
 from gad_jax.distributed import parallel
 from gad_jax.models.config import DecoderConfig
 from gad_jax.rollout import ring
-from gad_jax.rollout.ring import PromptCache, RingCache, Weights, zeros
+from gad_jax.rollout.ring import DecodeCopy, PromptCache, RingCache, zeros
 from gad_jax.rollout.sampling import RowSamplers, sample_rows
 
 
 class Live(NamedTuple):
-    """The state of S slots, on one data shard."""
+    """The state of S slots on one data shard; `generated` counts tokens drawn since `insert`."""
 
     ring: RingCache
     generated: Int[Array, " S"]
@@ -27,29 +27,29 @@ class Live(NamedTuple):
     samplers: RowSamplers
 
 
-@jax.jit(static_argnames=("config", "slots", "columns"))
-def start(config: DecoderConfig, slots: int, columns: int) -> Live:
-    """Returns slots that hold nothing, with caches of so many columns."""
+@jax.jit(static_argnames=("config", "slots", "capacity"))
+def start(config: DecoderConfig, slots: int, capacity: int) -> Live:
+    """Returns empty slots with a KV cache of this capacity; both counts are per data shard."""
     reals = [zeros(slots, dtype=jnp.float32) for _ in range(3)]
     samplers = RowSamplers(reals[0], zeros(slots), reals[1], reals[2])
     return Live(
-        ring.make(config, slots, columns), zeros(slots), zeros(slots, dtype=jnp.uint32), samplers
+        ring.make(config, slots, capacity), zeros(slots), zeros(slots, dtype=jnp.uint32), samplers
     )
 
 
 @jax.jit(donate_argnames="live")
 def insert(
     live: Live,
-    prefix: PromptCache,
+    prompt_cache: PromptCache,
     slot: Int[Array, ""],
     length: Int[Array, ""],
     last_token: Int[Array, ""],
     seed: UInt32[Array, ""],
     sampler: RowSamplers,
 ) -> Live:
-    """Returns the state with a prompt of `length` tokens in a slot, which must fit its columns.
+    """Returns the state with a prompt of `length` tokens in a slot; it must fit the capacity.
 
-    `prefix` is of this prompt alone and may be longer; `sampler` has one row.
+    `prompt_cache` holds this prompt only, and padding after it. `sampler` has one row.
     """
 
     def local(live: Live, caches: Any, *scalars: Array) -> Live:
@@ -66,19 +66,20 @@ def insert(
     specs = _specs(live)
     scalars = (slot, length, last_token, seed, *sampler)
     given = (specs, (parallel.batch_spec(2), parallel.batch_spec(1)), *(jax.P() for _ in scalars))
-    return parallel.shard_map(local, given, specs)(live, tuple(prefix), *scalars)
+    return parallel.shard_map(local, given, specs)(live, tuple(prompt_cache), *scalars)
 
 
 @jax.jit(static_argnames="config", donate_argnames="live")
 def step(
-    config: DecoderConfig, weights: Weights, live: Live
+    config: DecoderConfig, weights: DecodeCopy, live: Live
 ) -> tuple[Live, Int[Array, " S"], Float[Array, " S"]]:
-    """Runs every slot's newest token and draws the next: the state, the tokens, their log-probs.
+    """Runs every slot's newest token and draws the next one.
 
-    Slots that hold nothing take part as well; what they draw is for nobody.
+    Returns the state, the tokens and their log-probs. Empty slots draw too, and the caller ignores
+    what they draw: all slots are one matmul, so leaving them out would save nothing.
     """
 
-    def local(weights: Weights, live: Live) -> tuple[Live, Array, Array]:
+    def local(weights: DecodeCopy, live: Live) -> tuple[Live, Array, Array]:
         grown, logits = ring.forward(config, weights, live.ring)
         uniform = jax.vmap(_uniform)(live.seed, live.generated)
         token, logprob = sample_rows(logits, uniform, live.samplers)
@@ -90,13 +91,13 @@ def step(
     return parallel.shard_map(local, (jax.P(), specs), outputs)(weights, live)
 
 
-@jax.jit(static_argnames="columns")
-def resize(live: Live, columns: int) -> Live:
-    """Returns the state with so many columns, which must hold what is still wanted."""
+@jax.jit(static_argnames="capacity")
+def resize(live: Live, capacity: int) -> Live:
+    """Returns the state with another capacity, which must hold the contexts still in use."""
 
     def local(live: Live) -> Live:
         slots = jnp.arange(len(live.generated))
-        return live._replace(ring=ring.resized(live.ring, slots, columns))
+        return live._replace(ring=ring.resized(live.ring, slots, capacity))
 
     specs = _specs(live)
     return parallel.shard_map(local, (specs,), specs)(live)

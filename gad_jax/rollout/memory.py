@@ -1,4 +1,4 @@
-"""How much memory the decode caches need, and how many slots there are by default."""
+"""How much memory the KV cache of the slots needs, and how many slots there are by default."""
 
 import jax
 import jax.numpy as jnp
@@ -6,18 +6,24 @@ import jax.numpy as jnp
 from gad_jax.base.errors import UserError
 from gad_jax.distributed import devices
 from gad_jax.models.config import DecoderConfig
-from gad_jax.rollout.queue import capacity
+from gad_jax.rollout.queue import cache_capacity
 
 
 def default_slots() -> int:
-    """Returns the slots of a data shard: few keep a CPU busy, an accelerator needs more."""
+    """Returns the default slots of a data shard.
+
+    Each step reads all weights once for all slots. An accelerator needs more of them than a CPU
+    before it is busy with anything but reading weights.
+    """
     return 32 if devices.platform() == "cpu" else 64
 
 
 def cache_bytes(config: DecoderConfig, slots: int, longest: int) -> int:
-    """Returns the largest size of a data shard's caches while sequences are at most `longest`."""
+    """Returns the largest bytes of a data shard's KV cache for sequences of at most `longest`."""
     token = 2 * config.layers * config.kv_heads * config.head_width
-    return token * jnp.dtype(config.compute_dtype).itemsize * slots * capacity(longest, longest)
+    return (
+        token * jnp.dtype(config.compute_dtype).itemsize * slots * cache_capacity(longest, longest)
+    )
 
 
 def check_cache(
@@ -30,14 +36,16 @@ def check_cache(
         "--mesh.tensor"
     ),
 ) -> str:
-    """Returns a sentence on the largest decode cache while sequences are at most `longest`; 0
-    slots are the default ones.
+    """Returns a sentence on the largest KV cache for sequences of at most `longest` tokens.
 
-    Raises UserError, with the advice, when that is more than a device's memory.
+    `slots` are per data shard (0: the default). Raises UserError, with the advice, when the cache
+    is larger than a device's memory.
     """
     slots = slots or default_slots()
     needed = cache_bytes(config, slots, longest) / mesh.shape["tensor"] / 1e9
-    size = f"{needed:.2g} GB a device for {slots} slots of {capacity(longest, longest)} tokens"
+    size = (
+        f"{needed:.2g} GB a device for {slots} slots of {cache_capacity(longest, longest)} tokens"
+    )
     memory = devices.device_memory()
     if needed * 1e9 > memory:
         raise UserError(

@@ -1,4 +1,7 @@
-"""Before decoding: the decode copy of the weights, and the KV caches of the prompts."""
+"""What a rollout computes before it decodes: the decode copy of the weights, the prompt KV cache.
+
+Both are made once per rollout and only read by the decode loop (`engine.py`, `live.py`).
+"""
 
 from typing import Any
 
@@ -10,17 +13,21 @@ from gad_jax.distributed import parallel, sharding
 from gad_jax.distributed.mesh import data_shards
 from gad_jax.models import decoder
 from gad_jax.models.config import DecoderConfig
-from gad_jax.rollout.ring import PromptCache, Weights
+from gad_jax.rollout.ring import DecodeCopy, PromptCache
 from gad_jax.types import Params, Segments
 
 
 @jax.jit(static_argnames="config")
-def prepare(config: DecoderConfig, params: Params) -> Weights:
-    """Returns the decode copy of the weights: in the compute dtype, gathered, split by layer."""
+def decode_copy(config: DecoderConfig, params: Params) -> DecodeCopy:
+    """Returns the decode copy of the weights: in the compute dtype, gathered, split by layer.
+
+    Decoding reads all weights once per token, so their FSDP shards are gathered once per rollout
+    and not once per token. Separate layers let the decode loop update its KV cache in place.
+    """
 
     def copy(path: Any, leaf: Array) -> Array:
         axes = sharding.parameter_axes(sharding.path_name(path))
-        # norms stay float32, as they are computed
+        # norms are computed in float32, so their scales stay float32
         dtype = leaf.dtype if axes[-1] == "scale" else jnp.dtype(config.compute_dtype)
         return sharding.gather(leaf.astype(dtype), *axes)
 
@@ -28,7 +35,7 @@ def prepare(config: DecoderConfig, params: Params) -> Weights:
     layers = whole.pop("layers")
     split = tuple(jax.tree.map(lambda x, i=i: x[i], layers) for i in range(config.layers))
     head = whole["embedding"] if config.tied else whole.pop("head")["kernel"].T
-    return Weights(split, whole, head)
+    return DecodeCopy(split, whole, head)
 
 
 @jax.jit(static_argnames=("config", "size"))
@@ -40,18 +47,21 @@ def prefill(
     positions: Int[Array, "M W"],
     own: Int[Array, "M W"],
 ) -> PromptCache:
-    """Runs prompts packed into rows, `own` numbering them within their row, and keeps their cache:
-    `size` tokens per data shard, at least those of its rows."""
+    """Runs prompts packed into rows and returns their KV cache.
+
+    `own` numbers the prompts of a row from 1 (0: padding). `size` is the tokens that the cache
+    holds per data shard: at least those of its rows. A power of two bounds what is compiled.
+    """
     rows, width = tokens.shape
     _, cache = decoder.hidden(
         config, params, tokens, positions, Segments(own, own), collect_cache=True
     )
     shards = data_shards(jax.sharding.get_abstract_mesh())
 
-    def line(z: Float[Array, "M K W C"], order: tuple[int, ...]) -> Array:
-        """Lays the rows of each shard side by side, and fills up."""
+    def end_to_end(z: Float[Array, "M K W C"], order: tuple[int, ...]) -> Array:
+        """Returns the rows of each data shard end to end, padded to `size` tokens."""
         z = z.transpose(order)
-        at = order.index(0)
+        at = order.index(0)  # where the rows are, and right behind them the tokens of a row
         shape = [*z.shape[:at], rows * width, *z.shape[at + 2 :]]
         axes: list[str | None] = [None] * len(shape)
         axes[0], axes[at] = "kv_heads", "batch"
@@ -62,6 +72,7 @@ def prefill(
             lambda x: jnp.pad(x, padding), (parallel.batch_spec(at),), parallel.batch_spec(at)
         )(z)
 
-    keys = tuple(line(cache[0][i], (1, 3, 0, 2)) for i in range(config.layers))
-    values = tuple(line(cache[1][i], (1, 0, 2, 3)) for i in range(config.layers))
+    # the orders of ring.PROMPT_LAYOUT
+    keys = tuple(end_to_end(cache[0][i], (1, 3, 0, 2)) for i in range(config.layers))
+    values = tuple(end_to_end(cache[1][i], (1, 0, 2, 3)) for i in range(config.layers))
     return PromptCache(keys, values)

@@ -1,7 +1,7 @@
-"""What the decode loop is given: prompts in packed rows, samples in a queue, and declared sizes.
+"""What the decode loop is given: prompts in packed rows, samples in a queue, and the cache sizes.
 
-Prompts are dealt to the data shards and packed into rows there, the longest first, so that a
-cache for long prompts is needed once and not again and again. Everything here is numpy.
+Prompts are dealt to the data shards and packed into rows there, the longest first. The large KV
+cache that long prompts need is then made once, at the beginning. Everything here is numpy.
 """
 
 import dataclasses
@@ -13,19 +13,20 @@ from jaxtyping import Array, Int
 
 from gad_jax.base import buckets
 
-LEAST_COLUMNS = 64
-SPARE = 3
-"""A cache with so many times the columns that are needed is replaced by a smaller one."""
+_LEAST_CAPACITY = 64
+_SPARE = 3
+"""A cache with this many times the positions that are needed is replaced by a smaller one."""
 
-ROW_MULTIPLE = 32
+# Rows of prompts are a multiple of this long, which bounds how many widths are compiled.
+_ROW_MULTIPLE = 32
 
 
 class Queue(NamedTuple):
-    """The prompts of each data shard, B a shard: of every one, where its tokens start in the
-    prefix, its length, its last token, its number for the random keys, and the most tokens of a
-    response; `real` counts those that are not there to complete the shard.
+    """The prompts of each data shard, B per shard; sample q of a shard has its prompt q // N.
 
-    Sample q of a shard belongs to its prompt q // N.
+    `starts` says where a prompt's tokens start in the prompt KV cache, `indices` are the numbers
+    for the random keys, and `limits` the most tokens of a response. `real` counts a shard's prompts
+    without those that only fill it up to B.
     """
 
     starts: Int[Array, " B"]
@@ -51,14 +52,15 @@ class PackedPrompts:
     rows: PromptRows
     queue: Queue
     size: int
-    """Tokens that a shard's prefix holds."""
+    """Tokens that a data shard's prompt KV cache holds, padding included."""
     longest: int
+    """Tokens of the longest prompt."""
     order: np.ndarray
-    """The shard-major place of each prompt, in the order in which the prompts were given."""
+    """The place of each given prompt in the queue, shard after shard."""
 
     @property
     def prompts_per_shard(self) -> int:
-        """Entries of a shard's queue, the last of which may be empty."""
+        """Entries of a shard's queue; the last ones may be padding."""
         return len(self.queue.lengths) // len(self.queue.real)
 
     def in_order(self, results: Any, samples: int) -> np.ndarray:
@@ -66,17 +68,25 @@ class PackedPrompts:
         return results.reshape(-1, samples, *results.shape[1:])[self.order]
 
 
-def capacity(columns: int, longest: int = 0) -> int:
-    """Returns the cache size that holds so many columns and a third more, a power of two; or
-    `longest`, if nothing is longer than that and it is less."""
-    size = buckets.power_of_two(max(columns + columns // 3, LEAST_COLUMNS))
+def cache_capacity(needed: int, longest: int = 0) -> int:
+    """Returns the positions per slot of a KV cache for sequences of `needed` tokens.
+
+    That is a third more, so that the cache need not be resized at once, rounded up to a power of
+    two, so that few sizes are compiled. It is never more than `longest`, the longest sequence of
+    the run (0: not known).
+
+    Example: 100 needed → 256; 100 needed, longest 150 → 150.
+    """
+    size = buckets.power_of_two(max(needed + needed // 3, _LEAST_CAPACITY))
     return min(size, longest) if longest else size
 
 
-def is_wasteful(columns: Any, needed: Any) -> Any:
-    """Returns whether a cache of so many columns should be replaced by a smaller one; of numbers,
-    or inside a compiled program."""
-    return (columns > capacity(1)) & (columns >= SPARE * needed)
+def is_wasteful(capacity: Any, needed: Any) -> Any:
+    """Returns whether a KV cache should be replaced by a smaller one.
+
+    Takes numbers, or arrays inside a compiled program.
+    """
+    return (capacity > _LEAST_CAPACITY) & (capacity >= _SPARE * needed)
 
 
 def fewer_slots(slots: int) -> int:
@@ -91,14 +101,14 @@ def make_queue(
     lengths = np.asarray([len(prompt) for prompt in prompts])
     per_shard = -(-len(prompts) // shards)
     by_length = np.argsort(-lengths, kind="stable")
-    width = buckets.round_up(int(lengths.max()), ROW_MULTIPLE)
+    width = buckets.round_up(int(lengths.max()), _ROW_MULTIPLE)
     rows = [_fill_rows(by_length[shard::shards], lengths, width) for shard in range(shards)]
     count = buckets.power_of_two(max(len(shard) for shard in rows))
     grids: list[Any] = [np.zeros((shards * count, width), np.int32) for _ in range(3)]
     arrays = PromptRows(*grids)
     entries = shards * per_shard
-    columns: list[Any] = [np.zeros(n, np.int32) for n in (*(entries,) * 5, shards)]
-    queue = Queue(*columns)
+    fields: list[Any] = [np.zeros(n, np.int32) for n in (*(entries,) * 5, shards)]
+    queue = Queue(*fields)
     order = np.zeros(len(prompts), np.int64)
     for shard, mine in enumerate(rows):
         members = by_length[shard::shards]

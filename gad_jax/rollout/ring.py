@@ -1,16 +1,18 @@
-"""The caches of the slots, which grow by one column a step, and the network that fills them.
+"""The KV cache of the slots (a ring buffer), and the network that decodes one token per slot.
 
-All slots write their newest key and value into the same column of their caches, which are rings:
-the column of a token says when it was written. A prompt is inserted into the columns before the
-present one. So a write is one slice and not a scatter, and a slot's tokens are always the `context`
-newest columns, whatever was in the ring before.
+All slots write their newest key and value at the same position of the ring, so a write is one slice
+and not a scatter. Where a token stands therefore says when it was written, not which token it is:
+a slot's sequence is always its `context` newest positions, whatever older sequences left behind. A
+prompt is copied to the positions just before the next one.
 
-What runs here is of one data shard (`sharding.locally`).
+Functions that take a `RingCache` work on one data shard (inside `jax.shard_map`); `make` and
+`zeros` return arrays of all data shards. When to insert, resize or stop is decided by `engine.py`
+and `live.py`.
 """
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +27,31 @@ from gad_jax.models.config import DecoderConfig
 from gad_jax.models.layers import rotation
 from gad_jax.types import Params
 
+Axis = Literal["slot", "kv_head", "width", "position"]
 
-class Weights(NamedTuple):
-    """The decode copy of a network: one tree per layer, the rest, and the head as [V, D]."""
+
+class Layout(NamedTuple):
+    """The order of the axes of one layer's cached keys and values."""
+
+    keys: tuple[Axis, ...]
+    values: tuple[Axis, ...]
+
+
+PROMPT_LAYOUT = Layout(
+    keys=("kv_head", "width", "position"), values=("kv_head", "position", "width")
+)
+"""Of a `PromptCache`."""
+
+# Each is the operand order of its matmul, so that the matmul reads the cache without a copy.
+_MATMUL_LAYOUT = Layout(("slot", *PROMPT_LAYOUT.keys), ("slot", *PROMPT_LAYOUT.values))
+# A TPU's compiler wants the numbers of one position in one piece. Of a cache in another order it
+# keeps a second copy, which doubles the largest item in the memory of a decode loop.
+_POSITION_FIRST: tuple[Axis, ...] = ("slot", "position", "kv_head", "width")
+TPU_LAYOUT = Layout(_POSITION_FIRST, _POSITION_FIRST)
+
+
+class DecodeCopy(NamedTuple):
+    """The decode copy of the weights: one tree per layer, the rest, and the head as [V, D]."""
 
     layers: tuple[Params, ...]
     rest: Params
@@ -35,39 +59,38 @@ class Weights(NamedTuple):
 
 
 class PromptCache(NamedTuple):
-    """What `prefill.prefill` leaves of the prompts: by layer, the caches of all their tokens in a
-    line."""
+    """The KV cache of prompts, by layer: the P tokens of a data shard's prompts end to end.
 
-    keys: tuple[Float[Array, "K C F"], ...]
-    values: tuple[Float[Array, "K F C"], ...]
-
-
-def order() -> tuple[str, str]:
-    """Returns the order of the axes of a layer's keys and values: slot, kv head, width, t = column.
-
-    A TPU's compiler wants a column's numbers side by side, and would keep a second copy of caches
-    that come otherwise; elsewhere products with these orders read the caches as they lie.
+    `prefill.prefill` makes it; `insert` copies a prompt from it into a slot.
     """
-    return ("stkc", "stkc") if devices.platform() == "tpu" else ("skct", "sktc")
+
+    keys: tuple[Float[Array, "K C P"], ...]
+    values: tuple[Float[Array, "K P C"], ...]
 
 
 class RingCache(NamedTuple):
-    """The caches of S slots of a data shard, their axes in the `order` of the platform.
+    """The KV cache of a data shard's S slots, by layer; axes in the order of `ring_layout`.
 
-    `column` is the next one to be written. `context` counts the columns that belong to a slot's
-    sequence, and `token` is its newest token, not yet in the cache.
+    `written` counts the positions written since the cache was made; the next token goes to
+    `written % capacity`. `context` counts the positions that belong to a slot's sequence. `token`
+    is a slot's newest token, whose key and value are not in the cache yet.
     """
 
-    column: Int[Array, ""]
+    written: Int[Array, ""]
     keys: tuple[Float[Array, "S _ _ _"], ...]
     values: tuple[Float[Array, "S _ _ _"], ...]
     context: Int[Array, " S"]
     token: Int[Array, " S"]
 
     @property
-    def columns(self) -> int:
-        """Of each slot."""
-        return self.keys[0].shape[order()[0].index("t")]
+    def capacity(self) -> int:
+        """Positions per slot."""
+        return self.keys[0].shape[ring_layout().keys.index("position")]
+
+
+def ring_layout() -> Layout:
+    """Returns the order of the axes of a `RingCache` on the platform that is compiled for."""
+    return TPU_LAYOUT if devices.platform() == "tpu" else _MATMUL_LAYOUT
 
 
 def zeros(
@@ -79,22 +102,26 @@ def zeros(
     return jnp.zeros((shards * count, *shape), dtype, out_sharding=where)
 
 
-def make(config: DecoderConfig, slots: int, columns: int) -> RingCache:
-    """Returns empty caches, on all data shards."""
+def make(config: DecoderConfig, slots: int, capacity: int) -> RingCache:
+    """Returns an empty cache on all data shards; `slots` are those of one shard."""
+    sizes: dict[Axis, int] = {
+        "slot": slots,
+        "kv_head": config.kv_heads,
+        "width": config.head_width,
+        "position": capacity,
+    }
 
-    sizes = {"s": slots, "k": config.kv_heads, "c": config.head_width, "t": columns}
+    def layers(order: tuple[Axis, ...]) -> tuple[Array, ...]:
+        dtype = jnp.dtype(config.compute_dtype)
+        shape = [sizes[axis] for axis in order]
+        axes = ["kv_heads" if axis == "kv_head" else None for axis in order[1:]]
+        return tuple(zeros(*shape, dtype=dtype, axes=axes) for _ in range(config.layers))
 
-    def cache(letters: str) -> tuple[Array, ...]:
-        kind = jnp.dtype(config.compute_dtype)
-        shape = [sizes[letter] for letter in letters]
-        axes = ["kv_heads" if letter == "k" else None for letter in letters[1:]]
-        return tuple(zeros(*shape, dtype=kind, axes=axes) for _ in range(config.layers))
-
-    keys, values = map(cache, order())
+    layout = ring_layout()
     return RingCache(
-        column=jnp.zeros((), jnp.int32),
-        keys=keys,
-        values=values,
+        written=jnp.zeros((), jnp.int32),
+        keys=layers(layout.keys),
+        values=layers(layout.values),
         context=zeros(slots),
         token=zeros(slots),
     )
@@ -102,85 +129,91 @@ def make(config: DecoderConfig, slots: int, columns: int) -> RingCache:
 
 def specs(ring: RingCache) -> RingCache:
     """Returns how its arrays are split over the data shards."""
-    return jax.tree.map(lambda _: parallel.batch_spec(0), ring)._replace(column=P())
+    return jax.tree.map(lambda _: parallel.batch_spec(0), ring)._replace(written=P())
 
 
 def insert(
     ring: RingCache,
-    prefix: PromptCache,
+    prompt_cache: PromptCache,
     slot: Int[Array, ""],
     start: Int[Array, ""],
     cached: Int[Array, ""],
     token: Int[Array, ""],
 ) -> RingCache:
-    """Returns the ring with a prompt in a slot: `cached` tokens of the prefix, from `start` on.
+    """Returns the ring with a prompt in a slot: `cached` tokens of the prompt cache from `start`.
 
-    The prompt's last token is not among them but is the slot's newest `token`: the step that runs
-    it draws the response's first token like any other.
+    The prompt's last token is not among them. It becomes the slot's newest `token`, so the next
+    step runs it and draws the response's first token like any other.
     """
-    age = (ring.column - 1 - jnp.arange(ring.columns)) % ring.columns
-    source = jnp.clip(start + cached - 1 - age, 0, prefix.keys[0].shape[-1] - 1)
+    age = (ring.written - 1 - jnp.arange(ring.capacity)) % ring.capacity
+    source = jnp.clip(start + cached - 1 - age, 0, prompt_cache.keys[0].shape[-1] - 1)
 
-    def write(target: Array, line: Array, lies: str, letters: str) -> Array:
-        new = jnp.take(line, source, axis=lies.index("t"))
-        new = jnp.einsum(f"{lies}->{letters[1:]}", new)
+    def write(
+        target: Array, tokens: Array, held: tuple[Axis, ...], order: tuple[Axis, ...]
+    ) -> Array:
+        new = jnp.take(tokens, source, axis=held.index("position"))
+        new = jnp.einsum(new, held, order[1:])
         return jax.lax.dynamic_update_slice_in_dim(target, new[None], slot, axis=0)
 
-    of_keys, of_values = order()
-    keys = zip(ring.keys, prefix.keys, strict=True)
-    values = zip(ring.values, prefix.values, strict=True)
+    layout = ring_layout()
+    keys = zip(ring.keys, prompt_cache.keys, strict=True)
+    values = zip(ring.values, prompt_cache.values, strict=True)
     return ring._replace(
-        keys=tuple(write(x, line, "kct", of_keys) for x, line in keys),
-        values=tuple(write(x, line, "ktc", of_values) for x, line in values),
+        keys=tuple(write(x, new, PROMPT_LAYOUT.keys, layout.keys) for x, new in keys),
+        values=tuple(write(x, new, PROMPT_LAYOUT.values, layout.values) for x, new in values),
         context=ring.context.at[slot].set(cached),
         token=ring.token.at[slot].set(token),
     )
 
 
-def resized(ring: RingCache, kept: Int[Array, " n"], columns: int) -> RingCache:
-    """Returns the slots that are kept, with so many columns, which must hold what is in them."""
-    age = (ring.column - 1 - jnp.arange(columns)) % columns
-    source = (ring.column - 1 - age) % ring.columns
+def resized(ring: RingCache, kept: Int[Array, " n"], capacity: int) -> RingCache:
+    """Returns the slots `kept` in a cache of another capacity, which must hold their contexts."""
+    age = (ring.written - 1 - jnp.arange(capacity)) % capacity
+    source = (ring.written - 1 - age) % ring.capacity
 
-    def move(x: Array, letters: str) -> Array:
-        # a column older than the ring was is garbage, which no context reaches
-        return jnp.take(x[kept], source, axis=letters.index("t"))
+    def move(x: Array, order: tuple[Axis, ...]) -> Array:
+        # Positions older than the old ring was long hold garbage, which no context reaches.
+        return jnp.take(x[kept], source, axis=order.index("position"))
 
-    of_keys, of_values = order()
+    layout = ring_layout()
     return ring._replace(
-        keys=tuple(move(x, of_keys) for x in ring.keys),
-        values=tuple(move(x, of_values) for x in ring.values),
+        keys=tuple(move(x, layout.keys) for x in ring.keys),
+        values=tuple(move(x, layout.values) for x in ring.values),
         context=ring.context[kept],
         token=ring.token[kept],
     )
 
 
 def forward(
-    config: DecoderConfig, weights: Weights, ring: RingCache
+    config: DecoderConfig, weights: DecodeCopy, ring: RingCache
 ) -> tuple[RingCache, Float[Array, "S V"]]:
-    """Runs the newest token of every slot; returns the grown caches and the next logits. `token`
-    is then for the caller to replace."""
+    """Runs the newest token of every slot; returns the cache with it and the float32 logits.
+
+    The caller draws the next tokens and puts them in the place of `token`.
+    """
     context = ring.context + 1
-    columns = ring.columns
-    column = ring.column % columns
-    seen = (ring.column - jnp.arange(columns)) % columns < context[:, None]
+    capacity = ring.capacity
+    position = ring.written % capacity
+    visible = (ring.written - jnp.arange(capacity)) % capacity < context[:, None]
     angles = rotation(config, ring.context)
     x = decoder.embed(config, weights.rest, ring.token)
     keys, values = [], []
+    # Unrolled, so that every layer updates its cache in place; a scan would copy all caches.
     for layer, layer_params in enumerate(weights.layers):
         block = nnx.merge(decoder.block_graph(config), layer_params)
-        attend = partial(_attend, ring.keys[layer], ring.values[layer], column, seen)
+        attend = partial(_attend, ring.keys[layer], ring.values[layer], position, visible)
         x, (new_keys, new_values) = block(x, angles, attend)
         keys.append(new_keys)
         values.append(new_values)
     x = decoder.final_norm(config, weights.rest, x)
-    # Many rows by few columns: in this order the product is 2 to 3 times as fast on a CPU.
+    # The long axis first: on a CPU this matmul is 2 to 3 times as fast as "sd,vd->sv". The barrier
+    # keeps XLA from folding the transposition back into it.
     logits = jnp.einsum(
         "vd,sd->vs", weights.head, x, out_sharding=sharding.spec("vocabulary", None)
     )
     logits = sharding.reshard(jax.lax.optimization_barrier(logits).T, None, None)
     ring = ring._replace(
-        column=ring.column + 1, keys=tuple(keys), values=tuple(values), context=context
+        written=ring.written + 1, keys=tuple(keys), values=tuple(values), context=context
     )
     return ring, logits.astype(jnp.float32)
 
@@ -188,32 +221,36 @@ def forward(
 def _attend(
     keys: Float[Array, "S _ _ _"],
     values: Float[Array, "S _ _ _"],
-    column: Int[Array, ""],
-    seen: Bool[Array, "S T"],
+    position: Int[Array, ""],
+    visible: Bool[Array, "S T"],
     query: Float[Array, "S H C"],
     key: Float[Array, "S K C"],
     value: Float[Array, "S K C"],
 ) -> tuple[Float[Array, "S H C"], tuple[Array, Array]]:
-    """Writes the newest key and value into the column, and attends to what each slot has seen."""
+    """Writes the newest key and value at the position, and attends to what each slot may see.
+
+    Logits, softmax and sums are float32; queries, weights and caches are in the compute dtype.
+    """
     slots, kv_heads, width = key.shape
-    of_keys, of_values = order()
-    shared = query.shape[1] // kv_heads
+    layout = ring_layout()
+    group = query.shape[1] // kv_heads
     split = sharding.spec(None, "kv_heads", None, None)
-    q = query.reshape(slots, kv_heads, shared, width, out_sharding=split)
+    q = query.reshape(slots, kv_heads, group, width, out_sharding=split)
     q = q * jnp.asarray(width**-0.5, q.dtype)
 
-    def write(caches: Array, new: Array, letters: str) -> Array:
-        axis = letters.index("t")
+    def write(cache: Array, new: Array, order: tuple[Axis, ...]) -> Array:
+        axis = order.index("position")
         new = jnp.expand_dims(new, axis)
-        return jax.lax.dynamic_update_slice_in_dim(caches, new, column, axis)
+        return jax.lax.dynamic_update_slice_in_dim(cache, new, position, axis)
 
-    keys, values = write(keys, key, of_keys), write(values, value, of_values)
-    kind = jnp.float32
-    scores = jnp.einsum(f"skgc,{of_keys}->skgt", q, keys, preferred_element_type=kind)
-    scores = jnp.where(seen[:, None, None], scores, -jnp.inf)
+    keys, values = write(keys, key, layout.keys), write(values, value, layout.values)
+    of_width = ("slot", "kv_head", "group", "width")
+    of_position = ("slot", "kv_head", "group", "position")
+    matmul = partial(jnp.einsum, preferred_element_type=jnp.float32)
+    scores = matmul(q, of_width, keys, layout.keys, of_position)
+    scores = jnp.where(visible[:, None, None], scores, -jnp.inf)
     scores = jnp.exp(scores - scores.max(-1, keepdims=True))
-    mixed = jnp.einsum(
-        f"skgt,{of_values}->skgc", scores.astype(q.dtype), values, preferred_element_type=kind
-    )
+    mixed = matmul(scores.astype(q.dtype), of_position, values, layout.values, of_width)
+    # Divided after the matmul: one division per output and not per cached position.
     out = (mixed / scores.sum(-1, keepdims=True)).astype(q.dtype)
     return out.reshape(query.shape, out_sharding=sharding.spec(None, "heads", None)), (keys, values)

@@ -1,4 +1,7 @@
-"""From logits to one token: temperature, top-k, top-p, and an exact draw with one random number."""
+"""From logits to one token: temperature, top-k, top-p, min-p, and an exact draw with one number.
+
+The random numbers themselves are made by the callers (`engine.py`, `live.py`).
+"""
 
 import dataclasses
 import math
@@ -13,13 +16,16 @@ from jaxtyping import Array, Float, Int
 
 _BLOCK = 256
 LEAST_TEMPERATURE = 1e-6
-"""A lower one, by which logits could not be divided, is 0."""
+"""A lower one counts as 0 (greedy): divided by it, logits would overflow float32."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """How a token is drawn: temperature 0 takes the likeliest; top_k 0, top_p 1 and min_p 0 keep
-    all; `banned` tokens are never drawn."""
+    """How a token is drawn.
+
+    Temperature 0 takes the likeliest token. top_k 0, top_p 1 and min_p 0 keep all tokens. `banned`
+    tokens are never drawn.
+    """
 
     temperature: float = 1.0
     top_k: int = 0
@@ -37,12 +43,12 @@ GREEDY = Sampler(temperature=0.0)
 
 
 def shape_logits(logits: Float[Array, "n V"], sampler: Sampler) -> Float[Array, "n V"]:
-    """Returns the logits of the sampling distribution: divided by the temperature, and -inf for
-    banned tokens, then for those outside of the top k, then outside of the smallest set that holds
-    the mass top_p, then for those less likely than min_p times the likeliest.
+    """Returns the float32 logits of the sampling distribution; -inf for tokens that are left out.
 
-    Tokens with equal logits stay or go together. Greedy sampling (temperature 0) leaves the logits
-    as they are, but for the banned.
+    They are divided by the temperature. Left out are, in this order: banned tokens, those outside
+    the top k, those outside the smallest set with the mass top_p, and those less likely than min_p
+    times the likeliest. Tokens with equal logits stay or go together. Greedy sampling (temperature
+    0) leaves the logits unchanged, except for banned tokens.
     """
     logits = logits.astype(jnp.float32)
     if sampler.banned:
@@ -63,11 +69,12 @@ def shape_logits(logits: Float[Array, "n V"], sampler: Sampler) -> Float[Array, 
 def _keep_top(
     logits: Float[Array, "n V"], weights: Float[Array, "n V"], limit: float | Float[Array, "n 1"]
 ) -> Float[Array, "n V"]:
-    """Returns -inf for each logit above which lie others with a weight of `limit` or more.
+    """Returns -inf for each logit below others whose weights sum to `limit` or more.
 
-    The threshold is found bit by bit, in 32 sums over the vocabulary, which is exact and costs
-    less than to sort it: floats, as integers, are ordered as their values are.
+    The threshold is found by bisection over the bits of a float32: 32 sums over the vocabulary,
+    which is exact and cheaper than sorting it.
     """
+    # The bits of floats, read as integers, are ordered like the floats (negatives: flipped).
     bits = jax.lax.bitcast_convert_type(logits, jnp.int32)
     ordered = jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
@@ -90,10 +97,10 @@ def sample(
 ) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
     """Returns one token per row and its log-probability under the sampling distribution.
 
-    `uniform` is one number in [0, 1) per row; the token is where the cumulative distribution
-    passes it. Two levels, blocks and then tokens, keep the sums short and exact to float32 where
-    one cumulative sum over 152 thousand probabilities would not be, and need one random number
-    where the Gumbel trick needs one per token of the vocabulary.
+    `uniform` is one number in [0, 1) per row: the token is where the cumulative distribution passes
+    it. The sums have two levels, blocks and then tokens. One cumulative sum over 152 thousand
+    probabilities would not be exact in float32. The Gumbel trick would need a random number for
+    every token of the vocabulary.
     """
     logits = shape_logits(logits, sampler)
     top, weights = _weights(logits)
@@ -102,7 +109,7 @@ def sample(
 
 
 class RowSamplers(NamedTuple):
-    """A sampler per row, as arrays: what `Sampler` has, but for banned tokens."""
+    """A sampler per row, as arrays: the fields of `Sampler` without banned tokens."""
 
     temperature: Float[Array, " n"]
     top_k: Int[Array, " n"]
@@ -127,9 +134,9 @@ class RowSamplers(NamedTuple):
 def sample_rows(
     logits: Float[Array, "n V"], uniform: Float[Array, " n"], samplers: RowSamplers
 ) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
-    """Returns what `sample` does, of rows that each have a sampler of their own.
+    """Returns what `sample` does, with another sampler for each row.
 
-    A filter that no row has costs nothing.
+    A filter that no row uses costs nothing.
     """
     temperature, top_k, top_p, min_p = (x[:, None] for x in samplers)
     vocabulary = logits.shape[-1]
@@ -137,7 +144,7 @@ def sample_rows(
     logits = logits.astype(jnp.float32) / jnp.where(random, temperature, 1.0)
 
     def filtered(logits: Array, has: Array, limit: Array, weigh: Callable[[Array], Array]) -> Array:
-        # more than the sum of all weights keeps a row whole
+        # a limit above the sum of all weights leaves the row unchanged
         def keep(logits: Array) -> Array:
             return _keep_top(logits, weigh(logits), jnp.where(has, limit, vocabulary + 1.0))
 
@@ -154,7 +161,7 @@ def sample_rows(
 
 
 def _weights(logits: Float[Array, "n V"]) -> tuple[Float[Array, "n 1"], Float[Array, "n V"]]:
-    """Returns the largest logit of each row, and the probabilities relative to its own."""
+    """Returns the largest logit of each row, and all probabilities divided by the largest."""
     top = jnp.max(logits, axis=-1, keepdims=True)
     return top, jnp.exp(logits - top)
 
@@ -171,7 +178,7 @@ def _with_logprob(
 
 
 def _blocks(x: Float[Array, "n V"], fill: float) -> Float[Array, "n B K"]:
-    """Cuts the vocabulary into blocks, the last one filled up."""
+    """Returns the vocabulary in blocks, the last one padded with `fill`."""
     rows, vocabulary = x.shape
     count = -(-vocabulary // _BLOCK)
     padded = jnp.pad(x, ((0, 0), (0, count * _BLOCK - vocabulary)), constant_values=fill)
@@ -179,8 +186,10 @@ def _blocks(x: Float[Array, "n V"], fill: float) -> Float[Array, "n B K"]:
 
 
 def _likeliest(logits: Float[Array, "n V"]) -> Int[Array, " n"]:
-    """Returns the first of the largest: a block, then a place in it, as `argmax` over the whole
-    vocabulary is the slowest part of sampling on a CPU."""
+    """Returns the first of the largest: its block, then its place in the block.
+
+    One `argmax` over the whole vocabulary would be the slowest part of sampling on a CPU.
+    """
     blocks = _blocks(logits, -jnp.inf)
     block = jnp.argmax(jnp.max(blocks, axis=-1), axis=-1)
     inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
@@ -201,7 +210,8 @@ def _locate(
 ) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
     """Returns where the running sum passes the target, and what is left of the target there.
 
-    Never an entry of weight 0: where rounding lets the sum end at the target, the last positive.
+    An entry of weight 0 is never returned. Where rounding ends the sum before the target, it is
+    the last entry with a positive weight.
     """
     total = jnp.cumsum(weights, axis=-1)
     passed = (total > target[:, None]) & (weights > 0)

@@ -27,7 +27,7 @@ import numpy as np
 from gad_jax.base.errors import UserError
 from gad_jax.rollout import live
 from gad_jax.rollout.live import Live
-from gad_jax.rollout.ring import PromptCache, Weights
+from gad_jax.rollout.ring import DecodeCopy, PromptCache
 from gad_jax.rollout.sampling import GREEDY, RowSamplers
 from gad_jax.serve.student import ServedStudent
 from gad_jax.serve.text import TextStream
@@ -112,7 +112,7 @@ class Tokenizer(tokenizer_api.Tokenizer):
 class Engine(engine_api.Engine):
     """The programs of `rollout.live`, greedy, as JetStream calls them.
 
-    The KV cache keeps room for `student.context`: JetStream does not say which slots are in use.
+    The KV cache has a capacity of `student.context`: JetStream does not say which slots are in use.
     """
 
     def __init__(self, student: ServedStudent) -> None:
@@ -124,7 +124,7 @@ class Engine(engine_api.Engine):
     mesh = property(lambda self: self.student.mesh)
     colocated_cpus = property(lambda self: None)
 
-    def load_params(self, *_: Any, **__: Any) -> Weights:
+    def load_params(self, *_: Any, **__: Any) -> DecodeCopy:
         """Returns the decode copy of the weights."""
         return self.student.weights
 
@@ -161,7 +161,7 @@ class Engine(engine_api.Engine):
         with jax.set_mesh(self.student.mesh):
             return live.insert(decode_state, prefix.prefix, *where, greedy)
 
-    def generate(self, params: Weights, decode_state: Live) -> tuple[Live, Any]:
+    def generate(self, params: DecodeCopy, decode_state: Live) -> tuple[Live, Any]:
         """Draws a token in every slot; one beyond the context is not valid."""
         with jax.set_mesh(self.student.mesh):
             state, tokens, _ = live.step(self.student.config, params, decode_state)

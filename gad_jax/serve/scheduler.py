@@ -18,7 +18,7 @@ import numpy as np
 from gad_jax.distributed import devices
 from gad_jax.rollout import live
 from gad_jax.rollout.live import Live
-from gad_jax.rollout.queue import capacity, is_wasteful
+from gad_jax.rollout.queue import cache_capacity, is_wasteful
 from gad_jax.rollout.sampling import RowSamplers, Sampler
 from gad_jax.serve.student import ServedStudent
 
@@ -127,7 +127,7 @@ class Scheduler:
 
     def _decode(self) -> None:
         student = self.student
-        state = live.start(student.config, student.slots, capacity(1, student.context))
+        state = live.start(student.config, student.slots, cache_capacity(1, student.context))
         before: tuple[Any, list[Request | None]] | None = None
         while self._wait(before is not None):
             state = self._admit(state)
@@ -172,9 +172,9 @@ class Scheduler:
         # One more than the answered tokens: a step may be running on the devices.
         lengths = [len(r.prompt) + r.answered + 1 for r in self._slots if r is not None]
         needed = max(lengths, default=0)
-        columns, wanted = state.ring.columns, capacity(needed, self.student.context)
-        wasteful = is_wasteful(columns, needed)
-        if columns < min(needed, self.student.context) or (wasteful and wanted < columns):
+        capacity, wanted = state.ring.capacity, cache_capacity(needed, self.student.context)
+        wasteful = is_wasteful(capacity, needed)
+        if capacity < min(needed, self.student.context) or (wasteful and wanted < capacity):
             state = live.resize(state, wanted)
         return state
 

@@ -16,7 +16,7 @@ from gad_jax.data.tokenizer import Message
 from gad_jax.distributed import devices
 from gad_jax.models.config import DecoderConfig
 from gad_jax.rollout import memory, prefill
-from gad_jax.rollout.ring import PromptCache, Weights
+from gad_jax.rollout.ring import DecodeCopy, PromptCache
 from gad_jax.types import Params
 
 LEAST_PROMPT_ROW = 64
@@ -28,7 +28,7 @@ class ServedStudent:
 
     config: DecoderConfig
     params: Params
-    weights: Weights
+    weights: DecodeCopy
     chat: Chat
     mesh: Mesh
     slots: int
@@ -46,7 +46,7 @@ class ServedStudent:
             advice = "lower --slots or --context, or raise --tensor"
             memory.check_cache(config, slots, context, mesh, advice)
             params = _in_compute_dtype(config, params)
-            weights = prefill.prepare(config, params)
+            weights = prefill.decode_copy(config, params)
         return cls(config, params, weights, chat, mesh, slots, context)
 
     def encode(self, conversation: Sequence[Message]) -> np.ndarray:

@@ -107,7 +107,7 @@ class Iteration:
         """Returns the student's responses to the batch's prompts, and what is measured of them."""
         started = time.perf_counter()
         with jax.profiler.TraceAnnotation("rollout"):
-            weights = prefill.prepare(self.generator, state.generator)
+            weights = prefill.decode_copy(self.generator, state.generator)
             jax.block_until_ready(weights)
             resharded = time.perf_counter()
             weights_gib = devices.device_bytes(weights) / 2**30

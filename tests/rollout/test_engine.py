@@ -207,11 +207,11 @@ def uneven(llama: Model) -> Rollout:
     return trace(llama, dataclasses.replace(LONG, slots=10))[0]
 
 
-def test_caches_in_the_order_of_a_tpu_give_the_same(
+def test_caches_in_the_layout_of_a_tpu_give_the_same(
     llama: Model, uneven: Rollout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ring, "order", lambda: ("stkc", "stkc"))
-    jax.clear_caches()  # programs are kept by their arguments, of which the order is none
+    monkeypatch.setattr(ring, "ring_layout", lambda: ring.TPU_LAYOUT)
+    jax.clear_caches()  # programs are kept by their arguments, and the layout is none of them
     rollout = trace(llama, dataclasses.replace(LONG, slots=4))[0]
     jax.clear_caches()
     assert_same(rollout, uneven)
@@ -222,7 +222,7 @@ def test_a_slot_that_is_free_takes_the_next_sample(llama: Model, uneven: Rollout
     assert_same(rollout, uneven)
     np.testing.assert_array_equal(rollout.lengths, LIMITS[:, None])
     # the cache grew with the long ones, and the last sample moved to a single slot
-    assert {part.columns for part in segments} >= {128, 256}
+    assert {part.capacity for part in segments} >= {128, 256}
     assert segments[-1].slots == 1
     # a greedy schedule of the same lengths, the longest prompts first
     free = np.zeros(4, int)
@@ -234,7 +234,7 @@ def test_a_slot_that_is_free_takes_the_next_sample(llama: Model, uneven: Rollout
 def test_the_largest_cache_needs_no_power_of_two(llama: Model, uneven: Rollout) -> None:
     rollout, segments = trace(llama, dataclasses.replace(LONG, slots=4, longest=155))
     assert_same(rollout, uneven)
-    assert max(part.columns for part in segments) == 155
+    assert max(part.capacity for part in segments) == 155
 
 
 def test_samples_before_a_longer_one_move_to_larger_caches(llama: Model) -> None:
@@ -286,7 +286,7 @@ def test_the_occupancy_is_the_share_of_steps_that_drew_a_token(llama: Model) -> 
 
 
 def test_the_largest_cache_is_known_before(llama: Model) -> None:
-    # float32 keys and values, 2 layers of 2 heads of width 8, and no more columns than tokens
+    # float32 keys and values, 2 layers of 2 heads of width 8, and no more positions than tokens
     c = llama.config
     assert (c.layers, c.kv_heads, c.head_width) == (2, 2, 8)
     assert memory.cache_bytes(c, 8, 64 + 12) == 2 * 4 * 2 * 2 * 8 * 8 * 76
@@ -371,7 +371,7 @@ def test_a_bucket_is_compiled_once(llama: Model, sampled: Rollout) -> None:
 
 def test_prepared_weights_are_the_same_numbers(llama: Model, sampled: Rollout) -> None:
     with jax.set_mesh(llama.mesh):
-        prepared = prefill.prepare(llama.config, llama.params)
+        prepared = prefill.decode_copy(llama.config, llama.params)
         key = jax.random.fold_in(jax.random.key(1), 0)
         rollout = engine.generate(
             llama.config, llama.params, PROMPTS, np.arange(4), key, SAMPLING, llama.mesh, prepared
@@ -385,7 +385,7 @@ def test_prepared_weights_are_the_same_numbers(llama: Model, sampled: Rollout) -
 def test_prepared_weights_are_half_where_that_computes(llama: Model) -> None:
     half = dataclasses.replace(llama.config, compute_dtype="bfloat16")
     with jax.set_mesh(llama.mesh):
-        prepared = prefill.prepare(half, llama.params)
+        prepared = prefill.decode_copy(half, llama.params)
     kinds = {
         sharding.path_name(path).split("/")[-1]: leaf.dtype
         for path, leaf in jax.tree_util.tree_leaves_with_path(prepared)

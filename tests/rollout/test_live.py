@@ -74,13 +74,13 @@ def expected(directory: Any, prompts: list[np.ndarray]) -> np.ndarray:
 
 
 def decode(
-    one: ServedStudent, prompts: list[np.ndarray], sampler: Sampler, seeds: range, columns: int
+    one: ServedStudent, prompts: list[np.ndarray], sampler: Sampler, seeds: range, capacity: int
 ) -> list[list[int]]:
     """Each prompt enters the slot of its number two steps after the one before it."""
     drawn: list[list[int]] = [[] for _ in prompts]
     held: dict[int, int] = {}
     with jax.set_mesh(one.mesh):
-        state = live.start(one.config, one.slots, columns)
+        state = live.start(one.config, one.slots, capacity)
         waiting = list(range(len(prompts)))
         for step in range(1000):
             free = [slot for slot in range(one.slots) if slot not in held]
@@ -97,9 +97,9 @@ def decode(
                     RowSamplers.of(sampler),
                 )
             if step == 5:
-                state = live.resize(state, 2 * columns)
+                state = live.resize(state, 2 * capacity)
             if step == 30:
-                state = live.resize(state, columns)
+                state = live.resize(state, capacity)
             state, tokens, _ = live.step(one.config, one.weights, state)
             ready = devices.fetch(tokens)
             for slot, index in list(held.items()):
