@@ -1,4 +1,7 @@
-"""Attention over packed rows: who sees whom, and which kernel computes it."""
+"""Attention over packed rows: which token sees which, and which kernel computes it.
+
+Attention over a KV cache, one token at a time, is in `rollout/ring.py`.
+"""
 
 import math
 from typing import Any, NamedTuple
@@ -12,8 +15,11 @@ from gad_jax.distributed import devices, sharding
 from gad_jax.types import Segments
 
 SAVED = "attention"
-"""What a policy of `jax.checkpoint` should save where it saves products: the output, and a number
-per query and head, which spare a second forward pass."""
+"""What a `jax.checkpoint` policy should save where it saves matmuls, by name.
+
+That is the output, and one number per query and head: with both, the backward pass needs no second
+forward pass.
+"""
 
 _BLOCKS = 4
 _LANES = 128
@@ -42,11 +48,11 @@ def attend(
     value: Float[Array, "M T K C"],
     mask: Bool[Array, "M T T"],
 ) -> Float[Array, "M T H C"]:
-    """Returns softmax(query · key / √C) · value where the mask is True, each group of H/K query
-    heads sharing a key/value head.
+    """Returns softmax(query · key / √C) · value where the mask is True.
 
-    Flash kernels where there are any: cuDNN's on a GPU in half precision, splash on a TPU.
-    Elsewhere matrix products in blocks of queries, which skip the keys that lie after a block.
+    Each key/value head serves a group of H/K query heads. A GPU in half precision uses cuDNN's
+    flash kernel, a TPU splash attention. Everything else uses matmuls in blocks of queries, which
+    skip the keys that come after a block.
     """
     half = query.dtype in (jnp.bfloat16, jnp.float16)
     flash = {"gpu": _cudnn if half else _blocked, "tpu": _splash}
@@ -54,7 +60,7 @@ def attend(
     heads = sharding.spec("batch", None, "heads", None)
     if heads is None:
         return kernel(query, key, value, mask)
-    # A row and a head are computed where they live; the kernels need not know of the mesh.
+    # Each device computes its own rows and heads, so the kernels need not know of the mesh.
     specs = (heads, heads, heads, sharding.spec("batch", None, None))
     return jax.shard_map(kernel, in_specs=specs, out_specs=heads, check_vma=False)(
         query, key, value, mask
@@ -68,8 +74,8 @@ def _cudnn(query: Array, key: Array, value: Array, mask: Array) -> Array:
 
 
 def _splash(query: Array, key: Array, value: Array, mask: Array, interpret: bool = False) -> Array:
-    """One row after the other: the kernel skips the blocks in which nobody sees anybody, and those
-    differ from row to row. `interpret` runs it on a CPU."""
+    """One row after the other: the kernel skips blocks without a visible key, and those differ
+    from row to row. `interpret` runs it on a CPU, for tests."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     length, width = query.shape[1], query.shape[3]
@@ -83,11 +89,11 @@ def _splash(query: Array, key: Array, value: Array, mask: Array, interpret: bool
         q, k, v, mask = inputs
         more = padded - length
         heads_first = (jnp.pad(z, [(0, more), (0, 0), (0, 0)]).swapaxes(0, 1) for z in (q, k, v))
-        mask = jnp.pad(mask, (0, more)) | jnp.eye(padded, dtype=bool)  # nobody sees nothing
+        mask = jnp.pad(mask, (0, more)) | jnp.eye(padded, dtype=bool)  # no softmax over nothing
         kernel = splash.make_splash_mha(
             mask[None], block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
         )
-        # under a transformation the library's own flag is an array, of which it cannot ask
+        # Under a transformation the library's own flag is a traced array, and its `if` fails.
         kernel.fwd_mask_info = kernel.fwd_mask_info._replace(is_dynamic_mask=True)
         mixed: Any = kernel(*heads_first)
         return mixed.swapaxes(0, 1)[:length]
@@ -97,9 +103,11 @@ def _splash(query: Array, key: Array, value: Array, mask: Array, interpret: bool
 
 @jax.custom_vjp
 def _blocked(query: Array, key: Array, value: Array, mask: Array) -> Array:
-    """On two CPU cores about twice as fast as `jax.nn.dot_product_attention`, forward and backward:
-    it skips half of the products, shared heads enter one product side by side, and the backward
-    pass has the normalizers (FlashAttention, arXiv:2205.14135, appendix B.4)."""
+    """On two CPU cores about twice as fast as `jax.nn.dot_product_attention`, in both directions.
+
+    It skips half of the matmuls, the heads that share a key enter one matmul together, and the
+    backward pass reuses the normalizers (FlashAttention, arXiv:2205.14135, appendix B.4).
+    """
     return _blocked_forward(query, key, value, mask)[0]
 
 
@@ -110,7 +118,7 @@ def _blocked_forward(query: Array, key: Array, value: Array, mask: Array) -> tup
         top = logits.max(axis=-1, keepdims=True)
         weights = jnp.exp(logits - top)
         total = weights.sum(axis=-1, keepdims=True)
-        mixed = _product("mkqs,mskc->mkqc", weights.astype(value.dtype), block.value) / total
+        mixed = _matmul("mkqs,mskc->mkqc", weights.astype(value.dtype), block.value) / total
         parts.append(_apart(mixed, query.shape[2]).astype(value.dtype))
         normalizers.append(checkpoint_name(top + jnp.log(total), SAVED))
     output = checkpoint_name(jnp.concatenate(parts, axis=1), SAVED)
@@ -120,7 +128,7 @@ def _blocked_forward(query: Array, key: Array, value: Array, mask: Array) -> tup
 def _blocked_backward(residuals: Any, cotangent: Array) -> tuple[Array, Array, Array, None]:
     query, key, value, mask, output, normalizers = residuals
     heads, kv_heads = query.shape[2], key.shape[2]
-    # softmax's gradient is w (d - Σ w d), and Σ w d that of the output
+    # The gradient of softmax is w (d - Σ w d), and Σ w d equals cotangent · output.
     means = jnp.sum(cotangent.astype(jnp.float32) * output, axis=-1, keepdims=True)
     for_query = []
     for_key, for_value = (jnp.zeros(x.shape, jnp.float32) for x in (key, value))
@@ -130,13 +138,13 @@ def _blocked_backward(residuals: Any, cotangent: Array) -> tuple[Array, Array, A
         stop = block.key.shape[1]
         given = _together(part, kv_heads)
         weights = jnp.exp(_logits(block) - normalizer)
-        slopes = _product("mkqc,mskc->mkqs", given, block.value) - _together(mean, kv_heads)
+        slopes = _matmul("mkqc,mskc->mkqs", given, block.value) - _together(mean, kv_heads)
         slopes = (weights * slopes).astype(value.dtype)
-        for_query.append(_apart(_product("mkqs,mskc->mkqc", slopes, block.key), heads))
+        for_query.append(_apart(_matmul("mkqs,mskc->mkqc", slopes, block.key), heads))
         rest = [(0, 0), (0, key.shape[1] - stop), (0, 0), (0, 0)]
-        for_key += jnp.pad(_product("mkqs,mkqc->mskc", slopes, block.query), rest)
+        for_key += jnp.pad(_matmul("mkqs,mkqc->mskc", slopes, block.query), rest)
         weights = weights.astype(value.dtype)
-        for_value += jnp.pad(_product("mkqs,mkqc->mskc", weights, given), rest)
+        for_value += jnp.pad(_matmul("mkqs,mkqc->mskc", weights, given), rest)
     scale = query.shape[3] ** -0.5
     gradient = (scale * jnp.concatenate(for_query, axis=1)).astype(query.dtype)
     return gradient, for_key.astype(key.dtype), for_value.astype(value.dtype), None
@@ -174,7 +182,7 @@ def _blocks(query: Array, key: Array, value: Array, mask: Array) -> list[_Block]
 
 
 def _together(x: Float[Array, "M q H C"], kv_heads: int) -> Float[Array, "M K n C"]:
-    """Returns the rows of all heads that share a key's, one after the other."""
+    """Returns the queries of all heads that share a key head, one head after the other."""
     rows, length, heads, width = x.shape
     shared = heads // kv_heads
     x = x.reshape(rows, length, kv_heads, shared, width).transpose(0, 2, 3, 1, 4)
@@ -182,7 +190,7 @@ def _together(x: Float[Array, "M q H C"], kv_heads: int) -> Float[Array, "M K n 
 
 
 def _apart(x: Float[Array, "M K n C"], heads: int) -> Float[Array, "M q H C"]:
-    """Returns what `_together` put together."""
+    """Returns the heads apart again: the inverse of `_together`."""
     rows, kv_heads, together, width = x.shape
     shared = heads // kv_heads
     x = x.reshape(rows, kv_heads, shared, together // shared, width).transpose(0, 3, 1, 2, 4)
@@ -190,10 +198,10 @@ def _apart(x: Float[Array, "M K n C"], heads: int) -> Float[Array, "M q H C"]:
 
 
 def _logits(block: _Block) -> Float[Array, "M K n s"]:
-    logits = _product("mkqc,mskc->mkqs", block.query, block.key)
+    logits = _matmul("mkqc,mskc->mkqs", block.query, block.key)
     by_head = logits.reshape(*logits.shape[:2], -1, *block.mask.shape[1:])
     return jnp.where(block.mask[:, None, None], by_head, -1e30).reshape(logits.shape)
 
 
-def _product(subscripts: str, x: Array, y: Array) -> Array:
+def _matmul(subscripts: str, x: Array, y: Array) -> Array:
     return jnp.einsum(subscripts, x, y, preferred_element_type=jnp.float32)

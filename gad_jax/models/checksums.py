@@ -1,4 +1,4 @@
-"""SHA256SUMS beside a model's weights: a flipped bit in them is not noticed otherwise.
+"""SHA256SUMS next to a model's weights: nothing else would notice a flipped bit.
 
 The format is that of `sha256sum *.safetensors > SHA256SUMS`, which makes one for any model.
 """
@@ -19,7 +19,7 @@ def write(directory: Path) -> None:
 
 
 def check(directory: Path) -> None:
-    """Raises UserError for a file that is not as its checksum says; does nothing without any."""
+    """Raises UserError for a file with another checksum; does nothing without SHA256SUMS."""
     listing = directory / NAME
     if not listing.is_file():
         return

@@ -1,8 +1,7 @@
-"""What a pass through a network costs by its mathematics: floating-point operations and bytes.
+"""Analytic FLOPs of a pass through a network; a multiply-add counts two.
 
-XLA's own count takes the body of a loop once, whatever its length, so utilisation is computed from
-these. A multiplication with an addition counts two. The tests compare with XLA's count of an
-unrolled network.
+XLA's own count takes the body of a loop once, whatever the number of iterations, so utilisation is
+computed from these. The tests compare them with XLA's count of an unrolled network.
 """
 
 from typing import Any, NamedTuple
@@ -15,11 +14,11 @@ from gad_jax.models.config import DecoderConfig
 from gad_jax.types import PackedRows
 
 TRAINING = 3
-"""Forward and backward pass, in forward passes."""
+"""FLOPs of forward and backward pass, in forward passes."""
 
 
 class Work(NamedTuple):
-    """How much a pass has to do: tokens, (query, key) pairs that attend, tokens with logits."""
+    """The work of a pass: tokens, attended (query, key) pairs, tokens with logits or a score."""
 
     tokens: int
     attended: int
@@ -35,14 +34,17 @@ def parameters(config: DecoderConfig) -> int:
 
 
 def layer_weights(config: DecoderConfig) -> int:
-    """Returns the weights in the matrix products of all layers, without embedding and heads."""
+    """Returns the number of weights in the matmuls of all layers, without embedding and heads."""
     attention = 2 * (config.heads + config.kv_heads) * config.head_width * config.width
     return config.layers * (attention + 3 * config.width * config.mlp_width)
 
 
 def forward_flops(config: DecoderConfig, work: Work) -> float:
-    """Returns the operations of a forward pass: 2N per token, 4·L·H·C per attended pair, and the
-    vocabulary projection of the tokens that have one."""
+    """Returns the FLOPs of a forward pass.
+
+    That is 2 per weight and token, 4·L·H·C per attended pair, and the head's projection of the
+    tokens that have logits or a score.
+    """
     projections = 2.0 * layer_weights(config) * work.tokens
     attention = 4.0 * config.layers * config.heads * config.head_width * work.attended
     head = 1 if config.head == "score" else config.vocabulary
@@ -50,7 +52,7 @@ def forward_flops(config: DecoderConfig, work: Work) -> float:
 
 
 def training_flops(config: DecoderConfig, work: Work) -> float:
-    """Returns the operations of forward and backward pass: 6N per token and causal attention.
+    """Returns the FLOPs of forward and backward pass: three forward passes.
 
     What rematerialisation computes again is not counted: utilisation is of useful work.
     """
@@ -60,7 +62,7 @@ def training_flops(config: DecoderConfig, work: Work) -> float:
 def packed_work(rows: PackedRows) -> Work:
     """Returns the work in packed rows, without their padding.
 
-    Every token sees those before it in its own sequence: as many as its position says, and itself.
+    A token at position p attends to p tokens before it and to itself.
     """
     own, positions = np.asarray(rows.segments.own), np.asarray(rows.positions)
     attended = int((positions[own > 0].astype(np.int64) + 1).sum())
@@ -68,8 +70,10 @@ def packed_work(rows: PackedRows) -> Work:
 
 
 def processed_work(rows: PackedRows) -> Work:
-    """Returns the work that a device does on packed rows: every position, the lower triangle of
-    each row, and logits everywhere."""
+    """Returns the work that devices do on packed rows, padding included.
+
+    That is every position, the lower triangle of each row, and logits everywhere.
+    """
     micro, count, length = rows.tokens.shape
     positions = micro * count * length
     return Work(positions, positions * (length + 1) // 2, positions)

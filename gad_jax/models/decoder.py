@@ -1,9 +1,14 @@
-"""The one decoder architecture: pre-norm, rotary positions, grouped-query attention, gated mlp.
+"""The one decoder architecture, on packed rows: tokens to hidden states, logits or scores.
 
-Families (llama, qwen2, qwen3) differ by switches of `DecoderConfig`. The modules are Flax NNX,
-used without state: a network is its config and a nested dict of arrays, and the public functions
-take both. Layers are stacked on a leading axis and run under `jax.lax.scan`. Inside, activations
-are kept two-dimensional, [tokens, width]: the gradient of a matrix product is faster so on a CPU.
+Pre-norm, rotary positions, grouped-query attention, gated mlp. Families (llama, qwen2, qwen3)
+differ by switches of `DecoderConfig`. The modules are Flax NNX, used without state: a network is
+its config and a nested dict of arrays (`Params`), and every function here takes both.
+
+The parameters of all layers are stacked on a leading axis and run under `jax.lax.scan`, so compile
+time does not grow with the depth. Decoding unrolls the layers instead (`rollout/ring.py`).
+
+Elsewhere: the block of one layer (`layers.py`), attention kernels (`attention.py`),
+log-probabilities (`logprobs.py`), reading and writing weights (`weights.py`).
 """
 
 from functools import lru_cache
@@ -17,15 +22,20 @@ from jaxtyping import Array, Float, Int
 from gad_jax.distributed import sharding
 from gad_jax.models import attention
 from gad_jax.models.config import DecoderConfig
-from gad_jax.models.layers import Block, Linear, Norm, initial, remat, rotation, unflatten
+from gad_jax.models.layers import Block, Linear, Norm, initial_weights, remat, rotation, unflatten
 from gad_jax.types import Params, Segments
 
 
 class Decoder(nnx.Module):
-    """Embedding, stacked blocks, final norm, and a vocabulary or a score head."""
+    """Embedding, stacked blocks, final norm, and a vocabulary or a score head.
+
+    It defines the parameter tree; what the functions below compute uses its parts directly.
+    """
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-        self.embedding = nnx.Param(initial(rngs.params(), (config.vocabulary, config.width)))
+        self.embedding = nnx.Param(
+            initial_weights(rngs.params(), (config.vocabulary, config.width))
+        )
         self.layers = jax.vmap(lambda r: Block(config, r))(rngs.split(config.layers))
         self.final_norm = Norm(config.width, config.norm_epsilon)
         if config.head == "score":
@@ -35,18 +45,21 @@ class Decoder(nnx.Module):
 
 
 def init(config: DecoderConfig, key: Array) -> Params:
-    """Returns random parameters, for tests and benchmarks; real ones come from `weights.load`."""
+    """Returns random float32 parameters, for tests and benchmarks (real ones: `weights.load`)."""
     return nnx.to_pure_dict(nnx.state(Decoder(config, nnx.Rngs(key))))
 
 
 def init_score(config: DecoderConfig, key: Array, stddev: float = 0.02) -> Params:
-    """Returns a fresh score head: weights from N(0, stddev), bias 0 (section 2 of the paper)."""
+    """Returns a fresh score head: weights from N(0, stddev), bias 0.
+
+    The discriminator is the generator's network with this head (arXiv:2511.10643, section 2).
+    """
     kernel = stddev * jax.random.normal(key, (config.width, 1), jnp.float32)
     return {"kernel": kernel, "bias": jnp.zeros(1, jnp.float32)}
 
 
 def abstract(config: DecoderConfig) -> Params:
-    """Returns the parameter tree as shapes, without computing anything."""
+    """Returns the parameter tree as `jax.ShapeDtypeStruct`, without computing anything."""
     return jax.eval_shape(lambda: init(config, jax.random.key(0)))
 
 
@@ -57,7 +70,7 @@ def block_graph(config: DecoderConfig) -> nnx.GraphDef:
 
 
 def embed(config: DecoderConfig, params: Params, tokens: Int[Array, " n"]) -> Float[Array, "n D"]:
-    """Returns the embeddings of the tokens in the compute dtype."""
+    """Returns the embeddings of the tokens, in the compute dtype."""
     table = sharding.gather(params["embedding"].astype(config.compute_dtype), "vocabulary", "embed")
     return table.at[tokens].get(out_sharding=sharding.spec("batch", None))
 
@@ -65,7 +78,7 @@ def embed(config: DecoderConfig, params: Params, tokens: Int[Array, " n"]) -> Fl
 def final_norm(
     config: DecoderConfig, params: Params, x: Float[Array, "n D"]
 ) -> Float[Array, "n D"]:
-    """Returns the hidden state after the last norm: what both heads read."""
+    """Returns the hidden states after the last norm, which both heads read."""
     graph = nnx.graphdef(nnx.eval_shape(lambda: Norm(config.width, config.norm_epsilon)))
     return nnx.merge(graph, params["final_norm"])(x)
 
@@ -78,12 +91,14 @@ def hidden(
     segments: Segments,
     collect_cache: bool = False,
 ) -> tuple[Float[Array, "M T D"], Any]:
-    """Returns the last hidden states (after the final norm) and the cache.
+    """Returns the last hidden states (after the final norm) and the KV cache of all layers.
 
-    The cache is (keys, values), [L M K T C] each, with collect_cache, else None.
+    `positions` count from 0 in each sequence, `segments` say which tokens see each other. The cache
+    is (keys, values), [L M K T C] each, with `collect_cache`, else None.
     """
     rows, length = tokens.shape
     flat = sharding.spec("batch")
+    # [M T] → [n] and back at the end: see the note on two-dimensional activations in `layers.py`.
     x = embed(config, params, tokens.reshape(rows * length, out_sharding=flat))
     angles = rotation(config, positions.reshape(rows * length, out_sharding=flat))
     mask = attention.visible(segments)
@@ -116,7 +131,7 @@ def head_axes(config: DecoderConfig) -> tuple[str, str]:
 
 
 def head_kernel(config: DecoderConfig, head: Float[Array, "*head"]) -> Float[Array, "*head"]:
-    """Returns `head` in the compute dtype with its FSDP shards gathered: what `project` takes."""
+    """Returns `head` as `project` takes it: in the compute dtype, its FSDP shards gathered."""
     return sharding.gather(head.astype(config.compute_dtype), *head_axes(config))
 
 
@@ -124,9 +139,10 @@ def project(
     config: DecoderConfig, x: Float[Array, "n D"], kernel: Float[Array, "*head"]
 ) -> Float[Array, "n V"]:
     """Returns float32 logits of hidden states; `kernel` comes from `head_kernel`."""
-    product = "nd,vd->nv" if config.tied else "nd,dv->nv"
+    # A tied head is the embedding [V D]; naming its axes costs no transposed copy.
+    subscripts = "nd,vd->nv" if config.tied else "nd,dv->nv"
     out = sharding.spec("batch", "vocabulary")
-    return jnp.einsum(product, x, kernel, out_sharding=out).astype(jnp.float32)
+    return jnp.einsum(subscripts, x, kernel, out_sharding=out).astype(jnp.float32)
 
 
 def logits(
@@ -136,7 +152,10 @@ def logits(
     positions: Int[Array, "M T"],
     segments: Segments,
 ) -> Float[Array, "M T V"]:
-    """Returns the float32 logits of every position: small inputs only, steps work in chunks."""
+    """Returns the float32 logits of every position.
+
+    For small inputs: M·T·V numbers at once. Training works in chunks (`core/losses.py`).
+    """
     x, _ = hidden(config, params, tokens, positions, segments)
     rows, length, width = x.shape
     flat = x.reshape(rows * length, width, out_sharding=sharding.spec("batch", None))
@@ -152,9 +171,10 @@ def score(
     positions: Int[Array, "M T"],
     segments: Segments,
 ) -> Float[Array, "M T"]:
-    """Returns the score at every position, float32; a response's score is that of its last token.
+    """Returns the score at every position, float32: D(x, y) in arXiv:2511.10643.
 
-    The head works in float32: rounding scores to bfloat16 drowns a group's spread.
+    A response's score is that of its last token. The head works in float32: the scores of a group
+    differ by less than bfloat16 resolves.
     """
     x, _ = hidden(config, params, tokens, positions, segments)
     head = params["score"]

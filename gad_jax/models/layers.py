@@ -1,4 +1,14 @@
-"""The layers of the decoder: norms, projections, rotary positions, the block."""
+"""The layers of the decoder: norm, linear projection, rotary positions, and the block of one layer.
+
+How a block attends is the caller's: `decoder.py` passes attention over packed rows
+(`attention.py`), `rollout/ring.py` attention over a KV cache. How the blocks are stacked and run is
+in `decoder.py`.
+
+Activations are two-dimensional here, [tokens, width], with heads split off as a third axis around
+attention: on a CPU the gradient of a matmul of two-dimensional arrays is faster. `out_sharding`
+arguments say how a result is split over the mesh, because the mesh's axes are explicit
+(`distributed/sharding.py`); without a mesh they are None.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,8 +25,11 @@ from gad_jax.models.config import DecoderConfig
 Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
 """(query [n H C], key [n K C], value [n K C]) → (output [n H C], anything to collect)."""
 
+Rotation = tuple[Float[Array, "n C2"], Float[Array, "n C2"]]
+"""Cosines and sines of the rotary angles of n tokens; C2 = C / 2."""
 
-initial = nnx.initializers.normal(0.02)
+initial_weights = nnx.initializers.normal(0.02)
+"""Of networks without a checkpoint: tests and benchmarks."""
 
 
 class Norm(nnx.Module):
@@ -26,31 +39,41 @@ class Norm(nnx.Module):
         self.scale = nnx.Param(jnp.ones(width))
         self.epsilon = epsilon
 
-    def __call__(self, x: Array) -> Array:
-        y = x.astype(jnp.float32)
+    def __call__(self, x: Float[Array, "*n D"]) -> Float[Array, "*n D"]:
+        y = x.astype(jnp.float32)  # a mean of squares loses too much in bfloat16
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
         return (y * self.scale[...]).astype(x.dtype)
 
 
 class Linear(nnx.Module):
-    """x @ kernel (+ bias); the kernel's FSDP shards are gathered where it is used."""
+    """x @ kernel (+ bias); `source` and `target` are (logical axis, size) of the kernel's axes.
 
-    def __init__(self, rngs: nnx.Rngs, *sizes: tuple[str, int], bias: bool = False):
-        (self.input, width_in), (self.output, width_out) = sizes
-        self.kernel = nnx.Param(initial(rngs.params(), (width_in, width_out)))
+    The kernel's FSDP shards are gathered where it is used, in the dtype of x: half the bytes in
+    bfloat16.
+    """
+
+    def __init__(
+        self, rngs: nnx.Rngs, source: tuple[str, int], target: tuple[str, int], bias: bool = False
+    ):
+        (self.input, width_in), (self.output, width_out) = source, target
+        self.kernel = nnx.Param(initial_weights(rngs.params(), (width_in, width_out)))
         if bias:
             self.bias = nnx.Param(jnp.zeros(width_out))
         self.has_bias = bias
 
     def __call__(self, x: Float[Array, "n in"]) -> Float[Array, "n out"]:
         kernel = sharding.gather(self.kernel[...].astype(x.dtype), self.input, self.output)
+        # "embed" is split by FSDP in parameters only; an activation's width never is.
         output = None if self.output == "embed" else self.output
         y = jnp.einsum("nd,df->nf", x, kernel, out_sharding=sharding.spec("batch", output))
         return y + self.bias[...].astype(x.dtype) if self.has_bias else y
 
 
 class Block(nnx.Module):
-    """One layer. How queries meet keys is the caller's: packed rows, or a cache."""
+    """One layer: attention and gated mlp, each behind a norm and added to its input (pre-norm).
+
+    `attend` is the caller's: attention over packed rows, or over a KV cache.
+    """
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         c = self.config = config
@@ -70,52 +93,59 @@ class Block(nnx.Module):
         self.down = Linear(rngs, mlp, embed)
 
     def __call__(
-        self, x: Float[Array, "n D"], rotation: tuple[Array, Array], attend: Attend
+        self, x: Float[Array, "n D"], angles: Rotation, attend: Attend
     ) -> tuple[Float[Array, "n D"], Any]:
         c = self.config
         h = self.attention_norm(x)
-        query = split(self.query(h), c.heads, "heads")
-        key = split(self.key(h), c.kv_heads, "kv_heads")
-        value = split(self.value(h), c.kv_heads, "kv_heads")
+        query = _split(self.query(h), c.heads, "heads")
+        key = _split(self.key(h), c.kv_heads, "kv_heads")
+        value = _split(self.value(h), c.kv_heads, "kv_heads")
         if c.qk_norm:
             query, key = self.query_norm(query), self.key_norm(key)
-        mixed, extra = attend(rotate(query, rotation), rotate(key, rotation), value)
+        mixed, collected = attend(rotate(query, angles), rotate(key, angles), value)
         merged = mixed.reshape(
             x.shape[0], c.heads * c.head_width, out_sharding=sharding.spec("batch", "heads")
         )
         x = x + self.output(merged)
         h = self.mlp_norm(x)
-        return x + self.down(jax.nn.silu(self.gate(h)) * self.up(h)), extra
+        return x + self.down(jax.nn.silu(self.gate(h)) * self.up(h)), collected
 
 
-def rotation(
-    config: DecoderConfig, positions: Int[Array, " n"]
-) -> tuple[Float[Array, "n C2"], Float[Array, "n C2"]]:
-    """Returns cosines and sines of the rotary angles, float32, C2 = head width / 2."""
+def rotation(config: DecoderConfig, positions: Int[Array, " n"]) -> Rotation:
+    """Returns cosines and sines of the rotary angles of these positions, float32 (RoPE).
+
+    Positions beyond `config.max_positions` are not refused here: callers bound their lengths.
+    """
     exponents = jnp.arange(0, config.head_width, 2, dtype=jnp.float32) / config.head_width
     frequencies = 1.0 / config.rope_theta**exponents
     if s := config.rope_scaling:
-        turns = s.original_max_positions * frequencies / (2 * jnp.pi)
-        smooth = (turns - s.low_frequency_factor) / (
+        # Periods that training at the original length has seen: a frequency with many is kept, one
+        # with less than a few is divided, so that longer texts reach no angle that is new to it.
+        periods = s.original_max_positions * frequencies / (2 * jnp.pi)
+        kept = (periods - s.low_frequency_factor) / (
             s.high_frequency_factor - s.low_frequency_factor
         )
-        smooth = jnp.clip(smooth, 0.0, 1.0)
-        frequencies = smooth * frequencies + (1 - smooth) * frequencies / s.factor
+        kept = jnp.clip(kept, 0.0, 1.0)
+        frequencies = kept * frequencies + (1 - kept) * frequencies / s.factor
+    # In float32: bfloat16 has 8 bits, and positions above 256 would fall together.
     angles = positions[:, None].astype(jnp.float32) * frequencies
     return jnp.cos(angles), jnp.sin(angles)
 
 
-def rotate(
-    x: Float[Array, "n heads C"], rotation: tuple[Float[Array, "n C2"], Float[Array, "n C2"]]
-) -> Float[Array, "n heads C"]:
-    """Returns x with its two halves rotated by the angles of its position, in float32."""
-    cos, sin = (angle[:, None, :] for angle in rotation)
+def rotate(x: Float[Array, "n heads C"], angles: Rotation) -> Float[Array, "n heads C"]:
+    """Returns x rotated by the angles of its positions; computed in float32, in the dtype of x.
+
+    Number i of a head is paired with number i + C/2, as in Hugging Face's Llama, and not with its
+    neighbour, as in the RoPE paper (arXiv:2104.09864).
+    """
+    cos, sin = (angle[:, None, :] for angle in angles)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = (first * cos - second * sin, second * cos + first * sin)
-    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+    rotated = (first * cos - second * sin, second * cos + first * sin)
+    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
 
 
 def remat(layer: Callable[..., Any], policy: str) -> Callable[..., Any]:
+    """Returns the layer, with its backward pass recomputing what `DecoderConfig.remat` says."""
     if policy == "none":
         return layer
     policies = jax.checkpoint_policies
@@ -126,15 +156,18 @@ def remat(layer: Callable[..., Any], policy: str) -> Callable[..., Any]:
             policies.save_only_these_names(attention.SAVED),
         ),
     }
-    # Inside a scan nothing can merge the second computation with the first.
+    # prevent_cse puts barriers around the second computation, so that XLA does not merge it with
+    # the first. Inside a scan it cannot, and the barriers would only hinder fusion.
     return jax.checkpoint(layer, policy=saved[policy], prevent_cse=False)
 
 
-def split(x: Float[Array, "n width"], heads: int, axis: str) -> Float[Array, "n heads C"]:
+def _split(x: Float[Array, "n width"], heads: int, axis: str) -> Float[Array, "n heads C"]:
+    """Returns x with its heads apart; `axis` is their logical axis."""
     shape = (x.shape[0], heads, x.shape[1] // heads)
     return x.reshape(shape, out_sharding=sharding.spec("batch", axis, None))
 
 
 def unflatten(x: Float[Array, "n heads C"], rows: int, axis: str) -> Float[Array, "M T heads C"]:
+    """Returns the tokens of M rows as rows again; `axis` is the logical axis of the heads."""
     shape = (rows, x.shape[0] // rows, *x.shape[1:])
     return x.reshape(shape, out_sharding=sharding.spec("batch", None, axis, None))

@@ -35,12 +35,12 @@ _UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
 def resolve(name: str) -> Path:
-    """The local Hugging Face directory of the model called `name`.
+    """Returns the local Hugging Face directory of the model called `name`.
 
     `name` is `smollm2-135m-instruct`, `random-tiny`, a local directory, or an `org/name` of the
     Hugging Face Hub (downloaded once; safetensors and text files only), tried in this order: a
-    directory called random-tiny is `./random-tiny`. What is returned has config.json, complete
-    safetensors weights and a tokenizer. Raises UserError, one sentence, for everything else.
+    directory called random-tiny is `./random-tiny`. The returned directory has config.json,
+    complete safetensors weights and a tokenizer. Raises UserError, one sentence, otherwise.
     """
     if name in _BUILT_IN:
         return _check(_BUILT_IN[name](), name)
@@ -73,7 +73,7 @@ def _names() -> str:
 
 
 def _download(name: str) -> Path:
-    """The snapshot of a hub repository, from huggingface_hub's own cache when offline."""
+    """Returns the snapshot of a hub repository, from huggingface_hub's own cache when offline."""
     from huggingface_hub import errors, snapshot_download  # here: only a hub id needs it
 
     local = f"{name!r} is not a directory here, and as a hub id it"
@@ -101,7 +101,7 @@ def _download(name: str) -> Path:
 
 
 def _check(directory: Path, name: str) -> Path:
-    """`directory`, if nothing of a Hugging Face model is missing; UserError says what is."""
+    """Returns `directory` if it is a whole Hugging Face model; UserError says what is missing."""
     files = {path.name for path in directory.iterdir()}
     if "config.json" not in files:
         raise UserError(
@@ -128,7 +128,7 @@ def _check(directory: Path, name: str) -> Path:
 
 
 def _check_index(index: Path, weights: set[str], name: str) -> None:
-    """Refuses an index that names files which are missing, or lie outside the directory."""
+    """Raises UserError for an index that names missing files, or files outside the directory."""
     try:
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (ValueError, KeyError, AttributeError, TypeError) as error:

@@ -28,7 +28,7 @@ from gad_jax.models.config import DecoderConfig
 from gad_jax.models.families import FAMILIES
 from gad_jax.types import Params
 
-SHARD_BYTES = 4 * 2**30
+SHARD_BYTES = 4 * 2**30  # a file is held in host memory while it is written
 FLOATS = ("F32", "BF16", "F16", "F64")
 
 
@@ -70,12 +70,12 @@ def read_config(directory: str | Path) -> DecoderConfig:
 def load(
     directory: str | Path, mesh: jax.sharding.Mesh | None = None, dtype: DTypeLike = jnp.float32
 ) -> tuple[DecoderConfig, Params]:
-    """Returns the config and the parameters, each laid out over the mesh as the table says.
+    """Returns the config and the parameters, split over the mesh as `sharding.PARAMETER_AXES` says.
 
     Without a mesh they live on the default device. A sequence-classification directory gives a
     score head, its bias taken from config.json (`score_bias`), where `save` keeps it. Raises
-    UserError that names a missing, misshapen, unreadable or non-finite tensor, or a file that is
-    not as SHA256SUMS says.
+    UserError that names a missing, misshapen, unreadable or non-finite tensor, or a file whose
+    checksum is not that of SHA256SUMS.
     """
     config = read_config(directory)
     checksums.check(Path(directory))
@@ -101,10 +101,10 @@ def save(
 ) -> None:
     """Writes a directory that transformers and vLLM load: config, safetensors, tokenizer.
 
-    Weights are written in `config.stored_dtype`. The directory appears complete or not at all;
-    one that is there is replaced. Every process of a run calls it, the first writes. transformers'
-    classes have no bias on the score head: it moves
-    all scores alike, and is kept in config.json as `score_bias`.
+    Weights are written in `config.stored_dtype`. The directory appears complete or not at all, and
+    replaces an older one. Every process of a run calls it; the first one writes. transformers'
+    classes have no bias on the score head. The bias is the same for all scores, so config.json
+    keeps it as `score_bias`.
     """
     if not processes.is_first():
         for tensor in _tensors_to_write(config, params):  # each takes part in gathering
@@ -180,7 +180,7 @@ class _Tensors:
                 if Path(str(file)).name != file:
                     raise UserError(
                         f"{index}: {name} points outside the directory ({file!r}); it must name a "
-                        "file beside it"
+                        "file next to it"
                     )
                 self.files[name] = directory / file
         else:

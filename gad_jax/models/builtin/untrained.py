@@ -30,7 +30,7 @@ class Sizes(NamedTuple):
 
 
 class Special(NamedTuple):
-    """The tokens that no text turns into, and the template that writes them."""
+    """The tokens that ordinary text never becomes, and the template that writes them."""
 
     pad: str
     end: str
