@@ -162,7 +162,7 @@ def _begun(path: Path) -> tuple[str, float, str]:
     return path.parent.name, about.stat().st_mtime if about.exists() else 0.0, path.name
 
 
-def _lines(result: heldout.Result) -> tuple[Line, ...]:
+def _lines(result: heldout.HeldoutResult) -> tuple[Line, ...]:
     return tuple(
         {
             "id": str(number),

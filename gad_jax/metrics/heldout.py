@@ -1,4 +1,8 @@
-"""Greedy answers of a student to held-out prompts, kept in one file per evaluation."""
+"""Answers of a student to held-out prompts, kept in one file per evaluation.
+
+When a run evaluates, and which evaluation is its best, is decided in `training/`; how two texts
+overlap is in `overlap.py`.
+"""
 
 import dataclasses
 import json
@@ -6,19 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from gad_jax.data.chat import Chat
 from gad_jax.data.pipeline import Prepared
 from gad_jax.metrics import overlap
-from gad_jax.models.config import DecoderConfig
-from gad_jax.rollout import engine, prefill
-from gad_jax.types import Params
+from gad_jax.rollout.answering import Answer, Responder
 
 
 @dataclasses.dataclass(frozen=True)
-class Result:
+class HeldoutResult:
     """One evaluation: its label, step, mean metrics, and every prompt with both answers."""
 
     label: str
@@ -27,8 +27,10 @@ class Result:
     examples: list[dict[str, Any]]
 
     def score(self, measure: str, shortest: float, longest: float) -> float | None:
-        """Returns the mean of a measure of `overlap.scores`; None where the mean answer is shorter
-        or longer than these multiples of the teacher's."""
+        """Returns the mean of a measure of `overlap.scores`, in [0, 1].
+
+        None where the mean answer is shorter or longer than these multiples of the teacher's.
+        """
         if not shortest <= self.metrics["evaluation/length_ratio"] <= longest:
             return None
         pairs = [(example["teacher"], example["student"]) for example in self.examples]
@@ -39,75 +41,69 @@ class Result:
         return json.dumps(dataclasses.asdict(self), ensure_ascii=False, indent=1) + "\n"
 
 
-def read(path: Path) -> Result:
+def read(path: Path) -> HeldoutResult:
     """Returns an evaluation from its file."""
     return parse(path.read_text(encoding="utf-8"))
 
 
-def parse(text: str) -> Result:
+def parse(text: str) -> HeldoutResult:
     """Returns an evaluation from its file's text."""
-    return Result(**json.loads(text))
+    return HeldoutResult(**json.loads(text))
 
 
 def evaluate(
-    config: DecoderConfig,
-    params: Params,
-    heldout: Prepared,
-    chat: Chat,
-    mesh: jax.sharding.Mesh,
+    responder: Responder,
+    held_out: Prepared,
     *,
     label: str,
     step: int,
     prompts: int,
-    max_new_tokens: int,
     batch_prompts: int,
-    going_on: Callable[[], bool] = lambda: True,
-) -> Result | None:
-    """Returns the greedy answers to the first `prompts` rows, compared with the teacher's.
+    keep_going: Callable[[], bool] = lambda: True,
+) -> HeldoutResult | None:
+    """Returns the responder's answers to the first `prompts` rows, compared with the teacher's.
 
-    `going_on` is asked before every batch; when it says no, there is no result. Lengths are in
-    tokens and count the end token.
+    It answers `batch_prompts` at a time. `keep_going` is called before every batch; once it is
+    False there is no result. Lengths are in tokens and count the end token.
     """
-    settings = engine.RolloutProgram(1, max_new_tokens, chat.end_tokens, chat.pad_token)
-    copy = prefill.decode_copy(config, params)
-    examples, lengths, teacher_lengths = [], [], []
+    examples: list[dict[str, Any]] = []
     for start in range(0, prompts, batch_prompts):
-        if not going_on():
+        if not keep_going():
             return None
-        rows = list(range(start, min(start + batch_prompts, prompts)))
-        # The last batch is filled up with prompts that are there, so that all have one shape.
+        rows = range(start, min(start + batch_prompts, prompts))
+        # The last batch repeats its prompts until it is full, so that all batches have one shape.
         filled = [rows[i % len(rows)] for i in range(min(batch_prompts, prompts))]
-        rollout = engine.generate(
-            config,
-            params,
-            [heldout.prompt(row) for row in filled],
-            np.asarray(filled),
-            jax.random.key(0),
-            settings,
-            mesh,
-            weights=copy,
-        )
-        for number, row in enumerate(rows):
-            length = int(rollout.lengths[number, 0])
-            teacher = heldout.rows[row].responses[0]
-            answer = chat.decode(rollout.tokens[number, 0, :length].tolist())
-            lengths.append(length)
-            teacher_lengths.append(len(heldout.responses(row)[0]))
-            examples.append(
-                {
-                    "prompt": heldout.rows[row].messages[-1]["content"],
-                    "teacher": teacher,
-                    "student": answer,
-                    "length": length,
-                    "teacher_length": teacher_lengths[-1],
-                    "finished": bool(rollout.finished[number, 0]),
-                    "rouge_l": overlap.rouge_l(teacher, answer),
-                }
-            )
-    metrics = {
-        "evaluation/rouge_l": float(np.mean([example["rouge_l"] for example in examples])),
-        "evaluation/length": float(np.mean(lengths)),
-        "evaluation/length_ratio": float(np.mean(lengths) / np.mean(teacher_lengths)),
+        answers = responder.answers([held_out.prompt(row) for row in filled], filled)
+        examples += [
+            _example(held_out, row, *group)
+            for row, group in zip(rows, answers[: len(rows)], strict=True)
+        ]
+    return HeldoutResult(label, step, _mean_metrics(examples), examples)
+
+
+def _example(held_out: Prepared, row: int, answer: Answer) -> dict[str, Any]:
+    """Returns a prompt with both answers, as evaluation files hold it."""
+    teacher = held_out.rows[row].responses[0]
+    return {
+        "prompt": held_out.rows[row].messages[-1]["content"],
+        "teacher": teacher,
+        "student": answer.text,
+        "length": answer.tokens,
+        "teacher_length": len(held_out.responses(row)[0]),
+        "finished": answer.finished,
+        "rouge_l": overlap.rouge_l(teacher, answer.text),
+    }
+
+
+def _mean_metrics(examples: list[dict[str, Any]]) -> dict[str, float]:
+    """Returns means over the examples; the length ratio is that of the means."""
+
+    def mean(key: str) -> float:
+        return float(np.mean([example[key] for example in examples]))
+
+    return {
+        "evaluation/rouge_l": mean("rouge_l"),
+        "evaluation/length": mean("length"),
+        "evaluation/length_ratio": mean("length") / mean("teacher_length"),
         "evaluation/cut_share": float(np.mean([not example["finished"] for example in examples])),
     }
-    return Result(label, step, metrics, examples)

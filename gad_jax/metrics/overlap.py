@@ -13,8 +13,8 @@ def words(text: str) -> list[str]:
 
     A word is a run of letters, marks and digits, after compatibility normalisation (NFKC) and case
     folding. Scripts that write no spaces between words have one word per character, with its marks:
-    Chinese, Japanese, Thai, Lao, Khmer, Burmese. On ASCII text these are rouge-score's own words;
-    those know nothing else, so that any answer in another script scores 0 by them.
+    Chinese, Japanese, Thai, Lao, Khmer, Burmese. On ASCII text these are rouge-score's own words.
+    rouge-score knows no other script: by its words, an answer in Chinese scores 0.
 
     Example: "Don't, 3.5 漢字!" → don, t, 3, 5, 漢, 字.
     """
@@ -45,7 +45,7 @@ def rouge_l(reference: str, answer: str) -> float:
 
 
 class _Words:
-    """`words` as rouge-score takes it."""
+    """`words` with the interface of rouge-score's tokenizers."""
 
     def tokenize(self, text: str) -> list[str]:
         return words(text)

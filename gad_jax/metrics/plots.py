@@ -1,4 +1,4 @@
-"""Colours and axes that all plots share, as SVG."""
+"""Colours, axes and SVG output of all plots."""
 
 import io
 from typing import Any
@@ -7,11 +7,12 @@ COLOURS = ("#8d99a6", "#c1440e", "#5aa02c", "#1b6ca8", "#8a5fbf", "#b8860b", "#0
 
 
 def colours(count: int) -> list[str]:
-    """Returns the colours of so many lines."""
+    """Returns a colour for each of `count` lines; they repeat after seven."""
     return [COLOURS[n % len(COLOURS)] for n in range(count)]
 
 
 def make_axes() -> tuple[Any, Any]:
+    """Returns a figure and its axes, with a light grid and no frame at the top and right."""
     from matplotlib.figure import Figure  # without pyplot: no display, nothing global
 
     figure = Figure(figsize=(5, 3.2), layout="constrained")
@@ -22,7 +23,10 @@ def make_axes() -> tuple[Any, Any]:
 
 
 def to_svg(figure: Any) -> str:
-    """Returns the figure, its text as text: a third of the size. The same one is the same text."""
+    """Returns the figure as SVG; the same figure always gives the same SVG.
+
+    Text stays text: a third of the size of text drawn as paths.
+    """
     import matplotlib
 
     out = io.StringIO()

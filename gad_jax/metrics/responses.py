@@ -1,4 +1,4 @@
-"""What is measured of every step's responses: lengths and repetition."""
+"""Metrics of every step's responses: lengths and repetition. No model and no text is needed."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import numpy as np
 def response_metrics(
     lengths: Any, cut: Any, teacher_lengths: Any, teacher_cut: Any
 ) -> dict[str, float]:
-    """Returns how long the responses of a step are, in tokens, and how the teacher's compare.
+    """Returns metrics on the length of a step's responses, in tokens, next to the teacher's.
 
     `cut` is True for a response that reached the limit without ending. A length counts the end
     token, so an empty response has 1. The ratio is that of the means, so it does not depend on how
@@ -29,7 +29,7 @@ def response_metrics(
 
 
 def repetition(responses: Sequence[Any], size: int = 4) -> float:
-    """Returns the share of n-grams that stood in the same response before: 0.1 or less in prose.
+    """Returns the share of n-grams that the same response had before; 0.1 or less in prose.
 
     Example: in [1 2 3 4 5 1 2 3 4] one of six 4-grams is a repeated one.
     """
@@ -37,7 +37,7 @@ def repetition(responses: Sequence[Any], size: int = 4) -> float:
     owner = np.repeat(np.arange(len(responses), dtype=np.uint64), [len(r) for r in responses])
     count = max(len(tokens) - size + 1, 0)
     whole = owner[:count] == owner[size - 1 :]
-    # A hash of 64 bits, wrapping around: two n-grams in 2**64 are taken for one.
+    # A 64-bit hash that wraps around: two different n-grams collide once in 2**64.
     keys = owner[:count]
     for place in range(size):
         keys = (keys ^ tokens[place : place + count]) * np.uint64(0x9E3779B97F4A7C15)

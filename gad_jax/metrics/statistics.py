@@ -1,4 +1,4 @@
-"""Intervals, length control and agreement: what is said of scores beyond their mean."""
+"""Statistics of scores beyond their mean: intervals, length control and agreement of voters."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,10 +10,10 @@ from scipy import stats
 LEVEL = 0.95
 DRAWS = 2000
 RIDGE = 0.1
-"""Penalty on the length coefficient: a judge that always takes the longer one would make it
-infinite."""
+"""Penalty on the length coefficient, which is infinite for a judge that always takes the longer."""
 
 ONE_SIDED = 0.05
+"""With a smaller share of answers that are the longer (or shorter) one, `one_sided` is True."""
 
 Values = Float[np.ndarray, " n"]
 
@@ -32,7 +32,7 @@ class Interval(NamedTuple):
 def mean_interval(values: Sequence[float], seed: int = 0) -> Interval:
     """Returns the mean of one value per prompt, with a percentile bootstrap interval over prompts.
 
-    NaN for no values; a single prompt has an interval of width 0, which says nothing.
+    NaN for no values. A single prompt gives an interval of width 0, which means nothing.
     """
     x = np.asarray(values, np.float64)
     if x.size == 0:
@@ -43,7 +43,7 @@ def mean_interval(values: Sequence[float], seed: int = 0) -> Interval:
 def t_interval(values: Sequence[float]) -> Interval:
     """Returns the mean of a few repetitions, with Student's t interval.
 
-    NaN for no values, and bounds of NaN for one: a single repetition says nothing of the next.
+    NaN for no values. A single repetition has bounds of NaN: it says nothing about the next.
     """
     x = np.asarray(values, np.float64)
     if x.size < 2:
@@ -58,15 +58,15 @@ def length_controlled(
     other_lengths: Sequence[float],
     seed: int = 0,
 ) -> Interval:
-    """Returns what the mean preference would be if both answers were equally long, in [0, 1].
+    """Returns the mean preference that equally long answers would get, in [0, 1].
 
-    The regression of AlpacaEval 2 (arXiv:2404.04475), without its term for the difficulty of an
-    instruction, which needs a leaderboard of models: preference ~ σ(θ + φ tanh(Δ / std Δ)), Δ the
-    difference in length. With Δ = 0 it is σ(θ). A preference is the share won: 1, ½, 0, or the
-    student's part of two ratings.
+    This is the regression of AlpacaEval 2 (arXiv:2404.04475): preference ~ σ(θ + φ tanh(Δ / std Δ))
+    with Δ the difference in length. With Δ = 0 it is σ(θ). The term for the difficulty of an
+    instruction is left out, because it needs a leaderboard of models. A preference is the share
+    won: 1, ½, 0, or the student's part of two ratings.
 
-    Where nearly all answers of one side are longer (`one_sided`), the data does not hold an answer,
-    and this is what the curve happens to say.
+    Where nearly all answers of one side are longer (`one_sided`), the result is an extrapolation
+    without data behind it.
     """
     y = np.asarray(preferences, np.float64)
     difference = np.asarray(lengths, np.float64) - np.asarray(other_lengths, np.float64)
@@ -90,8 +90,8 @@ def one_sided(lengths: Sequence[float], other_lengths: Sequence[float]) -> bool:
 def alpha(votes: Sequence[Sequence[str]]) -> float:
     """Returns Krippendorff's alpha for votes without an order: 1 for full agreement, 0 for chance.
 
-    `votes` are those that each unit got, in any number; units with fewer than two say nothing of
-    agreement. NaN when there are none, or when all votes are the same.
+    `votes` are the votes on each unit, any number of them. Units with fewer than two do not count.
+    NaN when no unit counts, or when all votes are the same.
     """
     units = [unit for unit in votes if len(unit) >= 2]
     names = sorted({vote for unit in units for vote in unit})
@@ -126,7 +126,7 @@ def _intercepts(
 ) -> Float[np.ndarray, " draws"]:
     """Returns θ of σ(θ + φ x) fitted to y by Newton's method, for each row of weights at once.
 
-    θ has a penalty too, so small that it only keeps preferences that are all 0 or 1 finite.
+    θ has a small penalty too. Without it θ would be infinite when all preferences are 0 or all 1.
     """
     features = np.stack([np.ones_like(x), x])
     penalty = np.asarray([1e-3, RIDGE])

@@ -11,6 +11,8 @@ from gad_jax.data.pipeline import Prepared
 from gad_jax.distributed import processes
 from gad_jax.metrics import heldout
 from gad_jax.models.config import DecoderConfig
+from gad_jax.rollout.answering import Responder
+from gad_jax.settings.decoding import Decoding
 from gad_jax.settings.sections import Evaluation
 from gad_jax.training.tracker import Tracker
 from gad_jax.types import Params
@@ -39,7 +41,7 @@ class Evaluations:
 
     def make(
         self, label: str, step: int, generator: Params, keep_going: Callable[[], bool]
-    ) -> heldout.Result | None:
+    ) -> heldout.HeldoutResult | None:
         """Returns the evaluation with this label; a stored one is read again.
 
         Returns None without held-out rows, and where `keep_going` said no between two batches.
@@ -52,18 +54,17 @@ class Evaluations:
             return heldout.parse(stored)
         prompts = min(self.options.prompts or len(self.held_out), len(self.held_out))
         with self.tracker.busy(f"evaluating {label}: {prompts} held-out prompts"):
+            # greedy: the defaults of Decoding
+            decoding = Decoding(max_new_tokens=self.max_new_tokens)
+            responder = Responder(self.network, generator, self.chat, self.mesh, decoding)
             result = heldout.evaluate(
-                self.network,
-                generator,
+                responder,
                 self.held_out,
-                self.chat,
-                self.mesh,
                 label=label,
                 step=step,
                 prompts=prompts,
-                max_new_tokens=self.max_new_tokens,
                 batch_prompts=self.options.batch_prompts,
-                going_on=keep_going,
+                keep_going=keep_going,
             )
         if result is not None and processes.is_first():
             self.tracker.evaluation(result, self.options.examples)

@@ -35,7 +35,7 @@ class Saver:
         train_state: TrainState,
         health_state: health.State,
         shapes: set[Shape],
-        result: heldout.Result | None,
+        result: heldout.HeldoutResult | None,
     ) -> None:
         """Saves the run after a step; `result` is the evaluation of this step, if there is one."""
         meta = {
@@ -47,11 +47,11 @@ class Saver:
         }
         self.checkpoints.save(step, train_state, meta, self.score(result))
 
-    def rescore(self, step: int, result: heldout.Result) -> None:
+    def rescore(self, step: int, result: heldout.HeldoutResult) -> None:
         """Ranks a saved step by an evaluation that was made later."""
         self.checkpoints.rescore(step, self.score(result))
 
-    def score(self, result: heldout.Result | None) -> float | None:
+    def score(self, result: heldout.HeldoutResult | None) -> float | None:
         """Returns what ranks a checkpoint, if its answers are of acceptable length."""
         if result is None:
             return None

@@ -74,7 +74,7 @@ class Tracker:
         self._rows = open(self._run_dir / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
         self._scalars(step, metrics)
 
-    def evaluation(self, result: heldout.Result, examples: int) -> None:
+    def evaluation(self, result: heldout.HeldoutResult, examples: int) -> None:
         """Shows an evaluation and some of its answers, and writes those as `text` does."""
         if not self._enabled:
             return
@@ -83,7 +83,7 @@ class Tracker:
         self.table(f"{result.label}, step {result.step}", {result.label: _columns(result)})
         self._examples(result.step, result.label, [result], examples)
 
-    def comparison(self, results: Sequence[heldout.Result], examples: int) -> None:
+    def comparison(self, results: Sequence[heldout.HeldoutResult], examples: int) -> None:
         """Shows evaluations of a run in one table, and their answers to the same prompts."""
         if self._enabled and results:
             rows = {result.label: _columns(result) for result in results}
@@ -130,7 +130,7 @@ class Tracker:
         self._writer.flush()
 
     def _examples(
-        self, step: int, name: str, results: Sequence[heldout.Result], count: int
+        self, step: int, name: str, results: Sequence[heldout.HeldoutResult], count: int
     ) -> None:
         """Shows and writes the first prompts with the teacher's answer and one per result."""
         documents = []
@@ -166,7 +166,7 @@ COLUMNS = {
 }
 
 
-def _columns(result: heldout.Result) -> dict[str, float | str]:
+def _columns(result: heldout.HeldoutResult) -> dict[str, float | str]:
     return {COLUMNS.get(name, name): value for name, value in result.metrics.items()}
 
 

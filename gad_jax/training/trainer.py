@@ -107,7 +107,7 @@ class Trainer:
         minutes = self.limits.other_minutes if compiles else self.limits.step_minutes
         exits.watchdog(60 * minutes)
 
-    def _evaluate(self, label: str, stop: StopRequest) -> heldout.Result | None:
+    def _evaluate(self, label: str, stop: StopRequest) -> heldout.HeldoutResult | None:
         def keep_going() -> bool:
             self.deadline.poll(stop)
             return not self.deadline.stopping

@@ -103,7 +103,7 @@ def test_a_run_has_its_evaluations_in_order(tmp_path: Path) -> None:
     }
     (tmp_path / "evaluations").mkdir()
     for label, step in (("after gad", 20), ("step 15", 15), ("before", 0), ("after warmup", 10)):
-        result = heldout.Result(label, step, {}, [example])
+        result = heldout.HeldoutResult(label, step, {}, [example])
         name = label.replace(" ", "-")
         (tmp_path / "evaluations" / f"{name}.json").write_text(result.to_json())
     found = from_run(tmp_path)

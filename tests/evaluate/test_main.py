@@ -101,7 +101,7 @@ def test_a_run_is_reported_from_what_it_kept(
     example = {"prompt": "p", "teacher": "a b", "student": "a", "length": 2, "finished": True}
     example |= {"teacher_length": 3, "rouge_l": 0.5}
     for label, step, text in (("before", 0, "a"), ("after gad", 2, "b")):
-        result = heldout.Result(label, step, {}, [example | {"student": text}])
+        result = heldout.HeldoutResult(label, step, {}, [example | {"student": text}])
         (run / "evaluations" / f"{step}.json").write_text(result.to_json())
     assert evaluate.main([str(run)]) == 0
     page = (run / "report.html").read_text()

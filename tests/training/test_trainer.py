@@ -164,7 +164,7 @@ def test_a_stop_cuts_an_evaluation_short_and_it_is_made_later(tmp_path):
 )
 def test_a_checkpoint_is_ranked_within_a_band_of_lengths(tmp_path, ratio, flags, expected):
     example = {"teacher": "the cat sat", "student": "the cat"}
-    result = heldout.Result("after gad", 3, {"evaluation/length_ratio": ratio}, [example])
+    result = heldout.HeldoutResult("after gad", 3, {"evaluation/length_ratio": ratio}, [example])
     options = settings(tmp_path, *flags).checkpoint
     found = Saver(None, options, "").score(result)
     assert found == (None if expected is None else pytest.approx(expected))

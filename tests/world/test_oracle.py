@@ -51,7 +51,7 @@ def test_the_curve_joins_evaluations_and_scores(tmp_path: Path) -> None:
         examples = [
             {"prompt": asked, "student": text} for asked, text in zip(ASKED, students, strict=True)
         ]
-        result = heldout.Result(label, step, {}, examples)
+        result = heldout.HeldoutResult(label, step, {}, examples)
         (tmp_path / "evaluations" / f"{label}.json").write_text(result.to_json())
     rows = [{"step": 1, "stage": "seqkd"}]
     rows += [{"step": 1 + n, "discriminator/margin": 0.5 + n} for n in (0, 1)]
