@@ -1,5 +1,6 @@
 """Teacher text on its way to the steps.
 
-`sources` reads and checks rows, `chat` turns them into the student's tokens, `pipeline` orders
-them into one batch per step. `packing` lays groups of sequences out in rows of fixed length.
+`sources` reads and checks rows, `chat` encodes conversations as the student's tokens, `pipeline`
+encodes all rows once, `epochs` draws one batch per step. `core/packing.py` lays a batch out in
+memory.
 """

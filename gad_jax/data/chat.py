@@ -1,7 +1,8 @@
 """Text to the student's tokens and back: instruction wrapper, chat template, end token.
 
 Teacher and student responses meet in the discriminator, so one text must have one sequence of
-tokens, the end token included. Reading rows is the business of `sources`.
+tokens, the end token included. Reading rows is in `sources`; what a model's files say about its
+tokens is read in `tokenizer.py`.
 """
 
 import functools

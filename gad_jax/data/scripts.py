@@ -1,4 +1,4 @@
-"""Scripts (writing systems) of responses, by token: drift into another language shows in them."""
+"""Scripts (writing systems) of responses, by token: they show a drift into another language."""
 
 import functools
 import unicodedata
@@ -13,9 +13,9 @@ from jaxtyping import Float, Int
 def token_scripts(tokenizer: Any, vocabulary: int) -> Int[np.ndarray, " V"]:
     """Returns a number for the script of each token's first letter; 0 for a token without one.
 
-    The script is the first word of the letter's Unicode name (LATIN, CJK, CYRILLIC, …), which comes
-    near to Unicode's own property. Pieces of a character that a byte-level tokenizer has split have
-    none.
+    The script is the first word of the letter's Unicode name (LATIN, CJK, CYRILLIC, …), which is
+    close to Unicode's script property. Pieces of a character that a byte-level tokenizer has split
+    have no script.
     """
     texts = tokenizer.batch_decode([[token] for token in range(vocabulary)])
     numbers: dict[str, int] = {"": 0}
@@ -28,8 +28,8 @@ def drift(
 ) -> float:
     """Returns how far the shares of scripts differ, from 0 (the same) to 1 (none in common).
 
-    It is the total variation distance of the tokens that have a script; 0 where one side has none.
-    Example: the teacher writes 80 % LATIN and 20 % CJK, the student LATIN alone: 0.2.
+    It is the total variation distance over the tokens with a script; 0 if one side has none.
+    Example: the teacher writes 80 % LATIN and 20 % CJK, the student only LATIN: 0.2.
     """
     shares, wanted = _shares(scripts, responses), _shares(scripts, teacher)
     return float(np.abs(shares - wanted).sum() / 2) if shares.any() and wanted.any() else 0.0

@@ -1,6 +1,6 @@
-"""What a Hugging Face directory says about its tokenizer, chat template and end tokens.
+"""Tokenizer, chat template and end tokens of a Hugging Face directory.
 
-Read once when `chat.Chat` is loaded; encoding itself lives there.
+They are read once, when `chat.Chat` is loaded. Encoding is in `chat.py`.
 """
 
 import json
@@ -28,7 +28,7 @@ _ANSWER = {"role": "assistant", "content": "gad-probe-answer"}
 
 @dataclass(frozen=True)
 class Control:
-    """A token that steers the conversation, and whether it swallows the blanks beside it."""
+    """A token that steers the conversation, and whether it removes the blanks next to it."""
 
     token: int
     lstrip: bool
@@ -39,7 +39,7 @@ def load_tokenizer(directory: str | Path) -> Any:
     """Returns the directory's tokenizer; reads local files only and runs no code of it."""
     if not Path(directory).is_dir():
         raise UserError(f"{directory}: no such directory; give a downloaded Hugging Face model")
-    # It warns when torch is not installed, which is as it should be here.
+    # It warns when torch is not installed, and torch is not needed here.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer
 
@@ -81,7 +81,7 @@ def render(
             tokenize=False,
             add_generation_prompt=generation_prompt,
         )
-    except Exception as error:  # a template is a program of its own: it may raise anything
+    except Exception as error:  # a template is a program: it may raise anything
         raise UserError(
             f"{directory}: the chat template refuses the conversation ({_first_line(error)}); "
             "change the messages or the template"
@@ -134,8 +134,8 @@ def find_end_token(
 ) -> int:
     """Returns the token with which the template closes an assistant turn, else the tokenizer's eos.
 
-    What follows the answer of a probe conversation tells; the token need not be in `end_tokens`
-    (a base tokenizer with a ChatML template ends texts, not turns).
+    It is the token after the answer of a probe conversation. It need not be in `end_tokens`: those
+    of a base tokenizer with a ChatML template end texts, not turns.
     """
     texts = {token: entry.content for token, entry in tokenizer.added_tokens_decoder.items()}
     longest_first = sorted(texts, key=lambda token: len(texts[token]), reverse=True)
@@ -159,9 +159,9 @@ def find_end_token(
 
 
 def make_special(directory: str | Path, tokenizer: Any, tokens: Sequence[int]) -> None:
-    """Marks end tokens as special where they are not, so that their spelling in text stays text.
+    """Marks end tokens as special if they are not, so that their spelling in a text stays text.
 
-    Raises UserError when the tokenizer reads the spelling as the token all the same.
+    Raises UserError when the tokenizer still reads the spelling as the token.
     """
     added = tokenizer.added_tokens_decoder
     for token in tokens:

@@ -16,7 +16,7 @@ from gad_jax.core import packing, steps
 from gad_jax.core.layout import Shape, fewest_micro_batches
 from gad_jax.data import scripts
 from gad_jax.data.chat import Chat
-from gad_jax.data.pipeline import PromptBatch
+from gad_jax.data.epochs import PromptBatch
 from gad_jax.distributed import devices
 from gad_jax.distributed.mesh import data_shards
 from gad_jax.metrics.responses import repetition, response_metrics

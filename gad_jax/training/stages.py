@@ -6,8 +6,9 @@ import math
 import numpy as np
 
 from gad_jax.core.program import Program
-from gad_jax.data import pipeline
-from gad_jax.data.pipeline import Prepared, PromptBatches
+from gad_jax.data import epochs
+from gad_jax.data.epochs import PromptBatches
+from gad_jax.data.pipeline import Prepared
 from gad_jax.models.config import DecoderConfig
 from gad_jax.settings.config import STAGES, Config
 from gad_jax.settings.sections import Stage
@@ -54,7 +55,7 @@ def spans(
     for stage in config.stages:
         options: Stage = getattr(config, stage)
         seeds = np.random.SeedSequence([config.seed, STAGES.index(stage)])
-        batches = pipeline.batches(
+        batches = epochs.batches(
             data, prompts_per_step=config.batch.prompts, seed=int(seeds.generate_state(1)[0])
         )
         end = start + (options.steps or math.ceil(options.epochs * batches.steps_per_epoch))

@@ -241,7 +241,7 @@ def test_vocab_size_covers_every_id(chat):
 
 def test_importing_the_package_imports_no_heavy_library():
     code = (
-        "import sys, gad_jax.data.pipeline, gad_jax.data.chat, gad_jax.data.sources\n"
+        "import sys, gad_jax.data.epochs, gad_jax.data.chat, gad_jax.data.sources\n"
         "heavy = {'jax', 'transformers', 'grain', 'pyarrow', 'datasets'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

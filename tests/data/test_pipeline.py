@@ -10,8 +10,9 @@ import pytest
 from gad_jax.base.errors import UserError
 from gad_jax.data import sources
 from gad_jax.data.chat import Chat
-from gad_jax.data.pipeline import batches, mix, prepare
-from gad_jax.data.sources import Row, Rows
+from gad_jax.data.epochs import batches
+from gad_jax.data.pipeline import mix, prepare
+from gad_jax.data.sources.rows import Row, Rows
 
 LIMITS = {"max_prompt_tokens": 200, "max_response_tokens": 100}
 
@@ -277,7 +278,8 @@ def lines_of_a_run(directory, file, first, last):
 
     from gad_jax.data import sources
     from gad_jax.data.chat import Chat
-    from gad_jax.data.pipeline import batches, prepare
+    from gad_jax.data.epochs import batches
+    from gad_jax.data.pipeline import prepare
 
     prepared = prepare(
         sources.read(file), Chat.load(directory), max_prompt_tokens=200, max_response_tokens=50

@@ -39,18 +39,17 @@ def read(
     """Returns the rows of a JSONL or Parquet file, a directory of them, a hub dataset, or bundled.
 
     A row holds a conversation that ends with the user, under `messages` or `content` (lists of
-    {role, content}) or as a single user turn under `prompt` (or in the forms of Dolly, SelfInst,
-    Alpaca and Vicuna: `rows.py`), and one text or a list of texts under
-    `teacher_response` (optional without `need_response`). Other columns are ignored. `split`, or
-    what a name ends in (`ORG/NAME:test`), picks a part of a hub dataset or the files of a
-    directory; a single file is read whole.
+    {role, content}) or as a single user turn under `prompt`. `rows.py` lists the forms of other
+    datasets. `teacher_response` is a text or a list of texts, and optional without `need_response`.
+    Other columns are ignored. `split`, or the end of a name (`ORG/NAME:test`), picks a part of a
+    hub dataset or the files of a directory; a single file is read whole. A `.txt` file has a prompt
+    per line.
 
-    Several collected responses to one prompt become one row. Those that were cut, refused or empty
-    are left out and counted, unless `keep_unfinished`; an empty one is malformed then. A `.txt`
-    file has a prompt per line.
+    Several collected responses to one prompt become one row. Responses that were cut, refused or
+    empty are dropped and counted, unless `keep_unfinished`: then an empty one is malformed.
 
-    A malformed row raises UserError, and so does a second one with the same id in a file; with
-    `skip_invalid` it is left out and counted by reason.
+    Raises UserError for a malformed row, and for a second row with the same id in a file. With
+    `skip_invalid` such rows are dropped and counted by reason.
 
         rows = read("train.jsonl")
         rows[0].messages[-1]["content"], rows[0].responses
@@ -76,16 +75,20 @@ def read(
                 ) from None
             skipped[problem.reason] += 1
     if not rows:
-        reasons = ", ".join(f"{count}: {reason}" for reason, count in skipped.most_common())
-        found = f"all rows are invalid ({reasons})" if skipped else "no rows"
-        if unfinished:
-            found += f"; {unfinished} responses were cut, refused or empty"
-        raise UserError(f"{name}: {found}; give a file with at least one valid row")
+        raise _no_rows(name, skipped, unfinished)
     return Rows(str(name), tuple(rows), dict(skipped), skip_invalid, unfinished)
 
 
+def _no_rows(name: str, skipped: Counter[str], unfinished: int) -> UserError:
+    reasons = ", ".join(f"{count}: {reason}" for reason, count in skipped.most_common())
+    found = f"all rows are invalid ({reasons})" if skipped else "no rows"
+    if unfinished:
+        found += f"; {unfinished} responses were cut, refused or empty"
+    return UserError(f"{name}: {found}; give a file with at least one valid row")
+
+
 def _add(rows: list[Row], row: Row, key: str | None, groups: dict[str, int]) -> None:
-    """Adds a row, or its responses to the row of the same key; `groups` says where that is."""
+    """Adds a row, or its responses to the row with the same key; `groups` is key → index."""
     index = len(rows) if key is None else groups.setdefault(key, len(rows))
     if index < len(rows) and rows[index].messages == row.messages:
         responses = rows[index].responses + row.responses
@@ -95,8 +98,8 @@ def _add(rows: list[Row], row: Row, key: str | None, groups: dict[str, int]) -> 
 
 
 def _check_id(id: str, where: str, seen: dict[str, dict[str, str]]) -> None:
-    """Raises Invalid for an id that an earlier line of the file has; `seen` are their lines."""
-    if id == where:  # it has none of its own
+    """Raises Invalid for an id that an earlier line has; `seen` is file → id → line."""
+    if id == where:  # the record has no id
         return
     file, _, line = where.rpartition(":")
     first = seen.setdefault(file, {}).setdefault(id, line)
@@ -105,7 +108,7 @@ def _check_id(id: str, where: str, seen: dict[str, dict[str, str]]) -> None:
 
 
 def _with_split(name: str, split: str) -> tuple[str, str]:
-    """Returns the name without the split that it may end in, and the split."""
+    """Returns the name and the split: the one at the end of the name, else the given one."""
     base, _, suffix = name.rpartition(":")
     if base and suffix.isidentifier() and (Path(base).is_dir() or _HUB_NAME.fullmatch(base)):
         return base, suffix
@@ -113,7 +116,7 @@ def _with_split(name: str, split: str) -> tuple[str, str]:
 
 
 def records(name: str, split: str, need_response: bool) -> Iterator[Record]:
-    """Yields the raw records of whatever `name` stands for."""
+    """Yields the raw records of a file, directory, hub dataset or bundled set."""
     if name in _BUNDLED:
         yield from _file_records(_BUNDLED_DIRECTORY / _BUNDLED[name], need_response)
     elif Path(name).is_dir():
@@ -174,6 +177,3 @@ def _file_records(path: Path, need_response: bool) -> Iterator[Record]:
 
 def _suffix(path: Path) -> str | None:
     return next((suffix for suffix in _SUFFIXES if path.name.endswith(suffix)), None)
-
-
-__all__ = ["Row", "Rows", "read"]

@@ -18,7 +18,7 @@ def records(name: str, split: str) -> Iterator[Record]:
 
     try:
         dataset = datasets.load_dataset(name, split=split)
-    except Exception as error:  # offline, unknown, gated, no such split: a kind of its own each
+    except Exception as error:  # offline, unknown, gated, no such split: each another class
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(
             f"{name}: neither a file nor a hub dataset that can be loaded now ({reason}); give a "

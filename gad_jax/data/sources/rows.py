@@ -1,4 +1,4 @@
-"""What a row of teacher text is, and the checks that a raw record passes to become one."""
+"""A row of teacher text, and the checks that turn a raw record into one."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,19 +16,19 @@ class Invalid(Exception):
 
 
 Record = tuple[str, Any]
-"""Where a record stands (`train.jsonl:17`), and its value, or Invalid where it has none."""
+"""The place of a record (`train.jsonl:17`), and its value: Invalid if it could not be read."""
 
 
 FINISHED = ("stop", "end_turn", "eos", "")
-"""Finish reasons of a response that the teacher ended itself; some servers leave it out."""
+"""Finish reasons of a response that the teacher ended itself; some servers send an empty one."""
 
 
 @dataclass(frozen=True)
 class Row:
     """One prompt with the teacher's responses.
 
-    `id` names the row in messages and reports: its own, or where it stands. No two rows of a file
-    have the same.
+    `id` names the row in messages and reports: the record's id, or its place. It is unique in a
+    file.
     """
 
     messages: tuple[dict[str, str], ...]
@@ -40,7 +40,7 @@ class Row:
 class Rows:
     """The valid rows of a source, and how many were skipped for which reason.
 
-    `unfinished` counts the collected responses that were cut, refused or empty; they are no rows.
+    `unfinished` counts the collected responses that were dropped: cut, refused or empty ones.
     """
 
     name: str
@@ -83,7 +83,7 @@ def is_unfinished(record: Any) -> bool:
 
 
 def collected_key(record: Any) -> str | None:
-    """Returns what samples of one collected prompt have in common; None for other records."""
+    """Returns the key that all samples of one collected prompt share; None for other records."""
     if not isinstance(record, dict) or not isinstance(record.get("sample"), int):
         return None
     return record["key"] if isinstance(record.get("key"), str) else None
@@ -91,10 +91,10 @@ def collected_key(record: Any) -> str | None:
 
 def _messages(record: dict[str, Any]) -> tuple[dict[str, str], ...]:
     """Returns the conversation under the first of `messages`, `content`, `instruction`, `prompt`,
-    `turns`, `text` that is given.
+    `turns` and `text` that the record has.
 
-    `instruction` is that of Dolly, SelfInst and Alpaca, where a `prompt` beside it is the same in
-    a wrapper; `turns` and `text` are Vicuna's.
+    Dolly, SelfInst and Alpaca have `instruction`; their `prompt` is the same text in a wrapper.
+    Vicuna has `turns` or `text`.
     """
     for key in ("messages", "content"):
         if record.get(key) is not None:
@@ -111,8 +111,10 @@ def _messages(record: dict[str, Any]) -> tuple[dict[str, str], ...]:
 
 
 def _given_input(record: dict[str, Any]) -> str:
-    """Returns what an instruction is about: Alpaca's `input`, Dolly's `context`, the input of
-    SelfInst's first instance; nothing where there is none."""
+    """Returns the text that an instruction is about, or an empty one.
+
+    That is Alpaca's `input`, Dolly's `context`, or the input of SelfInst's first instance.
+    """
     instances = record.get("instances")
     first = instances[0] if isinstance(instances, list) and instances else None
     for holder, key in ((record, "input"), (record, "context"), (first, "input")):
