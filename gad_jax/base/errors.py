@@ -8,7 +8,7 @@ from typing import NoReturn
 from gad_jax.base.redaction import redact
 
 DEBUG = "GAD_JAX_DEBUG"
-"""Environment variable that is set, by --debug or by hand, to see tracebacks of all errors."""
+"""Environment variable that shows the tracebacks of all errors; --debug sets it."""
 
 
 class UserError(ValueError):
@@ -16,11 +16,21 @@ class UserError(ValueError):
 
 
 def sentence(error: BaseException) -> str:
-    """Returns what is shown of an error: its sentence; with --debug, after where it comes from."""
+    """Returns what is shown of an error: its sentence, and with --debug the traceback before it."""
     shown = str(error)
     if os.environ.get(DEBUG):
         shown = "".join(traceback.format_exception(error)) + shown
     return redact(shown)
+
+
+def first_line(error: BaseException, *, with_class: bool = False) -> str:
+    """Returns the first line of an error's text, at most 300 characters: some libraries' errors run
+    over pages. `with_class` leads it with the class; an error without text is its class alone."""
+    name = type(error).__name__
+    lines = str(error).strip().splitlines()
+    if not lines:
+        return name
+    return f"{name}: {lines[0][:300]}" if with_class else lines[0][:300]
 
 
 def stop(error: UserError) -> NoReturn:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gad_jax.base.errors import UserError
+from gad_jax.base.errors import UserError, first_line
 
 Message = Mapping[str, str]
 """One turn of a conversation: {"role": …, "content": …}."""
@@ -49,7 +49,7 @@ def load_tokenizer(directory: str | Path) -> Any:
         )
     except Exception as error:  # as many kinds as there are tokenizer formats
         raise UserError(
-            f"{directory}: the tokenizer cannot be loaded ({_first_line(error)}); the directory "
+            f"{directory}: the tokenizer cannot be loaded ({first_line(error)}); the directory "
             "needs the model's tokenizer.json and tokenizer_config.json"
         ) from error
 
@@ -83,7 +83,7 @@ def render(
         )
     except Exception as error:  # a template is a program: it may raise anything
         raise UserError(
-            f"{directory}: the chat template refuses the conversation ({_first_line(error)}); "
+            f"{directory}: the chat template refuses the conversation ({first_line(error)}); "
             "change the messages or the template"
         ) from error
 
@@ -188,7 +188,3 @@ def control_tokens(tokenizer: Any) -> dict[str, Control]:
         for token, entry in tokenizer.added_tokens_decoder.items()
         if entry.special and entry.content
     }
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from gad_jax.base.errors import UserError
+from gad_jax.base.errors import UserError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def start(heartbeat_seconds: int, start_seconds: int) -> None:
     except RuntimeError as error:
         raise UserError(
             f"the other processes of this run were not reached within {start_seconds} s "
-            f"({str(error).splitlines()[0]}); check that all are started with the same "
+            f"({first_line(error)}); check that all are started with the same "
             f"{TRIPLE[0]} and {TRIPLE[1]}, and that its port is open"
         ) from error
 

@@ -5,7 +5,7 @@ import os
 import re
 from typing import Any
 
-from gad_jax.base.errors import UserError
+from gad_jax.base.errors import UserError, first_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,11 +157,10 @@ def devices(target: Target) -> list[Any]:
         else:
             topology = topologies.get_topology_desc(target.name, "tpu")
     except Exception as error:  # the plugins' own, of many kinds
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
             f"--target={target.name}: the {target.platform} compiler cannot be used here "
-            f"({reason}); in a separate environment, {PLUGINS[target.platform]}, and the rest "
-            "of requirements.txt"
+            f"({first_line(error)}); in a separate environment, {PLUGINS[target.platform]}, and the "
+            "rest of requirements.txt"
         ) from error
     return list(topology.devices)
 

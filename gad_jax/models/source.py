@@ -9,7 +9,7 @@ import os
 import re
 from pathlib import Path
 
-from gad_jax.base.errors import UserError
+from gad_jax.base.errors import UserError, first_line
 from gad_jax.models.builtin import smollm2, tiny
 
 _BUILT_IN = {smollm2.NAME: smollm2.fetch, tiny.NAME: tiny.fetch}
@@ -93,7 +93,7 @@ def _download(name: str) -> Path:
     except errors.HFValidationError as error:
         raise UserError(f"{local} is malformed; give org/name or a directory's path") from error
     except Exception as error:  # no network, offline mode, a 5xx: the classes vary with its version
-        reason = (str(error) or type(error).__name__).splitlines()[0].removeprefix("Got: ")
+        reason = first_line(error).removeprefix("Got: ")
         raise UserError(
             f"{local} could not be downloaded ({reason}); check the path or the connection, or "
             "copy the model here and give its directory"

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from gad_jax.base.errors import first_line
 from gad_jax.core import packing, steps
 from gad_jax.distributed import devices, hlo, sharding
 from gad_jax.distributed.mesh import data_shards
@@ -187,8 +188,7 @@ def _compile(call: _Call, target: Target) -> Compiled:
         # The TPU's compiler refuses a program that does not fit; others compile it.
         if "RESOURCE_EXHAUSTED" not in str(error) and "hbm" not in str(error).lower():
             raise
-        reason = str(error).splitlines()[0]
-        return Compiled(call.name, kinds, [], time.perf_counter() - started, reason)
+        return Compiled(call.name, kinds, [], time.perf_counter() - started, first_line(error))
     seconds = time.perf_counter() - started
     analysis = compiled.memory_analysis()
     kinds["temporary"] = analysis.temp_size_in_bytes

@@ -17,7 +17,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 import yaml
 from yaml.constructor import SafeConstructor
 
-from gad_jax.base.errors import DEBUG, UserError, stop
+from gad_jax.base.errors import DEBUG, UserError, first_line, stop
 from gad_jax.base.redaction import looks_secret
 from gad_jax.settings import fields
 from gad_jax.settings.fields import Given, Leaf
@@ -239,8 +239,7 @@ def _read_yaml(kind: type, path: Path) -> dict[str, Given]:
         reason = " ".join(filter(None, (error.context, error.problem)))
         raise UserError(f"{path}{line}: not valid YAML: {reason}; correct that line") from error
     except yaml.YAMLError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: not valid YAML: {reason}; correct the file") from error
+        raise UserError(f"{path}: not valid YAML: {first_line(error)}; correct the file") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text; save it as UTF-8") from error
     except OSError as error:

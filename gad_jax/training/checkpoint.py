@@ -23,10 +23,10 @@ import jax
 import orbax.checkpoint as ocp
 
 from gad_jax.base import files
-from gad_jax.base.errors import StorageError, UserError
+from gad_jax.base.errors import StorageError, UserError, first_line
 from gad_jax.distributed import processes
 from gad_jax.training import digest, restoring
-from gad_jax.training.orbax_errors import SaveErrors, first_line, quiet
+from gad_jax.training.orbax_errors import SaveErrors, quiet
 from gad_jax.training.restoring import Meta, Restored
 
 logger = logging.getLogger(__name__)
@@ -145,7 +145,7 @@ class Checkpoints:
         except restoring.UNREADABLE as error:
             raise StorageError(
                 f"the record of checkpoint {self.directory / str(step)} cannot be read: "
-                f"{first_line(error)}"
+                f"{first_line(error, with_class=True)}"
             ) from error
 
     def save(self, step: int, state: Any, meta: Meta, score: float | None = None) -> bool:
@@ -303,7 +303,8 @@ class Checkpoints:
         self._scores.pop(step, None)
         free = shutil.disk_usage(self.directory).free
         return StorageError(
-            f"checkpoint {self.directory / str(step)} could not be written ({first_line(error)}); "
-            f"it needs {self._bytes / 1e9:.2f} GB and {free / 1e9:.2f} GB are free; "
+            f"checkpoint {self.directory / str(step)} could not be written "
+            f"({first_line(error, with_class=True)}); it needs {self._bytes / 1e9:.2f} GB and "
+            f"{free / 1e9:.2f} GB are free; "
             f"complete checkpoints: {self.steps() or 'none'}"
         )

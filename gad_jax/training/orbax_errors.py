@@ -1,16 +1,10 @@
-"""Errors of Orbax: shortened, and known as soon as they happen."""
+"""Errors of Orbax, known as soon as they happen."""
 
 import contextlib
 import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
-
-
-def first_line(error: BaseException) -> str:
-    """Returns an error in one short line: Orbax and TensorStore errors run over many."""
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:300]}".rstrip(": ")
 
 
 @contextlib.contextmanager

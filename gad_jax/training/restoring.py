@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
-from gad_jax.base.errors import UserError
+from gad_jax.base.errors import UserError, first_line
 from gad_jax.distributed import processes
 from gad_jax.training import digest
-from gad_jax.training.orbax_errors import first_line, quiet
+from gad_jax.training.orbax_errors import quiet
 
 FORMAT = 1
 """Number of the layout of a record; a later version says what it can read."""
@@ -47,7 +47,7 @@ def try_restore(
     try:
         record = read_record(checkpoint)
     except UNREADABLE as error:
-        reason = first_line(error)
+        reason = first_line(error, with_class=True)
     if processes.all_of(record is not None):
         assert record is not None
         expected = abstract(record["meta"])
@@ -56,7 +56,7 @@ def try_restore(
             try:
                 state = _read_state(int(checkpoint.name), manager, expected, record)
             except Exception as error:  # Orbax and TensorStore raise errors of many types.
-                reason = first_line(error)
+                reason = first_line(error, with_class=True)
             if state is None:
                 gc.collect()  # What was read of it must not stay in memory next to the next one.
                 time.sleep(0.1)  # TensorStore's threads end after the error is known.

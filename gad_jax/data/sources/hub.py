@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from gad_jax.base.errors import UserError
+from gad_jax.base.errors import UserError, first_line
 from gad_jax.data.sources.rows import Record
 
 
@@ -19,10 +19,9 @@ def records(name: str, split: str) -> Iterator[Record]:
     try:
         dataset = datasets.load_dataset(name, split=split)
     except Exception as error:  # offline, unknown, gated, no such split: each another class
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(
-            f"{name}: neither a file nor a hub dataset that can be loaded now ({reason}); give a "
-            "downloaded file"
+            f"{name}: neither a file nor a hub dataset that can be loaded now "
+            f"({first_line(error)}); give a downloaded file"
         ) from error
     for number, record in enumerate(dataset, start=1):
         yield f"{name}:{number}", record

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gad_jax.base.errors import UserError
+from gad_jax.base.errors import UserError, first_line
 from gad_jax.data.sources.rows import Invalid, Record
 
 PROMPTS = ("messages", "content", "instruction", "prompt", "turns", "text")
@@ -34,8 +34,9 @@ def records(path: Path, need_response: bool = True) -> Iterator[Record]:
                     number += 1
                     yield f"{path.name}:{number}", record
     except pyarrow.ArrowException as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{path}: not a whole Parquet file ({reason}); fetch it again") from error
+        raise UserError(
+            f"{path}: not a whole Parquet file ({first_line(error)}); fetch it again"
+        ) from error
 
 
 def _columns(path: Path, names: list[str], need_response: bool) -> list[str]:
