@@ -1,7 +1,7 @@
-"""What a run shows: a line per step, a progress bar, tables and answers side by side.
+"""What a command shows: lines, a progress bar, tables, and texts side by side.
 
-In a terminal lines are coloured and a bar stays below them; in a file or pipe there are plain lines
-without control codes. Text of models is shown with its control characters replaced.
+In a terminal, lines are coloured and a bar stays below them. A file or a pipe gets plain lines
+without control codes. Control characters in the text of models are replaced.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import io
 import math
 import re
 import sys
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
@@ -46,12 +47,12 @@ _UNPRINTABLE = re.compile(
 
 
 def printable(text: str) -> str:
-    """Returns text that cannot move the cursor or reorder what is around it."""
+    """Returns text that cannot move the cursor or reorder the text around it."""
     return _UNPRINTABLE.sub("\ufffd", text)
 
 
 def step_parts(metrics: Mapping[str, float]) -> list[str]:
-    """Returns the parts of a step's line for which there are metrics."""
+    """Returns the parts of a step's line whose metrics are all given."""
     parts = []
     for template in LINE:
         try:
@@ -62,12 +63,12 @@ def step_parts(metrics: Mapping[str, float]) -> list[str]:
 
 
 def format_seconds(seconds: float) -> str:
-    """Returns a duration as '1:02:03', or '–' when it is not known."""
+    """Returns a duration as '1:02:03'; '–' for one that is not finite."""
     return "–" if not math.isfinite(seconds) else str(timedelta(seconds=round(seconds)))
 
 
 class _SteadyConsole(Console):
-    """A console that never hides the cursor: a run that is killed could not bring it back."""
+    """A console that never hides the cursor: a killed process could not show it again."""
 
     def show_cursor(self, show: bool = True) -> bool:
         return False
@@ -84,10 +85,16 @@ def make_console() -> Console:
 
 
 class Display:
-    """The console of one run; `close` removes the bar."""
+    """The console of one command. A run calls `step`; other work calls `progress`.
 
-    def __init__(self, console: Console | None = None) -> None:
+    Where no bar can be shown, `progress` prints a line at most every `line_seconds`. `close`
+    removes the bar.
+    """
+
+    def __init__(self, console: Console | None = None, line_seconds: float = 0.0) -> None:
         self.console = make_console() if console is None else console
+        self._line_seconds = line_seconds
+        self._line_at = time.monotonic()
         self._total = 0
         self._stage = "starting"
         self._recent: deque[float] = deque(maxlen=20)
@@ -97,22 +104,32 @@ class Display:
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=None),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[left]}"),
+                TextColumn("{task.fields[note]}"),
                 console=self.console,
                 transient=True,
                 expand=True,
             )
-            self._task = self._bar.add_task(self._stage, total=None, left="")
+            self._task = self._bar.add_task(self._stage, total=None, note="")
 
-    def start(self, step: int, total_steps: int) -> None:
-        """Sets how far the run is and how far it goes."""
-        self._total = total_steps
+    def start(self, done: int, total: int) -> None:
+        """Sets how many steps are done, and how many there are in all."""
+        self._total = total
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, total=total_steps)
+            self._bar.update(self._task, completed=done, total=total)
+
+    def progress(self, done: int, note: str) -> None:
+        """Shows how much of the total is done, with a note: in the bar, or as a line."""
+        now = time.monotonic()
+        if self._bar is not None:
+            self._bar.start()
+            self._bar.update(self._task, completed=done, description="", note=note)
+        elif now - self._line_at >= self._line_seconds:
+            self._line_at = now
+            self.console.print(f"{done} of {self._total}  {note}", soft_wrap=True, markup=False)
 
     def step(self, step: int, stage: str, metrics: Mapping[str, float]) -> None:
-        """Shows a step; the time left follows from `seconds/step` of the stage's last ones."""
-        if stage != self._stage:  # Steps of another stage cost something else.
+        """Shows a step. The time left is estimated from the stage's last `seconds/step`."""
+        if stage != self._stage:  # steps of another stage take another time
             self._stage = stage
             self._recent.clear()
         self._recent.extend([metrics["seconds/step"]] if "seconds/step" in metrics else [])
@@ -128,15 +145,15 @@ class Display:
         line.append("  ".join(parts), style="not bold")
         self._bar.start()
         self.console.print(line)
-        self._bar.update(self._task, completed=step, description=stage, left=f"{left} left")
+        self._bar.update(self._task, completed=step, description=stage, note=f"{left} left")
 
     def notice(self, sentence: str) -> None:
-        """Shows a sentence so that it stands out between the lines of the steps."""
+        """Shows a sentence that stands out between the lines of the steps."""
         self.console.print(Text(printable(sentence), style="bold yellow"), soft_wrap=True)
 
     @contextlib.contextmanager
     def busy(self, label: str) -> Iterator[None]:
-        """Says what the run does meanwhile, when that is no step."""
+        """Shows what the run does inside the `with`, when that is not a step."""
         if self._bar is None:
             self.console.print(label, soft_wrap=True, markup=False, highlight=False)
             yield
@@ -147,7 +164,7 @@ class Display:
         self._bar.update(self._task, description=self._stage)
 
     def table(self, title: str, rows: Mapping[str, Mapping[str, float | str]]) -> None:
-        """Shows rows by name, with a column for every quantity that any of them has."""
+        """Shows rows by name, with a column for each quantity that any row has."""
         columns = list(dict.fromkeys(name for row in rows.values() for name in row))
         table = Table(title=title, title_justify="left", title_style="bold")
         table.add_column("")
@@ -158,7 +175,7 @@ class Display:
         self.console.print(table)
 
     def side_by_side(self, title: str, texts: Mapping[str, str]) -> None:
-        """Shows texts by name in columns, or one below the other where columns would be narrow."""
+        """Shows texts by name in columns, or one below the other if columns would be narrow."""
         shown = {name: Text(_shortened(printable(text))) for name, text in texts.items()}
         body: RenderableType
         if self.console.width >= SIDE_BY_SIDE_WIDTH * max(len(shown), 1):

@@ -1,4 +1,4 @@
-"""Files that survive a crash: atomic writes, locks on run directories, leftovers removed."""
+"""Files that survive a crash: atomic writes, locks on run directories, cleanup of partial files."""
 
 import contextlib
 import json
@@ -11,17 +11,15 @@ from typing import BinaryIO
 
 import filelock
 
-from gad_jax.base.errors import (
-    UserError,
-)
+from gad_jax.base.errors import UserError
 
 
 @contextlib.contextmanager
 def lock_run(run_dir: str | os.PathLike[str], flag: str = "--run_dir") -> Iterator[None]:
-    """Holds the run directory, which is made if needed, against a second run.
+    """Locks the run directory, which is made if needed, against a second run.
 
-    The system releases the lock when its process ends, however it ends. Raises UserError naming the
-    holder, or when the directory cannot be used.
+    The system releases the lock when the process ends, also after kill -9. Raises UserError that
+    names the holder, or says that the directory cannot be used.
     """
     with _lock(f"the run directory {run_dir}", Path(run_dir) / ".lock", flag):
         yield
@@ -29,7 +27,7 @@ def lock_run(run_dir: str | os.PathLike[str], flag: str = "--run_dir") -> Iterat
 
 @contextlib.contextmanager
 def lock_file(path: str | os.PathLike[str], flag: str) -> Iterator[None]:
-    """Holds a file, which need not exist, as `lock_run` holds a directory."""
+    """Locks a file, which need not exist yet, as `lock_run` locks a directory."""
     path = Path(path)
     with _lock(str(path), path.with_name(f".{path.name}.lock"), flag):
         yield
@@ -69,15 +67,15 @@ def _read_holder(path: Path) -> str:
 
 
 def clear_partials(directory: Path) -> None:
-    """Removes what `write_atomic` left in processes that were killed, anywhere below."""
+    """Removes the partial files of `write_atomic` that killed processes left below a directory."""
     for path in directory.rglob(".*.partial"):
         if path.is_file():
             path.unlink()
 
 
 def make_writable(directory: str | os.PathLike[str], flag: str) -> None:
-    """Makes a directory if needed. Raises UserError, led by the flag, where no file can be made in
-    it: better before the work than after it."""
+    """Makes a directory if needed. Raises UserError, led by the flag, if no file can be made in it.
+    Call it before the work, so that the work is not done in vain."""
     directory = Path(directory)
     probe = directory / f".probe.{os.getpid()}.partial"  # named as `clear_partials` finds it
     try:
@@ -92,8 +90,8 @@ def make_writable(directory: str | os.PathLike[str], flag: str) -> None:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Gives a file that takes the place of `path` at the end: a crash or an error leaves the
-    old content or the new, never a part."""
+    """Yields a file that replaces `path` at the end. A crash or an error leaves the old content or
+    the new one, never a part."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -107,14 +105,19 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         if isinstance(error, OSError) and error.filename is None:  # as of a full disk
             error.filename = str(path)
         raise
-    directory = os.open(path.parent, os.O_RDONLY)
+    sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Has the names in a directory survive a power failure: of new files, and of renamed ones."""
+    descriptor = os.open(directory, os.O_RDONLY)
     try:
-        os.fsync(directory)
+        os.fsync(descriptor)
     finally:
-        os.close(directory)
+        os.close(descriptor)
 
 
 def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Writes a small file as `replacing` does."""
+    """Writes a small file in one step, as `replacing` does."""
     with replacing(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)

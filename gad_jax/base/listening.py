@@ -1,4 +1,4 @@
-"""Listening for HTTP, for this computer or for others, until Ctrl-C or SIGTERM."""
+"""An HTTP server on a local or public address, until Ctrl-C or SIGTERM."""
 
 import contextlib
 import signal
@@ -12,9 +12,9 @@ from gad_jax.base.errors import UserError
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Returns a socket that has the address, and does not listen yet.
+    """Returns a socket that is bound to the address but does not listen yet.
 
-    Raises UserError for an address that cannot be used.
+    Raises UserError if the address cannot be used.
     """
     bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -30,12 +30,12 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def serve(application: Any, bound: socket.socket, say: Callable[[str], None]) -> None:
-    """Serves an ASGI application; `say` is told the address once clients can reach it."""
+    """Serves an ASGI application; calls `say` with the address once clients can connect."""
     config = uvicorn.Config(application, log_level="warning", timeout_graceful_shutdown=5)
-    bound.listen()  # before its address is told: who comes early waits, and is not turned away
+    bound.listen()  # before `say`: early clients then wait in the queue instead of being refused
     host, port = bound.getsockname()[:2]
     say(f"http://{f'[{host}]' if ':' in host else host}:{port}")
-    # uvicorn ends in order at a signal and then raises it again, for those who handled it before
+    # uvicorn shuts down on SIGTERM, then raises the signal again for the handler before it
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with contextlib.suppress(KeyboardInterrupt):

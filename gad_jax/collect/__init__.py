@@ -1,1 +1,1 @@
-"""Collecting a teacher's responses: what is asked, what it may cost, how it is asked and kept."""
+"""The command `collect`: a teacher's responses to prompts; files of them checked and prepared."""

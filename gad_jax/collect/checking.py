@@ -1,159 +1,163 @@
-"""What is in a file of teacher text, in one pass that keeps numbers and no texts."""
+"""Counts what is in files of teacher text, shows it, and writes the lines without faults."""
 
 import hashlib
-import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.table import Table
 
-from gad_jax.base import redaction
+from gad_jax.base import exits, files
+from gad_jax.base.console import make_console
 from gad_jax.base.errors import UserError
-from gad_jax.collect.duplicates import Overlap, near_duplicates, signature, words
-from gad_jax.data import scripts
-from gad_jax.data.sources.rows import FINISHED, Invalid, Record, parse
+from gad_jax.collect import faults
+from gad_jax.collect.check import FAULTS, Check
+from gad_jax.collect.duplicates import Overlap
+from gad_jax.collect.faults import Found
+from gad_jax.data import sources
+from gad_jax.data.sources.rows import Record
+from gad_jax.data.tokenizer import load_tokenizer
+from gad_jax.models import source
 
-FAULTS = ("cut", "refused", "empty", "duplicate", "near_duplicate", "overlap", "secret")
-"""What a line can be left out for; each is a bit of `Found.faults`."""
-
-_CUT = ("length", "max_tokens")
-_REFUSED = ("content_filter", "refusal")
-_REFUSAL = re.compile(
-    r"(?i)^\W*(?:i['’]m (?:very )?sorry,? but|i apologi[sz]e,? but|sorry,? (?:but )?i can"
-    r"|as an ai\b|i (?:can['’]?t|cannot|won['’]t|am unable to|am not able to) "
-    r"(?:help|assist|comply|provide|do)"
-    r"|es tut mir leid,? aber|ich kann (?:dabei|damit|dir dabei|ihnen dabei) nicht"
-    r"|lo siento,? pero|je suis désolée?,? mais|mi dispiace,? ma|desculpe,? mas"
-    r"|很抱歉|抱歉，|对不起，我|申し訳ありませんが|죄송하지만|извините, но|к сожалению, я не могу)"
-)
-"""How a refusal begins in English, German, Spanish, French, Italian, Portuguese, Chinese, Japanese,
-Korean and Russian. A heuristic: it misses others, and takes an apology that goes on for one."""
-
-_EMAIL = re.compile(r"[\w.+-]+@[\w-]+\.[\w.-]*\w")
-_ENCODED_AT_ONCE = 1024
+_EDGES = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
-@dataclass
-class Found:
-    """The counts, and the faults of each line as bits."""
-
-    lines: int = 0
-    responses: int = 0
-    invalid: Counter[str] = field(default_factory=Counter)
-    reasons: Counter[str] = field(default_factory=Counter)
-    scripts: Counter[str] = field(default_factory=Counter)
-    teachers: Counter[str] = field(default_factory=Counter)
-    emails: int = 0
-    prompt_tokens: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    response_tokens: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    faults: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint8))
-
-    def count(self, fault: str) -> int:
-        """Returns the lines that have a fault."""
-        return int(np.sum(self.faults & _bit(fault) != 0))
-
-    def kept(self, drop: Iterable[str]) -> np.ndarray:
-        """Returns which lines have none of these faults."""
-        return self.faults & sum(map(_bit, drop)) == 0
+def run(check: Check) -> int:
+    """Checks the files that the settings name; returns the exit code."""
+    if check.out:
+        _refuse_existing(check)
+    held_out = [
+        row.messages[-1]["content"]
+        for name in _names(check.against)
+        for row in sources.read(name, need_response=False)
+    ]
+    count_tokens = _counter(check.tokenizer)
+    found = faults.check(_records(check), count_tokens, Overlap(held_out), check.skip_invalid)
+    numbers = _numbers(found)
+    if check.json:
+        print(json.dumps(numbers, indent=1, ensure_ascii=False))
+    else:
+        _show(numbers, found, check)
+    if check.out:
+        _write(check, found, numbers)
+    return exits.Exit.OK
 
 
-def _bit(fault: str) -> int:
-    return 1 << FAULTS.index(fault)
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def check(
-    records: Iterable[Record], count_tokens: Any, against: Overlap, skip_invalid: bool
-) -> Found:
-    """Returns what is in the records; `count_tokens` turns texts into their numbers of tokens.
-
-    A malformed record raises UserError, or is counted with `skip_invalid` and has no line.
-    """
-    found = Found()
-    signatures, seen, faults = [], set(), []
-    prompts: list[np.ndarray] = []
-    answers: list[np.ndarray] = []
-    lines = _valid(records, found, skip_invalid)
-    while part := list(islice(lines, _ENCODED_AT_ONCE)):
-        prompts.append(np.asarray(count_tokens([prompt for prompt, _, _ in part]), np.int64))
-        texts = [text for _, responses, _ in part for text in responses]
-        answers.append(np.asarray(count_tokens(texts) if texts else [], np.int64))
-        for prompt, responses, record in part:
-            whole = "\n".join([prompt, *responses])
-            signatures.append(signature(whole))
-            digest = hashlib.blake2b(" ".join(words(whole)).encode(), digest_size=12).digest()
-            bits = _faults(prompt, responses, record, against)
-            faults.append(bits | (_bit("duplicate") if digest in seen else 0))
-            seen.add(digest)
-            _count(found, whole, responses, record)
-    if not faults:
-        raise UserError("no line is valid; give a file with at least one row")
-    found.faults = np.asarray(faults, np.uint8)
-    near = near_duplicates(np.stack(signatures)) & (found.faults & _bit("duplicate") == 0)
-    found.faults[near] |= _bit("near_duplicate")
-    found.prompt_tokens, found.response_tokens = np.concatenate(prompts), np.concatenate(answers)
-    return found
+def _records(check: Check) -> Iterator[Record]:
+    for name in _names(check.files):
+        yield from sources.records(name, "train", need_response=True)
 
 
-def valid(records: Iterable[Record]) -> Iterator[Any]:
-    """Yields the records that `check` took for lines, in its order."""
-    return (record for _, _, record in _valid(records, Found(), True))
+def _refuse_existing(check: Check) -> None:
+    files.make_writable(Path(check.out).absolute().parent, "--out")
+    for path in (Path(check.out), _manifest(check)):
+        if path.exists():
+            raise UserError(f"--out: {path} is there; choose another name or delete it")
 
 
-def _valid(
-    records: Iterable[Record], found: Found, skip_invalid: bool
-) -> Iterator[tuple[str, tuple[str, ...], Any]]:
-    """Yields the conversation as one text, the responses that are not empty, and the record."""
-    for where, record in records:
-        try:
-            texts = _responses(record)
-            held = (
-                {**record, "teacher_response": list(texts) or None} if texts is not None else record
-            )
-            row = parse(where, held, need_response=False)
-        except Invalid as problem:
-            if not skip_invalid:
-                raise UserError(
-                    f"{where}: {problem}; mend the row or pass --skip_invalid"
-                ) from None
-            found.invalid[problem.reason] += 1
-            continue
-        yield "\n".join(message["content"] for message in row.messages), row.responses, record
+def _manifest(check: Check) -> Path:
+    return Path(check.out).with_name(f"{Path(check.out).name.removesuffix('.jsonl')}.manifest.json")
 
 
-def _responses(record: Any) -> tuple[str, ...] | None:
-    """Returns the texts of a record's responses, none where all are empty; None for no record."""
-    if not isinstance(record, dict):
-        return None
-    given = record.get("teacher_response")
-    several = given if isinstance(given, list) else [given]
-    return tuple(text for text in several if not (text is None or _blank(text)))
+def _counter(model: str) -> Any:
+    if not model:
+        return lambda texts: [-(-len(text.encode()) // 4) for text in texts]
+    tokenizer = load_tokenizer(source.resolve(model))
+    return lambda texts: [len(ids) for ids in tokenizer(texts)["input_ids"]]
 
 
-def _blank(text: Any) -> bool:
-    return isinstance(text, str) and not text.strip()
-
-
-def _faults(prompt: str, responses: Sequence[str], record: Any, against: Overlap) -> int:
-    reason = record.get("finish_reason") or ""
-    whole = "\n".join([prompt, *responses])
-    has = {
-        "cut": reason in _CUT or (reason not in FINISHED and reason not in _REFUSED),
-        "refused": reason in _REFUSED or any(map(_REFUSAL.match, responses)),
-        "empty": not responses,
-        "overlap": against.whole(prompt) or against.shares(whole),
-        "secret": redaction.looks_secret(whole),
+def _numbers(found: Found) -> dict[str, Any]:
+    return {
+        "lines": found.lines,
+        "responses": found.responses,
+        "invalid": dict(found.invalid.most_common()),
+        "finish_reasons": dict(found.reasons.most_common()),
+        "faults": {fault: found.count(fault) for fault in FAULTS},
+        "e-mail addresses": found.emails,
+        "scripts": dict(found.scripts.most_common()),
+        "teachers": dict(found.teachers.most_common()),
+        "prompt_tokens": _histogram(found.prompt_tokens),
+        "response_tokens": _histogram(found.response_tokens),
     }
-    return sum(_bit(fault) for fault, there in has.items() if there)
 
 
-def _count(found: Found, whole: str, responses: Sequence[str], record: Any) -> None:
-    found.lines += 1
-    found.responses += len(responses)
-    found.reasons[str(record.get("finish_reason") or "not said")] += 1
-    found.scripts[scripts.main_script(whole) or "none"] += 1
-    found.emails += _EMAIL.search(whole) is not None
-    if teacher := record.get("teacher"):
-        found.teachers[str(teacher)] += 1
+def _histogram(lengths: Any) -> dict[str, Any]:
+    """Returns mean, 95th percentile, maximum, and the counts up to each edge."""
+    if not len(lengths):
+        return {"mean": None, "p95": None, "longest": None, "up_to": {}}
+    places = np.searchsorted(_EDGES, lengths)
+    counts = np.bincount(places, minlength=len(_EDGES) + 1).tolist()
+    labels = [*(f"{edge}" for edge in _EDGES), f"over {_EDGES[-1]}"]
+    return {
+        "mean": round(float(lengths.mean()), 1),
+        "p95": int(np.percentile(lengths, 95)),
+        "longest": int(lengths.max()),
+        "up_to": dict(zip(labels, counts, strict=True)),
+    }
+
+
+def _show(numbers: dict[str, Any], found: Found, check: Check) -> None:
+    console = make_console()
+    console.print(f"{found.lines} lines with {found.responses} responses")
+    table = Table(title="Share of the lines", title_justify="left", title_style="bold")
+    for column in ("", "lines", "share"):
+        table.add_column(column, justify="left" if not column else "right")
+    groups = {
+        "": numbers["faults"] | {"e-mail addresses": found.emails},
+        "ended: ": numbers["finish_reasons"],
+        "script: ": numbers["scripts"],
+        "teacher: ": numbers["teachers"],
+    }
+    for lead, counts in groups.items():
+        for name, count in counts.items():
+            table.add_row(lead + name.replace("_", " "), str(count), f"{count / found.lines:.1%}")
+        table.add_section()
+    for reason, count in numbers["invalid"].items():
+        table.add_row(f"skipped: {reason}", str(count), "")
+    console.print(table)
+    unit = f"tokens of {check.tokenizer}" if check.tokenizer else "tokens, 4 bytes counted as one"
+    for what in ("prompt", "response"):
+        lengths = numbers[f"{what}_tokens"]
+        console.print(
+            f"[bold]{what}s[/bold] ({unit}): mean {lengths['mean']}, 95 % up to {lengths['p95']}, "
+            f"longest {lengths['longest']}"
+        )
+        most = max(lengths["up_to"].values(), default=0)
+        for label, count in lengths["up_to"].items():
+            if count:
+                console.print(f"{label:>9}  {'█' * max(round(40 * count / most), 1)} {count}")
+
+
+def _write(check: Check, found: Found, numbers: dict[str, Any]) -> None:
+    """Writes the kept lines in bounded memory, then the manifest; a crash leaves neither."""
+    kept = found.kept(check.drop)
+    with files.replacing(check.out) as file:
+        for keep, record in zip(kept, faults.valid(_records(check)), strict=True):
+            if keep:
+                file.write(json.dumps(record, ensure_ascii=False, default=str).encode() + b"\n")
+    manifest = {
+        "sources": {name: _digest(name) for name in _names(check.files)},
+        "against": _names(check.against),
+        "license": check.license,
+        "dropped": {fault: found.count(fault) for fault in check.drop},
+        "lines": {"in": found.lines, "out": int(kept.sum())},
+        "found": numbers,
+    }
+    files.write_atomic(_manifest(check), json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    print(
+        f"{check.out}: {int(kept.sum())} of {found.lines} lines; {_manifest(check)} has the details"
+    )
+
+
+def _digest(name: str) -> str | None:
+    """Returns the sha256 of a file; None if the name is not a file."""
+    if not Path(name).is_file():
+        return None
+    with open(name, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

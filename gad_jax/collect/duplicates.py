@@ -1,8 +1,9 @@
-"""Texts that say nearly the same, and texts that share long runs of words, without keeping them.
+"""Near-duplicate texts, and texts that share long runs of words, found from hashes alone.
 
-A text is the set of hashes of its shingles, runs of `size` words. MinHash (Broder 1997) keeps the
-least of each of several permutations of a set: two sets agree in such a minimum with a probability
-that is their Jaccard similarity. Bands of minima that are all equal find candidates.
+A text is represented by the hashes of its shingles, which are runs of `size` words. MinHash (Broder
+1997) keeps the minimum of each of several permutations of that set. The probability that two sets
+have the same minimum is their Jaccard similarity. Texts with an equal band, a group of minima, are
+candidates.
 """
 
 import re
@@ -23,12 +24,12 @@ _FACTORS = np.random.default_rng(0).integers(1, 2**63, _BANDS * _ROWS, np.uint64
 
 
 def words(text: str) -> list[str]:
-    """Returns the words of a text, without regard to case and punctuation."""
+    """Returns the words of a text in lower case, without punctuation."""
     return _WORD.findall(text.casefold())
 
 
 def shingles(text: str, size: int) -> UInt64[np.ndarray, " n"]:
-    """Returns hashes of all runs of `size` words; of a shorter text the one of all its words."""
+    """Returns hashes of all runs of `size` words; one hash if the text is shorter than that."""
     hashes = np.asarray([zlib.crc32(word.encode()) for word in words(text)], np.uint64)
     if not len(hashes):
         return hashes
@@ -50,10 +51,10 @@ def signature(text: str) -> UInt32[np.ndarray, " p"]:
 
 
 def near_duplicates(signatures: UInt32[np.ndarray, "n p"]) -> Bool[np.ndarray, " n"]:
-    """Returns which texts share about 80 % of their shingles with one before them.
+    """Returns a mask of the texts that share about 80 % of their shingles with an earlier one.
 
-    A text is compared with the first that has an equal band: copies of copies count if they are
-    near to the first.
+    A text is compared with the first text that has an equal band. So a copy of a copy counts only
+    if it is similar to the first.
     """
     found = np.zeros(len(signatures), bool)
     for band in range(_BANDS):
@@ -68,7 +69,7 @@ def near_duplicates(signatures: UInt32[np.ndarray, "n p"]) -> Bool[np.ndarray, "
 
 
 class Overlap:
-    """What a set of texts has in common with others: whole texts, and runs of 13 words."""
+    """A set of texts, to find what other texts share with it: whole texts, and runs of 13 words."""
 
     size = 13
 
@@ -78,11 +79,11 @@ class Overlap:
         self._runs = np.unique(np.concatenate(long)) if long else np.zeros(0, np.uint64)
 
     def whole(self, text: str) -> bool:
-        """Returns whether the text is one of the set, but for case and punctuation."""
+        """Returns whether the text is in the set, apart from case and punctuation."""
         return tuple(words(text)) in self._whole
 
     def shares(self, text: str) -> bool:
-        """Returns whether the text has a run of 13 words that one of the set has."""
+        """Returns whether the text shares a run of 13 words with a text of the set."""
         if not len(self._runs) or len(words(text)) < self.size:
             return False
         return bool(np.isin(shingles(text, self.size), self._runs).any())

@@ -1,26 +1,59 @@
-"""A teacher of our own: the decode engine answers the questions, some at a time."""
+"""A teacher that this program runs: the decode engine answers the questions, some at a time."""
 
 import asyncio
 from collections.abc import Callable, Sequence
 
+import jax
+
+from gad_jax.base.errors import UserError
+from gad_jax.collect.settings import Collect
+from gad_jax.data.chat import Chat
+from gad_jax.distributed.mesh import make_mesh
 from gad_jax.rollout.answering import Responder
-from gad_jax.teacher import Completion, Reply, Usage
+from gad_jax.settings.decoding import Decoding
+from gad_jax.teacher import collection
 from gad_jax.teacher import store as storing
 from gad_jax.teacher.budget import Budget
+from gad_jax.teacher.collection import Terms
 from gad_jax.teacher.questions import Question, Teacher
-from gad_jax.teacher.requests import Collection, Failures
+from gad_jax.teacher.requests import Failures, Requests
 from gad_jax.teacher.store import Store
+from gad_jax.teacher.wire import Completion, Reply, Usage
+from gad_jax.training import loading
 
-BATCH = 4
-"""So many questions for each slot are answered by one call: slots that end early take the next."""
+QUESTIONS_PER_SLOT = 4
+"""In one call of the decode engine: slots whose response ends early take the next question."""
 
 
-class LocalAsking(Collection):
-    """A run that has a model of our own answer.
+async def collect(
+    settings: Collect, teacher: Teacher, store: Store, questions: Sequence[Question]
+) -> "LocalRequests":
+    """Loads the teacher, answers the questions and keeps the responses in `store`; returns the
+    counts of the run."""
+    known = {"temperature": 1.0, "max_tokens": 0} | settings.sampling
+    known["max_new_tokens"] = known.pop("max_tokens")
+    mesh = make_mesh()
+    try:
+        decoding = Decoding(**known)
+    except ValueError as error:
+        raise UserError(f"--{error}") from None
+    with jax.set_mesh(mesh):
+        network = loading.load_student(settings.local, mesh)
+        chat = Chat.load(network.tokenizer, network.template or "none")
+        slots = settings.concurrency
+        responder = Responder(network.config, network.params, chat, mesh, decoding, slots)
+        budget = Terms.of(settings, settings.max_requests).budget(store.contents)
+        requests = LocalRequests(teacher, responder, network.origin, store, budget)
+        await collection.run_with_progress(requests, questions, slots)
+    return requests
 
-    `responder` draws one sample per prompt, and `origin` says where its network is from. What is
-    drawn for a question depends on the seed and on the question alone, so a run that was stopped
-    resumes with the answers that it would have given.
+
+class LocalRequests(Requests):
+    """A run whose teacher is a model in this process.
+
+    `responder` draws one sample per prompt; `origin` says where its weights come from. The random
+    numbers of a response depend on the seed and the question alone. So a run that was stopped
+    resumes with the responses that it would have given.
     """
 
     def __init__(
@@ -34,16 +67,17 @@ class LocalAsking(Collection):
         questions: Sequence[Question],
         slots: int,
         failures: Failures,
-        look: Callable[["LocalAsking"], bool],
+        look: Callable[["LocalRequests"], bool],
     ) -> None:
-        """Answers the questions, and has them on the disk a batch at a time. When `look` returns
-        True no further batch is begun."""
+        """Answers the questions in groups; each group is on the disk before the next begins. When
+        `look` returns True, no further group begins."""
         allowed = int(min(self.budget.caps.requests - self.budget.spent.requests, len(questions)))
-        for start in range(0, allowed, BATCH * slots):
+        group = QUESTIONS_PER_SLOT * slots
+        for start in range(0, allowed, group):
             if look(self):
                 self.ended = "stopped"
                 return
-            await self._answer(questions[start : min(start + BATCH * slots, allowed)], failures)
+            await self._answer(questions[start : min(start + group, allowed)], failures)
         look(self)
         if allowed < len(questions):
             self.ended = "budget"
@@ -51,21 +85,21 @@ class LocalAsking(Collection):
     async def _answer(self, questions: Sequence[Question], failures: Failures) -> None:
         self.store.check_room(len(questions))
         prompts = self.responder.encode([question.sent for question in questions])
-        asked = []
+        fitting = []
         for question, prompt in zip(questions, prompts, strict=True):
             if len(prompt) <= self.responder.longest_prompt:
-                asked.append((question, prompt))
+                fitting.append((question, prompt))
             else:
                 self.refused += 1
                 fit = self.responder.longest_prompt
-                reason = f"it has {len(prompt)} tokens, and {fit} fit beside the longest answer"
+                reason = f"it has {len(prompt)} tokens, and {fit} fit with the longest response"
                 failures.add(question, f"refused: {reason}")
-        if not asked:
+        if not fitting:
             return
-        numbers = [int(question.idempotency_key[:7], 16) for question, _ in asked]
-        groups = self.responder.answers([prompt for _, prompt in asked], numbers)
+        numbers = [int(question.idempotency_key[:7], 16) for question, _ in fitting]
+        groups = self.responder.answers([prompt for _, prompt in fitting], numbers)
         lines = []
-        for (question, prompt), (answer,) in zip(asked, groups, strict=True):
+        for (question, prompt), (answer,) in zip(fitting, groups, strict=True):
             completion = Completion(answer.text, "stop" if answer.finished else "length")
             usage = Usage(len(prompt), answer.tokens)
             reply = Reply("", self.origin, (completion,), usage)

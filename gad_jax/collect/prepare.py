@@ -1,30 +1,15 @@
-"""`python -m gad_jax.collect prepare`: public sets of prompts as files for training and collecting.
-
-Two passes over the source keep a few bytes per row. Which prompts are held out depends on their
-text and the seed alone: every row of a prompt is on one side, and rows that come later move few.
-"""
+"""`python -m gad_jax.collect prepare`: public sets of prompts as files for training."""
 
 import dataclasses
-import hashlib
-import heapq
-import json
-from collections import Counter
-from collections.abc import Callable, Iterator
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
-from gad_jax.base import exits, files
-from gad_jax.base.errors import UserError
+from gad_jax.base import exits
 from gad_jax.settings import options
 from gad_jax.settings.fields import option
 
-if TYPE_CHECKING:
-    from gad_jax.data.sources.rows import Row
-
 
 class Recipe(NamedTuple):
-    """A public set, and the names of the files that come of it: with or without responses."""
+    """A public set, and the names of the files made from it, with or without responses."""
 
     source: str
     train: str
@@ -56,10 +41,10 @@ class Prepare:
         "LMSYS-Chat-1M-Clean, for a teacher of your own",
         positional=True,
     )
-    source: str = option("", "a downloaded file or directory instead of the hub's dataset")
-    heldout: int = option(500, "prompts that are held out", "prompts")
-    seed: int = option(0, "of which they are")
-    skip_invalid: bool = option(True, "count and leave out malformed rows instead of stopping")
+    source: str = option("", "downloaded file or directory, instead of the hub's dataset")
+    heldout: int = option(500, "prompts to hold out", "prompts")
+    seed: int = option(0, "seed of the choice of held-out prompts")
+    skip_invalid: bool = option(True, "skip and count malformed rows instead of stopping")
     license: str = option("", "licence of the rows, for the manifest")
 
     def __post_init__(self) -> None:
@@ -77,111 +62,10 @@ def main(argv: list[str]) -> int:
         program="python -m gad_jax.collect prepare",
         description="Splits a public set of prompts into rows for training and held-out rows.",
     )
-    return exits.run_guarded(partial(_run, prepare))
 
+    def run() -> int:
+        from gad_jax.collect import preparing
 
-def _run(prepare: Prepare) -> int:
-    recipe = RECIPES[prepare.recipe]
-    directory = Path(prepare.out)
-    files.make_writable(directory, "--out")
-    paths = [directory / recipe.train, directory / recipe.heldout, directory / "manifest.json"]
-    for path in paths:
-        if path.exists():
-            raise UserError(f"--out: {path} is there; choose another directory or delete it")
-    skipped: Counter[str] = Counter()
-    least: list[int] = []  # a heap of the negated numbers of the held-out prompts
-    prompts: set[int] = set()
-    for row in _rows(prepare, recipe, skipped):
-        number = _number(row, prepare.seed)
-        if number not in prompts:
-            prompts.add(number)
-            push = heapq.heappush if len(least) < prepare.heldout else heapq.heappushpop
-            if prepare.heldout:
-                push(least, -number)
-    if len(prompts) <= prepare.heldout:
-        raise UserError(
-            f"{prepare.source or recipe.source} has {len(prompts)} prompts and "
-            f"--heldout={prepare.heldout} leaves none to train on; lower it"
-        )
-    counts = _write(prepare, recipe, {-number for number in least}, paths)
-    manifest = {
-        "recipe": prepare.recipe,
-        "source": prepare.source or recipe.source,
-        "license": prepare.license,
-        "seed": prepare.seed,
-        "invalid": dict(skipped.most_common()),
-        "lines": counts,
-    }
-    files.write_atomic(paths[2], json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-    for reason, count in skipped.items():
-        print(f"{count} rows skipped: {reason}")
-    print(
-        f"{paths[0]}: {counts['train']} lines; {paths[1]}: {counts['heldout']}; "
-        f"{counts['repeated']} repeated ones left out"
-    )
-    return exits.Exit.OK
+        return preparing.run(prepare)
 
-
-def _write(
-    prepare: Prepare, recipe: Recipe, held_out: set[int], paths: list[Path]
-) -> dict[str, int]:
-    """Writes both files, each line once; returns the numbers of lines."""
-    counts = {"train": 0, "heldout": 0, "repeated": 0}
-    seen: set[bytes] = set()
-    with files.replacing(paths[0]) as train, files.replacing(paths[1]) as heldout:
-        for row in _rows(prepare, recipe, Counter()):
-            line = _line(row, recipe)
-            content = json.dumps([line["messages"], line.get("teacher_response")])
-            digest = hashlib.blake2b(content.encode(), digest_size=16).digest()
-            if digest in seen:
-                counts["repeated"] += 1
-                continue
-            seen.add(digest)
-            side = "heldout" if _number(row, prepare.seed) in held_out else "train"
-            counts[side] += 1
-            file = heldout if side == "heldout" else train
-            file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
-    return counts
-
-
-def _line(row: "Row", recipe: Recipe) -> dict[str, Any]:
-    line: dict[str, Any] = {"id": row.id, "messages": list(row.messages)}
-    if recipe.responses:
-        line["teacher_response"] = row.responses[0] if len(row.responses) == 1 else row.responses
-    return line
-
-
-def _number(row: "Row", seed: int) -> int:
-    """Returns a number that prompt and seed decide."""
-    content = json.dumps([seed, row.messages])
-    return int.from_bytes(hashlib.blake2b(content.encode(), digest_size=8).digest(), "big")
-
-
-def _rows(prepare: Prepare, recipe: Recipe, skipped: Counter[str]) -> "Iterator[Row]":
-    from gad_jax.data import sources
-    from gad_jax.data.sources.rows import Invalid, parse
-
-    read: Callable[[Any], Any] = (lambda x: x) if recipe.responses else first_turn
-    name = prepare.source or recipe.source
-    for where, record in sources.records(name, "train", need_response=recipe.responses):
-        try:
-            yield parse(where, read(record), recipe.responses)
-        except Invalid as problem:
-            if not prepare.skip_invalid:
-                raise UserError(
-                    f"{where}: {problem}; mend the row or pass --skip_invalid"
-                ) from None
-            skipped[problem.reason] += 1
-
-
-def first_turn(record: Any) -> Any:
-    """Returns a record with the first user turn of a conversation, in ShareGPT's form or OpenAI's,
-    under `prompt`; what has no such conversation is returned as it is."""
-    if not isinstance(record, dict):
-        return record
-    turns = record.get("conversations") or record.get("conversation") or record.get("messages")
-    for turn in turns if isinstance(turns, list) else ():
-        if isinstance(turn, dict) and turn.get("from", turn.get("role")) in ("human", "user"):
-            named = record.get("id", record.get("conversation_id"))
-            return {"id": named, "prompt": turn.get("value", turn.get("content"))}
-    return record
+    return exits.run_guarded(run)

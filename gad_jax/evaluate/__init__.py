@@ -1,2 +1,1 @@
-"""How good a student's answers are: its greedy answers to held-out prompts, and their overlap with
-the teacher's."""
+"""The command `evaluate`: answers of students to prompt sets, and how they compare."""

@@ -1,20 +1,19 @@
 """Answers to a prompt set, one file per student: written as they come, read back by reports.
 
-A line of the file is a prompt with the teacher's answer and the student's, in the order of the set:
-`{"id", "prompt", "teacher", "teacher_tokens", "answers": [{"text", "tokens", "finished", …}]}`. The
-rest of an answer are its overlap with the teacher's, and the discriminator's `score`, where there
-are any. A prompt that was too long has no answers. Beside it, NAME.json says what made the file.
+A line is a prompt with the teacher's answer and the student's, in the order of the set:
+`{"id", "prompt", "teacher", "teacher_tokens", "answers": [{"text", "tokens", "finished", …}]}`. An
+answer may also have its overlap with the teacher's and the discriminator's `score`. A prompt that
+was too long has no answers. NAME.json next to it has the settings that made the file.
 """
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gad_jax.base import files
+from gad_jax.base import files, jsonl
 from gad_jax.base.errors import UserError
 from gad_jax.data.sources.rows import Row
 from gad_jax.metrics import heldout, overlap
@@ -24,7 +23,7 @@ Line = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """A student's answers to a prompt set; `origin` says which weights gave them."""
+    """A student's answers to a prompt set; `origin` names the weights."""
 
     label: str
     prompts: str
@@ -33,10 +32,10 @@ class Answers:
 
 
 class AnswerFile:
-    """A file of answers to `rows` that goes on where it ended.
+    """A file of answers to `rows`, which a later run can resume.
 
-    `about` are the settings that an answer depends on. Raises UserError when the file was made with
-    others, or for other prompts.
+    `about` are the settings that an answer depends on. Raises UserError if the file was made with
+    other settings, or for other prompts.
     """
 
     def __init__(self, path: Path, rows: list[Row], about: dict[str, Any]):
@@ -55,36 +54,34 @@ class AnswerFile:
 
     @property
     def complete(self) -> bool:
-        """Whether every row has its line."""
+        """Whether every row has a line."""
         return len(self.lines) >= len(self.rows)
 
     @property
     def origin(self) -> str:
-        """Which weights gave the answers; empty before there are any."""
+        """The weights that gave the answers; empty before the first answer."""
         return self.about.get("origin", "")
 
     def begin(self, origin: str) -> None:
-        """Says which weights give the answers that come. Raises UserError when those that are
-        there come from others."""
+        """Sets the weights of the answers that follow. Raises UserError if the earlier answers come
+        from other weights."""
         if self.lines and self.origin != origin:
             raise UserError(
-                f"{self.path} holds answers of {self.origin} and would go on with {origin}; delete "
-                "the file or choose another --out"
+                f"{self.path} holds answers of {self.origin} and would continue with {origin}; "
+                "delete the file or choose another --out"
             )
         self.about["origin"] = origin
         self.path.parent.mkdir(parents=True, exist_ok=True)
         files.write_atomic(self.about_path, json.dumps(self.about, indent=1) + "\n")
 
     def append(self, lines: list[Line]) -> None:
-        """Adds lines; when this returns, a crash does not lose them."""
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-            file.flush()
-            os.fsync(file.fileno())
+        """Adds lines. When this returns, they survive a crash."""
+        with jsonl.Appender(self.path) as file:
+            file.append(lines)
         self.lines += lines
 
     def answers(self) -> Answers:
-        """Returns what is there, of the rows that were asked for."""
+        """Returns the answers to the rows, as far as they have come."""
         lines = tuple(self.lines[: len(self.rows)])
         return Answers(self.about["label"], self.about["prompts"], self.origin, lines)
 
@@ -102,15 +99,11 @@ class AnswerFile:
         self.about = found
 
     def _read(self) -> list[Line]:
-        """Returns the lines; a last one that a crash has torn is cut off."""
+        """Returns the lines; a torn last line is left out."""
         if not self.path.exists():
             return []
-        whole = self.path.read_bytes()
-        kept = whole[: whole.rfind(b"\n") + 1]
-        if kept != whole:
-            os.truncate(self.path, len(kept))
         try:
-            lines = [json.loads(line) for line in kept.split(b"\n") if line]
+            lines = [json.loads(line) for line in jsonl.read_lines(self.path) if line]
         except ValueError as error:
             raise UserError(f"{self.path} has a line that is no JSON; delete the file") from error
         for line, row in zip(lines, self.rows, strict=False):
@@ -123,13 +116,13 @@ class AnswerFile:
 
 
 def shown_prompt(row: Row) -> str:
-    """Returns a row's conversation as one text: its last message, led by the earlier ones."""
+    """Returns a row's conversation as one text, with the role before each message but the last."""
     *earlier, last = row.messages
     return "\n\n".join([*(f"{m['role']}: {m['content']}" for m in earlier), last["content"]])
 
 
 def from_run(run: Path) -> list[Answers]:
-    """Returns the evaluations that a run has kept of its starts and ends of stages, in order."""
+    """Returns a run's evaluations at the starts and ends of its stages, in order."""
     results = [heldout.read(path) for path in (run / "evaluations").glob("*.json")]
     order = {"before": -1}
     results.sort(key=lambda result: (result.step, order.get(result.label, 0)))
@@ -141,18 +134,16 @@ def from_run(run: Path) -> list[Answers]:
 
 
 def from_directory(directory: Path) -> list[Answers]:
-    """Returns the answers that gad_jax.evaluate wrote in a directory, as far as they have come.
+    """Returns the answers that gad_jax.evaluate has written in a directory so far.
 
-    Sets are in the order of their names, students in the order in which they were begun.
+    Sets are in the order of their names, students in the order in which they began.
     """
     found = []
     for path in sorted(directory.glob("*/*.jsonl"), key=_begun):
         about_path = path.with_suffix(".json")
         if about_path.exists():
             about = json.loads(about_path.read_text(encoding="utf-8"))
-            whole = path.read_bytes()
-            raw = whole[: whole.rfind(b"\n") + 1].split(b"\n")
-            lines = tuple(json.loads(line) for line in raw if line)
+            lines = tuple(json.loads(line) for line in jsonl.read_lines(path) if line)
             found.append(Answers(about["label"], about["prompts"], about.get("origin", ""), lines))
     return found
 
@@ -183,7 +174,7 @@ def _lines(result: heldout.HeldoutResult) -> tuple[Line, ...]:
 
 
 def common(several: list[Answers]) -> list[Answers]:
-    """Returns the answers to those prompts that all of them answered."""
+    """Returns the answers to the prompts that all students answered."""
     shared = set.intersection(
         *({i for i, x in enumerate(a.lines) if x["answers"]} for a in several)
     )
@@ -194,19 +185,19 @@ def common(several: list[Answers]) -> list[Answers]:
 
 
 def mean(answers: Answers, name: str) -> float | None:
-    """Returns the mean over prompts of `of_line`; None where no prompt has the measure."""
+    """Returns the mean of a measure over prompts; None if no prompt has it."""
     values = [value for line in answers.lines if (value := of_line(line, name)) is not None]
     return float(np.mean(values)) if values else None
 
 
 def of_line(line: Line, name: str) -> float | None:
-    """Returns a prompt's mean of a measure over its answers; None where they have none."""
+    """Returns the mean of a measure over a prompt's answers; None if they do not have it."""
     values = [answer[name] for answer in line["answers"] if answer.get(name) is not None]
     return float(np.mean(values)) if values else None
 
 
 def summary(answers: Answers) -> dict[str, float]:
-    """Returns the means that a table shows: lengths first, which belong beside every score."""
+    """Returns the means for a table. Lengths come first: no score is fair without them."""
     found = {"tokens": mean(answers, "tokens")}
     known = [line for line in answers.lines if line["teacher_tokens"]]
     if known and len(known) == len(answers.lines):

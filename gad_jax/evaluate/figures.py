@@ -23,8 +23,8 @@ CURVES = {
 
 
 def overlap_by_order(answers: Sequence[Answers]) -> str:
-    """Returns n-gram F1 against the teacher for n = 1..6, one line per student: the paper's
-    Figure 4. Empty without teacher text."""
+    """Returns a figure of n-gram F1 against the teacher for n = 1..6, one line per student: the
+    paper's Figure 4. Empty without teacher text."""
     lines = {a.label: [mean(a, f"ngram_{n}") for n in overlap.ORDERS] for a in answers}
     if any(None in line for line in lines.values()):
         return ""
@@ -38,7 +38,7 @@ def overlap_by_order(answers: Sequence[Answers]) -> str:
 
 
 def lengths(answers: Sequence[Answers]) -> str:
-    """Returns the share of answers that are longer than a number of tokens, and the teacher's."""
+    """Returns a figure of the share of answers longer than n tokens, with the teacher's."""
     found = {
         a.label: [answer["tokens"] for line in a.lines for answer in line["answers"]]
         for a in answers
@@ -62,8 +62,8 @@ def lengths(answers: Sequence[Answers]) -> str:
 
 
 def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
-    """Returns a figure for each metric of `CURVES` that some run has; runs are rows of a
-    metrics.jsonl, by name. With one run, dashed lines stand where stages begin."""
+    """Returns a figure for each metric of `CURVES` that some run has. `runs` holds the rows of each
+    metrics.jsonl by name. With one run, dashed lines mark where stages begin."""
     figures = []
     for name, title in CURVES.items():
         points = {
@@ -90,7 +90,7 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
 
 
 def _mark_stages(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Draws where stages begin, and the whole run's steps, also those without the metric."""
+    """Marks where stages begin; the axis covers all steps, also those without the metric."""
     axes.set_xlim(rows[0]["step"], max(rows[-1]["step"], rows[0]["step"] + 1))
     for before, after in itertools.pairwise(rows):
         if before["stage"] != after["stage"]:

@@ -1,13 +1,15 @@
-"""One self-contained HTML file that compares students: scores, figures, and what changed most.
+"""One self-contained HTML file that compares students: scores, figures, and the largest changes.
 
-Everything in it that a model or a user wrote is escaped, and its content security policy lets it
-load nothing.
+All text from models and users is escaped, and the content security policy lets the page load
+nothing.
 """
 
 import base64
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import jinja2
 
 from gad_jax.base import console, jsonl
 from gad_jax.evaluate import figures
@@ -20,7 +22,7 @@ _MEASURES = {"score": "the discriminator's score", "rouge_l": "ROUGE-L", "tokens
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A prompt with the answers to it: texts by name, with a note of their length and score."""
+    """A prompt and its answers: texts by name, with a note of length and score."""
 
     prompt: str
     change: float
@@ -29,7 +31,7 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Numbers with a title above and a note below."""
+    """A table of numbers, with a title above and a note below."""
 
     title: str
     columns: list[str]
@@ -39,7 +41,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class PromptSet:
-    """What the report says of one prompt set. Only prompts that all students answered count."""
+    """The results on one prompt set. Only prompts that all students answered count."""
 
     name: str
     prompts: int
@@ -68,8 +70,8 @@ def collect(
     runs: Mapping[str, Path],
     judged: Mapping[str, Sequence[Table]] | None = None,
 ) -> Report:
-    """Returns the report on these answers; `runs` are run directories whose curves are shown, and
-    `judged` the tables of each prompt set that judges and people gave."""
+    """Returns the report on these answers. `runs` are run directories whose curves are shown;
+    `judged` has the tables of judges and people for each prompt set."""
     sets = [
         _prompt_set(name, [one for one in answers if one.prompts == name], (judged or {}).get(name))
         for name in dict.fromkeys(one.prompts for one in answers)
@@ -90,8 +92,6 @@ def collect(
 
 def render(report: Report) -> str:
     """Returns the report as HTML."""
-    import jinja2
-
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -120,7 +120,7 @@ def _prompt_set(name: str, answers: Sequence[Answers], judged: Sequence[Table] |
 
 
 def _teacher(answers: Answers) -> dict[str, dict[str, float]]:
-    """Returns the teacher's row, where its answers are known."""
+    """Returns the teacher's row, if its answers are known."""
     tokens = [line["teacher_tokens"] for line in answers.lines if line["teacher_tokens"]]
     if not tokens:
         return {}
@@ -130,8 +130,8 @@ def _teacher(answers: Answers) -> dict[str, dict[str, float]]:
 
 
 def _changes(answers: Sequence[Answers]) -> tuple[str, list[Example], list[Example]]:
-    """Returns the measure, and the prompts that the last student answers better, and worse, than
-    the first by it, the largest change first."""
+    """Returns the measure, then the prompts that the last student answers better than the first by
+    it, and those that it answers worse; the largest change first."""
     first, last = answers[0], answers[-1]
     if len(answers) < 2:
         return "", [], []
@@ -185,5 +185,5 @@ def _number(value: float | None) -> str:
 
 
 def _inline(svg: str) -> str:
-    """Returns a figure as the address of an image: inside one, no script would run."""
+    """Returns a figure as the address of an image: scripts do not run inside images."""
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()

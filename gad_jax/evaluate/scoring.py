@@ -1,4 +1,4 @@
-"""A discriminator's score of answers that are text."""
+"""A discriminator's scores of answers given as text."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,8 +22,8 @@ _score = jax.jit(decoder.score, static_argnames="config")
 class Scorer:
     """A loaded discriminator, called with conversations and texts. Use it under the mesh.
 
-    The texts are encoded again, so a score may differ a little from the one that the sampled tokens
-    had in training. One that was cut is scored without an end token, as in training.
+    The texts are tokenized again, so a score may differ a little from that of the tokens sampled in
+    training. An answer that was cut is scored without an end token, as in training.
     """
 
     def __init__(
@@ -40,8 +40,8 @@ class Scorer:
     def __call__(
         self, conversations: Sequence[Any], texts: Sequence[str], complete: Sequence[bool]
     ) -> list[float]:
-        """Returns D(x, y) of each text y in answer to its conversation x; NaN where the two have
-        more tokens than the discriminator has positions."""
+        """Returns D(x, y) of each text y in response to its conversation x; NaN where both together
+        have more tokens than the discriminator's context length."""
         prompts = self.chat.encode_prompts(conversations)
         sequences = [
             [*prompt, *self.chat.encode_response(text, whole)]

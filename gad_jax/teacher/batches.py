@@ -1,8 +1,7 @@
-"""A provider's batch mode (OpenAI's Batch API): requests in a file, answers within a day.
+"""A provider's batch mode (OpenAI's Batch API): requests in a file, responses within a day.
 
-`create` may be answered by a lost connection although the batch was made, and would be paid twice
-if it were simply sent again: a batch carries a `name` of ours, by which `find` sees whether it is
-there.
+The connection may drop after the provider has created a batch. To send `create` again would then
+pay twice. So each batch carries a `name` of ours, by which `find` sees whether it exists.
 """
 
 import json
@@ -14,10 +13,10 @@ from gad_jax.base.errors import UserError
 from gad_jax.base.redaction import redact
 from gad_jax.teacher import wire
 from gad_jax.teacher.client import Client, PromptRefused, Unanswered, is_about_the_prompt
-from gad_jax.teacher.wire import BadBody, BatchAnswer, BatchStatus, Reply
+from gad_jax.teacher.wire import BadResponse, BatchResponse, BatchStatus, Reply
 
 COMPLETIONS = "/v1/chat/completions"
-"""What the API calls the endpoint, wherever it is."""
+"""The API's name for the endpoint, whatever the base URL."""
 
 WINDOW = "24h"
 PAGE = 100
@@ -27,21 +26,21 @@ _NAME = "gad_jax"
 
 @dataclass(frozen=True)
 class BatchRequest:
-    """One request of a batch; `custom_id` comes back with its answer."""
+    """One request of a batch; its response carries the same `custom_id`."""
 
     custom_id: str
     body: dict[str, Any]
 
     def line(self) -> bytes:
-        """Returns its line in the file."""
+        """Returns the request's line in the file."""
         record = {"custom_id": self.custom_id, "method": "POST", "url": COMPLETIONS}
         return json.dumps(record | {"body": self.body}).encode() + b"\n"
 
 
 async def create(client: Client, name: str, requests: Iterable[BatchRequest]) -> str:
-    """Uploads the requests and makes a batch of them, called `name`; returns its id.
+    """Uploads the requests and creates a batch of them with this `name`; returns its id.
 
-    Raises Unanswered when it may or may not have been made, which `find` tells.
+    Raises Unanswered when the batch may or may not exist; `find` tells.
     """
     content = b"".join(request.line() for request in requests)
     upload = {"files": {"file": (f"{name}.jsonl", content)}, "data": {"purpose": "batch"}}
@@ -63,7 +62,7 @@ async def create(client: Client, name: str, requests: Iterable[BatchRequest]) ->
 
 
 async def find(client: Client, name: str) -> str:
-    """Returns the id of the batch called `name`, empty if there is none."""
+    """Returns the id of the batch with this `name`, empty if there is none."""
     after: dict[str, Any] = {}
     more = True
     while more:
@@ -77,31 +76,33 @@ async def find(client: Client, name: str) -> str:
 
 
 async def status(client: Client, batch: str) -> BatchStatus:
-    """Returns what the provider says of a batch."""
+    """Returns the provider's status of a batch."""
     return await client.request("GET", f"batches/{batch}", wire.read_batch)
 
 
-async def answers(client: Client, batch: BatchStatus) -> list[BatchAnswer]:
-    """Returns what came of the requests of a batch that has ended, in any order."""
+async def responses(client: Client, batch: BatchStatus) -> list[BatchResponse]:
+    """Returns the responses to the requests of a batch that has ended, in any order."""
     files = [file for file in (batch.output_file_id, batch.error_file_id) if file]
     return [
-        answer
+        response
         for file in files
-        for answer in await client.request(
-            "GET", f"files/{file}/content", wire.read_batch_answers, most_bytes=MAX_FILE_BYTES
+        for response in await client.request(
+            "GET", f"files/{file}/content", wire.read_batch_responses, most_bytes=MAX_FILE_BYTES
         )
     ]
 
 
-def read(answer: BatchAnswer) -> Reply:
-    """Returns the reply in one answer. Raises PromptRefused or Unanswered, as `Client.chat`."""
-    if 200 <= answer.status < 300:
+def read(response: BatchResponse) -> Reply:
+    """Returns the reply in one response. Raises PromptRefused or Unanswered, as `Client.chat`."""
+    if 200 <= response.status < 300:
         try:
-            return wire.read_reply(answer.body)
-        except BadBody as error:
+            return wire.read_reply(response.body)
+        except BadResponse as error:
             raise Unanswered(str(error)) from None
-    code, message = wire.read_failure(answer.body)
+    code, message = wire.read_failure(response.body)
     said = redact(" ".join((message or code).split()))[:300]
-    if is_about_the_prompt(answer.status, code):
-        raise PromptRefused(f"status {answer.status}: {said}")
-    raise Unanswered(f"status {answer.status}: {said}" if answer.status else said or "not asked")
+    if is_about_the_prompt(response.status, code):
+        raise PromptRefused(f"status {response.status}: {said}")
+    raise Unanswered(
+        f"status {response.status}: {said}" if response.status else said or "not asked"
+    )

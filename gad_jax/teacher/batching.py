@@ -1,8 +1,9 @@
-"""Puts the open questions to the provider's batch mode, and keeps what comes back.
+"""Sends the open questions through the provider's batch mode, and keeps the responses.
 
-Every batch has a file in `OUT.batches/` from before it is made until its answers are on the disk:
-whatever happens in between, the next run finds what is on its way, pays none of it twice and loses
-none of it. The batch carries the file's name, so that one whose making was cut short is found.
+Every batch has a file in `OUT.batches/`. It is written before the batch is created, and deleted
+once the responses are on the disk. So the next run finds every open batch, whatever happened: none
+is paid twice and none is forgotten. The batch carries the name of its file. If a run was killed
+while it created a batch, the next run finds the batch by that name.
 """
 
 import asyncio
@@ -16,25 +17,31 @@ from pathlib import Path
 
 from gad_jax.base import files
 from gad_jax.base.errors import UserError
-from gad_jax.teacher import Client, PromptRefused, Unanswered, batches
+from gad_jax.teacher import batches
 from gad_jax.teacher import store as storing
 from gad_jax.teacher.batches import BatchRequest
 from gad_jax.teacher.budget import Budget
+from gad_jax.teacher.client import Client, PromptRefused, Unanswered
 from gad_jax.teacher.questions import Question, Teacher
-from gad_jax.teacher.requests import LOOK_SECONDS, UNANSWERED_IN_A_ROW, ApiCollection, Failures
+from gad_jax.teacher.requests import (
+    CONSECUTIVE_UNANSWERED,
+    LOOK_SECONDS,
+    ApiRequests,
+    Failures,
+)
 from gad_jax.teacher.store import Store
-from gad_jax.teacher.wire import BatchAnswer, BatchStatus
+from gad_jax.teacher.wire import BatchResponse, BatchStatus
 
 MOST_BYTES = 100 * 2**20
-"""Of the requests of one batch; providers take 200 MB."""
+"""Size limit of the requests of one batch; providers accept 200 MB."""
 
 WRITTEN_TOGETHER = 500
 
 
 @dataclass
 class Batch:
-    """A batch that is on its way, or that may be: `id` is the provider's name, empty until known;
-    `tried` says whether the provider may have it."""
+    """An open batch. `id` is the provider's name for it, empty until known. `tried` says whether
+    the provider may have it."""
 
     path: Path
     teacher: Teacher
@@ -45,7 +52,7 @@ class Batch:
 
     @classmethod
     def load(cls, path: Path) -> "Batch":
-        """Returns the batch of a file. Raises UserError for a file that is none."""
+        """Returns the batch in a file. Raises UserError for any other file."""
         try:
             record = json.loads(path.read_bytes())
             questions = [
@@ -68,28 +75,28 @@ class Batch:
         files.write_atomic(self.path, json.dumps(record, ensure_ascii=False))
 
     def requests(self) -> Iterator[BatchRequest]:
-        """Yields what is asked."""
+        """Yields the requests of the batch."""
         for question in self.questions:
             yield _request(self.teacher, question)
 
 
 def directory(out: str | Path) -> Path:
-    """Where the batches of a file of responses are: `answers.batches/` for `answers.jsonl`."""
+    """Returns the directory for a file's batches: `answers.batches/` for `answers.jsonl`."""
     return Path(out).with_name(f"{Path(out).name.removesuffix('.jsonl')}.batches")
 
 
 def open_batches(out: str | Path) -> list[Batch]:
-    """Returns the batches that are on their way."""
+    """Returns the batches that earlier runs submitted and whose responses are not stored yet."""
     return [Batch.load(path) for path in sorted(directory(out).glob("*.json"))]
 
 
 def responses(batches: Sequence[Batch]) -> int:
-    """Returns how many responses are asked for in these batches."""
+    """Returns how many responses these batches request."""
     return sum(len(batch.questions) for batch in batches)
 
 
-class BatchAsking(ApiCollection):
-    """A run in batch mode; `open` are the batches that are on their way."""
+class BatchedRequests(ApiRequests):
+    """A run in batch mode; `open` are the open batches."""
 
     def __init__(
         self,
@@ -111,12 +118,12 @@ class BatchAsking(ApiCollection):
 
     @property
     def faults(self) -> Mapping[str, int]:
-        """How often what went wrong."""
+        """The faults of attempts and of batches, and how often each came."""
         return {**self.client.faults, **self._failed}
 
     @property
     def note(self) -> str:
-        """What is on its way."""
+        """The state of the open batches."""
         asked = responses(self.open)
         done = sum(batch.done for batch in self.open)
         return f"{len(self.open)} batches on their way, {done} of {asked} answered there"
@@ -126,17 +133,18 @@ class BatchAsking(ApiCollection):
         questions: Sequence[Question],
         at_once: int,
         failures: Failures,
-        look: Callable[["BatchAsking"], bool],
+        look: Callable[["BatchedRequests"], bool],
     ) -> None:
-        """Makes batches of the questions that are in none, and waits for all. When `look` returns
-        True it returns; the batches stay with the provider, and the next run asks for them."""
-        self._make(questions)
+        """Creates batches for the questions that are in none, and waits for all batches. When
+        `look` returns True it returns. The batches stay with the provider, and the next run
+        fetches them."""
+        self._write_batches(questions)
         watching = asyncio.create_task(self._watch(look))
         try:
             while self.open and not self._stopping.is_set():
                 for batch in list(self.open):
                     if not self._stopping.is_set():
-                        await self._go_on(batch, failures)
+                        await self._advance(batch, failures)
                 with contextlib.suppress(TimeoutError):
                     if self.open:
                         await asyncio.wait_for(self._stopping.wait(), self.poll_seconds)
@@ -146,14 +154,14 @@ class BatchAsking(ApiCollection):
         if self.open:
             self.ended = "stopped"
 
-    async def _watch(self, look: Callable[["BatchAsking"], bool]) -> None:
+    async def _watch(self, look: Callable[["BatchedRequests"], bool]) -> None:
         while not look(self):
             await asyncio.sleep(LOOK_SECONDS)
         self._stopping.set()
         self.client.hurry()
 
-    def _make(self, questions: Sequence[Question]) -> None:
-        """Writes the files of the batches that are to be made, as far as the budget allows."""
+    def _write_batches(self, questions: Sequence[Question]) -> None:
+        """Writes the files of the batches to create, as far as the budget allows."""
         asked = {
             (question.key, question.sample) for batch in self.open for question in batch.questions
         }
@@ -187,8 +195,8 @@ class BatchAsking(ApiCollection):
         batch.save()
         self.open.append(batch)
 
-    async def _go_on(self, batch: Batch, failures: Failures) -> None:
-        """Makes the batch if the provider does not have it, or sees what came of it."""
+    async def _advance(self, batch: Batch, failures: Failures) -> None:
+        """Creates the batch if the provider does not have it; keeps its responses if it ended."""
         try:
             if not batch.id:
                 await self._submit(batch)
@@ -196,13 +204,14 @@ class BatchAsking(ApiCollection):
             batch.done = status.done
             if status.ended:
                 await self._keep(batch, status, failures)
-            self._in_a_row = 0
+            self._consecutive_unanswered = 0
         except Unanswered as error:
-            self._in_a_row += 1
-            if self._in_a_row >= UNANSWERED_IN_A_ROW:
+            self._consecutive_unanswered += 1
+            count = self._consecutive_unanswered
+            if count >= CONSECUTIVE_UNANSWERED:
                 raise UserError(
-                    f"{self.client.endpoint.base_url}: {self._in_a_row} requests in a row got no "
-                    f"answer (the last: {error}); start again later, the batches go on"
+                    f"{self.client.endpoint.base_url}: {count} requests in a row got no answer "
+                    f"(the last: {error}); start again later, the batches continue at the provider"
                 ) from None
 
     async def _submit(self, batch: Batch) -> None:
@@ -215,9 +224,10 @@ class BatchAsking(ApiCollection):
         batch.save()
 
     async def _keep(self, batch: Batch, status: BatchStatus, failures: Failures) -> None:
-        """Has the answers of a batch that has ended on the disk, then forgets the batch."""
-        answers = {
-            answer.custom_id: answer for answer in await batches.answers(self.client, status)
+        """Stores the responses of a batch that has ended, then deletes the batch's file."""
+        responses = {
+            response.custom_id: response
+            for response in await batches.responses(self.client, status)
         }
         if status.status != "completed":
             said = f" ({status.problem})" if status.problem else ""
@@ -225,9 +235,9 @@ class BatchAsking(ApiCollection):
         lines = []
         for question in batch.questions:
             if (question.key, question.sample) in self.store.contents.have:
-                continue  # an earlier run was stopped while it kept this batch
+                continue  # an earlier run was killed while it stored this batch
             line = self._line(
-                batch, question, answers.get(question.idempotency_key), status, failures
+                batch, question, responses.get(question.idempotency_key), status, failures
             )
             if line is not None:
                 lines.append(line)
@@ -239,21 +249,21 @@ class BatchAsking(ApiCollection):
             self.answered += len(together)
         batch.path.unlink()
         self.open.remove(batch)
-        with contextlib.suppress(OSError):  # others are in it
+        with contextlib.suppress(OSError):  # it holds other batches
             batch.path.parent.rmdir()
 
     def _line(
         self,
         batch: Batch,
         question: Question,
-        answer: BatchAnswer | None,
+        response: BatchResponse | None,
         status: BatchStatus,
         failures: Failures,
     ) -> storing.Line | None:
         try:
-            if answer is None:
+            if response is None:
                 raise Unanswered(f"the batch is {status.status} and has no answer to it")
-            return storing.make_line(question, batch.teacher, batches.read(answer))
+            return storing.make_line(question, batch.teacher, batches.read(response))
         except PromptRefused as error:
             self.refused += 1
             failures.add(question, f"refused: {error}")

@@ -1,4 +1,4 @@
-"""What has been spent, and whether the next request may be."""
+"""What was spent, and whether the caps allow the next request."""
 
 import asyncio
 import contextlib
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Use(NamedTuple):
-    """What requests took: how many, and the tokens that were paid for."""
+    """The use of an API: requests, and tokens that were billed."""
 
     requests: int = 0
     prompt_tokens: int = 0
@@ -25,13 +25,13 @@ class Use(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """Of prompts and completions."""
+        """Tokens of prompts and completions."""
         return self.prompt_tokens + self.completion_tokens
 
 
 @dataclass(frozen=True)
 class Prices:
-    """Currency per million tokens; the currency is the user's."""
+    """Prices per million tokens, in any one currency."""
 
     prompt: float = 0.0
     completion: float = 0.0
@@ -43,7 +43,7 @@ class Prices:
 
 @dataclass(frozen=True)
 class Caps:
-    """What may be spent on a file over all runs; infinity: no cap."""
+    """Caps on what a file may cost over all runs; infinity is no cap."""
 
     requests: int | float = math.inf
     tokens: int | float = math.inf
@@ -51,10 +51,10 @@ class Caps:
 
 
 class Budget:
-    """Keeps what is spent and what is promised to requests on the way below the caps.
+    """Keeps what is spent, plus what is promised to requests in flight, below the caps.
 
-    A request is promised the most that it can take, so that no answer exceeds a cap; when it is
-    answered, what it took is counted and the rest is free again.
+    A request is promised the most that it can use, so no response exceeds a cap. When the response
+    comes, what it used is counted and the rest of the promise is free again.
     """
 
     def __init__(self, caps: Caps, prices: Prices, spent: Use) -> None:
@@ -64,8 +64,8 @@ class Budget:
 
     @contextlib.asynccontextmanager
     async def promise(self, most: Use) -> AsyncIterator[bool]:
-        """Holds `most` for a request; gives False, holding nothing, if it does not fit even when
-        every other request has been settled."""
+        """Reserves `most` for a request, and yields True. Yields False, and reserves nothing, if
+        it does not fit even after every other request has been settled."""
 
         def fits() -> bool:
             return self.allows(self.spent.plus(self._promised).plus(most))
@@ -82,16 +82,16 @@ class Budget:
                 self._changed.notify_all()
 
     def settle(self, used: Use) -> None:
-        """Counts what an answered request took."""
+        """Counts what an answered request used."""
         self.spent = self.spent.plus(used)
 
     @property
     def cost(self) -> float:
-        """What was spent, in the prices' currency."""
+        """What was spent, in the currency of the prices."""
         return self.prices.cost(self.spent)
 
     def allows(self, use: Use) -> bool:
-        """Returns whether so much in all is below the caps."""
+        """Returns whether this total use is within the caps."""
         caps = self.caps
         return (
             use.requests <= caps.requests

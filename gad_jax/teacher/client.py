@@ -1,14 +1,14 @@
-"""A thin client of OpenAI-compatible endpoints: every body is checked, every fault has a limit.
+"""A thin client of OpenAI-compatible APIs: every response is checked, every retry is bounded.
 
 | the server does | the client does |
 |---|---|
-| 408, 409, 425, 429, 5xx; lost connection; time-out; short or broken body | asks again |
+| 408, 409, 425, 429, 5xx; dropped connection; timeout; truncated or broken response | retries |
 | `Retry-After` (seconds or a date) | waits that long, or gives up if `max_wait` is less |
 | 429, or any of these with `Retry-After` | counts as waiting, not as one of the attempts |
 | 400, 413 or 422 about this prompt (too long, filtered) | raises PromptRefused |
-| quota used up; any other 3xx or 4xx | raises UserError: no request would fare better |
+| quota used up; any other 3xx or 4xx | raises UserError: other requests would fail as well |
 
-A request that is sent again carries the same Idempotency-Key: a server that honours it bills once.
+A retry carries the same Idempotency-Key: a server that honours it bills the request once.
 """
 
 import asyncio
@@ -28,31 +28,33 @@ from gad_jax.base import redaction
 from gad_jax.base.errors import UserError
 from gad_jax.base.redaction import redact
 from gad_jax.teacher.pace import Pace
-from gad_jax.teacher.wire import BadBody, Reply, read_failure, read_reply
+from gad_jax.teacher.wire import BadResponse, Reply, read_failure, read_reply
 
 T = TypeVar("T")
 
-AGAIN = {408, 409, 425, 429}
+RETRIED = {408, 409, 425, 429}
 BUSY = {429, 503, 529}
 ABOUT_THE_PROMPT = re.compile(
     "context_length|string_above_max|too_long|too_large|content_filter|content_policy|invalid_prompt"
 )
 QUOTA = re.compile("insufficient_quota|billing|credit")
-MAX_BODY_BYTES = 64 * 2**20
+MAX_RESPONSE_BYTES = 64 * 2**20
 
 
 class PromptRefused(Exception):
-    """The endpoint will not answer this prompt, but may answer others."""
+    """The server refuses this prompt, but may answer others."""
 
 
 class Unanswered(Exception):
-    """A request got no usable answer in the attempts or the time that it had."""
+    """A request got no usable response within its attempts or its time."""
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a model is asked. The key is the value of the environment variable `key_variable`,
-    read when a client is made and never stored; no key is sent when it is not set."""
+    """The address of a model. The key is the value of the environment variable `key_variable`.
+
+    It is read when a client is made and never stored. No key is sent if the variable is not set.
+    """
 
     base_url: str
     model: str
@@ -76,8 +78,8 @@ class Endpoint:
             raise ValueError("model must not be empty")
 
     def key(self) -> str:
-        """Returns the key, empty when there is none. Raises UserError for one that no header can
-        carry, without showing it."""
+        """Returns the key, empty if there is none. Raises UserError if no HTTP header can carry it,
+        without showing it."""
         redaction.protect(self.key_variable)
         key = os.environ.get(self.key_variable, "").strip() if self.key_variable else ""
         if not re.fullmatch(r"[\x21-\x7e]*", key):
@@ -90,9 +92,10 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Patience:
-    """How long one request is tried: attempts, seconds of each, seconds waited between them.
+    """How long one request is retried: attempts, seconds per attempt, seconds of waiting in all.
 
-    Being turned away is no attempt: a server that limits the rate gets to every request in time.
+    A rejection by the rate limit does not count as an attempt: the server reaches every request in
+    time.
     """
 
     attempts: int = 8
@@ -101,16 +104,47 @@ class Patience:
     first_wait: float = 0.5
 
 
-class _Again(Exception):
-    """An attempt failed in a way that may pass; the server may have said when."""
+class _Retry(Exception):
+    """An attempt failed in a way that may pass. The server may have said when to retry."""
 
-    def __init__(self, reason: str, after: float = 0.0, turned_away: bool = False) -> None:
+    def __init__(self, reason: str, after: float = 0.0, rate_limited: bool = False) -> None:
         super().__init__(reason)
-        self.after, self.turned_away = after, turned_away
+        self.after, self.rate_limited = after, rate_limited
+
+
+class _RetryPolicy:
+    """When one request is retried, in the form that tenacity wants."""
+
+    def __init__(self, patience: Patience, attempts: int, hurried: Callable[[], bool]) -> None:
+        self._patience, self._attempts, self._hurried = patience, attempts, hurried
+        self._rate_limited = 0
+        self._backoff = tenacity.wait_random_exponential(patience.first_wait, max=60)
+
+    def stop(self, state: tenacity.RetryCallState) -> bool:
+        """Whether the request is given up."""
+        self._rate_limited += _failure(state).rate_limited
+        exhausted = state.attempt_number - self._rate_limited >= self._attempts
+        late = state.idle_for + state.upcoming_sleep > self._patience.max_wait
+        return exhausted or late or self._hurried()
+
+    def wait(self, state: tenacity.RetryCallState) -> float:
+        """The seconds before the next attempt."""
+        after = _failure(state).after
+        if not after:
+            return self._backoff(state)
+        # Up to ten times what the server said, if it rejects again: requests that were rejected
+        # together would otherwise come back together, and be rejected again.
+        return max(1.1 * after, min(self._backoff(state), 10 * after))
+
+
+def _failure(state: tenacity.RetryCallState) -> _Retry:
+    error = state.outcome and state.outcome.exception()
+    assert isinstance(error, _Retry)  # nothing else is retried
+    return error
 
 
 class Client:
-    """Asks one endpoint; used within `async with`. One client serves any number of requests."""
+    """Sends requests to one endpoint; used within `async with`, for any number of requests."""
 
     def __init__(
         self, endpoint: Endpoint, patience: Patience | None = None, pace: Pace | None = None
@@ -137,7 +171,7 @@ class Client:
         await self._http.aclose()
 
     def hurry(self) -> None:
-        """Has every request that is not on its way give up (Unanswered) instead of waiting."""
+        """Makes every request that is not in flight give up (Unanswered) instead of waiting."""
         self._hurry.set()
 
     async def _sleep(self, seconds: float) -> None:
@@ -153,7 +187,7 @@ class Client:
         """Returns the reply to a conversation.
 
         `parameters` are those of the API (temperature, max_tokens, n, …). Raises PromptRefused,
-        Unanswered, or UserError where asking anything else would fail as well.
+        Unanswered, or UserError if any other request would fail as well.
         """
         body = {
             **(parameters or {}),
@@ -172,51 +206,27 @@ class Client:
         read: Callable[[bytes], T],
         *,
         attempts: int = 0,
-        most_bytes: int = MAX_BODY_BYTES,
+        most_bytes: int = MAX_RESPONSE_BYTES,
         **content: Any,
     ) -> T:
-        """Returns what `read` makes of the body of the reply to a request, after as many attempts
-        as `patience` or else `attempts` allows; `content` is as for httpx.
+        """Sends a request and returns `read(body)` of its response, with as many attempts as
+        `attempts` or else `patience` allows; `content` is as for httpx.
 
-        `read` raises BadBody for a body that should be asked for again. Raises as `chat` does.
+        `read` raises BadResponse for a body that should be requested again. Raises as `chat` does.
         """
-        patience = self.patience
-        attempts = attempts or patience.attempts
-        turned_away = 0
-
-        def failure(state: tenacity.RetryCallState) -> _Again:
-            error = state.outcome and state.outcome.exception()
-            assert isinstance(error, _Again)  # nothing else is tried again
-            return error
-
-        def stop(state: tenacity.RetryCallState) -> bool:
-            nonlocal turned_away
-            turned_away += failure(state).turned_away
-            exhausted = state.attempt_number - turned_away >= attempts
-            late = state.idle_for + state.upcoming_sleep > patience.max_wait
-            return exhausted or late or self._hurry.is_set()
-
-        backoff = tenacity.wait_random_exponential(patience.first_wait, max=60)
-
-        def wait(state: tenacity.RetryCallState) -> float:
-            after = failure(state).after
-            if not after:
-                return backoff(state)
-            # Up to ten times what was asked, when it happens again: those who were turned away
-            # together are turned away again when they come back together.
-            return max(1.1 * after, min(backoff(state), 10 * after))
-
+        attempts = attempts or self.patience.attempts
+        policy = _RetryPolicy(self.patience, attempts, self._hurry.is_set)
         retrying = tenacity.AsyncRetrying(
             sleep=self._sleep,
-            retry=tenacity.retry_if_exception_type(_Again),
-            stop=stop,
-            wait=wait,
+            retry=tenacity.retry_if_exception_type(_Retry),
+            stop=policy.stop,
+            wait=policy.wait,
             reraise=True,
         )
         url = f"{self.endpoint.base_url.rstrip('/')}/{path}"
         try:
             return await retrying(self._attempt, method, url, read, most_bytes, content)
-        except _Again as error:
+        except _Retry as error:
             tries = retrying.statistics.get("attempt_number", 1)
             raise Unanswered(f"{error}, {tries} attempts") from None
 
@@ -231,17 +241,17 @@ class Client:
         try:
             async with self.pace.place(), asyncio.timeout(self.patience.timeout):
                 if self._hurry.is_set():
-                    raise _Again("stopped before it was sent")
+                    raise _Retry("stopped before it was sent")
                 self.attempts += 1
                 status, headers, body = await self._send(method, url, most_bytes, content)
             if not 200 <= status < 300:
-                self._judge(status, headers, body)
+                self._raise_for(status, headers, body)
             reply = read(body)
         except TimeoutError:
             self._fault(f"no answer within {self.patience.timeout:g} s")
         except httpx2.TransportError as error:
             self._fault(f"connection lost ({type(error).__name__})")
-        except (httpx2.DecodingError, BadBody) as error:
+        except (httpx2.DecodingError, BadResponse) as error:
             self._fault(str(error))
         else:
             self.pace.accepted()
@@ -255,20 +265,20 @@ class Client:
             async for piece in response.aiter_bytes():
                 body += piece
                 if len(body) > most_bytes:
-                    raise BadBody(f"the body is longer than {most_bytes >> 20} MiB")
+                    raise BadResponse(f"the body is longer than {most_bytes >> 20} MiB")
         return response.status_code, response.headers, bytes(body)
 
-    def _judge(self, status: int, headers: Mapping[str, str], body: bytes) -> NoReturn:
-        """Raises what a failed response means."""
+    def _raise_for(self, status: int, headers: Mapping[str, str], body: bytes) -> NoReturn:
+        """Raises the exception for a response with an error status."""
         code, message = read_failure(body)
         said = redact(" ".join(message.split()))[:300]
-        if status in AGAIN or status >= 500:
+        if status in RETRIED or status >= 500:
             if status == 429 and QUOTA.search(code):
                 raise UserError(f"{self._who()}: the quota is used up ({said}); raise it")
             if status in BUSY:
                 self.pace.rejected()
             after = retry_after(headers, time.time())
-            self._fault(f"status {status}", after, turned_away=status == 429 or after > 0)
+            self._fault(f"status {status}", after, rate_limited=status == 429 or after > 0)
         if is_about_the_prompt(status, code):
             raise PromptRefused(f"status {status}: {said or code}")
         raise UserError(
@@ -276,9 +286,9 @@ class Client:
             f"; {self._advice(status)}"
         )
 
-    def _fault(self, reason: str, after: float = 0.0, turned_away: bool = False) -> NoReturn:
+    def _fault(self, reason: str, after: float = 0.0, rate_limited: bool = False) -> NoReturn:
         self.faults[reason] = self.faults.get(reason, 0) + 1
-        raise _Again(reason, after, turned_away) from None
+        raise _Retry(reason, after, rate_limited) from None
 
     def _who(self) -> str:
         return f"{self.endpoint.base_url}, model {self.endpoint.model}"
@@ -296,12 +306,12 @@ class Client:
 
 
 def is_about_the_prompt(status: int, code: str) -> bool:
-    """Whether a failure is of this prompt, so that others may be answered."""
+    """Whether an error is about this prompt, so that other prompts may be answered."""
     return status in (400, 413, 422) and (status == 413 or bool(ABOUT_THE_PROMPT.search(code)))
 
 
 def retry_after(headers: Mapping[str, str], now: float) -> float:
-    """Returns the seconds that a response asks to wait, 0 if it does not say."""
+    """Returns the seconds that a response asks us to wait, 0 if it does not say."""
     milliseconds, value = headers.get("retry-after-ms", ""), headers.get("retry-after", "").strip()
     if re.fullmatch(r"\d+(\.\d+)?", milliseconds):
         return float(milliseconds) / 1000

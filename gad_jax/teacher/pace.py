@@ -1,4 +1,4 @@
-"""How many requests are on the way at once: fewer while the server turns some away."""
+"""How many requests are in flight at once: fewer while the server rejects some as too many."""
 
 import asyncio
 import contextlib
@@ -7,16 +7,17 @@ from collections.abc import AsyncIterator, Callable
 
 PERIOD = 1.0
 FEW, MANY = 0.02, 0.1
-"""Shares of requests that are turned away: with fewer the pace rises, with more it falls."""
+"""Shares of rejected requests: below the first the limit rises, above the second it falls."""
 MOST_CUT = 0.5
 
 
 class Pace:
-    """At most `concurrency` requests at once. A second in which more than a tenth were turned away
-    lowers that by their share, at most by half; one in which hardly any were raises it by a
-    twentieth, at least by one. Between, the server's limit is reached, and used.
+    """At most `concurrency` requests at once, and fewer under a rate limit. After a second with
+    more than 10 % rejected, the limit falls by their share, at most by half. After one with less
+    than 2 %, it rises by 5 %, at least by one. In between it stays: the server's own rate limit is
+    reached, and used.
 
-    A request that waits to be sent again holds no place.
+    A request that waits to be retried holds no place.
     """
 
     def __init__(self, concurrency: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -30,7 +31,7 @@ class Pace:
 
     @contextlib.asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
-        """Waits for one of the places, and holds it."""
+        """Waits for a place, and holds it."""
         self._waiting = self._waiting or asyncio.Condition()
         async with self._waiting:
             await self._waiting.wait_for(lambda: self.in_flight < self.limit)
@@ -43,12 +44,12 @@ class Pace:
                 self._waiting.notify_all()
 
     def rejected(self) -> None:
-        """Is told that the server was too busy for a request."""
+        """Counts a request that the server rejected because it was busy."""
         self._rejected += 1
         self._adjust()
 
     def accepted(self) -> None:
-        """Is told that the server answered a request."""
+        """Counts a request that the server answered."""
         self._accepted += 1
         self._adjust()
 

@@ -1,4 +1,4 @@
-"""What is asked: each distinct request once per sample, under a name that its content decides."""
+"""The questions: each distinct request once per sample, with a key that hashes its content."""
 
 import hashlib
 import json
@@ -11,15 +11,15 @@ from gad_jax.data.sources.rows import Row
 Messages = tuple[dict[str, str], ...]
 
 _TOKENS_AROUND_A_MESSAGE = 16
-"""More than any chat template in use writes around one."""
+"""More than any chat template in use adds to a message."""
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """Whom a question is put to, and how: all that an answer depends on beside the conversation.
+    """The model and how it is asked: all that a response depends on, apart from the conversation.
 
-    `system` leads conversations that have no system message of their own; `parameters` are the
-    API's, without `n`.
+    `system` leads conversations that have no system message. `parameters` are the API's, without
+    `n`.
     """
 
     model: str
@@ -29,7 +29,7 @@ class Teacher:
 
 @dataclass(frozen=True)
 class Question:
-    """One sample of one conversation. `messages` are the student's, `sent` the teacher's."""
+    """One sample of one conversation. The student sees `messages`, the teacher gets `sent`."""
 
     key: str
     sample: int
@@ -39,13 +39,13 @@ class Question:
 
     @property
     def idempotency_key(self) -> str:
-        """The same in every run, so that a server that honours it bills an answer once."""
+        """The same in every run: a server that honours it bills a response once."""
         return hashlib.sha256(f"{self.key} {self.sample}".encode()).hexdigest()
 
 
-def ask_all(rows: Iterable[Row], teacher: Teacher, samples: int) -> list[Question]:
-    """Returns the questions of all rows, first samples first: a budget that runs out leaves most
-    prompts with an answer. Rows with the same conversation are one question."""
+def from_rows(rows: Iterable[Row], teacher: Teacher, samples: int) -> list[Question]:
+    """Returns the questions of all rows, first samples first, so that a spent budget leaves most
+    prompts with a response. Rows with the same conversation are one question."""
     firsts: dict[str, Question] = {}
     for row in rows:
         lead = [{"role": "system", "content": teacher.system}] if teacher.system else []
@@ -61,12 +61,12 @@ def ask_all(rows: Iterable[Row], teacher: Teacher, samples: int) -> list[Questio
 
 
 def request_key(teacher: Teacher, sent: Messages) -> str:
-    """Returns a sha256 of what is sent. The base URL is not part of it: the same model behind
-    another address is not paid again."""
+    """Returns a sha256 of what is sent. The base URL is left out, so that the same model at another
+    address is not paid again."""
     body = {**teacher.parameters, "model": teacher.model, "messages": sent}
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def most_prompt_tokens(messages: Iterable[Mapping[str, str]]) -> int:
-    """Returns a bound on the tokens of a conversation for any tokenizer: a token has a byte."""
+    """Returns an upper bound on a conversation's tokens: a token has at least one byte."""
     return sum(len(m["content"].encode()) + _TOKENS_AROUND_A_MESSAGE for m in messages)

@@ -2,46 +2,46 @@
 
 A line is a training row: `{"key", "sample", "id", "prompt_id", "messages", "teacher_response",
 "finish_reason", "request_id", "model", "teacher", "system", "parameters", "usage", "time"}`. `key`
-names the request by its content, `model` is the server's word and `teacher` what was asked for.
+is a hash of the request. `model` is what the server says it is; `teacher` is the requested model.
 """
 
 import asyncio
 import dataclasses
 import datetime
 import json
-import os
 import shutil
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gad_jax.base import jsonl
 from gad_jax.base.errors import StorageError, UserError
-from gad_jax.teacher import Reply
 from gad_jax.teacher.budget import Use
 from gad_jax.teacher.questions import Question, Teacher, most_prompt_tokens
+from gad_jax.teacher.wire import Reply
 
 Line = dict[str, Any]
 
 _BEGINNING = b'{"key": "'
 FREE_BYTES = 2**20
-"""What a response on its way is given room for."""
+"""Free disk space that each response in flight needs."""
 
 
 class Contents(NamedTuple):
-    """What a file holds. `whole_bytes` is where its last whole line ends; `lacks_line_feed` says
-    that a whole line without line feed follows."""
+    """What a file holds. `whole_bytes` is where its last whole line ends; that line may lack its
+    line feed."""
 
     have: set[tuple[str, int]]
     used: Use
     reasons: Counter[str]
     whole_bytes: int = 0
-    lacks_line_feed: bool = False
 
 
 def make_line(question: Question, teacher: Teacher, reply: Reply) -> Line:
-    """Returns what is kept of a reply to one sample."""
+    """Returns the line for the reply to one sample."""
     completion = reply.completions[0]
-    led = question.sent != question.messages
+    system_was_sent = question.sent != question.messages
     return {
         "key": question.key,
         "sample": question.sample,
@@ -53,7 +53,7 @@ def make_line(question: Question, teacher: Teacher, reply: Reply) -> Line:
         "request_id": reply.id,
         "model": reply.model,
         "teacher": teacher.model,
-        "system": teacher.system if led else "",
+        "system": teacher.system if system_was_sent else "",
         "parameters": dict(teacher.parameters),
         "usage": reply.usage and dataclasses.asdict(reply.usage),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
@@ -61,7 +61,7 @@ def make_line(question: Question, teacher: Teacher, reply: Reply) -> Line:
 
 
 def used(line: Line) -> Use:
-    """Returns what a line was billed, by the server's word or else the most that it can be."""
+    """Returns what was billed for a line: the server's count, or else an upper bound."""
     usage = line["usage"]
     if usage is not None:
         return Use(1, usage["prompt_tokens"], usage["completion_tokens"])
@@ -70,33 +70,39 @@ def used(line: Line) -> Use:
 
 
 def scan(path: Path) -> Contents:
-    """Returns what a file holds, nothing where there is none; changes nothing.
+    """Returns what a file holds, nothing where there is no file; changes nothing.
 
-    A last line that a crash has torn is left out. Raises UserError for any other line that
-    collecting did not write.
+    A torn last line is left out. Raises UserError for any other line that collect did not write.
     """
     contents = Contents(set(), Use(), Counter())
+    for raw, line in _read(path):
+        contents.have.add((line["key"], line["sample"]))
+        contents.reasons[line["finish_reason"]] += 1
+        contents = contents._replace(
+            used=contents.used.plus(used(line)), whole_bytes=contents.whole_bytes + len(raw)
+        )
+    return contents
+
+
+def read_responses(path: Path) -> dict[tuple[str, int], str]:
+    """Returns the text of each response by key and sample. Raises UserError as `scan` does."""
+    return {(line["key"], line["sample"]): line["teacher_response"] for _, line in _read(path)}
+
+
+def _read(path: Path) -> Iterator[tuple[bytes, Line]]:
+    """Yields the whole lines, raw and parsed."""
     if not path.exists():
-        return contents
+        return
     with _open(path) as file:
         for number, raw in enumerate(file, start=1):
-            torn = not raw.endswith(b"\n")
             line = _parse(raw)
-            if line is None and torn and _may_be_ours(raw, number):
-                break
-            if line is None:
+            if line is not None:
+                yield raw, line
+            elif raw.endswith(b"\n") or not _may_be_ours(raw, number):
                 raise UserError(
                     f"{path}:{number}: not a line that collect wrote; give another --out, or mend "
                     "or delete that line"
                 )
-            contents.have.add((line["key"], line["sample"]))
-            contents.reasons[line["finish_reason"]] += 1
-            contents = contents._replace(
-                used=contents.used.plus(used(line)),
-                whole_bytes=contents.whole_bytes + len(raw),
-                lacks_line_feed=torn,
-            )
-    return contents
 
 
 def _open(path: Path) -> Any:
@@ -118,7 +124,8 @@ def _parse(raw: bytes) -> Line | None:
 
 
 def _may_be_ours(raw: bytes, number: int) -> bool:
-    """Whether the beginning of a line is one of ours; it may be any if whole lines went before."""
+    """Whether a torn line may be the beginning of one of ours. After whole lines it may be
+    anything: a power failure can leave a block of zeros."""
     return number > 1 or raw.startswith(_BEGINNING) or _BEGINNING.startswith(raw)
 
 
@@ -128,8 +135,7 @@ class Store:
 
     path: Path
     contents: Contents
-    _descriptor: int
-    _size: int
+    _file: jsonl.Appender
     _pending: list[bytes] = dataclasses.field(default_factory=list)
     _queued: int = 0
     _written: int = 0
@@ -138,28 +144,21 @@ class Store:
 
     @classmethod
     def open(cls, path: Path) -> "Store":
-        """Returns the store in a file, made if needed; cuts off what a crash has torn."""
+        """Returns the store in a file, which is made if needed; cuts off a torn last line."""
         contents = scan(path)
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-            os.ftruncate(descriptor, contents.whole_bytes)
-            if contents.lacks_line_feed:
-                os.write(descriptor, b"\n")
-            os.fsync(descriptor)
-            directory = os.open(path.parent, os.O_RDONLY)
-            os.fsync(directory)
-            os.close(directory)
+            file = jsonl.Appender(path, contents.whole_bytes)
         except OSError as error:
             raise StorageError(f"{path} cannot be written: {error.strerror}") from error
-        return cls(path, contents, descriptor, os.fstat(descriptor).st_size)
+        return cls(path, contents, file)
 
     def close(self) -> None:
         """Closes the file."""
-        os.close(self._descriptor)
+        self._file.close()
 
     def check_room(self, responses: int) -> None:
-        """Raises StorageError if the disk has no room for that many responses: before they are
-        paid."""
+        """Raises StorageError if the disk has no room for so many responses. Call it before the
+        requests are sent: a response that cannot be stored is paid in vain."""
         free = shutil.disk_usage(self.path.parent).free
         if free < responses * FREE_BYTES:
             raise StorageError(
@@ -168,19 +167,19 @@ class Store:
             )
 
     async def add(self, line: Line) -> None:
-        """Adds a line; when this returns, neither kill -9 nor a power failure loses it.
+        """Adds a line. When this returns, it survives kill -9 and a power failure.
 
         Lines that come while others are being written go to the disk together. Raises StorageError
         when that fails; the file then ends with the last line that it held before.
         """
-        self._pending.append(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+        self._pending.append(jsonl.encode(line))
         self._queued += 1
         ticket = self._queued
         async with self._writing:
             if self._written < ticket and self._failure is None:
                 lines, self._pending, last = self._pending, [], self._queued
                 try:
-                    await asyncio.to_thread(self._write, b"".join(lines))
+                    await asyncio.to_thread(self._file.write, b"".join(lines))
                     self._written = last
                 except OSError as error:
                     self._failure = error
@@ -192,14 +191,3 @@ class Store:
             )
         self.contents.have.add((line["key"], line["sample"]))
         self.contents.reasons[line["finish_reason"]] += 1
-
-    def _write(self, content: bytes) -> None:
-        try:
-            rest = memoryview(content)
-            while rest:
-                rest = rest[os.write(self._descriptor, rest) :]
-            os.fsync(self._descriptor)
-        except OSError:
-            os.ftruncate(self._descriptor, self._size)
-            raise
-        self._size += len(content)

@@ -1,4 +1,4 @@
-"""The bodies that an endpoint may answer with, and what is kept of them."""
+"""The wire format: the responses of an OpenAI-compatible API, checked, and what is kept of them."""
 
 import json
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ M = TypeVar("M", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens that were paid for."""
+    """Tokens that were billed."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -21,21 +21,21 @@ class Usage:
 
 @dataclass(frozen=True)
 class Completion:
-    """One answer. `finish_reason` is stop, length, content_filter, refusal or the server's own
-    word; `text` may be empty, which was paid for all the same."""
+    """One completion. `finish_reason` is stop, length, content_filter, refusal or the server's own
+    word. `text` may be empty; the server bills that too."""
 
     text: str
     finish_reason: str
 
     @property
     def complete(self) -> bool:
-        """Whether it is a whole answer: neither cut nor refused nor empty."""
+        """Whether the answer is whole: not cut, refused or empty."""
         return self.finish_reason in FINISHED and self.text.strip() != ""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What one request returned. `usage` is None where the server does not say."""
+    """The response to one chat request. `usage` is None where the server does not say."""
 
     id: str
     model: str
@@ -43,8 +43,9 @@ class Reply:
     usage: Usage | None
 
 
-class BadBody(ValueError):
-    """A body that is not an answer. Its words are ours alone: nothing of the body is quoted."""
+class BadResponse(ValueError):
+    """A response in another format, or truncated. Its text quotes nothing of the response, which
+    may echo the key."""
 
 
 class _Part(BaseModel):
@@ -98,7 +99,7 @@ class _Errors(BaseModel):
 
 
 class BatchStatus(BaseModel):
-    """What a provider says of a batch."""
+    """A provider's status of a batch."""
 
     id: str
     status: str
@@ -110,18 +111,18 @@ class BatchStatus(BaseModel):
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will come."""
+        """Whether the batch is over, and no more responses will come."""
         return self.status in ("completed", "failed", "expired", "cancelled")
 
     @property
     def done(self) -> int:
-        """Requests that are through."""
+        """The number of requests that are processed."""
         counts = self.request_counts
         return counts.completed + counts.failed if counts else 0
 
     @property
     def problem(self) -> str:
-        """Why it failed as a whole, in the provider's words; empty where it says nothing."""
+        """Why the whole batch failed, in the provider's words; empty where it does not say."""
         errors = self.errors.data if self.errors else []
         return "; ".join(error.message or str(error.code) for error in errors[:3])
 
@@ -131,14 +132,14 @@ class _Batches(BaseModel):
     has_more: bool = False
 
 
-class _BatchResponse(BaseModel):
+class _LineResponse(BaseModel):
     status_code: int
     body: Any = None
 
 
 class _BatchLine(BaseModel):
     custom_id: str
-    response: _BatchResponse | None = None
+    response: _LineResponse | None = None
     error: _Error | None = None
 
 
@@ -152,7 +153,7 @@ _WHAT: dict[type[BaseModel], str] = {
 
 
 def read_reply(body: bytes) -> Reply:
-    """Returns the reply in the body of a chat completion. Raises BadBody."""
+    """Returns the reply in the body of a chat completion. Raises BadResponse."""
     chat = _read(_Chat, body)
     usage = chat.usage and Usage(chat.usage.prompt_tokens, chat.usage.completion_tokens)
     choices = sorted(chat.choices, key=lambda choice: choice.index)
@@ -163,45 +164,47 @@ def _read(kind: type[M], body: bytes) -> M:
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
-        raise BadBody(_problem(kind, error)) from None  # pydantic's words quote the body
+        raise BadResponse(_problem(kind, error)) from None  # pydantic's text quotes the body
 
 
 def read_file_id(body: bytes) -> str:
-    """Returns the name that a provider gave to a file. Raises BadBody."""
+    """Returns the provider's name for an uploaded file. Raises BadResponse."""
     return _read(_Named, body).id
 
 
 def read_batch(body: bytes) -> BatchStatus:
-    """Returns what a provider says of a batch. Raises BadBody."""
+    """Returns a provider's status of a batch. Raises BadResponse."""
     return _read(BatchStatus, body)
 
 
 def read_batches(body: bytes) -> tuple[list[BatchStatus], bool]:
-    """Returns a page of a provider's batches, and whether there are more. Raises BadBody."""
+    """Returns a page of a provider's batches, and whether there are more. Raises BadResponse."""
     page = _read(_Batches, body)
     return page.data, page.has_more and bool(page.data)
 
 
 @dataclass(frozen=True)
-class BatchAnswer:
-    """One line of a batch's output: status and body as the endpoint would have answered, or, with
-    status 0, why it was not asked."""
+class BatchResponse:
+    """One line of a batch's output: the status and body that the endpoint would have sent. With
+    status 0, the body says why the request was not processed."""
 
     custom_id: str
     status: int
     body: bytes
 
 
-def read_batch_answers(body: bytes) -> list[BatchAnswer]:
-    """Returns the lines of a batch's output or of its errors. Raises BadBody."""
-    return [_batch_answer(_read(_BatchLine, line)) for line in body.split(b"\n") if line.strip()]
+def read_batch_responses(body: bytes) -> list[BatchResponse]:
+    """Returns the lines of a batch's output or of its errors. Raises BadResponse."""
+    return [
+        _to_batch_response(_read(_BatchLine, line)) for line in body.split(b"\n") if line.strip()
+    ]
 
 
-def _batch_answer(line: _BatchLine) -> BatchAnswer:
+def _to_batch_response(line: _BatchLine) -> BatchResponse:
     if line.response is None:
         failure = {"error": line.error.model_dump() if line.error else None}
-        return BatchAnswer(line.custom_id, 0, json.dumps(failure).encode())
-    return BatchAnswer(
+        return BatchResponse(line.custom_id, 0, json.dumps(failure).encode())
+    return BatchResponse(
         line.custom_id, line.response.status_code, json.dumps(line.response.body).encode()
     )
 
@@ -215,7 +218,7 @@ def _completion(choice: _Choice) -> Completion:
 
 
 def read_failure(body: bytes) -> tuple[str, str]:
-    """Returns the code and the message of an error's body; empty where it has none."""
+    """Returns code and message of an error response; empty where it has none."""
     try:
         error = _Failure.model_validate_json(body).error
     except ValidationError:

@@ -5,7 +5,6 @@ Metrics are named part/quantity, such as generator/loss, and are floats on the h
 """
 
 import contextlib
-import json
 import math
 import os
 import re
@@ -16,7 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from gad_jax.base.console import Display
-from gad_jax.base.jsonl import _json_number, amend_last_row, truncate_rows
+from gad_jax.base.jsonl import Appender, amend_last_row, json_numbers, truncate_rows
 from gad_jax.metrics import heldout
 
 
@@ -41,7 +40,7 @@ class Tracker:
         self._tensorboard: Any = None  # a SummaryWriter, made when first needed
         if enabled:
             self._run_dir.mkdir(parents=True, exist_ok=True)
-            self._rows = open(self._run_dir / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+            self._rows = Appender(self._run_dir / "metrics.jsonl", sync=False)
             self._display = Display(console)
 
     def start(self, step: int, total_steps: int) -> None:
@@ -58,10 +57,7 @@ class Tracker:
         """Writes the metrics of a step. A number that is not finite is null in metrics.jsonl."""
         if not self._enabled:
             return
-        numbers = {name: _json_number(float(value)) for name, value in metrics.items()}
-        row = {"step": step, "stage": stage} | numbers
-        self._rows.write(json.dumps(row, allow_nan=False) + "\n")
-        self._rows.flush()
+        self._rows.append([{"step": step, "stage": stage} | json_numbers(metrics)])
         self._scalars(step, metrics)
         self._display.step(step, stage, metrics)
 
@@ -71,7 +67,7 @@ class Tracker:
             return
         self._rows.close()
         amend_last_row(self._run_dir / "metrics.jsonl", step, metrics)
-        self._rows = open(self._run_dir / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+        self._rows = Appender(self._run_dir / "metrics.jsonl", sync=False)
         self._scalars(step, metrics)
 
     def evaluation(self, result: heldout.HeldoutResult, examples: int) -> None:

@@ -72,7 +72,7 @@ def test_a_prompt_that_is_too_long_is_named_and_the_others_are_answered(tmp_path
     [
         (["--teacher=random-tiny"], "must be api or local:MODEL"),
         (["--teacher=local:"], "must be api or local:MODEL"),
-        (["--teacher=local:random-tiny", "--model=m"], "leave it out beside teacher=local"),
+        (["--teacher=local:random-tiny", "--model=m"], "leave it out with teacher=local"),
         (["--teacher=local:random-tiny", "--max_cost=1", "--prompt_price=1"], "has a price"),
         (["--teacher=local:random-tiny", '--parameters={"stop": "x"}'], "stop is not known"),
         (["--teacher=local:random-tiny", '--parameters={"seed": "x"}'], "seed must be an integer"),

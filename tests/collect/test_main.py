@@ -115,7 +115,7 @@ def test_samples_of_a_prompt_become_one_row_and_the_unfinished_none(
     assert sum(len(row.responses) for row in kept) == 58  # two of them have no text
 
 
-def test_a_prompt_that_fails_is_recorded_and_the_others_go_on(
+def test_a_prompt_that_fails_is_recorded_and_the_others_are_answered(
     prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def script(number: int, body: dict[str, Any]) -> str:
@@ -212,7 +212,7 @@ def test_nothing_paid_is_lost_however_often_it_is_killed(tmp_path: Path) -> None
         requests = len(server.requests)
         assert run_through(*arguments)[0] == 0
         assert len(server.requests) == requests
-    assert "of 300" not in shown  # it went on, it did not begin
+    assert "of 300" not in shown  # it resumed, it did not begin
 
 
 def test_ctrl_c_waits_for_what_is_paid(prompts: Path, tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_ctrl_c_waits_for_what_is_paid(prompts: Path, tmp_path: Path) -> None:
         assert run.returncode == 0
         assert "waiting for the responses on their way" in errors
         assert server.billed == len(server.requests) == len(read(out)) < 20
-    assert "stopped; the same command goes on" in shown
+    assert "stopped; the same command resumes it" in shown
 
 
 def test_ctrl_c_does_not_wait_for_a_server_that_says_later(prompts: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Files of answers: going on after a crash, refusing what does not fit, means by hand."""
+"""Files of answers: resuming after a crash, refusing what does not fit, means by hand."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def line(number: int, *tokens: int, teacher: int | None = 10, **measures: float)
     }
 
 
-def test_a_file_goes_on_where_a_crash_ended_it(tmp_path: Path) -> None:
+def test_a_file_resumes_where_a_crash_ended_it(tmp_path: Path) -> None:
     path = tmp_path / "set" / "gad.jsonl"
     file = AnswerFile(path, ROWS, dict(ABOUT))
     file.begin("step 1")
@@ -60,7 +60,7 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other.jsonl").write_text("{}\n")
     with pytest.raises(UserError, match="but not other"):
         AnswerFile(tmp_path / "other.jsonl", ROWS, dict(ABOUT))
-    with pytest.raises(UserError, match="answers of step 1 and would go on with step 2"):
+    with pytest.raises(UserError, match="answers of step 1 and would continue with step 2"):
         AnswerFile(path, ROWS, dict(ABOUT)).begin("step 2")
     path.write_text("no JSON\n")
     with pytest.raises(UserError, match="no JSON"):

@@ -1,4 +1,4 @@
-"""Students compared on prompt sets: from the command line to the report, stopped and going on."""
+"""Students compared on prompt sets: from the command line to the report, stopped and resumed."""
 
 import json
 from collections.abc import Callable
@@ -10,6 +10,7 @@ import pytest
 from gad_jax.evaluate import __main__ as evaluate
 from gad_jax.evaluate import answers
 from gad_jax.evaluate.human.ballots import Votes, ballots
+from gad_jax.evaluate.settings import split_label
 from gad_jax.generate import __main__ as generate
 from gad_jax.metrics import heldout, overlap
 
@@ -151,7 +152,7 @@ def test_mistakes_are_one_sentence(
     ],
 )
 def test_labels(text: str, label: str) -> None:
-    assert evaluate.split_label(text)[0] == label
+    assert split_label(text)[0] == label
 
 
 def test_help_says_the_defaults(command: Callable[..., Any]) -> None:

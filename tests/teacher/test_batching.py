@@ -204,8 +204,8 @@ def test_stopping_leaves_the_batches_and_the_other_mode_waits(
         run.terminate()
         shown, errors = run.communicate()
         assert run.returncode == 0
-        assert "the batches go on" in errors
-        assert "stopped; the same command goes on" in shown
+        assert "the batches continue at the provider" in errors
+        assert "stopped; the same command resumes it" in shown
         says = refused(collect.main, *flags(server, prompts, out))
         assert "20 responses are on their way in batches; add --batch" in says
         prompts.write_text("one more\n")  # those on their way are kept, though not asked for now

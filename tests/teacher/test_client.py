@@ -8,8 +8,16 @@ from typing import Any
 import pytest
 
 from gad_jax.base.errors import UserError
-from gad_jax.teacher import Client, Endpoint, Pace, Patience, PromptRefused, Reply, Unanswered
-from gad_jax.teacher.client import retry_after
+from gad_jax.teacher.client import (
+    Client,
+    Endpoint,
+    Patience,
+    PromptRefused,
+    Unanswered,
+    retry_after,
+)
+from gad_jax.teacher.pace import Pace
+from gad_jax.teacher.wire import Reply
 from tests.fault_server import FaultServer
 
 QUICK = Patience(attempts=4, timeout=60.0, max_wait=3.0, first_wait=0.01)

@@ -8,11 +8,11 @@ import pytest
 
 from gad_jax.base.errors import StorageError, UserError
 from gad_jax.data.sources.rows import Row
-from gad_jax.teacher import Completion, Reply, Usage
 from gad_jax.teacher import store as storing
 from gad_jax.teacher.budget import Use
-from gad_jax.teacher.questions import Teacher, ask_all
+from gad_jax.teacher.questions import Teacher, from_rows
 from gad_jax.teacher.store import Store
+from gad_jax.teacher.wire import Completion, Reply, Usage
 
 TEACHER = Teacher("m", "", {"temperature": 1.0})
 TEXT = 'Naïve – "quoted"\u2028line\n\N{GRINNING FACE}'
@@ -21,7 +21,7 @@ TEXT = 'Naïve – "quoted"\u2028line\n\N{GRINNING FACE}'
 def make_lines(count: int, usage: Usage | None = None) -> list[storing.Line]:
     rows = [Row(({"role": "user", "content": f"p{n}"},), (), str(n)) for n in range(count)]
     reply = Reply("r", "m-1", (Completion(TEXT, "stop"),), usage)
-    return [storing.make_line(question, TEACHER, reply) for question in ask_all(rows, TEACHER, 1)]
+    return [storing.make_line(question, TEACHER, reply) for question in from_rows(rows, TEACHER, 1)]
 
 
 def add(path: Path, *lines: storing.Line) -> None:

@@ -1,1 +1,1 @@
-"""Blind votes of people on pairs of answers: pairs, votes, the page, and what they add up to."""
+"""Blind votes of people on pairs of answers: pairs, votes, the page, and the results."""

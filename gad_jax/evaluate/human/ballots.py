@@ -1,20 +1,20 @@
 """Pairs of answers to vote on, and the file of votes: one line each, on the disk before it counts.
 
 A line is `{"ballot", "annotator", "prompts", "id", "students", "left", "choice", "winner",
-"seconds", "time"}`; of several by one annotator on one ballot the last counts. `ballot` names the
-pair by its content, so new answers are a new ballot and old votes are not taken for theirs.
+"seconds", "time"}`. If an annotator votes twice on a ballot, the last vote counts. `ballot` is a
+hash of the pair's content: new answers are a new ballot, and old votes do not count for it.
 """
 
 import dataclasses
 import datetime
 import hashlib
 import json
-import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from gad_jax.base import jsonl
 from gad_jax.base.errors import StorageError, UserError
 from gad_jax.evaluate.answers import Answers
 
@@ -28,7 +28,7 @@ _STRINGS = ("ballot", "annotator", "winner", "left")
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """Whose answer it is, its text, and its length where it is known."""
+    """An answer: whose it is, its text, and its token count where it is known."""
 
     student: str
     text: str
@@ -46,7 +46,7 @@ class Ballot:
     sides: tuple[Side, Side]
 
     def shown(self, annotator: str, seed: int) -> tuple[Side, Side]:
-        """Returns the left and the right answer: by chance, but the same whenever it is asked."""
+        """Returns the left and the right answer: random, but the same in every call."""
         first, second = self.sides
         return (second, first) if _draw(self.key, annotator, seed, "order") & 1 else (first, second)
 
@@ -98,29 +98,26 @@ def _draw(key: str, annotator: str, seed: int, use: str) -> int:
 
 
 class Votes:
-    """The file of votes; the caller holds its lock. A torn last line is cut off when it is opened;
-    `read_only` leaves the file alone, and needs no lock.
+    """The file of votes; the caller holds its lock. Opening it cuts off a torn last line, unless
+    `read_only`, which needs no lock.
 
-    Raises UserError for any other line that is no vote.
+    Raises UserError for any other line that is not a vote.
     """
 
     def __init__(self, path: Path, read_only: bool = False):
         self.path = path
         self._writing = threading.Lock()
-        whole = path.read_bytes() if path.exists() else b""
-        kept = whole[: whole.rfind(b"\n") + 1]
-        self.lines = [
-            _parse(raw, path, number) for number, raw in enumerate(kept.splitlines(), start=1)
-        ]
-        if kept != whole and not read_only:
-            os.truncate(path, len(kept))
+        raw = jsonl.read_lines(path) if path.exists() else []
+        self.lines = [_parse(line, path, number) for number, line in enumerate(raw, start=1)]
+        if path.exists() and not read_only:
+            jsonl.cut_torn_line(path)
 
     def add(
         self, ballot: Ballot, annotator: str, choice: Choice, seed: int, seconds: float
     ) -> None:
-        """Keeps a vote; when this returns, a crash does not lose it.
+        """Stores a vote. When this returns, the vote survives a crash.
 
-        Raises StorageError when it could not be kept; the file is then as it was.
+        Raises StorageError if it could not be stored; the file is then unchanged.
         """
         left, right = ballot.shown(annotator, seed)
         winner = {"left": left.student, "right": right.student, "tie": "tie"}[choice]
@@ -137,25 +134,15 @@ class Votes:
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
         }
         with self._writing:
-            self._append((json.dumps(vote, ensure_ascii=False) + "\n").encode())
+            try:
+                with jsonl.Appender(self.path) as file:
+                    file.append([vote])
+            except OSError as error:
+                raise StorageError(f"the vote could not be kept in {self.path}: {error}") from error
             self.lines.append(vote)
 
-    def _append(self, line: bytes) -> None:
-        try:
-            with open(self.path, "ab", buffering=0) as file:
-                size = file.tell()
-                try:
-                    if file.write(line) != len(line):
-                        raise OSError("only a part could be written")
-                    os.fsync(file.fileno())
-                except OSError:
-                    os.truncate(self.path, size)
-                    raise
-        except OSError as error:
-            raise StorageError(f"the vote could not be kept in {self.path}: {error}") from error
-
     def of(self, annotator: str) -> dict[str, Vote]:
-        """Returns an annotator's votes that count by ballot, the latest last."""
+        """Returns the votes of an annotator that count, by ballot, the latest last."""
         found: dict[str, Vote] = {}
         for vote in list(self.lines):
             if vote["annotator"] == annotator:
@@ -164,7 +151,7 @@ class Votes:
         return found
 
     def annotators(self) -> list[str]:
-        """Returns who has voted, in the order of their first votes."""
+        """Returns the annotators, in the order of their first votes."""
         return list(dict.fromkeys(vote["annotator"] for vote in list(self.lines)))
 
 

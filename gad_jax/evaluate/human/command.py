@@ -1,48 +1,29 @@
-"""`python -m gad_jax.evaluate human`: people vote on pairs of answers, without knowing whose."""
+"""Serves the voting page, then reports the votes."""
 
 import json
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from gad_jax.base import exits, files
+from gad_jax.base import console, exits, files
 from gad_jax.base.errors import UserError
+from gad_jax.evaluate import answers
+from gad_jax.evaluate.human import page, results
+from gad_jax.evaluate.human.ballots import TEACHER, Ballot, Votes, ballots
 from gad_jax.evaluate.human.settings import Human
-from gad_jax.settings import options
-
-if TYPE_CHECKING:
-    from gad_jax.evaluate.human.ballots import Ballot, Votes
 
 
-def main(argv: list[str]) -> int:
-    """Runs the command; returns the exit code."""
-    human = options.parse(
-        Human,
-        argv,
-        program="python -m gad_jax.evaluate human",
-        description="Serves a page for blind votes on pairs of answers, and says what they show.",
-    )
-    return exits.run_guarded(partial(_run, human))
-
-
-def _run(human: Human) -> int:
-    from gad_jax.evaluate.human.ballots import Votes
-
+def run(human: Human) -> int:
+    """Serves the page until Ctrl-C, unless only results are wanted; returns the exit code."""
     several = _ballots(human)
     with files.lock_file(human.path, "--votes"):
         votes = Votes(human.path)
         if not human.results:
-            from gad_jax.evaluate.human import page
-
             page.serve(several, votes, human)
         _report(human, several, votes)
     return exits.Exit.OK
 
 
-def _ballots(human: Human) -> list["Ballot"]:
-    from gad_jax.evaluate import answers
-    from gad_jax.evaluate.human.ballots import TEACHER, ballots
-
+def _ballots(human: Human) -> list[Ballot]:
     directory = Path(human.answers)
     is_run = (directory / "config.yaml").is_file()
     found = answers.from_run(directory) if is_run else answers.from_directory(directory)
@@ -65,10 +46,7 @@ def _ballots(human: Human) -> list["Ballot"]:
     return made
 
 
-def _report(human: Human, several: list["Ballot"], votes: "Votes") -> None:
-    from gad_jax.base import console
-    from gad_jax.evaluate.human import results
-
+def _report(human: Human, several: Sequence[Ballot], votes: Votes) -> None:
     found = results.result(several, votes)
     first, second = found.students
     people = len(found.annotators)

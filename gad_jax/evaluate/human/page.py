@@ -1,7 +1,7 @@
-"""The page on which people vote, for this computer alone.
+"""The voting page, which only this computer can reach.
 
-Everything a model wrote is escaped, and the content security policy lets the page load nothing but
-its own style and script. Who wrote an answer is not in what is sent.
+All text from models is escaped, and the content security policy lets the page load only its own
+style and script. The page does not contain who wrote an answer.
 """
 
 import time
@@ -34,7 +34,7 @@ HEADERS = {
         "base-uri 'none'; frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "same-origin",  # not less: browsers would send Origin: null with the form
+    "Referrer-Policy": "same-origin",  # with no-referrer, browsers send Origin: null
     "Cache-Control": "no-store",
 }
 
@@ -63,7 +63,7 @@ def make(ballots: Sequence[Ballot], votes: Votes, seed: int) -> Starlette:
             Route("/vote.css", lambda request: _asset("vote.css", "text/css")),
             Route("/vote.js", lambda request: _asset("vote.js", "text/javascript")),
         ],
-        # Another site whose name leads to this computer may not read or vote.
+        # DNS rebinding: a site whose name resolves to this computer may not read or vote.
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])],
     )
 
@@ -79,19 +79,19 @@ class _Page:
         self.template = environment.get_template("vote.html.jinja")
 
     def start(self, request: Request) -> Response:
-        """Asks for a name."""
+        """Shows the form for the annotator's name."""
         return self._render(annotator="", total=len(self.ballots))
 
     def show(self, request: Request) -> Response:
-        """Shows a pair: the one that is asked for, or the first that has no vote."""
+        """Shows a pair: the requested one, or the first without a vote."""
         annotator = _name(request.query_params.get("annotator", ""))
         if not annotator:
             return RedirectResponse("/", 303, headers=HEADERS)
         done = self.votes.of(annotator)
         voted = [key for key in done if key in self.by_key]
-        asked = self.by_key.get(request.query_params.get("ballot", ""))
-        turns = order(self.ballots, annotator, self.seed)
-        ballot = asked or next((b for b in turns if b.key not in done), None)
+        requested = self.by_key.get(request.query_params.get("ballot", ""))
+        ordered = order(self.ballots, annotator, self.seed)
+        ballot = requested or next((b for b in ordered if b.key not in done), None)
         earlier = voted[: voted.index(ballot.key)] if ballot and ballot.key in voted else voted
         about: dict[str, Any] = {"annotator": annotator, "total": len(self.ballots)}
         about |= {"done": len(voted), "back": _address(annotator, earlier[-1]) if earlier else ""}
@@ -108,7 +108,7 @@ class _Page:
         return self._render(**about)
 
     async def take(self, request: Request) -> Response:
-        """Keeps a vote and goes on to the next pair."""
+        """Stores a vote and shows the next pair."""
         origin = request.headers.get("origin")
         if origin is not None and origin != f"http://{request.headers.get('host')}":
             return self._render(403, problem="This vote came from another page.")
@@ -148,7 +148,7 @@ def _name(text: str) -> str:
 
 
 def _seconds(shown_at: str) -> float:
-    """Returns how long a pair was looked at; 0 for what is no time."""
+    """Returns how long a pair was shown; 0 if the form has no valid time."""
     try:
         seconds = time.time() - float(shown_at)
     except ValueError:

@@ -1,4 +1,4 @@
-"""What the votes add up to: shares with intervals over prompts, and how far annotators agree."""
+"""The results of the votes: shares with intervals over prompts, and agreement of annotators."""
 
 import dataclasses
 import math
@@ -14,11 +14,11 @@ from gad_jax.metrics.statistics import Interval
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """How the first of two students fared; shares in percent, a tie counts half, 50 is parity.
+    """The result of the first of two students; shares in percent, a tie counts half, 50 is parity.
 
-    `score` is the mean over prompts of the annotators' mean, `left` the share of the answers that
-    were shown first, `alpha` Krippendorff's for win, tie and lose; NaN where no prompt has two
-    annotators or all votes are the same. Equal answers count as ties in `score` alone.
+    `score` is the mean over prompts of the annotators' mean. `left` is the share of the answers
+    shown first. `alpha` is Krippendorff's for win, tie and lose: NaN if no prompt has two
+    annotators, or all votes are the same. Equal answers count as ties in `score` only.
     """
 
     students: tuple[str, str]
@@ -37,7 +37,7 @@ class Result:
     annotators: dict[str, int]
 
     def to_json(self) -> dict[str, Any]:
-        """Returns all of it for a file of JSON; null where there is no number."""
+        """Returns the result for a JSON file; null where there is no number."""
         found = dataclasses.asdict(self)
         for name in ("score", "length_controlled"):
             numbers = getattr(self, name)._asdict()
@@ -48,7 +48,7 @@ class Result:
 
 
 def result(ballots: Sequence[Ballot], votes: Votes) -> Result:
-    """Returns what the votes on these ballots say of the first student of each."""
+    """Returns the result of the votes on these ballots, for the first student of each."""
     by_ballot: dict[str, list[Vote]] = {}
     counts: dict[str, int] = {}
     for annotator in votes.annotators():
@@ -85,7 +85,7 @@ def result(ballots: Sequence[Ballot], votes: Votes) -> Result:
 
 
 def table(found: Result) -> dict[str, dict[str, str]]:
-    """Returns the result as a row for the console, lengths beside the score."""
+    """Returns the result as a row for the console, with the lengths next to the score."""
     first = found.students[0]
     tokens = ["–" if number is None else f"{number:.1f}" for number in found.tokens]
     return {
@@ -102,7 +102,7 @@ def table(found: Result) -> dict[str, dict[str, str]]:
 
 
 def sentences(found: Result) -> list[str]:
-    """Returns what the table does not say."""
+    """Returns sentences with what the table does not show."""
     people = ", ".join(f"{name} {count}" for name, count in found.annotators.items()) or "none"
     agreement = (
         "unknown: it needs prompts with two annotators, and votes that differ"
@@ -115,9 +115,9 @@ def sentences(found: Result) -> list[str]:
         f"agreement: {agreement}",
     ]
     if not math.isnan(found.left):
-        said.append(f"the answer shown first got {found.left:.1f} % (50: nobody cares for places)")
+        said.append(f"the answer shown first got {found.left:.1f} % (50: no position bias)")
     if found.one_sided and found.voted:
-        said.append("* nearly all of one side's answers are the longer ones: extrapolated")
+        said.append("* nearly all of one side's answers are longer: an extrapolation")
     return said
 
 

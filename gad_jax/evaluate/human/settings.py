@@ -8,18 +8,20 @@ from gad_jax.settings.fields import option
 
 @dataclasses.dataclass(frozen=True)
 class Human:
-    """Which answers people vote on, and where the page is."""
+    """Which answers people vote on, and the port of the page."""
 
     answers: str = option("", "a run, or a directory that gad_jax.evaluate wrote", positional=True)
     students: tuple[str, ...] = option(
-        (), "the two who are compared, one may be 'teacher'; empty: the last and the first"
+        (), "the two to compare, one may be 'teacher'; empty: the last and the first"
     )
     prompts: str = option("", "name of the prompt set; empty: all of them")
-    limit: int = option(0, "prompts of each set to vote on, from the first; 0: all", "prompts")
+    limit: int = option(0, "vote only on the first prompts of each set; 0: all", "prompts")
     votes: str = option("", "file of votes; empty: votes.jsonl in the directory of the answers")
-    port: int = option(8765, "of the page, which only this computer can reach; 0: a free one")
-    seed: int = option(0, "of the order of prompts and sides, which differs between annotators")
-    results: bool = option(False, "show what the votes say, and end")
+    port: int = option(8765, "port of the page, which only this computer can reach; 0: a free one")
+    seed: int = option(
+        0, "seed for the order of prompts and sides, which differs between annotators"
+    )
+    results: bool = option(False, "show the results of the votes, and exit")
 
     def __post_init__(self) -> None:
         if not self.answers:

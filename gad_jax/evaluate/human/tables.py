@@ -1,4 +1,4 @@
-"""The votes on a comparison's answers as tables of its report."""
+"""The votes on a comparison's answers, as tables for its report."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +10,10 @@ from gad_jax.evaluate.report import Table
 
 
 def tables(groups: Sequence[Sequence[Answers]], path: Path) -> dict[str, list[Table]]:
-    """Returns the tables of each prompt set, one for each two students whose answers were voted on;
-    none where the file of votes is missing. Votes on answers that have changed since do not count.
+    """Returns the tables of each prompt set, one for each pair of students with votes; none if the
+    file of votes is missing. Votes on answers that have changed since do not count.
 
-    Raises UserError for a line that is no vote.
+    Raises UserError for a line that is not a vote.
     """
     if not path.is_file():
         return {}

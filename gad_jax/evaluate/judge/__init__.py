@@ -1,1 +1,1 @@
-"""Students' answers rated by a judge model: the questions, the verdicts, what that adds up to."""
+"""Students' answers compared by a judge model: contests, verdicts, scores."""

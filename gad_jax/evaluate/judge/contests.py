@@ -1,4 +1,4 @@
-"""Which answers meet, and what their verdicts add up to. Asking the judge is in `asking`."""
+"""Which answers are compared, and the scores from their verdicts. `verdicts` requests those."""
 
 import dataclasses
 import math
@@ -16,12 +16,12 @@ from gad_jax.metrics.statistics import Interval
 from gad_jax.teacher.questions import Question, Teacher, request_key
 
 Texts = Mapping[tuple[str, int], str]
-"""What the judge said, by the key of the request and how often it was made before."""
+"""The judge's texts, by the key of the request and the number of its retry."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Contest:
-    """An answer against another to the same prompt; the judge sees them in both orders.
+    """An answer against another one to the same prompt; the judge sees both orders.
 
     `tokens` are None where they are not known.
     """
@@ -40,7 +40,7 @@ class Contest:
     other_tokens: int | None
 
     def questions(self, judge: Teacher, repeat: int = 0) -> tuple[Question, Question]:
-        """Returns the two requests: with the answer in the first place, and in the second."""
+        """Returns the two questions: with the answer in the first place, and in the second."""
         orders = ((self.text, self.other), (self.other, self.text))
         sent = [protocols.question(self.protocol, self.request, *order) for order in orders]
         name = f"{self.prompts}/{self.id}: {self.student} against {self.against}"
@@ -53,8 +53,8 @@ class Contest:
 
 @dataclasses.dataclass(frozen=True)
 class Judgement:
-    """What came of a contest: the share that the answer got in each order, None where no verdict
-    could be read. `unread` are the verdicts that could not."""
+    """The result of a contest: the share that the answer got in each order, None where no verdict
+    could be read. `unread` counts the verdicts that could not be read."""
 
     contest: Contest
     shares: tuple[float | None, float | None]
@@ -62,12 +62,12 @@ class Judgement:
 
     @property
     def share(self) -> float | None:
-        """The mean over both orders, in [0, 1]; None unless both have a verdict."""
+        """The mean of both orders, in [0, 1]; None unless both have a verdict."""
         first, second = self.shares
         return None if first is None or second is None else (first + second) / 2
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the line that is kept; the texts are in the files of answers and verdicts."""
+        """Returns the line to store; the texts are in the files of answers and verdicts."""
         kept = ("prompts", "protocol", "student", "against", "id", "sample", "tokens")
         named = {name: getattr(self.contest, name) for name in kept}
         return named | {
@@ -80,10 +80,10 @@ class Judgement:
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """How a student fared against another on a prompt set; scores in [0, 100], 50 is parity.
+    """A student's score against another one on a prompt set, in [0, 100]; 50 is parity.
 
-    Wins, ties and losses are contests in which both orders agree, and None for ratings.
-    `first_place` is what the answer shown first got on average: 50 for a judge that does not care.
+    Wins and losses are contests in which both orders agree; all three counts are None for ratings.
+    `first_place` is the mean score of the answer shown first: 50 for a judge without position bias.
     """
 
     prompts: str
@@ -104,7 +104,7 @@ class Score:
     missing: int
 
     def to_json(self) -> dict[str, Any]:
-        """Returns all of it for a file of JSON; null where there is no number."""
+        """Returns the score for a JSON file; null where there is no number."""
         found = dataclasses.asdict(self)
         for name in ("score", "length_controlled"):
             numbers = getattr(self, name)._asdict()
@@ -113,7 +113,7 @@ class Score:
 
 
 def contests(answers: Sequence[Answers], judge: Judge) -> list[Contest]:
-    """Returns the contests of one prompt set, given each student's answers to the same prompts."""
+    """Returns the contests of one prompt set, from each student's answers to the same prompts."""
     names = [one.label for one in answers]
     baseline = judge.baseline or (names[0] if len(names) > 1 else TEACHER)
     found: list[Contest] = []
@@ -161,7 +161,7 @@ def _meet(
 
 
 def _of(answers: Sequence[Answers], name: str, number: int) -> list[tuple[str, int | None]]:
-    """Returns the texts with which a student or the teacher answered a prompt, and their tokens."""
+    """Returns a student's or the teacher's answers to a prompt, and their token counts."""
     if name == TEACHER:
         line = answers[0].lines[number]
         return [(line["teacher"], line["teacher_tokens"])] if line["teacher"] else []
@@ -170,7 +170,7 @@ def _of(answers: Sequence[Answers], name: str, number: int) -> list[tuple[str, i
 
 
 def judgement(contest: Contest, judge: Teacher, texts: Texts) -> Judgement:
-    """Returns what the verdicts so far say: of several on one order, the first that can be read."""
+    """Returns the result of the verdicts so far. Of retries, the first that can be read counts."""
     shares: list[float | None] = []
     unread = 0
     for question in contest.questions(judge):
@@ -186,7 +186,7 @@ def judgement(contest: Contest, judge: Teacher, texts: Texts) -> Judgement:
 
 
 def scores(judgements: Sequence[Judgement]) -> list[Score]:
-    """Returns a score for each student, opponent, protocol and prompt set, in their order."""
+    """Returns a score per prompt set, protocol, student and opponent, in their order."""
     groups: dict[tuple[str, ...], list[Judgement]] = {}
     for one in judgements:
         c = one.contest
@@ -199,7 +199,7 @@ def _score(group: Sequence[Judgement]) -> Score:
     contest = group[0].contest
     judged = [one for one in group if one.share is not None]
     shares = _by_prompt(judged, lambda one: one.share)
-    # Characters, as in AlpacaEval 2: the two may count in different tokens.
+    # Characters, as in AlpacaEval 2: the two answers may be counted with different tokenizers.
     lengths = _by_prompt(judged, lambda one: len(one.contest.text))
     others = _by_prompt(judged, lambda one: len(one.contest.other))
     pairs = contest.protocol == "pairwise"
@@ -226,7 +226,7 @@ def _score(group: Sequence[Judgement]) -> Score:
 
 
 def _first_place(one: Judgement) -> float:
-    """Returns the mean share of the answer that was shown first."""
+    """Returns the mean share of the answer shown first."""
     first, second = one.shares
     assert first is not None
     assert second is not None
@@ -234,7 +234,7 @@ def _first_place(one: Judgement) -> float:
 
 
 def _by_prompt(judgements: Sequence[Judgement], value: Any) -> list[float]:
-    """Returns the mean of a value over each prompt's contests; nothing of prompts without any."""
+    """Returns the mean of a value over each prompt's contests; prompts without one are left out."""
     found: dict[int, list[float]] = {}
     for one in judgements:
         if (number := value(one)) is not None:

@@ -1,7 +1,7 @@
-"""What a judge is asked about two answers, and how its verdict is read. It is never guessed.
+"""The judge's prompt for two answers, and the parser of its verdict, which never guesses.
 
 Two protocols: `reference` has both answers rated from 1 to 10 (the paper's), `pairwise` asks which
-is better. Each pair is put twice, in both orders, so that a liking for a place cancels.
+one is better. The judge sees each pair in both orders, so that position bias cancels.
 """
 
 import re
@@ -46,7 +46,7 @@ _SHARES = {"1": 1.0, "a": 1.0, "2": 0.0, "b": 0.0, "tie": 0.5, "c": 0.5}
 def question(
     protocol: Protocol, request: str, first: str, second: str
 ) -> tuple[dict[str, str], ...]:
-    """Returns the conversation that puts two answers to the judge, in this order."""
+    """Returns the conversation that shows the judge two answers, in this order."""
     text = (
         f"{_ASK[protocol]}\n\n<request>\n{request}\n</request>\n\n"
         f"<answer 1>\n{first}\n</answer 1>\n\n<answer 2>\n{second}\n</answer 2>"
@@ -55,9 +55,9 @@ def question(
 
 
 def share(protocol: Protocol, text: str) -> float | None:
-    """Returns the part of the first answer in a verdict, in [0, 1]; None if it is none.
+    """Returns the share of the first answer in a verdict, in [0, 1]; None if it cannot be read.
 
-    Of two ratings it is s₁ / (s₁ + s₂), the paper's score; of a choice it is 1, ½ or 0.
+    For two ratings it is s₁ / (s₁ + s₂), the paper's score; for a choice it is 1, ½ or 0.
     """
     if protocol == "pairwise":
         return preference(text)
@@ -66,10 +66,10 @@ def share(protocol: Protocol, text: str) -> float | None:
 
 
 def ratings(text: str) -> tuple[float, float] | None:
-    """Returns the two ratings that a verdict gives, both from 1 to 10; None if it does not.
+    """Returns the two ratings in a verdict, both from 1 to 10; None if it has no such two.
 
-    They may stand on the first line as they were asked for, or as `8/10 and 7/10`, or behind labels
-    on one line or two. After another first line they count only if a single place gives some.
+    They may be on the first line as requested, or as `8/10 and 7/10`, or after labels on one line
+    or two. If the first line is something else, they count only if a single place has ratings.
 
     Example: "8 7\\nThe first …" and "Answer 2: 7, Answer 1: 8" → (8, 7); "Both get 8" → None.
     """
@@ -84,7 +84,7 @@ def ratings(text: str) -> tuple[float, float] | None:
 
 
 def _pair(lines: Sequence[str]) -> tuple[float, float] | None:
-    """Returns the ratings on one line, or on two that each have a label."""
+    """Returns the ratings on one line, or on two lines with a label each."""
     lines = [_OUT_OF_TEN.sub("", line) for line in lines]
     labels = ["".join(label) for line in lines for label in _LABEL.findall(line)]
     if labels not in ([], ["1", "2"], ["2", "1"]) or (len(lines) == 2 and not labels):
@@ -100,7 +100,7 @@ def _pair(lines: Sequence[str]) -> tuple[float, float] | None:
 
 
 def preference(text: str) -> float | None:
-    """Returns 1 where a verdict names the first answer, 0 for the second, ½ for a tie; None where
-    it names none, or several."""
+    """Returns 1 if a verdict names the first answer, 0 for the second, ½ for a tie; None if it
+    names none, or several."""
     found = {_SHARES[word.lower()] for word in _VERDICT.findall(_THOUGHTS.sub("", text))}
     return found.pop() if len(found) == 1 else None

@@ -1,16 +1,16 @@
-"""The settings of a judge: whom to ask, about which pairs, and what it may cost. Imports no jax."""
+"""The settings of a judge: which model, which pairs, and what it may cost. Imports no jax."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from gad_jax.collect.__main__ import Collect
 from gad_jax.settings.fields import option
+from gad_jax.teacher.settings import RequestSettings, api_parameters
 
 TEACHER = "teacher"
 
 
 @dataclass(frozen=True)
-class Judge:
+class Judge(RequestSettings):
     """A judge model behind an OpenAI-compatible API, as in gad_jax.collect."""
 
     model: str = option("", "the judge, by the API's name; empty: no judge")
@@ -22,42 +22,47 @@ class Judge:
         "both",
         "reference: rates an answer and a reference (the paper's); pairwise: which is better",
     )
-    reference: str = option(TEACHER, "whose answers are the reference: a student's name or teacher")
+    reference: str = option(
+        TEACHER, "whose answers are the reference: teacher, or a student's name"
+    )
     baseline: str = option(
-        "", "who the others are compared with in pairs; empty: the first student, or the teacher"
+        "", "student that pairs compare the others with; empty: the first one, or the teacher"
     )
     repeats: int = option(
-        2, "how often a verdict that cannot be read is asked for again", "requests"
+        2, "how often the request for a verdict that cannot be read is retried", "requests"
     )
     temperature: float | None = option(0.0, "sampling temperature; none: the API's default")
     max_new_tokens: int = option(1024, "a longer verdict is cut; 0: the API's limit", "tokens")
     parameters: str = option("", "more parameters of the API, as a JSON object")
-    concurrency: int = option(16, "requests on their way at once, at most", "requests")
-    timeout: float = option(120.0, "of one attempt", "seconds")
-    attempts: int = option(8, "of one request, beside those turned away", "attempts")
-    max_wait: float = option(900.0, "of one request, between its attempts", "seconds")
-    max_total_tokens: int = option(0, "cap on what all verdicts cost; 0: none", "tokens")
-    max_cost: float = option(0.0, "cap on what all verdicts cost, at the prices below; 0: none")
+    concurrency: int = option(16, "most requests in flight", "requests")
+    timeout: float = option(120.0, "time limit of one attempt", "seconds")
+    attempts: int = option(
+        8, "attempts per request, not counting those that a rate limit rejects", "attempts"
+    )
+    max_wait: float = option(
+        900.0, "most time that a request waits between its attempts", "seconds"
+    )
+    max_total_tokens: int = option(0, "cap on the tokens of all verdicts; 0: none", "tokens")
+    max_cost: float = option(0.0, "cap on the cost of all verdicts, at the prices below; 0: none")
     prompt_price: float = option(0.0, "currency per million prompt tokens")
     completion_price: float = option(0.0, "currency per million verdict tokens")
-    dry_run: bool = option(False, "count verdicts, tokens and cost; ask nothing")
+    dry_run: bool = option(False, "count verdicts, tokens and cost; send nothing")
 
     def __post_init__(self) -> None:
         if self.repeats < 0:
             raise ValueError(f"repeats={self.repeats} must be 0 or more")
         if self.model:
-            self.collect("verdicts.jsonl")
+            self.check_requests()
 
-    def collect(self, out: str) -> Collect:
-        """Returns the settings with which verdicts are collected in the file `out`."""
-        shared = (
-            "model base_url key_variable temperature max_new_tokens parameters concurrency timeout "
-            "attempts max_wait max_total_tokens max_cost prompt_price completion_price"
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The API's parameters. Raises ValueError if `parameters` is not a JSON object."""
+        longest = self.max_new_tokens or None
+        return api_parameters(
+            {"temperature": self.temperature, "max_tokens": longest}, self.parameters
         )
-        given = {name: getattr(self, name) for name in shared.split()}
-        return Collect(prompts="answers", out=out, **given)
 
     @property
     def protocols(self) -> tuple[Literal["reference", "pairwise"], ...]:
-        """The protocols to follow."""
+        """The protocols to judge by."""
         return ("reference", "pairwise") if self.protocol == "both" else (self.protocol,)

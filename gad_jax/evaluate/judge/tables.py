@@ -1,4 +1,4 @@
-"""A judge's scores as tables: lengths stand beside every score."""
+"""A judge's scores as tables, with the lengths next to every score."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from gad_jax.evaluate.judge.contests import Score
 from gad_jax.evaluate.report import Table
 
 _TITLES = {
-    "reference": "{judge} rates the answers beside those of {against}",
+    "reference": "{judge} rates the answers next to those of {against}",
     "pairwise": "{judge} prefers the answers to those of {against}",
 }
 _RULES = {
@@ -22,9 +22,9 @@ _RULES = {
 _NOTE = (
     "{rule} 50 is parity. Means over prompts, with 95 % bootstrap intervals. At equal length: what "
     "the score would be if both answers were as long as each other, by the regression of "
-    "AlpacaEval 2 (arXiv:2404.04475){extrapolated}. Shown first: what the answer in the first "
-    "place got; 50 for a judge that does not care. Unread: verdicts that give no score; missing: "
-    "contests without a verdict on both orders, which do not count."
+    "AlpacaEval 2 (arXiv:2404.04475){extrapolated}. Shown first: the mean score of the answer in "
+    "the first place; 50 for a judge without position bias. Unread: verdicts that give no score; "
+    "missing: contests without a verdict on both orders, which do not count."
 )
 
 
@@ -50,8 +50,8 @@ def _table(scores: Sequence[Score], judge: str) -> Table:
         note=_NOTE.format(
             rule=_RULES[protocol],
             extrapolated=(
-                "; with a * nearly all of one side's answers are the longer ones, so that it is "
-                "extrapolated"
+                "; a * marks scores where nearly all of one side's answers are longer, which is "
+                "an extrapolation"
                 if extrapolated
                 else ""
             ),

@@ -16,7 +16,7 @@ import pytest
 from gad_jax.base.errors import UserError
 from gad_jax.evaluate import __main__ as evaluate
 from gad_jax.evaluate.answers import Answers
-from gad_jax.evaluate.judge import asking
+from gad_jax.evaluate.judge import verdicts
 from gad_jax.evaluate.judge.contests import Judgement, Score, contests, scores
 from gad_jax.evaluate.judge.settings import Judge
 from gad_jax.metrics import heldout
@@ -66,7 +66,7 @@ def settings(server: FaultServer, **more: Any) -> Judge:
 
 
 def ask(students: list[Answers], judge: Judge, directory: Path) -> list[Judgement]:
-    return asking.judge(contests(students, judge), judge, directory)
+    return verdicts.judge(contests(students, judge), judge, directory)
 
 
 def shown(body: dict[str, Any]) -> tuple[str, str]:
@@ -268,7 +268,7 @@ def test_the_command_judges_a_run(
     assert "m prefers the answers to those of before" in printed
     assert "100.0 [100.0, 100.0]" in printed
     page = (run / "report.html").read_text()
-    assert "m rates the answers beside those of teacher" in page
+    assert "m rates the answers next to those of teacher" in page
     assert "12 / 0 / 0" in page
     assert "http-equiv" in page
     broken = refused(evaluate.main, run, "--judge.model=m", "--judge.base_url=localhost")

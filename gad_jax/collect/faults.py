@@ -1,0 +1,158 @@
+"""The faults and counts of a file of teacher text, in one pass that keeps numbers and no texts."""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from gad_jax.base import redaction
+from gad_jax.base.errors import UserError
+from gad_jax.collect.check import FAULTS
+from gad_jax.collect.duplicates import Overlap, near_duplicates, signature, words
+from gad_jax.data import scripts
+from gad_jax.data.sources.rows import FINISHED, Invalid, Record, parse
+
+_CUT = ("length", "max_tokens")
+_REFUSED = ("content_filter", "refusal")
+_REFUSAL = re.compile(
+    r"(?i)^\W*(?:i['’]m (?:very )?sorry,? but|i apologi[sz]e,? but|sorry,? (?:but )?i can"
+    r"|as an ai\b|i (?:can['’]?t|cannot|won['’]t|am unable to|am not able to) "
+    r"(?:help|assist|comply|provide|do)"
+    r"|es tut mir leid,? aber|ich kann (?:dabei|damit|dir dabei|ihnen dabei) nicht"
+    r"|lo siento,? pero|je suis désolée?,? mais|mi dispiace,? ma|desculpe,? mas"
+    r"|很抱歉|抱歉，|对不起，我|申し訳ありませんが|죄송하지만|извините, но|к сожалению, я не могу)"
+)
+"""How a refusal begins in English, German, Spanish, French, Italian, Portuguese, Chinese, Japanese,
+Korean and Russian. A heuristic: it misses some refusals, and matches an answer that begins with an
+apology."""
+
+_EMAIL = re.compile(r"[\w.+-]+@[\w-]+\.[\w.-]*\w")
+_ENCODED_AT_ONCE = 1024
+
+
+@dataclass
+class Found:
+    """The counts, and the faults of each line: a bit for each of `FAULTS`."""
+
+    lines: int = 0
+    responses: int = 0
+    invalid: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    scripts: Counter[str] = field(default_factory=Counter)
+    teachers: Counter[str] = field(default_factory=Counter)
+    emails: int = 0
+    prompt_tokens: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    response_tokens: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    faults: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint8))
+
+    def count(self, fault: str) -> int:
+        """Returns the lines that have a fault."""
+        return int(np.sum(self.faults & _bit(fault) != 0))
+
+    def kept(self, drop: Iterable[str]) -> np.ndarray:
+        """Returns a mask of the lines that have none of these faults."""
+        return self.faults & sum(map(_bit, drop)) == 0
+
+
+def _bit(fault: str) -> int:
+    return 1 << FAULTS.index(fault)
+
+
+def check(
+    records: Iterable[Record], count_tokens: Any, against: Overlap, skip_invalid: bool
+) -> Found:
+    """Returns what is in the records; `count_tokens` returns the number of tokens of each text.
+
+    A malformed record raises UserError; with `skip_invalid` it is only counted, and is no line.
+    """
+    found = Found()
+    signatures, seen, faults = [], set(), []
+    prompts: list[np.ndarray] = []
+    answers: list[np.ndarray] = []
+    lines = _valid(records, found, skip_invalid)
+    while part := list(islice(lines, _ENCODED_AT_ONCE)):
+        prompts.append(np.asarray(count_tokens([prompt for prompt, _, _ in part]), np.int64))
+        texts = [text for _, responses, _ in part for text in responses]
+        answers.append(np.asarray(count_tokens(texts) if texts else [], np.int64))
+        for prompt, responses, record in part:
+            whole = "\n".join([prompt, *responses])
+            signatures.append(signature(whole))
+            digest = hashlib.blake2b(" ".join(words(whole)).encode(), digest_size=12).digest()
+            bits = _faults(prompt, responses, record, against)
+            faults.append(bits | (_bit("duplicate") if digest in seen else 0))
+            seen.add(digest)
+            _count(found, whole, responses, record)
+    if not faults:
+        raise UserError("no line is valid; give a file with at least one row")
+    found.faults = np.asarray(faults, np.uint8)
+    near = near_duplicates(np.stack(signatures)) & (found.faults & _bit("duplicate") == 0)
+    found.faults[near] |= _bit("near_duplicate")
+    found.prompt_tokens, found.response_tokens = np.concatenate(prompts), np.concatenate(answers)
+    return found
+
+
+def valid(records: Iterable[Record]) -> Iterator[Any]:
+    """Yields the valid records, which are the lines of `check`, in its order."""
+    return (record for _, _, record in _valid(records, Found(), True))
+
+
+def _valid(
+    records: Iterable[Record], found: Found, skip_invalid: bool
+) -> Iterator[tuple[str, tuple[str, ...], Any]]:
+    """Yields the conversation as one text, the responses that are not empty, and the record."""
+    for where, record in records:
+        try:
+            texts = _responses(record)
+            held = (
+                {**record, "teacher_response": list(texts) or None} if texts is not None else record
+            )
+            row = parse(where, held, need_response=False)
+        except Invalid as problem:
+            if not skip_invalid:
+                raise UserError(
+                    f"{where}: {problem}; mend the row or pass --skip_invalid"
+                ) from None
+            found.invalid[problem.reason] += 1
+            continue
+        yield "\n".join(message["content"] for message in row.messages), row.responses, record
+
+
+def _responses(record: Any) -> tuple[str, ...] | None:
+    """Returns a record's responses that are not empty; None if it is not an object."""
+    if not isinstance(record, dict):
+        return None
+    given = record.get("teacher_response")
+    several = given if isinstance(given, list) else [given]
+    return tuple(text for text in several if not (text is None or _blank(text)))
+
+
+def _blank(text: Any) -> bool:
+    return isinstance(text, str) and not text.strip()
+
+
+def _faults(prompt: str, responses: Sequence[str], record: Any, against: Overlap) -> int:
+    reason = record.get("finish_reason") or ""
+    whole = "\n".join([prompt, *responses])
+    has = {
+        "cut": reason in _CUT or (reason not in FINISHED and reason not in _REFUSED),
+        "refused": reason in _REFUSED or any(map(_REFUSAL.match, responses)),
+        "empty": not responses,
+        "overlap": against.whole(prompt) or against.shares(whole),
+        "secret": redaction.looks_secret(whole),
+    }
+    return sum(_bit(fault) for fault, there in has.items() if there)
+
+
+def _count(found: Found, whole: str, responses: Sequence[str], record: Any) -> None:
+    found.lines += 1
+    found.responses += len(responses)
+    found.reasons[str(record.get("finish_reason") or "not said")] += 1
+    found.scripts[scripts.main_script(whole) or "none"] += 1
+    found.emails += _EMAIL.search(whole) is not None
+    if teacher := record.get("teacher"):
+        found.teachers[str(teacher)] += 1

@@ -1,0 +1,76 @@
+"""The settings of `python -m gad_jax.evaluate`."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from gad_jax.evaluate.judge.settings import TEACHER, Judge
+from gad_jax.settings.checks import require_positive
+from gad_jax.settings.decoding import Decoding
+from gad_jax.settings.fields import option, section
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Which students answer which prompts, and how the answers are compared."""
+
+    run: str = option(
+        "", "run whose curves are shown; without --model, its evaluations too", positional=True
+    )
+    model: tuple[str, ...] = option(
+        (), "students, NAME=MODEL or MODEL each, as in gad_jax.generate; the first one is 'before'"
+    )
+    prompts: tuple[str, ...] = option(
+        ("bundled:heldout",),
+        "prompt sets, NAME=ROWS or ROWS each: rows as for training (:SPLIT if not test), or "
+        "Dolly, SelfInst or Vicuna as they are downloaded",
+    )
+    out: str = option("", "directory to write into; empty: RUN/evaluate, or runs/evaluate")
+    limit: int = option(0, "use only the first prompts of each set; 0: all", "prompts")
+    discriminator: str = option("", "run or one of its steps whose discriminator scores answers")
+    template: Literal["auto", "alpaca", "none"] = option(
+        "auto", "wrapper of the instruction; auto: a run's own, none for other models"
+    )
+    samples: int = option(1, "answers per prompt", "answers")
+    temperature: float = option(0.0, "sampling temperature; 0 takes the most likely token")
+    top_k: int = option(0, "sample from the k most likely tokens; 0: all", "tokens")
+    top_p: float = option(1.0, "sample from the most likely tokens of this total probability")
+    max_new_tokens: int = option(1536, "a longer answer is cut (the paper uses 1536)", "tokens")
+    batch: int = option(16, "prompts answered at once", "prompts")
+    seed: int = option(0, "seed of the sampling")
+    judge: Judge = section(Judge, "a judge model that compares the answers")
+
+    def __post_init__(self) -> None:
+        if not self.run and not self.model:
+            raise ValueError("nothing to evaluate; name a run, or students with --model")
+        if self.limit < 0:
+            raise ValueError(f"limit={self.limit} must be 0 or more")
+        for name in ("model", "prompts"):
+            labels = [split_label(text)[0] for text in getattr(self, name)]
+            for label in labels:
+                if not label or label.startswith(".") or "/" in label:
+                    raise ValueError(
+                        f"{name}: a name that can be a file's is needed, not {label!r}"
+                    )
+                if name == "model" and label == TEACHER:
+                    raise ValueError("model: 'teacher' is the teacher's name; write NAME=… before")
+                if labels.count(label) > 1:
+                    raise ValueError(f"{name} has {label!r} twice; write NAME=… before each")
+        require_positive(self, "batch")
+        Decoding.of(self)  # checks the rest
+
+    @property
+    def directory(self) -> Path:
+        """The directory of answers and report."""
+        return Path(self.out or (f"{self.run}/evaluate" if self.run else "runs/evaluate"))
+
+
+def split_label(text: str) -> tuple[str, str]:
+    """Returns name and value of `NAME=VALUE`; without NAME, the end of the value is the name."""
+    label, equals, value = text.partition("=")
+    if equals:
+        return label, value
+    stem = Path(text).name
+    for suffix in (".gz", ".jsonl", ".parquet"):
+        stem = stem.removesuffix(suffix)
+    return stem.replace(":", "-"), text
