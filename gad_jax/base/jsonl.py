@@ -57,29 +57,28 @@ class Appender:
         sync: bool = True,
     ) -> None:
         self._sync = sync
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._file = open(path, "a+b", buffering=0)  # noqa: SIM115
         try:
             if whole_bytes is not None:
-                os.ftruncate(self._descriptor, whole_bytes)
+                self._file.truncate(whole_bytes)
             elif self._lacks_line_feed():
                 cut_torn_line(path)
             if self._lacks_line_feed():
                 self.write(b"\n")
             elif sync:
-                os.fsync(self._descriptor)
-            if sync and not self._size:
+                os.fsync(self._file.fileno())
+            if sync and not self._size():
                 files.sync_directory(Path(path).parent)  # else the new name may not survive
         except BaseException:
             self.close()
             raise
 
-    @property
     def _size(self) -> int:
-        return os.fstat(self._descriptor).st_size
+        return os.fstat(self._file.fileno()).st_size
 
     def _lacks_line_feed(self) -> bool:
-        size = self._size
-        return size > 0 and os.pread(self._descriptor, 1, size - 1) != b"\n"
+        size = self._size()
+        return size > 0 and os.pread(self._file.fileno(), 1, size - 1) != b"\n"
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Adds rows, all or none: raises OSError when they cannot be written."""
@@ -87,20 +86,20 @@ class Appender:
 
     def write(self, lines: bytes) -> None:
         """Adds lines that `encode` made, as `append` does."""
-        size = self._size
+        size = self._size()
         try:
             rest = memoryview(lines)
             while rest:
-                rest = rest[os.write(self._descriptor, rest) :]
+                rest = rest[self._file.write(rest) :]
             if self._sync:
-                os.fsync(self._descriptor)
+                os.fsync(self._file.fileno())
         except OSError:
-            os.ftruncate(self._descriptor, size)
+            self._file.truncate(size)
             raise
 
     def close(self) -> None:
         """Closes the file."""
-        os.close(self._descriptor)
+        self._file.close()
 
     def __enter__(self) -> "Appender":
         return self

@@ -1,4 +1,4 @@
-"""Ends of commands, in real processes: codes, signals, locks, the watchdog."""
+"""Ends of commands, in real processes: codes, signals, the watchdog."""
 
 import os
 import signal
@@ -8,10 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-
-from gad_jax.base.errors import UserError
-from gad_jax.base.files import clear_partials, lock_run, write_atomic
-from gad_jax.training.deadline import stop_time
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,6 +37,45 @@ def main():
     print("a line in the buffer")
     BODY
 sys.exit(run_guarded(main))
+"""
+LOOP = """
+import sys, time
+from gad_jax.base.exits import StopRequest
+with StopRequest() as stop:
+    print("running", flush=True)
+    if sys.argv[1] == "before":
+        time.sleep(20)
+    stop.ready = True
+    print("ready", flush=True)
+    while not stop.requested:
+        time.sleep(0.01)
+    print("saving", flush=True)
+    time.sleep(float(sys.argv[2]))
+    print("saved", flush=True)
+"""
+
+
+def start_loop(when: str, save_seconds: float, until: str) -> subprocess.Popen[str]:
+    process = start(LOOP, when, str(save_seconds))
+    assert process.stdout is not None
+    while process.stdout.readline().strip() != until:
+        pass
+    return process
+
+
+STALL = """
+import time
+from gad_jax.base.exits import watchdog
+def stalled_line():
+    time.sleep(20)
+for _ in range(4):
+    watchdog(2)
+    time.sleep(0.6)
+watchdog(0)
+time.sleep(2.2)
+print("still here", flush=True)
+watchdog(0.5)
+stalled_line()
 """
 
 
@@ -90,31 +125,6 @@ def test_imports_no_jax() -> None:
     assert finish(start(code))[0] == 0
 
 
-LOOP = """
-import sys, time
-from gad_jax.base.exits import StopRequest
-with StopRequest() as stop:
-    print("running", flush=True)
-    if sys.argv[1] == "before":
-        time.sleep(20)
-    stop.ready = True
-    print("ready", flush=True)
-    while not stop.requested:
-        time.sleep(0.01)
-    print("saving", flush=True)
-    time.sleep(float(sys.argv[2]))
-    print("saved", flush=True)
-"""
-
-
-def start_loop(when: str, save_seconds: float, until: str) -> subprocess.Popen[str]:
-    process = start(LOOP, when, str(save_seconds))
-    assert process.stdout is not None
-    while process.stdout.readline().strip() != until:
-        pass
-    return process
-
-
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_before_the_first_step_ends_at_once(number: int, code: int) -> None:
     process = start_loop("before", 0, "running")
@@ -156,99 +166,7 @@ def test_a_second_termination_does_not_cut_the_save() -> None:
     assert err.count("stopping") == 1
 
 
-HOLD = """
-import sys, time
-from gad_jax.base.errors import UserError
-from gad_jax.base.exits import run_guarded
-from gad_jax.base.files import lock_run
-def main():
-    with lock_run(sys.argv[1]):
-        print("held", flush=True)
-        time.sleep(float(sys.argv[2]))
-    return 0
-sys.exit(run_guarded(main))
-"""
-
-
-def test_a_second_run_on_a_directory_is_refused_and_a_dead_one_replaced(tmp_path: Path) -> None:
-    run_dir = tmp_path / "runs" / "one"
-    first = start(HOLD, str(run_dir), "20")
-    assert first.stdout is not None
-    assert first.stdout.readline() == "held\n"
-    code, out, err = finish(start(HOLD, str(run_dir), "0"))
-    assert (code, out) == (2, "")
-    assert f"is in use by process {first.pid} on " in err
-    assert err.count("\n") == 1
-    first.kill()
-    finish(first)
-    assert (run_dir / ".lock.json").exists()
-    assert finish(start(HOLD, str(run_dir), "0"))[:2] == (0, "held\n")
-    with lock_run(run_dir):
-        pass
-
-
-def test_a_run_directory_that_cannot_be_one(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be used"), lock_run(tmp_path / "file"):
-        pass
-
-
-STALL = """
-import time
-from gad_jax.base.exits import watchdog
-def stalled_line():
-    time.sleep(20)
-for _ in range(4):
-    watchdog(2)
-    time.sleep(0.6)
-watchdog(0)
-time.sleep(2.2)
-print("still here", flush=True)
-watchdog(0.5)
-stalled_line()
-"""
-
-
 def test_the_watchdog_names_the_line_that_hangs() -> None:
     code, out, err = finish(start(STALL))
     assert (code, out) == (1, "still here\n")
     assert "in stalled_line" in err
-
-
-def test_write_atomic_replaces_or_keeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "status.json"
-    write_atomic(path, "old")
-    write_atomic(path, "new ü".encode())
-    assert path.read_text() == "new ü"
-
-    def fail(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="No space left"):
-        write_atomic(path, "lost")
-    assert path.read_text() == "new ü"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_what_a_killed_write_left_is_cleared(tmp_path: Path) -> None:
-    deep = tmp_path / "checkpoints" / "2"
-    deep.mkdir(parents=True)
-    (deep / ".record.json.7.partial").write_text("{")
-    (deep / "record.json").write_text("{}")
-    (tmp_path / ".student.partial").mkdir()  # a directory is the export's to clear
-    clear_partials(tmp_path)
-    assert [path.name for path in deep.iterdir()] == ["record.json"]
-    assert (tmp_path / ".student.partial").is_dir()
-
-
-def test_the_time_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
-    assert stop_time("", 5.0) == float("inf")
-    assert stop_time("2100-01-01T00:10:00+00:00", 10.0) == 4102444800  # 2100-01-01 in UTC
-    monkeypatch.setenv("SLURM_JOB_END_TIME", "4102444800")
-    assert stop_time("", 5.0) == 4102444800 - 300
-    assert stop_time("2100-01-02T00:00+00:00", 0.0) == 4102444800
-    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 240))
-    with pytest.raises(UserError, match=r"has to end at .*margin_minutes=5 for s"):
-        stop_time("", 5.0)

@@ -1,4 +1,4 @@
-"""Students compared on prompt sets: from the command line to the report, stopped and resumed."""
+"""The flags of `evaluate`."""
 
 import json
 from collections.abc import Callable
@@ -8,17 +8,10 @@ from typing import Any
 import pytest
 
 from gad_jax.evaluate import __main__ as evaluate
-from gad_jax.evaluate import answers
-from gad_jax.evaluate.human.ballots import Votes, ballots
-from gad_jax.evaluate.settings import split_label
-from gad_jax.generate import __main__ as generate
-from gad_jax.metrics import heldout, overlap
 
 pytest_plugins = ["tests.run_fixtures"]
-
 QUESTIONS = ("Name a fruit.", "Say hello to Anna.", "What is 2 + 2?")
 TEACHER = "An apple, I say."
-FLAGS = ("--max_new_tokens=8", "--batch=2", "--temperature=1.5", "--samples=2")
 
 
 @pytest.fixture(scope="module")
@@ -34,87 +27,6 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path = directory / f"{name}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in content))
     return directory
-
-
-def arguments(run: Path, sets: Path, out: Path) -> list[str]:
-    return [
-        f"--model=before=random-tiny,gad={run}",
-        f"--prompts=lmsys={sets}/lmsys.jsonl,{sets}/question.jsonl",
-        f"--discriminator={run}",
-        f"--out={out}",
-        *FLAGS,
-    ]
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def test_students_are_compared(
-    tiny_run: Path, sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = arguments(tiny_run, sets, tmp_path)
-    assert evaluate.main(command) == 0
-    printed = capsys.readouterr().out
-    assert "lmsys: 3 prompts" in printed
-    assert "question: 2 prompts" in printed
-    lines = read(tmp_path / "lmsys" / "gad.jsonl")
-    assert [line["id"] for line in lines] == ["q0", "long", "q1", "q2"]
-    assert [len(line["answers"]) for line in lines] == [2, 0, 2, 2]
-    for line in (lines[0], lines[2], lines[3]):
-        assert line["teacher"] == TEACHER
-        assert isinstance(line["teacher_score"], float)
-        for answer in line["answers"]:
-            assert answer["tokens"] <= 8
-            assert answer["rouge_l"] == overlap.scores(TEACHER, answer["text"])["rouge_l"]
-            assert isinstance(answer["score"], float)
-    assert "rouge_l" not in read(tmp_path / "question" / "before.jsonl")[0]["answers"][0]
-    page = (tmp_path / "report.html").read_text()
-    assert "1 more had no answer" in page
-    assert "Learning curves" in page
-
-    # the same answers as those of generate, drawn by the number of the prompt in its set
-    asked = ("--model", str(tiny_run), "--prompt", QUESTIONS[0], *FLAGS)
-    assert generate.main(list(asked)) == 0
-    texts = [answer["text"] for answer in lines[0]["answers"]]
-    assert capsys.readouterr().out == "\n\n".join(texts) + "\n"
-
-    # a second time nothing is made again; after a crash, only what is missing
-    files = sorted(tmp_path.glob("*/*.jsonl"))
-    before = [path.read_bytes() for path in files]
-    path = tmp_path / "lmsys" / "gad.jsonl"
-    path.write_bytes(path.read_bytes()[:-300])
-    assert evaluate.main(command) == 0
-    assert [path.read_bytes() for path in files] == before
-    assert "4 of 4" in capsys.readouterr().err
-    assert evaluate.main(command) == 0
-    assert " of 4" not in capsys.readouterr().err
-
-
-def test_a_run_is_reported_from_what_it_kept(
-    tiny_run: Path, tmp_path: Path, refused: Callable[..., str]
-) -> None:
-    run = tmp_path / "run"
-    (run / "evaluations").mkdir(parents=True)
-    for name in ("config.yaml", "metrics.jsonl"):
-        (run / name).write_bytes((tiny_run / name).read_bytes())
-    assert "has no evaluations" in refused(evaluate.main, run)
-    example = {"prompt": "p", "teacher": "a b", "student": "a", "length": 2, "finished": True}
-    example |= {"teacher_length": 3, "rouge_l": 0.5}
-    for label, step, text in (("before", 0, "a"), ("after gad", 2, "b")):
-        result = heldout.HeldoutResult(label, step, {}, [example | {"student": text}])
-        (run / "evaluations" / f"{step}.json").write_text(result.to_json())
-    assert evaluate.main([str(run)]) == 0
-    page = (run / "report.html").read_text()
-    assert "after gad" in page
-    assert "People prefer" not in page
-
-    (ballot,) = ballots(answers.from_run(run), ["after gad", "before"])
-    Votes(run / "votes.jsonl").add(ballot, "ann", "tie", 0, 1.0)
-    for flags, where in ([], run), ([f"--out={tmp_path}/elsewhere"], tmp_path / "elsewhere"):
-        assert evaluate.main([str(run), *flags]) == 0
-        page = (where / "report.html").read_text()
-        assert "People prefer the answers of after gad to those of before" in page
 
 
 def test_mistakes_are_one_sentence(
@@ -137,22 +49,6 @@ def test_mistakes_are_one_sentence(
     capfd.readouterr()
     assert "seed: 0 → 1" in ask(*asked, "--seed=1")
     assert refused(evaluate.main) == "nothing to evaluate; name a run, or students with --model"
-
-
-@pytest.mark.parametrize(
-    ("text", "label"),
-    [
-        ("gad=runs/a/checkpoints/5", "gad"),
-        ("smollm2-135m-instruct", "smollm2-135m-instruct"),
-        ("bundled:heldout", "bundled-heldout"),
-        ("data/question.jsonl", "question"),
-        ("data/dolly.jsonl.gz", "dolly"),
-        ("ytz20/LMSYS-Chat-GPT-5-Chat-Response:test", "LMSYS-Chat-GPT-5-Chat-Response-test"),
-        ("Qwen/Qwen2.5-7B-Instruct", "Qwen2.5-7B-Instruct"),
-    ],
-)
-def test_labels(text: str, label: str) -> None:
-    assert split_label(text)[0] == label
 
 
 def test_help_says_the_defaults(command: Callable[..., Any]) -> None:

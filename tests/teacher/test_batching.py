@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import pytest
-
 from gad_jax.collect import __main__ as collect
 from gad_jax.data import sources
 from gad_jax.teacher import batching
-from tests.collect.test_main import KEY, flags, names, read, start
+from tests.collect.harness import KEY, flags, names, read, start
 from tests.fault_server import FaultServer
 
 pytest_plugins = ["tests.run_fixtures"]
@@ -119,13 +117,6 @@ class Provider:
             batch[name] = self._file(b"\n".join(lines))["id"] if lines else None
 
 
-@pytest.fixture
-def prompts(tmp_path: Path) -> Path:
-    path = tmp_path / "prompts.txt"
-    path.write_text("".join(f"prompt {n}\n" for n in range(20)))
-    return path
-
-
 def batch_flags(
     server: FaultServer, prompts: Path, out: Path, *more: str, size: int = 8, poll: float = 0.02
 ) -> list[str]:
@@ -215,7 +206,7 @@ def test_stopping_leaves_the_batches_and_the_other_mode_waits(
     assert json.loads((tmp_path / "out.manifest.json").read_text())["ended"] == "done"
 
 
-def test_what_a_batch_does_not_answer_is_recorded_and_asked_again(
+def test_what_a_batch_does_not_answer_is_recorded_and_retried(
     prompts: Path, tmp_path: Path, capsys: Any
 ) -> None:
     def outcome(request: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""The client against a server that fails in every way: what it asks again, and what it says."""
+"""The client against a server that fails in every way: what it retries, and what it says."""
 
 import asyncio
 import dataclasses
@@ -16,7 +16,6 @@ from gad_jax.teacher.client import (
     Unanswered,
     retry_after,
 )
-from gad_jax.teacher.pace import Pace
 from gad_jax.teacher.wire import Reply
 from tests.fault_server import FaultServer
 
@@ -53,7 +52,7 @@ def test_a_request_is_sent_as_the_api_wants_it(monkeypatch: pytest.MonkeyPatch) 
     "fault",
     ["429", "500", "503", "408", "stall", "reset", "drop", "truncate", "html", "no choices"],
 )
-def test_what_may_pass_is_asked_again(fault: str) -> None:
+def test_what_may_pass_is_retried(fault: str) -> None:
     patience = dataclasses.replace(QUICK, timeout=1.0) if fault == "stall" else QUICK
     with FaultServer(first(fault)) as server:
         assert ask(server, patience).completions[0].complete
@@ -70,7 +69,7 @@ def test_attempts_are_bounded(fault: str) -> None:
     assert "4 attempts" in str(gave_up.value)
 
 
-def test_being_turned_away_is_no_attempt() -> None:
+def test_a_rejection_by_the_rate_limit_is_no_attempt() -> None:
     with FaultServer(lambda number, body: "429 after 0.01" if number < 12 else "") as server:
         ask(server)  # which has 4 attempts
     assert (len(server.requests), server.billed) == (13, 1)
@@ -82,7 +81,7 @@ def test_retry_after_is_honoured_within_the_patience() -> None:
         assert server.arrivals[1] - server.arrivals[0] >= 1.0
     with FaultServer(first("429 after 600")) as server, pytest.raises(Unanswered, match="429"):
         ask(server)
-    assert len(server.requests) == 1  # which would be asked again after 600 s
+    assert len(server.requests) == 1  # a retry would come after 600 s
     now = 1_700_000_000.0
     date = formatdate(now + 7, usegmt=True)
     assert retry_after({"retry-after": date}, now) == 7
@@ -144,34 +143,3 @@ def test_an_endpoint_is_checked() -> None:
             Endpoint(url, "m")
     with pytest.raises(ValueError, match="model"):
         Endpoint("http://host/v1", " ")
-
-
-def test_the_pace_falls_when_turned_away_and_rises_again() -> None:
-    now = [0.0]
-    pace = Pace(64, clock=lambda: now[0])
-    pace.rejected()  # within the first second
-    assert pace.limit == 64
-    now[0] = 1
-    pace.rejected()  # with the first, everything was turned away
-    assert pace.limit == 32
-    for second, answered, expected in ((2, 3, 32 * 0.75), (3, 19, 24), (4, 99, 24 * 1.05)):
-        for _ in range(answered):
-            pace.accepted()
-        now[0] = second
-        pace.rejected()  # one in four, in twenty, in a hundred
-        assert pace.limit == pytest.approx(expected)
-    for second in range(5, 100):
-        now[0] = second
-        pace.accepted()
-    assert pace.limit == 64
-
-
-def test_no_more_are_in_flight_than_the_pace_allows() -> None:
-    async def run(url: str) -> None:
-        async with Client(Endpoint(url, "m"), QUICK, Pace(3)) as client:
-            await asyncio.gather(*(client.chat(QUESTION) for _ in range(12)))
-
-    with FaultServer(latency=0.02) as server:
-        asyncio.run(run(server.url))
-    assert server.most_in_flight == 3
-    assert len(server.requests) == 12

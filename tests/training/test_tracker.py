@@ -1,10 +1,9 @@
-"""What a run writes, read back: rows, TensorBoard events, console lines."""
+"""What a run writes, read back: rows, TensorBoard events, evaluations."""
 
 import io
 import json
 import math
 import os
-import pty
 import signal
 import struct
 import subprocess
@@ -19,27 +18,9 @@ import pytest
 from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
-from gad_jax.base.console import Display, printable
-from gad_jax.base.jsonl import read_rows, truncate_rows
+from gad_jax.base.jsonl import read_rows
 from gad_jax.metrics.responses import repetition, response_metrics
 from gad_jax.training.tracker import Tracker
-
-STEP = {
-    "generator/loss": 0.01234,
-    "discriminator/loss": 0.6451,
-    "discriminator/accuracy": 0.625,
-    "discriminator/margin": 0.311,
-    "reward/mean": -0.12,
-    "reward/std": 0.8,
-    "response/length": 213.6,
-    "response/length_ratio": 0.951,
-    "response/cut_share": 0.0625,
-    "kl/reference": 0.0031,
-    "generator/gradient_norm": 0.1834,
-    "discriminator/gradient_norm": 12.5,
-    "tokens_per_second/rollout": 3210.4,
-    "seconds/step": 12.34,
-}
 
 
 def plain(width: int = 100) -> Console:
@@ -99,6 +80,18 @@ def read_scalars(directory: Path) -> dict[tuple[str, int], float]:
     }
 
 
+KILLED = """
+import os, signal, sys, time
+from gad_jax.training.tracker import Tracker
+tracker = Tracker(sys.argv[1])
+tracker.start(0, 50)
+for step in range(1, 51):
+    tracker.log(step, "gad", {"generator/loss": step / 3})
+time.sleep(4)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
 def test_writes_one_valid_row_per_step(tmp_path: Path, tracker: Callable[[], Tracker]) -> None:
     writer = tracker()
     writer.start(0, 2)
@@ -156,33 +149,6 @@ def test_what_is_known_later_joins_the_last_row(
     ]
 
 
-def test_truncation_stops_at_the_first_bad_line(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    for content, kept in [
-        (b"", 0),
-        (b'{"step": 1}\n{"step": 2}\n', 2),
-        (b'{"step": 1}\n{"st\x00\n{"step": 2}\n', 1),
-        (b'{"step": 1}\n{"step": 2}', 1),
-        (b'{"step": 1}\n[]\n', 1),
-        (b'{"step": 3}\n', 0),
-    ]:
-        path.write_bytes(content)
-        assert truncate_rows(path, 2) == kept
-        assert path.read_bytes() == b"".join(content.splitlines(keepends=True)[:kept])
-
-
-KILLED = """
-import os, signal, sys, time
-from gad_jax.training.tracker import Tracker
-tracker = Tracker(sys.argv[1])
-tracker.start(0, 50)
-for step in range(1, 51):
-    tracker.log(step, "gad", {"generator/loss": step / 3})
-time.sleep(4)
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
 def test_a_killed_process_loses_nothing(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root)}
@@ -210,87 +176,6 @@ def test_a_killed_process_loses_nothing(tmp_path: Path) -> None:
 def test_imports_no_jax() -> None:
     code = "import sys, gad_jax.training.tracker; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_a_plain_line_has_the_numbers_that_matter() -> None:
-    console = plain()
-    display = Display(console)
-    display.start(10, 400)
-    display.step(11, "gad", STEP)
-    display.step(12, "seqkd", {"generator/loss": 2.5})
-    first, second = shown(console).splitlines()
-    assert first == (
-        "step 11/400  gad  G loss 0.0123  D loss 0.6451  D accuracy 0.62  margin +0.31  "
-        "reward -0.12 ± 0.80  length 214  0.95× teacher  cut 6%  KL 0.0031  G grad 0.183  "
-        "D grad 12.5  3,210 sampled tokens/s  12.3 s/step  left 1:20:00"
-    )
-    assert second == "step 12/400  seqkd  G loss 2.5000  left –"
-
-
-def test_the_time_left_is_that_of_the_stage() -> None:
-    console = plain()
-    display = Display(console)
-    display.start(0, 10)
-    for step, stage, seconds in [(1, "warmup", 100.0), (2, "warmup", 50.0), (3, "gad", 7.0)]:
-        display.step(step, stage, {"seconds/step": seconds})
-    lefts = [line.split("left ")[1] for line in shown(console).splitlines()]
-    assert lefts == ["0:15:00", "0:10:00", "0:00:49"]
-
-
-IN_TERMINAL = """
-from gad_jax.base.console import Display
-display = Display()
-display.start(0, 4)
-with display.busy("evaluating: before"):
-    pass
-display.step(1, "gad", {"generator/loss": 0.5, "seconds/step": 60.0})
-print("a line of another part")
-display.close()
-"""
-
-
-def test_a_terminal_has_a_bar_and_keeps_its_cursor() -> None:
-    master, slave = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
-    environment.pop("NO_COLOR", None)
-    subprocess.run([sys.executable, "-c", IN_TERMINAL], env=environment, stdout=slave, check=True)
-    os.close(slave)
-    text = os.read(master, 1 << 16).decode()
-    os.close(master)
-    assert "evaluating: before" in text
-    assert "G loss 0.5000" in text
-    assert "1/4" in text
-    assert "0:03:00 left" in text
-    assert "a line of another part" in text
-    assert "\x1b[?25l" not in text
-
-
-def test_tables_and_answers_fit_the_width() -> None:
-    for width in (80, 120):
-        console = plain(width)
-        display = Display(console)
-        rows = {
-            "before": {"ROUGE-L": 0.1234567, "tokens": 312.4, "× teacher": 1.61},
-            "after warmup": {"ROUGE-L": 0.2, "tokens": 150.0, "× teacher": 0.98},
-        }
-        display.table("held-out prompts", rows)
-        answers = {"teacher": "short", "before": "word " * 400, "after gad": "x" * 500}
-        display.side_by_side("Why is the sky blue?", answers)
-        lines = shown(console).splitlines()
-        assert max(map(len, lines)) <= width
-        assert any("0.123" in line and "312" in line and "1.61" in line for line in lines)
-        assert "… (799 more characters)" in " ".join(shown(console).split())
-        beside = any("teacher" in line and "after gad" in line for line in lines)
-        assert beside == (width == 120)
-
-
-def test_text_of_a_model_cannot_drive_the_terminal() -> None:
-    hostile = "a\x1b[31mb\x07\rc\u202ed\ud800 [bold]e[/bold]\n\tf"
-    assert printable(hostile) == "a\ufffd[31mb\ufffd\ufffdc\ufffdd\ufffd [bold]e[/bold]\n\tf"
-    console = plain()
-    Display(console).side_by_side(hostile, {"teacher": hostile})
-    assert "[bold]e[/bold]" in shown(console)
-    assert "\x1b" not in shown(console)
 
 
 def test_evaluations_are_shown_and_kept(tmp_path: Path) -> None:

@@ -8,47 +8,18 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
-from gad_jax.evaluate import __main__ as evaluate
+from tests.evaluate.human.harness import EVIL
 
 pytest_plugins = ["tests.run_fixtures"]
-
 ROOT = Path(__file__).parents[3]
-EVIL = (
-    "</div><script>document.title='owned'</script><img src=x onerror=alert(1)>"
-    "{{ 123456789*987654321 }}"
-)
-COUNT = 3
 KEY = re.compile(r'name="ballot" value="(\w+)"')
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    """What gad_jax.evaluate writes for two students."""
-    (tmp_path / "set").mkdir()
-    for label in ("before", "gad"):
-        lines = [
-            {
-                "id": f"q{n}",
-                "prompt": f"Prompt {n}? {EVIL}",
-                "teacher": "T",
-                "teacher_tokens": 1,
-                "answers": [{"text": f"text of {label[0]} {n} {EVIL}", "tokens": 5}],
-            }
-            for n in range(COUNT)
-        ]
-        about = {"label": label, "prompts": "set", "origin": "weights"}
-        (tmp_path / "set" / f"{label}.json").write_text(json.dumps(about))
-        (tmp_path / "set" / f"{label}.jsonl").write_text(
-            "".join(json.dumps(line) + "\n" for line in lines)
-        )
-    return tmp_path
 
 
 @contextlib.contextmanager
@@ -132,18 +103,6 @@ def test_what_is_no_vote_is_refused(directory: Path) -> None:
         assert second.returncode != 0
         assert "is in use by process" in second.stderr
     assert [vote["winner"] for vote in kept(directory)] == ["tie"]
-
-
-def test_mistakes_are_sentences(
-    directory: Path, refused: Callable[..., str], capfd: pytest.CaptureFixture[str]
-) -> None:
-    human = ("human", directory, "--results")
-    assert "name two of before, gad, teacher" in refused(evaluate.main, *human, "--students=gad,x")
-    assert "has 1 names; two are compared" in refused(evaluate.main, *human, "--students=gad")
-    assert "is not there; there are set" in refused(evaluate.main, *human, "--prompts=x")
-    assert "has no answers" in refused(evaluate.main, "human", directory / "set", "--results")
-    assert evaluate.main(["human", str(directory), "--results"]) == 0
-    assert "votes: none" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("width", [1280, 390])

@@ -1,0 +1,155 @@
+"""Lines, bars and tables, in files and in terminals."""
+
+import io
+import os
+import pty
+import subprocess
+import sys
+import time
+
+import pytest
+from rich.console import Console
+
+from gad_jax.base.console import Display, printable
+
+STEP = {
+    "generator/loss": 0.01234,
+    "discriminator/loss": 0.6451,
+    "discriminator/accuracy": 0.625,
+    "discriminator/margin": 0.311,
+    "reward/mean": -0.12,
+    "reward/std": 0.8,
+    "response/length": 213.6,
+    "response/length_ratio": 0.951,
+    "response/cut_share": 0.0625,
+    "kl/reference": 0.0031,
+    "generator/gradient_norm": 0.1834,
+    "discriminator/gradient_norm": 12.5,
+    "tokens_per_second/rollout": 3210.4,
+    "seconds/step": 12.34,
+}
+
+
+def plain(width: int = 100) -> Console:
+    return Console(file=io.StringIO(), width=width, highlight=False)
+
+
+def shown(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+IN_TERMINAL = """
+from gad_jax.base.console import Display
+display = Display()
+display.start(0, 4)
+with display.busy("evaluating: before"):
+    pass
+display.step(1, "gad", {"generator/loss": 0.5, "seconds/step": 60.0})
+print("a line of another part")
+display.close()
+"""
+
+
+def test_a_plain_line_has_the_numbers_that_matter() -> None:
+    console = plain()
+    display = Display(console)
+    display.start(10, 400)
+    display.step(11, "gad", STEP)
+    display.step(12, "seqkd", {"generator/loss": 2.5})
+    first, second = shown(console).splitlines()
+    assert first == (
+        "step 11/400  gad  G loss 0.0123  D loss 0.6451  D accuracy 0.62  margin +0.31  "
+        "reward -0.12 ± 0.80  length 214  0.95× teacher  cut 6%  KL 0.0031  G grad 0.183  "
+        "D grad 12.5  3,210 sampled tokens/s  12.3 s/step  left 1:20:00"
+    )
+    assert second == "step 12/400  seqkd  G loss 2.5000  left –"
+
+
+def test_the_time_left_is_that_of_the_stage() -> None:
+    console = plain()
+    display = Display(console)
+    display.start(0, 10)
+    for step, stage, seconds in [(1, "warmup", 100.0), (2, "warmup", 50.0), (3, "gad", 7.0)]:
+        display.step(step, stage, {"seconds/step": seconds})
+    lefts = [line.split("left ")[1] for line in shown(console).splitlines()]
+    assert lefts == ["0:15:00", "0:10:00", "0:00:49"]
+
+
+def in_terminal(code: str) -> str:
+    """Returns what a program writes to a terminal of 80 columns."""
+    master, slave = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
+    environment.pop("NO_COLOR", None)
+    subprocess.run([sys.executable, "-c", code], env=environment, stdout=slave, check=True)
+    os.close(slave)
+    text = os.read(master, 1 << 16).decode()
+    os.close(master)
+    return text
+
+
+def test_a_terminal_has_a_bar_and_keeps_its_cursor() -> None:
+    text = in_terminal(IN_TERMINAL)
+    assert "evaluating: before" in text
+    assert "G loss 0.5000" in text
+    assert "1/4" in text
+    assert "0:03:00 left" in text
+    assert "a line of another part" in text
+    assert "\x1b[?25l" not in text
+
+
+def test_tables_and_answers_fit_the_width() -> None:
+    for width in (80, 120):
+        console = plain(width)
+        display = Display(console)
+        rows = {
+            "before": {"ROUGE-L": 0.1234567, "tokens": 312.4, "× teacher": 1.61},
+            "after warmup": {"ROUGE-L": 0.2, "tokens": 150.0, "× teacher": 0.98},
+        }
+        display.table("held-out prompts", rows)
+        answers = {"teacher": "short", "before": "word " * 400, "after gad": "x" * 500}
+        display.side_by_side("Why is the sky blue?", answers)
+        lines = shown(console).splitlines()
+        assert max(map(len, lines)) <= width
+        assert any("0.123" in line and "312" in line and "1.61" in line for line in lines)
+        assert "… (799 more characters)" in " ".join(shown(console).split())
+        beside = any("teacher" in line and "after gad" in line for line in lines)
+        assert beside == (width == 120)
+
+
+def test_text_of_a_model_cannot_drive_the_terminal() -> None:
+    hostile = "a\x1b[31mb\x07\rc\u202ed\ud800 [bold]e[/bold]\n\tf"
+    assert printable(hostile) == "a\ufffd[31mb\ufffd\ufffdc\ufffdd\ufffd [bold]e[/bold]\n\tf"
+    console = plain()
+    Display(console).side_by_side(hostile, {"teacher": hostile})
+    assert "[bold]e[/bold]" in shown(console)
+    assert "\x1b" not in shown(console)
+
+
+def test_without_a_terminal_progress_is_a_line_from_time_to_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    console = plain()
+    display = Display(console, line_seconds=10.0)
+    display.start(0, 7)
+    for now[0], done in ((109.0, 1), (110.0, 2), (119.0, 3), (121.0, 4)):
+        display.progress(done, "[note]")
+    assert shown(console).splitlines() == ["2 of 7  [note]", "4 of 7  [note]"]
+
+
+PROGRESS = """
+from gad_jax.base.console import Display
+display = Display(line_seconds=1000)
+display.start(0, 7)
+display.progress(3, "12 tokens")
+display.close()
+"""
+
+
+def test_in_a_terminal_progress_is_a_bar() -> None:
+    text = in_terminal(PROGRESS)
+    assert "3/7" in text
+    assert "12 tokens" in text
+    assert "\x1b[?25l" not in text

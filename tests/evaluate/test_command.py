@@ -1,0 +1,37 @@
+"""The report of a run, from the evaluations that it kept."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from gad_jax.evaluate import __main__ as evaluate
+from gad_jax.evaluate import answers
+from gad_jax.evaluate.human.ballots import Votes, ballots
+from gad_jax.metrics import heldout
+
+pytest_plugins = ["tests.run_fixtures"]
+
+
+def test_a_run_is_reported_from_what_it_kept(
+    tiny_run: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    run = tmp_path / "run"
+    (run / "evaluations").mkdir(parents=True)
+    for name in ("config.yaml", "metrics.jsonl"):
+        (run / name).write_bytes((tiny_run / name).read_bytes())
+    assert "has no evaluations" in refused(evaluate.main, run)
+    example = {"prompt": "p", "teacher": "a b", "student": "a", "length": 2, "finished": True}
+    example |= {"teacher_length": 3, "rouge_l": 0.5}
+    for label, step, text in (("before", 0, "a"), ("after gad", 2, "b")):
+        result = heldout.HeldoutResult(label, step, {}, [example | {"student": text}])
+        (run / "evaluations" / f"{step}.json").write_text(result.to_json())
+    assert evaluate.main([str(run)]) == 0
+    page = (run / "report.html").read_text()
+    assert "after gad" in page
+    assert "People prefer" not in page
+
+    (ballot,) = ballots(answers.from_run(run), ["after gad", "before"])
+    Votes(run / "votes.jsonl").add(ballot, "ann", "tie", 0, 1.0)
+    for flags, where in ([], run), ([f"--out={tmp_path}/elsewhere"], tmp_path / "elsewhere"):
+        assert evaluate.main([str(run), *flags]) == 0
+        page = (where / "report.html").read_text()
+        assert "People prefer the answers of after gad to those of before" in page
