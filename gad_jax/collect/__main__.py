@@ -6,6 +6,7 @@
 import sys
 
 from gad_jax.base import exits
+from gad_jax.collect import check, prepare
 from gad_jax.collect.settings import Collect
 from gad_jax.settings import options
 
@@ -14,12 +15,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     given = sys.argv[1:] if argv is None else argv
     if given[:1] == ["check"]:
-        from gad_jax.collect import check
-
         return check.main(given[1:])
     if given[:1] == ["prepare"]:
-        from gad_jax.collect import prepare
-
         return prepare.main(given[1:])
     collect = options.parse(
         Collect,

@@ -96,6 +96,7 @@ class LocalRequests(Requests):
                 failures.add(question, f"refused: {reason}")
         if not fitting:
             return
+        # 28 bits, because the engine folds int32 numbers into its key.
         numbers = [int(question.idempotency_key[:7], 16) for question, _ in fitting]
         groups = self.responder.answers([prompt for _, prompt in fitting], numbers)
         lines = []

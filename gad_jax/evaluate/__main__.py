@@ -6,6 +6,7 @@
 import sys
 
 from gad_jax.base import exits
+from gad_jax.evaluate.human import __main__ as human
 from gad_jax.evaluate.settings import Evaluate
 from gad_jax.settings import options
 
@@ -14,8 +15,6 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     given = sys.argv[1:] if argv is None else argv
     if given[:1] == ["human"]:
-        from gad_jax.evaluate.human import __main__ as human
-
         return human.main(given[1:])
     evaluate = options.parse(
         Evaluate,

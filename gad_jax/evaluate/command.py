@@ -23,18 +23,18 @@ _SHOWN = (
 
 def run(evaluate: Evaluate) -> int:
     """Evaluates what the settings name; returns the exit code."""
-    run = Path(evaluate.run) if evaluate.run else None
-    if run is not None and not (run / "config.yaml").is_file():
-        raise UserError(f"{run} is not a run directory: it has no config.yaml")
+    run_dir = Path(evaluate.run) if evaluate.run else None
+    if run_dir is not None and not (run_dir / "config.yaml").is_file():
+        raise UserError(f"{run_dir} is not a run directory: it has no config.yaml")
     if evaluate.model:
         found, source = answering.answer_all(evaluate), evaluate.directory
         path = source / "report.html"
     else:
-        assert run is not None
-        found, source = answers.from_run(run), run
-        path = Path(evaluate.out or run) / "report.html"
+        assert run_dir is not None
+        found, source = answers.from_run(run_dir), run_dir
+        path = Path(evaluate.out or run_dir) / "report.html"
         if not found:
-            raise UserError(f"{run} has no evaluations; let it finish one, or give --model")
+            raise UserError(f"{run_dir} has no evaluations; let it finish one, or give --model")
     groups = [
         answers.common([answer for answer in found if answer.prompts == name])
         for name in dict.fromkeys(answer.prompts for answer in found)
@@ -48,7 +48,7 @@ def run(evaluate: Evaluate) -> int:
     judged = _judge(evaluate, groups, path.parent, display)
     voted = voting.tables(groups, source / "votes.jsonl")
     judgements = {name: judged.get(name, []) + voted.get(name, []) for name in {**judged, **voted}}
-    curves = {str(run): run} if run else _runs(evaluate)
+    curves = {str(run_dir): run_dir} if run_dir else _runs(evaluate)
     files.write_atomic(path, report.render(report.collect(found, curves, judgements)))
     print(path)
     return exits.Exit.OK

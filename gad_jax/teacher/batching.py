@@ -36,6 +36,7 @@ MOST_BYTES = 100 * 2**20
 """Size limit of the requests of one batch; providers accept 200 MB."""
 
 WRITTEN_TOGETHER = 500
+"""Lines per write and fsync: a killed run keeps most of a large batch."""
 
 
 @dataclass
@@ -126,7 +127,7 @@ class BatchedRequests(ApiRequests):
         """The state of the open batches."""
         asked = responses(self.open)
         done = sum(batch.done for batch in self.open)
-        return f"{len(self.open)} batches on their way, {done} of {asked} answered there"
+        return f"{len(self.open)} batches open, {done} of {asked} requests answered"
 
     async def run(
         self,

@@ -160,6 +160,7 @@ class Client:
         self._http = httpx2.AsyncClient(
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=self.patience.timeout,
+            # `pace` limits the requests in flight; the default of 100 connections would cap it.
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=256),
             trust_env=not local,  # a proxy does not reach this computer
         )
