@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from gad_jax.base.errors import UserError
+from gad_jax.training.deadline import stop_time
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -37,45 +40,6 @@ def main():
     print("a line in the buffer")
     BODY
 sys.exit(run_guarded(main))
-"""
-LOOP = """
-import sys, time
-from gad_jax.base.exits import StopRequest
-with StopRequest() as stop:
-    print("running", flush=True)
-    if sys.argv[1] == "before":
-        time.sleep(20)
-    stop.ready = True
-    print("ready", flush=True)
-    while not stop.requested:
-        time.sleep(0.01)
-    print("saving", flush=True)
-    time.sleep(float(sys.argv[2]))
-    print("saved", flush=True)
-"""
-
-
-def start_loop(when: str, save_seconds: float, until: str) -> subprocess.Popen[str]:
-    process = start(LOOP, when, str(save_seconds))
-    assert process.stdout is not None
-    while process.stdout.readline().strip() != until:
-        pass
-    return process
-
-
-STALL = """
-import time
-from gad_jax.base.exits import watchdog
-def stalled_line():
-    time.sleep(20)
-for _ in range(4):
-    watchdog(2)
-    time.sleep(0.6)
-watchdog(0)
-time.sleep(2.2)
-print("still here", flush=True)
-watchdog(0.5)
-stalled_line()
 """
 
 
@@ -125,6 +89,31 @@ def test_imports_no_jax() -> None:
     assert finish(start(code))[0] == 0
 
 
+LOOP = """
+import sys, time
+from gad_jax.base.exits import StopRequest
+with StopRequest() as stop:
+    print("running", flush=True)
+    if sys.argv[1] == "before":
+        time.sleep(20)
+    stop.ready = True
+    print("ready", flush=True)
+    while not stop.requested:
+        time.sleep(0.01)
+    print("saving", flush=True)
+    time.sleep(float(sys.argv[2]))
+    print("saved", flush=True)
+"""
+
+
+def start_loop(when: str, save_seconds: float, until: str) -> subprocess.Popen[str]:
+    process = start(LOOP, when, str(save_seconds))
+    assert process.stdout is not None
+    while process.stdout.readline().strip() != until:
+        pass
+    return process
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_before_the_first_step_ends_at_once(number: int, code: int) -> None:
     process = start_loop("before", 0, "running")
@@ -166,7 +155,35 @@ def test_a_second_termination_does_not_cut_the_save() -> None:
     assert err.count("stopping") == 1
 
 
+STALL = """
+import time
+from gad_jax.base.exits import watchdog
+def stalled_line():
+    time.sleep(20)
+for _ in range(4):
+    watchdog(2)
+    time.sleep(0.6)
+watchdog(0)
+time.sleep(2.2)
+print("still here", flush=True)
+watchdog(0.5)
+stalled_line()
+"""
+
+
 def test_the_watchdog_names_the_line_that_hangs() -> None:
     code, out, err = finish(start(STALL))
     assert (code, out) == (1, "still here\n")
     assert "in stalled_line" in err
+
+
+def test_the_time_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
+    assert stop_time("", 5.0) == float("inf")
+    assert stop_time("2100-01-01T00:10:00+00:00", 10.0) == 4102444800  # 2100-01-01 in UTC
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "4102444800")
+    assert stop_time("", 5.0) == 4102444800 - 300
+    assert stop_time("2100-01-02T00:00+00:00", 0.0) == 4102444800
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 240))
+    with pytest.raises(UserError, match=r"has to end at .*margin_minutes=5 for s"):
+        stop_time("", 5.0)

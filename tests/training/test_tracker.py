@@ -1,4 +1,4 @@
-"""What a run writes, read back: rows, TensorBoard events, evaluations."""
+"""What a run writes, read back: rows, TensorBoard events, console lines."""
 
 import io
 import json
@@ -80,18 +80,6 @@ def read_scalars(directory: Path) -> dict[tuple[str, int], float]:
     }
 
 
-KILLED = """
-import os, signal, sys, time
-from gad_jax.training.tracker import Tracker
-tracker = Tracker(sys.argv[1])
-tracker.start(0, 50)
-for step in range(1, 51):
-    tracker.log(step, "gad", {"generator/loss": step / 3})
-time.sleep(4)
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
 def test_writes_one_valid_row_per_step(tmp_path: Path, tracker: Callable[[], Tracker]) -> None:
     writer = tracker()
     writer.start(0, 2)
@@ -147,6 +135,18 @@ def test_what_is_known_later_joins_the_last_row(
         {"step": 2, "stage": "gad", "generator/loss": 0.5, "evaluation/rouge_l": 0.25},
         {"step": 3, "stage": "gad", "generator/loss": None},
     ]
+
+
+KILLED = """
+import os, signal, sys, time
+from gad_jax.training.tracker import Tracker
+tracker = Tracker(sys.argv[1])
+tracker.start(0, 50)
+for step in range(1, 51):
+    tracker.log(step, "gad", {"generator/loss": step / 3})
+time.sleep(4)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 def test_a_killed_process_loses_nothing(tmp_path: Path) -> None:
