@@ -22,7 +22,7 @@ Script = Callable[[int, dict[str, Any]], str]
 
 
 class FaultServer:
-    """Serves from a thread of its own; `latency` seconds an answer, `rate` of them a second.
+    """Serves from its own thread; `latency` seconds an answer, `rate` of them a second.
 
     `answer` writes the text of an answer, given the request's body. `batch` answers what is no
     chat completion, given "METHOD path", headers and body: with bytes or a JSON value, a status

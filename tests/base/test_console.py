@@ -113,8 +113,8 @@ def test_tables_and_answers_fit_the_width() -> None:
         assert max(map(len, lines)) <= width
         assert any("0.123" in line and "312" in line and "1.61" in line for line in lines)
         assert "… (799 more characters)" in " ".join(shown(console).split())
-        beside = any("teacher" in line and "after gad" in line for line in lines)
-        assert beside == (width == 120)
+        side_by_side = any("teacher" in line and "after gad" in line for line in lines)
+        assert side_by_side == (width == 120)
 
 
 def test_text_of_a_model_cannot_drive_the_terminal() -> None:

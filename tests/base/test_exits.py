@@ -122,7 +122,7 @@ def test_a_signal_before_the_first_step_ends_at_once(number: int, code: int) -> 
     found, out, err = finish(process)
     assert (found, out) == (code, "")
     assert "nothing was saved" in err
-    assert time.monotonic() - begin < 15  # it would go on for 20
+    assert time.monotonic() - begin < 15  # it would run for 20
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

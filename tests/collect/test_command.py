@@ -61,7 +61,7 @@ def test_samples_of_a_prompt_become_one_row_and_the_unfinished_none(
     with FaultServer(lambda number, body: faults.get(number, "")) as server:
         assert collect.main(flags(server, prompts, out, "--samples=3", "--concurrency=1")) == 0
         assert collect.main(flags(server, prompts, out, "--samples=3", "--concurrency=1")) == 0
-        assert server.billed == 60  # what was paid is not asked again, whatever it is
+        assert server.billed == 60  # what was paid is not requested again, whatever it is
     rows = sources.read(out)
     assert (len(rows), rows.unfinished, rows.skipped) == (20, 3, {})
     assert sorted(len(row.responses) for row in rows) == [2] * 3 + [3] * 17

@@ -1,4 +1,4 @@
-"""Scores of texts: those of the network, whatever is scored beside them."""
+"""Scores of texts: those of the network, whatever is scored together with them."""
 
 import dataclasses
 from collections.abc import Iterator

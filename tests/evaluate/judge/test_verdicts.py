@@ -39,7 +39,7 @@ def test_faults_pass_and_every_verdict_is_there(tmp_path: Path) -> None:
         assert len(server.requests) == sent + 20
 
 
-def test_what_cannot_be_read_is_asked_again_and_counted(tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_retried_and_counted(tmp_path: Path) -> None:
     seen: dict[str, int] = {}
 
     def answer(body: dict[str, Any]) -> str:
@@ -69,7 +69,7 @@ def test_what_cannot_be_read_is_asked_again_and_counted(tmp_path: Path) -> None:
 
 def test_a_budget_ends_asking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     question, _ = contests([answers("gad")], Judge())[0].questions(Teacher("m", "", {}))
-    # A verdict takes 15 tokens, and while it is on its way the most that it may take.
+    # A verdict takes 15 tokens, and while it is in flight the most that it may take.
     cap = most_prompt_tokens(question.sent) + 500 + 15 * 9
     with FaultServer(answer=rates) as server:
         judge = settings(server, max_total_tokens=cap, max_new_tokens=500, concurrency=1)
