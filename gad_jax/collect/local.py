@@ -65,14 +65,14 @@ class LocalRequests(Requests):
     async def run(
         self,
         questions: Sequence[Question],
-        slots: int,
+        at_once: int,
         failures: Failures,
-        look: Callable[["LocalRequests"], bool],
+        look: Callable[[Requests], bool],
     ) -> None:
         """Answers the questions in groups; each group is on the disk before the next begins. When
         `look` returns True, no further group begins."""
         allowed = int(min(self.budget.caps.requests - self.budget.spent.requests, len(questions)))
-        group = QUESTIONS_PER_SLOT * slots
+        group = QUESTIONS_PER_SLOT * at_once
         for start in range(0, allowed, group):
             if look(self):
                 self.ended = "stopped"

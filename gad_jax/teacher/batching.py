@@ -28,6 +28,7 @@ from gad_jax.teacher.requests import (
     LOOK_SECONDS,
     ApiRequests,
     Failures,
+    Requests,
 )
 from gad_jax.teacher.store import Store
 from gad_jax.teacher.wire import BatchResponse, BatchStatus
@@ -134,7 +135,7 @@ class BatchedRequests(ApiRequests):
         questions: Sequence[Question],
         at_once: int,
         failures: Failures,
-        look: Callable[["BatchedRequests"], bool],
+        look: Callable[[Requests], bool],
     ) -> None:
         """Creates batches for the questions that are in none, and waits for all batches. When
         `look` returns True it returns. The batches stay with the provider, and the next run
@@ -155,7 +156,7 @@ class BatchedRequests(ApiRequests):
         if self.open:
             self.ended = "stopped"
 
-    async def _watch(self, look: Callable[["BatchedRequests"], bool]) -> None:
+    async def _watch(self, look: Callable[[Requests], bool]) -> None:
         while not look(self):
             await asyncio.sleep(LOOK_SECONDS)
         self._stopping.set()

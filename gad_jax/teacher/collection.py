@@ -4,7 +4,6 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from gad_jax.base import exits
 from gad_jax.base.console import Display
@@ -113,14 +112,14 @@ async def collect(
 
 
 async def run_with_progress(
-    requests: Any,
+    requests: Requests,
     questions: Sequence[Question],
     at_once: int,
     line_seconds: float = LINE_SECONDS,
     waiting: str = "waiting for the responses on their way",
 ) -> None:
-    """Runs a kind of `Requests` with a progress display, until done or told to stop; `waiting` is
-    what the first Ctrl-C says."""
+    """Runs the requests with a progress display, until done or told to stop. The first Ctrl-C says
+    `waiting`."""
     failures = Failures(sibling(requests.store.path, "failed.jsonl"))
     display = Display(line_seconds=line_seconds)
     progress = Progress(display, len(questions))

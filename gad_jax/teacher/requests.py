@@ -1,5 +1,6 @@
 """Sends the open questions to the teacher and keeps every response, until done or stopped."""
 
+import abc
 import asyncio
 import contextlib
 import datetime
@@ -20,7 +21,7 @@ CONSECUTIVE_UNANSWERED = 20
 LOOK_SECONDS = 0.1
 
 
-class Requests:
+class Requests(abc.ABC):
     """One run over the open questions, and its counts so far.
 
     `ended` says why the run is over: done, stopped or budget.
@@ -40,6 +41,16 @@ class Requests:
     def note(self) -> str:
         """What the progress display adds."""
         return ""
+
+    @abc.abstractmethod
+    async def run(
+        self,
+        questions: Sequence[Question],
+        at_once: int,
+        failures: "Failures",
+        look: Callable[["Requests"], bool],
+    ) -> None:
+        """Sends the questions, `at_once` at a time, until `look` returns True."""
 
 
 class ApiRequests(Requests):
@@ -82,9 +93,9 @@ class ChatRequests(ApiRequests):
     async def run(
         self,
         questions: Sequence[Question],
-        workers: int,
+        at_once: int,
         failures: "Failures",
-        look: Callable[["ChatRequests"], bool],
+        look: Callable[[Requests], bool],
     ) -> None:
         """Sends the questions. `look` is called every `LOOK_SECONDS`. When it returns True, no
         further question is sent, and those in flight are waited for. An error has the same effect,
@@ -92,7 +103,7 @@ class ChatRequests(ApiRequests):
         queue = iter(questions)
         watching = asyncio.create_task(self._watch(look))
         try:
-            await asyncio.gather(*(self._work(queue, failures) for _ in range(workers)))
+            await asyncio.gather(*(self._work(queue, failures) for _ in range(at_once)))
         finally:
             watching.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -101,7 +112,7 @@ class ChatRequests(ApiRequests):
         if self._error is not None:
             raise self._error
 
-    async def _watch(self, look: Callable[["ChatRequests"], bool]) -> None:
+    async def _watch(self, look: Callable[[Requests], bool]) -> None:
         while True:
             if look(self) and not self._draining:
                 self._drain("stopped")

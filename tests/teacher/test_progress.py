@@ -1,6 +1,7 @@
 """The note of a run: rate, time left, cost and faults."""
 
 from pathlib import Path
+from typing import Any
 
 from gad_jax.teacher.budget import Budget, Caps, Prices, Use
 from gad_jax.teacher.progress import cost, note
@@ -14,6 +15,9 @@ class Counted(Requests):
 
     faults = {"status 500": 2, "status 429": 1}  # noqa: RUF012
     note = "2 batches"
+
+    async def run(self, *arguments: Any) -> None:
+        raise NotImplementedError
 
 
 def test_a_note_by_hand(tmp_path: Path) -> None:
