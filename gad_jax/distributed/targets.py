@@ -159,8 +159,8 @@ def devices(target: Target) -> list[Any]:
     except Exception as error:  # the plugins' own, of many kinds
         raise UserError(
             f"--target={target.name}: the {target.platform} compiler cannot be used here "
-            f"({first_line(error)}); in a separate environment, {PLUGINS[target.platform]}, and the "
-            "rest of requirements.txt"
+            f"({first_line(error)}); in a separate environment, {PLUGINS[target.platform]}, and "
+            "the rest of requirements.txt"
         ) from error
     return list(topology.devices)
 
