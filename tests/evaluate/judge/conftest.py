@@ -26,6 +26,6 @@ def run(tmp_path: Path) -> Path:
             }
             for n in range(12)
         ]
-        result = heldout.Result(label, step, {}, examples)
+        result = heldout.HeldoutResult(label, step, {}, examples)
         (run / "evaluations" / f"{step}.json").write_text(result.to_json())
     return run
