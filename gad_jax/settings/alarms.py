@@ -4,30 +4,32 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from gad_jax.settings.fields import option, section
+from gad_jax.settings.fields import Checked, FieldError, option, section
 
 
 @dataclass(frozen=True)
-class Alarm:
+class Alarm(Checked):
     """When a monitor raises its alarm, and what that does."""
 
     action: Literal["off", "warn", "pause", "stop"] = option(
         "warn",
-        "what the alarm does: nothing; a line; the side at fault sits out; the run saves and stops",
+        "off: nothing; warn: a line; pause: the network at fault is paused; stop: the run saves "
+        "and stops",
     )
     limit: float = option(1.0, "a smoothed value beyond it is bad")
-    steps: int = option(20, "steps in a row with a bad value that raise the alarm", "steps")
+    steps: int = option(
+        20, "consecutive steps with a bad value that raise the alarm", "steps", minimum=1
+    )
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps={self.steps} must be 1 or more")
+        super().__post_init__()
         if not (math.isfinite(self.limit) and self.limit > 0):
-            raise ValueError(f"limit={self.limit} must be a number greater than 0")
+            raise FieldError("limit", f"limit={self.limit} must be a number greater than 0")
 
 
 @dataclass(frozen=True)
-class Health:
-    """What counts as a sick run; 'the start' is the first steps of the stage."""
+class Health(Checked):
+    """The monitors of a run; 'the start' is the first steps of the stage."""
 
     length: Alarm = section(
         Alarm, "GAD: mean response length, in teacher's lengths", limit=1.5, steps=10
@@ -83,13 +85,17 @@ class Health:
         Alarm, "gradient norm of the discriminator, relative to the start", limit=20.0, steps=10
     )
     skips: Alarm = section(Alarm, "share of steps skipped as not finite", limit=0.3, steps=5)
-    smoothing_steps: int = option(10, "values are averaged over about this many steps", "steps")
-    start_steps: int = option(5, "steps of a stage that 'the start' means", "steps")
-    longest_pause: int = option(50, "a side that sits out goes on after these steps", "steps")
+    smoothing_steps: int = option(
+        10, "values are averaged over about this many steps", "steps", minimum=1
+    )
+    start_steps: int = option(5, "steps of a stage that 'the start' means", "steps", minimum=1)
+    longest_pause: int = option(
+        50, "a paused network learns again after these steps at the latest", "steps", minimum=1
+    )
 
     def __post_init__(self) -> None:
-        for name in ("smoothing_steps", "start_steps", "longest_pause"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")
+        super().__post_init__()
         if self.skips.action == "pause":
-            raise ValueError("skips.action=pause: no side is at fault; use warn or stop")
+            raise FieldError(
+                "skips.action", "skips.action=pause: no side is at fault; use warn or stop"
+            )

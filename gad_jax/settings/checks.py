@@ -1,25 +1,13 @@
-"""Checks that several settings share."""
+"""The check of generate and evaluate."""
 
 from typing import Any
 
-
-def require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
+from gad_jax.settings.fields import FieldError
 
 
 def require_positive(settings: Any, *names: str) -> None:
+    """Raises FieldError for the first field that is not greater than 0."""
     for name in names:
         value = getattr(settings, name)
-        require(value > 0, f"{name}={value} must be greater than 0")
-
-
-def require_at_least_zero(settings: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(settings, name)
-        require(value >= 0, f"{name}={value} must be 0 or more")
-
-
-def require_text(settings: Any, *names: str) -> None:
-    for name in names:
-        require(getattr(settings, name).strip() != "", f"{name} must not be empty")
+        if not value > 0:
+            raise FieldError(name, f"{name}={value} must be greater than 0")

@@ -1,25 +1,20 @@
-"""Every setting of a run, as frozen dataclasses that validate at construction. Imports no jax.
+"""Every setting of a run, as a frozen dataclass that checks itself when made. Imports no jax.
 
-Defaults are the paper's (arXiv:2511.10643) or, where the paper is silent, those of its released
-scripts. Loading files, overrides and `--help` live in `options.py`.
+Its sections are in `sections.py`, `operation.py` and `alarms.py`; files, flags and `--help` in
+`options.py`.
 """
 
 from dataclasses import dataclass
 
 from gad_jax.settings.alarms import Health
-from gad_jax.settings.checks import require, require_text
-from gad_jax.settings.fields import option, section
+from gad_jax.settings.fields import Checked, FieldError, option, section
+from gad_jax.settings.operation import Checkpoint, Evaluation, Limits, Mesh, Profile
 from gad_jax.settings.sections import (
     Batch,
-    Checkpoint,
     Data,
     Discriminator,
-    Evaluation,
     Grpo,
-    Limits,
-    Mesh,
     Optimizer,
-    Profile,
     Rollout,
     Stage,
     Student,
@@ -29,15 +24,26 @@ STAGES = ("seqkd", "warmup", "offpolicy", "gad")
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """A run of `python -m gad_jax.train`."""
 
     stage: str = option(
-        "all", "seqkd, warmup, offpolicy or gad, several with commas, or all (warmup,gad)"
+        "all",
+        "seqkd, warmup, offpolicy or gad, several with commas, or all (warmup,gad)",
+        common=True,
     )
-    run_dir: str = option("runs/default", "everything the run writes; an existing run is resumed")
-    seed: int = option(0, "of data order, sampling and the discriminator's head")
-    export: bool = option(True, "write the student as a Hugging Face directory at the end")
+    run_dir: str = option(
+        "runs/default",
+        "directory of all that the run writes; an existing run is resumed",
+        common=True,
+        filled=True,
+    )
+    seed: int = option(
+        0, "seed of data order, sampling and the discriminator's new head", common=True
+    )
+    export: bool = option(
+        True, "write the student as a Hugging Face directory at the end", common=True
+    )
     student: Student = section(Student, "the student and the compute settings of both networks")
     discriminator: Discriminator = section(Discriminator, "the discriminator")
     data: Data = section(Data, "teacher text")
@@ -60,6 +66,7 @@ class Config:
     offpolicy: Stage = section(
         Stage,
         "stage: the discriminator alone, on a frozen generator (ablation)",
+        common=False,
         epochs=2.0,
         train_generator=False,
     )
@@ -68,35 +75,50 @@ class Config:
     )
     evaluation: Evaluation = section(Evaluation, "held-out evaluation")
     checkpoint: Checkpoint = section(Checkpoint, "checkpoints")
-    health: Health = section(Health, "what counts as a sick run, and what is done about it")
+    health: Health = section(Health, "alarms for a run that goes wrong, and what they do")
     mesh: Mesh = section(Mesh, "device mesh")
     limits: Limits = section(Limits, "time limits")
     profile: Profile = section(Profile, "profiling")
 
     def __post_init__(self) -> None:
-        require_text(self, "run_dir")
-        require(self.run_dir.isprintable(), f"run_dir={self.run_dir!r}: remove what is unprintable")
-        require(0 <= self.seed < 2**32, f"seed={self.seed} must be in [0, 2**32)")
+        super().__post_init__()
+        if not self.run_dir.isprintable():
+            raise FieldError("run_dir", f"run_dir={self.run_dir!r}: remove what is unprintable")
+        if not 0 <= self.seed < 2**32:
+            raise FieldError("seed", f"seed={self.seed} must be in [0, 2**32)")
+        self._check_stages()
+        if 0 < self.batch.row_tokens < self.longest:
+            raise FieldError(
+                "batch.row_tokens",
+                f"batch.row_tokens={self.batch.row_tokens} is shorter than data.max_prompt_tokens "
+                f"+ rollout.max_new_tokens = {self.longest}; raise it or lower one of those",
+                "data.max_prompt_tokens",
+                "rollout.max_new_tokens",
+            )
+
+    def _check_stages(self) -> None:
         for name in self.stages:
-            known = f"{', '.join(STAGES)}, several with commas, or all"
-            require(name in STAGES, f"stage={self.stage!r} names {name!r}; use {known}")
-        require(
-            len(set(self.stages)) == len(self.stages), f"stage={self.stage!r} names a stage twice"
-        )
-        require(
-            not self.seqkd.train_discriminator and self.seqkd.train_generator,
-            "seqkd trains the generator alone; use the warmup stage to train a discriminator too",
-        )
-        require(not self.offpolicy.train_generator, "offpolicy trains the discriminator alone")
-        require(
-            self.gad.train_generator,
-            "gad.train_generator=false leaves the discriminator alone; use --stage=offpolicy",
-        )
-        require(
-            self.batch.row_tokens == 0 or self.batch.row_tokens >= self.longest,
-            f"batch.row_tokens={self.batch.row_tokens} is shorter than data.max_prompt_tokens + "
-            f"rollout.max_new_tokens = {self.longest}; raise it or lower one of those",
-        )
+            if name not in STAGES:
+                known = f"{', '.join(STAGES)}, several with commas, or all"
+                raise FieldError("stage", f"stage={self.stage!r} names {name!r}; use {known}")
+        if len(set(self.stages)) < len(self.stages):
+            raise FieldError("stage", f"stage={self.stage!r} names a stage twice")
+        if self.seqkd.train_discriminator or not self.seqkd.train_generator:
+            raise FieldError(
+                "seqkd.train_discriminator",
+                "seqkd trains the generator alone; use the warmup stage to train a discriminator "
+                "too",
+                "seqkd.train_generator",
+            )
+        if self.offpolicy.train_generator:
+            raise FieldError(
+                "offpolicy.train_generator", "offpolicy trains the discriminator alone"
+            )
+        if not self.gad.train_generator:
+            raise FieldError(
+                "gad.train_generator",
+                "gad.train_generator=false leaves the discriminator alone; use --stage=offpolicy",
+            )
 
     @property
     def stages(self) -> tuple[str, ...]:

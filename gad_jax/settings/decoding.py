@@ -3,24 +3,21 @@
 import dataclasses
 from typing import Any
 
-from gad_jax.settings.checks import require, require_at_least_zero, require_positive
+from gad_jax.settings.fields import Checked, option
 
 
 @dataclasses.dataclass(frozen=True)
-class Decoding:
+class Decoding(Checked):
     """Sampling of answers; temperature 0 is greedy, top_k 0 and top_p 1 keep all tokens."""
 
-    samples: int = 1
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    max_new_tokens: int = 256
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        require_positive(self, "samples", "max_new_tokens")
-        require_at_least_zero(self, "temperature", "top_k")
-        require(0 < self.top_p <= 1, f"top_p={self.top_p} must be in (0, 1]")
+    samples: int = option(1, "answers per prompt", "answers", above=0)
+    temperature: float = option(0.0, "sampling temperature", minimum=0)
+    top_k: int = option(0, "sample from the k most likely tokens; 0: all", "tokens", minimum=0)
+    top_p: float = option(
+        1.0, "sample from the most likely tokens of this total probability", above=0, maximum=1
+    )
+    max_new_tokens: int = option(256, "a longer answer is cut", "tokens", above=0)
+    seed: int = option(0, "seed of the sampling")
 
     @classmethod
     def of(cls, settings: Any) -> "Decoding":

@@ -1,6 +1,6 @@
-"""Nested dataclasses as dotted paths: declaring, reading and filling them, and words for mistakes.
+"""Nested dataclasses as dotted paths: declaring, checking and filling them, and words for mistakes.
 
-Where values come from (flags, YAML) is in `options.py`. Imports no jax.
+Where values come from is in `options.py` (flags) and `files.py` (YAML). Imports no jax.
 """
 
 import dataclasses
@@ -18,21 +18,103 @@ from pydantic import TypeAdapter
 from gad_jax.base.errors import UserError
 
 T = TypeVar("T")
+Number = int | float
 
 
-def option(default: Any, help: str, unit: str = "", positional: bool = False) -> Any:
-    """Returns a dataclass field with its default, its line in `--help` and its unit.
+class FieldError(ValueError):
+    """A dataclass refuses a value: the field at fault and why.
+
+    `others` are the further fields of a check that compares several. Names are dotted paths from
+    the dataclass that raises. `build` leads the message with the flag or file line of the first
+    field that the user gave; flags come before files.
+    """
+
+    def __init__(self, field: str, message: str, *others: str):
+        super().__init__(message)
+        self.fields = (field, *others)
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The range of a number."""
+
+    minimum: Number | None = None
+    above: Number | None = None
+    maximum: Number | None = None
+    below: Number | None = None
+
+    def hold(self, value: Number) -> bool:
+        """Whether the value is in the range; NaN is in none."""
+        return (
+            (self.minimum is None or value >= self.minimum)
+            and (self.above is None or value > self.above)
+            and (self.maximum is None or value <= self.maximum)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        """The range after "must be"."""
+        if self.maximum is None and self.below is None:
+            return f"{self.minimum} or more" if self.above is None else f"greater than {self.above}"
+        low = f"[{self.minimum}" if self.above is None else f"({self.above}"
+        high = f"{self.maximum}]" if self.below is None else f"{self.below})"
+        return f"in {low}, {high}"
+
+
+def option(
+    default: Any,
+    help: str,
+    unit: str = "",
+    *,
+    positional: bool = False,
+    common: bool = False,
+    filled: bool = False,
+    minimum: Number | None = None,
+    above: Number | None = None,
+    maximum: Number | None = None,
+    below: Number | None = None,
+) -> Any:
+    """Returns a dataclass field with its default, its line in `--help`, its unit and its range.
 
     The default `dataclasses.MISSING` makes the option required. A positional option is given by
     its place instead of a flag: `run: str = option(MISSING, "run directory", positional=True)`.
+    A common option is in the short `--help`. A filled text is not empty. The range needs a lower
+    end, `minimum` or `above`. A dataclass that derives from `Checked` enforces both.
     """
-    words = {"help": help, "unit": unit, "positional": positional}
-    return dataclasses.field(default=default, metadata=words)
+    bounded = any(end is not None for end in (minimum, above, maximum, below))
+    metadata = {
+        "help": help,
+        "unit": unit,
+        "positional": positional,
+        "common": common,
+        "filled": filled,
+        "bounds": Bounds(minimum, above, maximum, below) if bounded else None,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
 
 
-def section(kind: Any, help: str, **overrides: Any) -> Any:
-    """Returns a dataclass field that holds a section of settings, its defaults overridden."""
-    return dataclasses.field(default_factory=lambda: kind(**overrides), metadata={"help": help})
+def section(kind: Any, help: str, *, common: bool = True, **overrides: Any) -> Any:
+    """Returns a dataclass field that holds a section of settings, its defaults overridden.
+
+    Without `common`, the short `--help` leaves out all of it.
+    """
+    metadata = {"help": help, "common": common}
+    return dataclasses.field(default_factory=lambda: kind(**overrides), metadata=metadata)
+
+
+class Checked:
+    """Base of the dataclasses of settings: every value is in the range that its option declares.
+
+    A subclass with checks of several fields calls `super().__post_init__()` first.
+    """
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(typing.cast(Any, self)):
+            value, bounds = getattr(self, field.name), field.metadata.get("bounds")
+            if field.metadata.get("filled") and not value.strip():
+                raise FieldError(field.name, f"{field.name} must not be empty")
+            if bounds is not None and value is not None and not bounds.hold(value):
+                raise FieldError(field.name, f"{field.name}={value} must be {bounds}")
 
 
 @dataclass(frozen=True)
@@ -49,6 +131,11 @@ class Leaf:
     def positional(self) -> bool:
         """Whether it is given by its place on the command line, without a flag."""
         return self.metadata.get("positional", False)
+
+    @property
+    def common(self) -> bool:
+        """Whether it is in the short `--help`."""
+        return self.metadata.get("common", False)
 
     @property
     def flag(self) -> str:
@@ -107,22 +194,16 @@ def build(kind: type[T], given: Mapping[str, Given], instance: Any = None, prefi
     try:
         return kind(**values)
     except ValueError as error:
-        raise UserError(_blame(str(error), prefix, given)) from error
+        raise UserError(_blame(error, prefix, given)) from error
 
 
-def _blame(message: str, prefix: str, given: Mapping[str, Given]) -> str:
-    """A dataclass's refusal, led by the given value that it most likely speaks of."""
-
-    def rank(path: str) -> tuple[int, bool, int]:
-        names = (path, path.removeprefix(prefix), path.rpartition(".")[2], path.partition(".")[0])
-        for specificity, name in enumerate(names):
-            found = re.search(rf"(?<![\w.]){re.escape(name)}(?!\w)", message)
-            if found:
-                return specificity, not given[path].from_flag, found.start()
-        return len(names), not given[path].from_flag, 0
-
-    suspects = [path for path in given if path.startswith(prefix)]
-    return f"{given[min(suspects, key=rank)].where}: {message}" if suspects else message
+def _blame(error: ValueError, prefix: str, given: Mapping[str, Given]) -> str:
+    """A dataclass's refusal, led by the given value that is at fault, if there is one."""
+    # Any other ValueError names its field first: "limit=-1 must be 0 or more".
+    names = error.fields if isinstance(error, FieldError) else re.findall(r"^[\w.]+", str(error))
+    suspects = [given[path] for name in names if (path := prefix + name) in given]
+    suspects.sort(key=lambda value: not value.from_flag)
+    return f"{suspects[0].where}: {error}" if suspects else str(error)
 
 
 def typed(hint: Any, value: Any, where: str) -> Any:

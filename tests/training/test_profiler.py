@@ -9,7 +9,7 @@ import pytest
 from gad_jax.models import costs
 from gad_jax.models.config import DecoderConfig
 from gad_jax.models.costs import Work
-from gad_jax.settings.sections import Profile
+from gad_jax.settings.operation import Profile
 from gad_jax.training import profiler
 
 pytest_plugins = ["tests.run_fixtures"]
