@@ -30,6 +30,7 @@ class Settings(Config):
         False,
         "check settings, data, devices, memory and disk, take a step of every stage with tiny "
         "networks on these devices, and leave nothing behind",
+        common=True,
     )
 
 
@@ -41,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         program="python -m gad_jax.train",
         description=DESCRIPTION,
         config_default="quickstart",
+        short_help=True,
     )
     fields = {field.name: getattr(settings, field.name) for field in dataclasses.fields(Config)}
     return exits.run_guarded(lambda: _run(Config(**fields), settings.dry_run))

@@ -49,7 +49,9 @@ class Config(Checked):
     data: Data = section(Data, "teacher text")
     batch: Batch = section(Batch, "batch sizes")
     rollout: Rollout = section(Rollout, "sampling during training")
-    optimizer: Optimizer = section(Optimizer, "AdamW, the same for both networks")
+    optimizer: Optimizer = section(
+        Optimizer, "AdamW for both networks; learning rates are constant"
+    )
     grpo: Grpo = section(Grpo, "the generator's loss in the GAD stage")
     seqkd: Stage = section(
         Stage,

@@ -1,6 +1,6 @@
 """Nested dataclasses as dotted paths: declaring, checking and filling them, and words for mistakes.
 
-Where values come from is in `options.py` (flags) and `files.py` (YAML). Imports no jax.
+Where values come from is in `options.py` (flags) and `yaml_files.py`. Imports no jax.
 """
 
 import dataclasses
@@ -126,16 +126,13 @@ class Leaf:
     value: Any
     """In an instance; else the default, which is `dataclasses.MISSING` for a required field."""
     metadata: Mapping[str, Any]
+    common: bool
+    """Whether it is in the short `--help`."""
 
     @property
     def positional(self) -> bool:
         """Whether it is given by its place on the command line, without a flag."""
         return self.metadata.get("positional", False)
-
-    @property
-    def common(self) -> bool:
-        """Whether it is in the short `--help`."""
-        return self.metadata.get("common", False)
 
     @property
     def flag(self) -> str:
@@ -159,14 +156,20 @@ def hints(kind: Any) -> dict[str, Any]:
     return {field.name: resolved[field.name] for field in dataclasses.fields(kind)}
 
 
-def leaves(kind: Any, instance: Any = None, prefix: str = "") -> Iterator[Leaf]:
-    """All fields that hold values, sections opened, with their values in `instance` or defaults."""
+def leaves(
+    kind: Any, instance: Any = None, prefix: str = "", common: bool = True
+) -> Iterator[Leaf]:
+    """All fields that hold values, sections opened, with their values in `instance` or defaults.
+
+    Without `common`, none of them is common.
+    """
     for field in dataclasses.fields(kind):
         path, hint, value = prefix + field.name, hints(kind)[field.name], _value(field, instance)
+        known = common and field.metadata.get("common", False)
         if dataclasses.is_dataclass(hint):
-            yield from leaves(hint, value, f"{path}.")
+            yield from leaves(hint, value, f"{path}.", known)
         else:
-            yield Leaf(path, hint, value, field.metadata)
+            yield Leaf(path, hint, value, field.metadata, known)
 
 
 def _value(field: dataclasses.Field[Any], instance: Any) -> Any:
@@ -188,7 +191,7 @@ def build(kind: type[T], given: Mapping[str, Given], instance: Any = None, prefi
         elif path in given:
             value = given[path].value
         elif value is MISSING:
-            leaf = Leaf(path, hint, value, field.metadata)
+            leaf = Leaf(path, hint, value, field.metadata, common=False)
             raise UserError(f"{leaf.flag} is needed: {field.metadata['help']}")
         values[field.name] = value
     try:

@@ -13,12 +13,12 @@ class Evaluation(Checked):
 
     every: int = option(
         50,
-        "steps between evaluations within a stage; 0: only at its ends",
+        "steps between evaluations; 0: at the ends of stages",
         "steps",
         common=True,
         minimum=0,
     )
-    prompts: int = option(0, "held-out prompts to use; 0: all", "prompts", common=True, minimum=0)
+    prompts: int = option(0, "held-out prompts to use; 0: all", "prompts", minimum=0)
     max_new_tokens: int = option(
         0, "longest answer; 0: as --rollout.max_new_tokens", "tokens", minimum=0
     )
@@ -35,7 +35,7 @@ class Checkpoint(Checked):
     every: int = option(50, "steps between checkpoints", "steps", common=True, above=0)
     every_minutes: float = option(
         30.0,
-        "also save when this time has passed; 0: by steps alone",
+        "also save after this time; 0: by steps alone",
         "minutes",
         common=True,
         minimum=0,
@@ -92,11 +92,11 @@ class Mesh(Checked):
     """The device mesh; the product of its axes is the number of devices."""
 
     replica: int = option(
-        1, "copies of the weights; the batch is split over them", "devices", common=True, above=0
+        1, "copies of the weights; they split the batch", "devices", common=True, above=0
     )
     fsdp: int = option(
         0,
-        "devices that share one copy of the weights; 0: all that remain",
+        "devices per copy of the weights; 0: the rest",
         "devices",
         common=True,
         minimum=0,

@@ -196,13 +196,13 @@ class Stage(Checked):
 
     epochs: float = option(1.0, "passes over the training rows", "epochs", common=True, above=0)
     steps: int = option(
-        0, "steps instead of epochs; 0: as many as epochs gives", "steps", common=True, minimum=0
+        0, "steps instead of epochs; 0: epochs decide", "steps", common=True, minimum=0
     )
     generator_learning_rate: float = option(
-        1e-6, "constant learning rate of the generator", common=True, minimum=0
+        1e-6, "learning rate of the generator", common=True, minimum=0
     )
     discriminator_learning_rate: float = option(
-        1e-6, "constant learning rate of the discriminator", common=True, minimum=0
+        1e-6, "learning rate of the discriminator", common=True, minimum=0
     )
     discriminator_only_steps: int = option(
         0,

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from gad_jax.base.errors import UserError
 from gad_jax.settings import fields, options
 from gad_jax.settings.config import Config
 
@@ -140,6 +141,20 @@ def test_row_holds_the_longest_sequence(
 def test_nonsense_is_refused_at_construction(path: str, value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         with_value(path, value)
+
+
+BOUNDED = [leaf for leaf in fields.leaves(Config) if leaf.metadata["bounds"] is not None]
+
+
+@pytest.mark.parametrize("leaf", BOUNDED, ids=lambda leaf: leaf.path)
+def test_a_value_outside_of_its_bounds_is_blamed_on_its_flag(leaf: fields.Leaf) -> None:
+    bounds = leaf.metadata["bounds"]
+    low = type(leaf.value)(bounds.above if bounds.minimum is None else bounds.minimum - 1)
+    given = {leaf.path: fields.Given(low, f"{leaf.flag}={low}", from_flag=True)}
+    name = leaf.path.rpartition(".")[2]
+    with pytest.raises(UserError) as error:
+        fields.build(Config, given)
+    assert str(error.value) == f"{leaf.flag}={low}: {name}={low} must be {bounds}"
 
 
 def test_a_stage_that_trains_nothing_is_refused() -> None:

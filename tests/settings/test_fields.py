@@ -9,7 +9,7 @@ import pytest
 from gad_jax.base.errors import UserError
 from gad_jax.settings import fields, options
 from gad_jax.settings.config import Config
-from gad_jax.settings.fields import option, section
+from gad_jax.settings.fields import Bounds, Checked, FieldError, option, section
 
 
 @dataclass(frozen=True)
@@ -218,3 +218,71 @@ def test_blame_falls_on_the_flag_when_it_clashes_with_the_file(tmp_path: Path) -
         "--batch.prompts=6: micro_batch_prompts=4 does not divide prompts=6; use a divisor, so "
         "that micro-batches hold whole groups"
     )
+
+
+@dataclass(frozen=True)
+class Pair(Checked):
+    """Two numbers, of which the first is the smaller one."""
+
+    low: int = option(1, "low", minimum=0)
+    high: float | None = option(2.0, "high", above=0, maximum=9)
+    name: str = option("a", "name", filled=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.high is not None and self.low >= self.high:
+            raise FieldError("low", "low must be less than high", "high")
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """A section, so that paths have two parts."""
+
+    first: Pair = section(Pair, "a pair")  # noqa: RUF009
+
+
+@pytest.mark.parametrize(
+    ("bounds", "words", "inside", "outside"),
+    [
+        (Bounds(minimum=0), "0 or more", (0, 5), (-1, float("nan"))),
+        (Bounds(above=0), "greater than 0", (1e-9, float("inf")), (0, float("nan"))),
+        (Bounds(minimum=0, maximum=1), "in [0, 1]", (0, 1), (-0.1, 1.1)),
+        (Bounds(above=0, maximum=1), "in (0, 1]", (0.1, 1), (0, 1.1)),
+        (Bounds(minimum=0, below=1), "in [0, 1)", (0, 0.9), (-0.1, 1)),
+    ],
+)
+def test_bounds(bounds: Bounds, words: str, inside: tuple, outside: tuple) -> None:
+    assert str(bounds) == words
+    assert all(bounds.hold(value) for value in inside)
+    assert not any(bounds.hold(value) for value in outside)
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["--first.low=-1"], "--first.low=-1: low=-1 must be 0 or more"),
+        (["--first.high=0"], "--first.high=0: high=0.0 must be in (0, 9]"),
+        (["--first.name= "], "--first.name= : name must not be empty"),
+        # A check of two fields: the first that the user gave, in the order of the check.
+        (["--first.high=0.5"], "--first.high=0.5: low must be less than high"),
+        (["--first.high=3", "--first.low=3"], "--first.low=3: low must be less than high"),
+    ],
+)
+def test_a_refusal_names_the_flag_of_its_field(argv: list[str], sentence: str) -> None:
+    assert refusal(*argv, kind=Pairs) == sentence
+
+
+def test_none_has_no_bounds() -> None:
+    assert Pair(high=None).high is None
+
+
+def test_a_refusal_about_fields_that_nobody_gave_names_no_flag() -> None:
+    @dataclass(frozen=True)
+    class Nothing:
+        run: str = option("", "a run")
+        limit: int = option(0, "a limit")
+
+        def __post_init__(self) -> None:
+            raise FieldError("run", "nothing to do; name a run")
+
+    assert refusal("--limit=3", kind=Nothing) == "nothing to do; name a run"

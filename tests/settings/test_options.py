@@ -1,10 +1,8 @@
-"""Files, flags, mistakes and `--help`; mistakes are compared whole, as a user reads them."""
+"""Flags and files together, printing, and exit codes."""
 
 import dataclasses
 import random
 import re
-import subprocess
-import sys
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
@@ -138,77 +136,6 @@ def test_flat_settings_with_a_positional_argument() -> None:
     assert read("--out=b", "runs/a", "--limit=none", "--sizes=", kind=Small).limit is None
 
 
-# Mistakes in files
-
-
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        ("batch:\n  promts: 3\n", "c.yaml:2: Batch has no field 'promts'; did you mean 'prompts'?"),
-        (
-            "seed: 1\ngadd:\n  steps: 3\n",
-            "c.yaml:2: Config has no field 'gadd'; did you mean 'gad'?",
-        ),
-        ("batch: 3\n", "c.yaml:1: 'batch' is a section and needs lines of the form `name: value`"),
-        ("hello\n", "c.yaml:1: the file needs lines of the form `name: value`"),
-        ("? [a]\n: 3\n", "c.yaml:1: a name is needed before the colon"),
-        (
-            "seed: 1\nstage: gad\nseed: 2\n",
-            "c.yaml:3: 'seed' is given twice, first in line 1; keep one",
-        ),
-        (
-            "batch:\n  prompts: 8\nbatch:\n  row_tokens: 9\n",
-            "c.yaml:3: 'batch' is given twice, first in line 1; keep one",
-        ),
-        ("batch:\n  prompts: abc\n", "c.yaml:2: batch.prompts: an integer is needed; got 'abc'"),
-        ("batch:\n  prompts: true\n", "c.yaml:2: batch.prompts: an integer is needed; got true"),
-        ("run_dir: 5\n", "c.yaml:1: run_dir: text is needed; got 5"),
-        ("seed: [1, 2]\n", "c.yaml:1: seed: an integer is needed; got [1, 2]"),
-        (
-            "run_dir: 2024-99-99\n",
-            "c.yaml:1: run_dir: not a plain value: month must be in 1..12; write text, "
-            "a number, true, false or a list",
-        ),
-        (
-            "rollout:\n  samples: 1\n",
-            "c.yaml:2: rollout.samples: samples=1 must be 2 or more: an advantage compares samples "
-            "of one group",
-        ),
-        (
-            "batch: {\nprompts: 3\n",
-            "c.yaml:3: not valid YAML: while parsing a flow mapping expected ',' or '}', but got "
-            "'<stream end>'; correct that line",
-        ),
-        (b"run_dir: \xe9\n", "c.yaml: not UTF-8 text; save it as UTF-8"),
-    ],
-)
-def test_mistaken_file(write: Any, text: str | bytes, sentence: str) -> None:
-    write(text)
-    assert refusal("--config=c.yaml") == sentence
-
-
-def test_control_characters_in_a_file(write: Any) -> None:
-    write("seed: \x01\n")
-    assert refusal("--config=c.yaml").startswith("c.yaml: not valid YAML: unacceptable character")
-
-
-def test_python_objects_in_yaml_are_not_built(write: Any) -> None:
-    write("run_dir: !!python/object/apply:os.mkdir [made]\n")
-    assert "not a plain value" in refusal("--config=c.yaml")
-    assert not Path("made").exists()
-
-
-def test_missing_configuration_lists_what_there_is(write: Any) -> None:
-    Path("configs").mkdir()
-    Path("configs/mine.yaml").write_text("")
-    sentence = refusal("--config=qickstart")
-    assert sentence.startswith(
-        "--config=qickstart: no such file or configuration; did you mean 'quickstart'? "
-    )
-    assert re.search(r"configurations here: .*, mine, .*quickstart.*, tiny, world$", sentence)
-    assert "did you mean 'tiny'?" in refusal("--config=somewhere/tiny.yaml")
-
-
 # Printing
 
 
@@ -277,43 +204,10 @@ def test_differences() -> None:
     ]
 
 
-# --help and exit codes
+# Exit codes
 
 
-def help_text(
-    capsys: pytest.CaptureFixture[str], kind: Any, default: str | None = None
-) -> dict[str, str]:
-    """What `--help` says of each option, by name, on one line."""
-    with pytest.raises(SystemExit) as stop:
-        read("--help", kind=kind, default=default)
-    assert stop.value.code == 0
-    text = capsys.readouterr().out
-    entries = re.split(r"\n  (?=--|[A-Z]+ )", text)
-    return {entry.split()[0]: " ".join(entry.split()) for entry in entries}
-
-
-def test_help_has_every_field(capsys: pytest.CaptureFixture[str]) -> None:
-    entries = help_text(capsys, Config, "quickstart")
-    for leaf in fields.leaves(Config):
-        entry = entries[f"--{leaf.path}"]
-        assert leaf.metadata["help"] in entry
-        unit = leaf.metadata["unit"]
-        assert f"({unit + '; ' if unit else ''}default: {fields.show(leaf.value)}" in entry
-    assert "(prompts; default: 256; quickstart: 8)" in entries["--batch.prompts"]
-    assert "without --config, quickstart is loaded" in entries["--config"]
-
-
-def test_help_of_flat_settings(capsys: pytest.CaptureFixture[str]) -> None:
-    entries = help_text(capsys, Small)
-    assert entries["RUN"].startswith("RUN run directory (required)")
-    assert entries["--out"] == "--out TEXT where to write (required)"
-    assert entries["--sizes"] == "--sizes INT,… sizes (tokens; default: 1,2)"
-    assert entries["--limit"] == "--limit INT|none at most this many (default: none)"
-    assert entries["--folder"] == "--folder PATH a path (default: a)"
-    assert entries["--verbose"] == "--verbose [true|false] say more, 100% (default: false)"
-
-
-def test_a_bare_truth_value_is_true() -> None:
+def test_a_boolean_flag_without_a_value_is_true() -> None:
     for flags in (["--data.skip_invalid"], ["--data.skip_invalid", "--seed=1"]):
         assert options.read(Config, flags, program="test", description="").data.skip_invalid
     chosen = ["--data.skip_invalid", "false"]
@@ -327,27 +221,6 @@ def test_parse_shows_one_sentence_and_exits_with_2(capsys: pytest.CaptureFixture
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err == "--sede: Config has no field 'sede'; did you mean 'seed'?\n"
-
-
-def test_help_and_mistakes_need_no_jax() -> None:
-    code = (
-        "import sys\n"
-        "from gad_jax.settings import options\n"
-        "from gad_jax.settings.config import Config\n"
-        "try:\n"
-        "    words = {'program': 'x', 'description': 'x', 'config_default': 'tiny'}\n"
-        "    options.parse(Config, sys.argv[1:], **words)\n"
-        "finally:\n"
-        "    heavy = {'jax', 'flax', 'transformers', 'numpy', 'torch', 'grain'}\n"
-        "    print(sorted(heavy & set(sys.modules)))\n"
-    )
-    for argv, code_expected in ((["--help"], 0), (["--sede=1"], 2), (["--seed=1"], 0)):
-        done = subprocess.run(
-            [sys.executable, "-c", code, *argv], cwd=REPOSITORY, capture_output=True, text=True
-        )
-        assert done.returncode == code_expected, done.stderr
-        assert done.stdout.endswith("[]\n")
-        assert "Traceback" not in done.stderr
 
 
 def test_flags_of_the_documentation_are_understood() -> None:
