@@ -1,8 +1,8 @@
 """Generative Adversarial Distillation (arXiv:2511.10643) of text-only teachers, in JAX.
 
-Layers, each importing only from those before it: `types`, `config` → `objectives`, `sharding`,
-`metrics` → `models`, `data` → `rollout`, `steps` → `state`, `checkpoint`, `evaluation` → commands
-(`train`, `generate`, `export`).
+The folders are layers; each imports only from those below it. From below: `base` and `types`,
+`settings`, `distributed`, `models` and `data`, `core`, `rollout` and `teacher`, `metrics`,
+`training`. On top are the commands, one module or folder each (`gad_jax.__main__` lists them).
 """
 
 __version__ = "0.1.0"

@@ -5,6 +5,7 @@ them. Any frozen dataclass works whose fields come from `fields.option` and `fie
 """
 
 import argparse
+import contextlib
 import os
 import re
 import sys
@@ -77,7 +78,8 @@ def read(
             config_default=config_default,
             preset=_preset(kind, config_default),
         )
-        print(text, end="")
+        with contextlib.suppress(BrokenPipeError):  # of `--help | head`
+            print(text, end="")
         sys.exit(0)
     arguments, extras = _parser(kind).parse_known_args(argv)
     if extras:
