@@ -16,7 +16,7 @@ class Alarm(Checked):
         "off: nothing; warn: a line; pause: the network at fault is paused; stop: the run saves "
         "and stops",
     )
-    limit: float = option(1.0, "a smoothed value beyond it is bad")
+    limit: float = option(1.0, "a smoothed value beyond this is bad")
     steps: int = option(
         20, "consecutive steps with a bad value that raise the alarm", "steps", minimum=1
     )
@@ -32,44 +32,40 @@ class Health(Checked):
     """The monitors of a run; 'the start' is the first steps of the stage."""
 
     length: Alarm = section(
-        Alarm, "GAD: mean response length, in teacher's lengths", limit=1.5, steps=10
+        Alarm, "GAD: mean response length, as a multiple of the teacher's", limit=1.5, steps=10
     )
     runaway: Alarm = section(
         Alarm,
-        "GAD: mean response length, in teacher's lengths or those at the stage's start if longer",
+        "GAD: mean response length, as a multiple of the teacher's or the start's, if that is longer",
         action="stop",
         limit=3.0,
         steps=10,
     )
     cut: Alarm = section(
         Alarm,
-        "GAD: share of responses cut at the limit, more than the teacher's or the stage's start",
+        "GAD: share of cut responses, above the larger of the teacher's and the start's",
         action="stop",
         limit=0.5,
         steps=50,
     )
-    empty: Alarm = section(
-        Alarm, "GAD: share of empty responses, more than at the start", limit=0.2
-    )
+    empty: Alarm = section(Alarm, "GAD: share of empty responses, above the start's", limit=0.2)
     repetition: Alarm = section(
-        Alarm, "GAD: share of repeated 4-grams, more than the teacher's", limit=0.3
+        Alarm,
+        "GAD: share of repeated 4-grams, above the larger of the teacher's and the start's",
+        limit=0.3,
     )
     script: Alarm = section(
         Alarm,
-        "GAD: distance of the responses' scripts from the teacher's, more than at the start",
+        "GAD: distance of the writing systems used from the teacher's, above the start's",
         limit=0.3,
     )
-    saturated: Alarm = section(
-        Alarm, "share of pairs in which the discriminator is right, too high", limit=0.98, steps=25
-    )
-    fooled: Alarm = section(
-        Alarm, "share of pairs in which the discriminator is right, too low", limit=0.4, steps=25
-    )
+    saturated: Alarm = section(Alarm, "D accuracy, too high", limit=0.98, steps=25)
+    fooled: Alarm = section(Alarm, "D accuracy, too low", limit=0.4, steps=25)
     reward_spread: Alarm = section(
-        Alarm, "GAD: standard deviation of the rewards of a prompt, too low", limit=1e-3
+        Alarm, "GAD: standard deviation of a prompt's rewards, too low", limit=1e-3
     )
     dead_groups: Alarm = section(
-        Alarm, "GAD: share of prompts whose samples are all paid the same", limit=0.5
+        Alarm, "GAD: share of prompts whose samples all get the same reward", limit=0.5
     )
     entropy_low: Alarm = section(
         Alarm, "GAD: entropy per token, relative to the start, too low", limit=0.2
@@ -84,7 +80,9 @@ class Health(Checked):
     discriminator_gradient: Alarm = section(
         Alarm, "gradient norm of the discriminator, relative to the start", limit=20.0, steps=10
     )
-    skips: Alarm = section(Alarm, "share of steps skipped as not finite", limit=0.3, steps=5)
+    skips: Alarm = section(
+        Alarm, "share of steps skipped for a non-finite gradient", limit=0.3, steps=5
+    )
     smoothing_steps: int = option(
         10, "values are averaged over about this many steps", "steps", minimum=1
     )

@@ -44,7 +44,8 @@ def text(
     if which in ("", ALL):
         _add_general(parser, kind, config_default)
     groups: dict[str, Any] = {"": parser}
-    for leaf in shown:
+    # A section's own settings before those of the sections inside it.
+    for leaf in sorted(shown, key=lambda leaf: leaf.path.count(".")):
         section = leaf.path.rpartition(".")[0]
         if section not in groups:
             groups[section] = parser.add_argument_group(_heading(kind, section))

@@ -40,7 +40,7 @@ class Discriminator(Checked):
     objective: Literal["bradley_terry", "cross_entropy"] = option(
         "bradley_terry", "its loss; cross_entropy is the paper's ablation"
     )
-    # A head of zeros pays every sample the same, so the generator's first gradient is zero.
+    # A head of zeros gives every sample the same reward: the generator's first gradient is zero.
     head_stddev: float = option(0.02, "standard deviation of the new head's weights", above=0)
 
 

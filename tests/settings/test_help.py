@@ -108,7 +108,7 @@ def test_short_help_shows_what_people_set_and_where_the_rest_is(
 
 
 def test_help_of_all_and_of_one_section(capsys: pytest.CaptureFixture[str]) -> None:
-    every = [leaf.path for leaf in fields.leaves(Config)]
+    every = sorted((leaf.path for leaf in fields.leaves(Config)), key=lambda path: path.count("."))
     assert flags_in(shown(capsys, "--help=all")) == every
     for section in ("grpo", "health", "health.length", "rollout.samples"):
         expected = [path for path in every if f"{path}.".startswith(f"{section}.")]
