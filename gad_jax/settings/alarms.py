@@ -36,7 +36,7 @@ class Health(Checked):
     )
     runaway: Alarm = section(
         Alarm,
-        "GAD: mean response length, as a multiple of the teacher's or the start's, if that is longer",
+        "GAD: mean response length, as a multiple of the larger of the teacher's and the start's",
         action="stop",
         limit=3.0,
         steps=10,
@@ -80,9 +80,7 @@ class Health(Checked):
     discriminator_gradient: Alarm = section(
         Alarm, "gradient norm of the discriminator, relative to the start", limit=20.0, steps=10
     )
-    skips: Alarm = section(
-        Alarm, "share of steps skipped for a non-finite gradient", limit=0.3, steps=5
-    )
+    skips: Alarm = section(Alarm, "share of steps with a non-finite gradient", limit=0.3, steps=5)
     smoothing_steps: int = option(
         10, "values are averaged over about this many steps", "steps", minimum=1
     )

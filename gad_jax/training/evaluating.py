@@ -13,7 +13,7 @@ from gad_jax.metrics import heldout
 from gad_jax.models.config import DecoderConfig
 from gad_jax.rollout.answering import Responder
 from gad_jax.settings.decoding import Decoding
-from gad_jax.settings.sections import Evaluation
+from gad_jax.settings.operation import Evaluation
 from gad_jax.training.tracker import Tracker
 from gad_jax.types import Params
 

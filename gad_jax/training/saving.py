@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 from gad_jax.base.errors import UserError
 from gad_jax.core.layout import Shape
 from gad_jax.metrics import heldout
-from gad_jax.settings.sections import Checkpoint
+from gad_jax.settings.operation import Checkpoint
 from gad_jax.training import health, state
 from gad_jax.training.checkpoint import Checkpoints
 from gad_jax.training.stages import Span

@@ -13,7 +13,7 @@ from gad_jax.base.exits import StopRequest
 from gad_jax.metrics import heldout
 from gad_jax.models.config import DecoderConfig
 from gad_jax.settings.alarms import Health
-from gad_jax.settings.sections import Limits
+from gad_jax.settings.operation import Limits
 from gad_jax.training import health, state, stops
 from gad_jax.training.deadline import Deadline
 from gad_jax.training.evaluating import Evaluations
