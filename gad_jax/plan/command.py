@@ -19,7 +19,7 @@ from gad_jax.distributed.targets import Target
 from gad_jax.models.config import DecoderConfig
 from gad_jax.plan import estimate, networks, programs, report, workload
 from gad_jax.plan.report import Plan
-from gad_jax.settings.sections import Mesh
+from gad_jax.settings.operation import Mesh
 from gad_jax.training import state
 
 if TYPE_CHECKING:
