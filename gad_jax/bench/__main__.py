@@ -9,7 +9,7 @@ from gad_jax.base import exits
 from gad_jax.base.errors import UserError, stop
 from gad_jax.distributed import targets
 from gad_jax.settings import fields, options
-from gad_jax.settings.fields import option
+from gad_jax.settings.fields import FieldError, option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,9 @@ class RolloutBench:
     def __post_init__(self) -> None:
         _require_one(self, "prompt_tokens", "response_tokens", "slots", "longest", "repeats")
         if not all(size.isdigit() and int(size) > 0 for size in self.sizes):
-            raise ValueError(f"uniform={self.uniform!r} must be numbers with commas, as 8,32")
+            raise FieldError(
+                "uniform", f"uniform={self.uniform!r} must be numbers with commas, as 8,32"
+            )
 
     @property
     def sizes(self) -> list[str]:
@@ -69,21 +71,27 @@ class ScalingBench:
 
     def __post_init__(self) -> None:
         if self.layers < 1 or self.width < 8 or self.width % 8:
-            raise ValueError(
-                f"layers={self.layers} must be 1 or more and width={self.width} a multiple of 8"
+            raise FieldError(
+                "layers",
+                f"layers={self.layers} must be 1 or more and width={self.width} a multiple of 8",
+                "width",
             )
         for count in self.devices:
             if count < 1 or self.width % count:
-                raise ValueError(f"devices={count} does not divide width={self.width}")
+                raise FieldError(
+                    "devices", f"devices={count} does not divide width={self.width}", "width"
+                )
             if self.replica < 1 or count % self.replica:
-                raise ValueError(f"replica={self.replica} does not divide devices={count}")
+                raise FieldError(
+                    "replica", f"replica={self.replica} does not divide devices={count}", "devices"
+                )
         _require_one(self, "micro_batches")
 
 
 def _require_one(settings: object, *names: str) -> None:
     for name in names:
         if getattr(settings, name) < 1:
-            raise ValueError(f"{name}={getattr(settings, name)} must be 1 or more")
+            raise FieldError(name, f"{name}={getattr(settings, name)} must be 1 or more")
 
 
 class Benchmark(NamedTuple):

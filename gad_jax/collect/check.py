@@ -4,7 +4,7 @@ import dataclasses
 
 from gad_jax.base import exits
 from gad_jax.settings import options
-from gad_jax.settings.fields import option
+from gad_jax.settings.fields import FieldError, option
 
 FAULTS = ("cut", "refused", "empty", "duplicate", "near_duplicate", "overlap", "secret")
 """What a line can be dropped for."""
@@ -27,10 +27,10 @@ class Check:
 
     def __post_init__(self) -> None:
         if not self.files:
-            raise ValueError("no file is given; name one or several to check")
+            raise FieldError("files", "no file is given; name one or several to check")
         unknown = sorted(set(self.drop) - set(FAULTS))
         if unknown:
-            raise ValueError(f"drop={','.join(unknown)} is none of {', '.join(FAULTS)}")
+            raise FieldError("drop", f"drop={','.join(unknown)} is none of {', '.join(FAULTS)}")
 
 
 def main(argv: list[str]) -> int:

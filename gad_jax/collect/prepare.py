@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from gad_jax.base import exits
 from gad_jax.settings import options
-from gad_jax.settings.fields import option
+from gad_jax.settings.fields import FieldError, option
 
 
 class Recipe(NamedTuple):
@@ -49,9 +49,9 @@ class Prepare:
 
     def __post_init__(self) -> None:
         if self.recipe not in RECIPES:
-            raise ValueError(f"recipe={self.recipe!r} is none of {', '.join(RECIPES)}")
+            raise FieldError("recipe", f"recipe={self.recipe!r} is none of {', '.join(RECIPES)}")
         if self.heldout < 0:
-            raise ValueError(f"heldout={self.heldout} must be 0 or more")
+            raise FieldError("heldout", f"heldout={self.heldout} must be 0 or more")
 
 
 def main(argv: list[str]) -> int:

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from gad_jax.settings.fields import option
+from gad_jax.settings.fields import FieldError, option
 from gad_jax.teacher.settings import RequestSettings, api_parameters
 
 LOCAL = "local:"
@@ -75,43 +75,51 @@ class Collect(RequestSettings):
     def __post_init__(self) -> None:
         for name in ("prompts", "out"):
             if not getattr(self, name).strip():
-                raise ValueError(f"{name} must not be empty")
+                raise FieldError(name, f"{name} must not be empty")
         self._check_teacher()
         for name in ("samples", *_BATCH):
             if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be greater than 0")
+                raise FieldError(name, f"{name}={getattr(self, name)} must be greater than 0")
         if self.max_requests < 0:
-            raise ValueError(f"max_requests={self.max_requests} must be 0 or more")
+            raise FieldError("max_requests", f"max_requests={self.max_requests} must be 0 or more")
         self.check_requests()
         if self.samples > 1 and self.temperature == 0:
-            raise ValueError(f"samples={self.samples} at temperature=0 would all be the same")
+            raise FieldError(
+                "samples",
+                f"samples={self.samples} at temperature=0 would all be the same",
+                "temperature",
+            )
 
     def _check_teacher(self) -> None:
         if self.teacher != "api" and not self.local:
-            raise ValueError(f"teacher={self.teacher!r} must be api or {LOCAL}MODEL")
+            raise FieldError("teacher", f"teacher={self.teacher!r} must be api or {LOCAL}MODEL")
         if bool(self.local) == bool(self.model.strip()):
-            raise ValueError(
+            raise FieldError(
+                "model",
                 "model is for a teacher behind an API; leave it out with teacher=local:MODEL"
                 if self.local
-                else "model must not be empty: the teacher, by the API's name"
+                else "model must not be empty: the teacher, by the API's name",
             )
         if not self.local:
             return
         if self.batch:
-            raise ValueError("batch is for a teacher behind an API; a local one answers at once")
+            raise FieldError(
+                "batch", "batch is for a teacher behind an API; a local one answers at once"
+            )
         for name in ("max_total_tokens", "max_cost", "prompt_price", "completion_price"):
             if getattr(self, name):
-                raise ValueError(f"{name} is for a teacher behind an API, which has a price")
+                raise FieldError(name, f"{name} is for a teacher behind an API, which has a price")
         unknown = set(self.sampling) - {"temperature", "top_p", "max_tokens", *_LOCAL_PARAMETERS}
         if unknown:
-            raise ValueError(
+            raise FieldError(
+                "parameters",
                 f"parameters: {', '.join(sorted(unknown))} is not known to a local teacher; it has "
-                f"{', '.join(_LOCAL_PARAMETERS)}"
+                f"{', '.join(_LOCAL_PARAMETERS)}",
             )
         for name in set(self.sampling) & set(_LOCAL_PARAMETERS):
             value = self.sampling[name]
             if type(value) is not int or value < 0:
-                raise ValueError(f"parameters: {name} must be an integer, 0 or more")
+                raise FieldError("parameters", f"parameters: {name} must be an integer, 0 or more")
 
     @property
     def local(self) -> str:

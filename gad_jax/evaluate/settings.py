@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 from gad_jax.evaluate.judge.settings import TEACHER, Judge
-from gad_jax.settings.checks import require_positive
 from gad_jax.settings.decoding import Decoding
-from gad_jax.settings.fields import option, section
+from gad_jax.settings.fields import FieldError, option, section
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,21 +41,24 @@ class Evaluate:
 
     def __post_init__(self) -> None:
         if not self.run and not self.model:
-            raise ValueError("nothing to evaluate; name a run, or students with --model")
+            raise FieldError("run", "nothing to evaluate; name a run, or students with --model")
         if self.limit < 0:
-            raise ValueError(f"limit={self.limit} must be 0 or more")
+            raise FieldError("limit", f"limit={self.limit} must be 0 or more")
         for name in ("model", "prompts"):
             labels = [split_label(text)[0] for text in getattr(self, name)]
             for label in labels:
                 if not label or label.startswith(".") or "/" in label:
-                    raise ValueError(
-                        f"{name}: a name that can be a file's is needed, not {label!r}"
+                    raise FieldError(
+                        name, f"{name}: a name that can be a file's is needed, not {label!r}"
                     )
                 if name == "model" and label == TEACHER:
-                    raise ValueError("model: 'teacher' is the teacher's name; write NAME=… before")
+                    raise FieldError(
+                        "model", "model: 'teacher' is the teacher's name; write NAME=… before"
+                    )
                 if labels.count(label) > 1:
-                    raise ValueError(f"{name} has {label!r} twice; write NAME=… before each")
-        require_positive(self, "batch")
+                    raise FieldError(name, f"{name} has {label!r} twice; write NAME=… before each")
+        if self.batch <= 0:
+            raise FieldError("batch", f"batch={self.batch} must be greater than 0")
         Decoding.of(self)  # checks the rest
 
     @property

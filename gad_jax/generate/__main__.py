@@ -6,13 +6,12 @@ from typing import Literal
 
 from gad_jax.base import exits
 from gad_jax.settings import options
-from gad_jax.settings.checks import require_positive
 from gad_jax.settings.decoding import Decoding
-from gad_jax.settings.fields import option
+from gad_jax.settings.fields import Checked, FieldError, option
 
 
 @dataclasses.dataclass(frozen=True)
-class Generate:
+class Generate(Checked):
     """What to answer, and how."""
 
     model: str = option(
@@ -30,13 +29,13 @@ class Generate:
     top_k: int = option(0, "sample from the k most likely tokens; 0: all", "tokens")
     top_p: float = option(1.0, "sample from the most likely tokens of this total probability")
     max_new_tokens: int = option(256, "a longer answer is cut", "tokens")
-    batch: int = option(16, "prompts of a file answered at once", "prompts")
+    batch: int = option(16, "prompts of a file answered at once", "prompts", above=0)
     seed: int = option(0, "seed of the sampling")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.prompt and self.file:
-            raise ValueError("prompt and file are both given; give one of them")
-        require_positive(self, "batch")
+            raise FieldError("prompt", "prompt and file are both given; give one of them", "file")
         Decoding.of(self)  # checks the rest
 
 

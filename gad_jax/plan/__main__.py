@@ -7,7 +7,7 @@ from gad_jax.base import exits
 from gad_jax.distributed import targets
 from gad_jax.settings import options
 from gad_jax.settings.config import Config
-from gad_jax.settings.fields import option, section
+from gad_jax.settings.fields import FieldError, option, section
 
 DESCRIPTION = (
     "Ahead-of-time compiles every program of a run for hardware you do not have. Reports per "
@@ -29,7 +29,7 @@ class PlanOptions:
     def __post_init__(self) -> None:
         for name in ("prompt_tokens", "response_tokens"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")
+                raise FieldError(name, f"{name}={getattr(self, name)} must be 1 or more")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from gad_jax.base import exits
 from gad_jax.settings import options
-from gad_jax.settings.fields import option
+from gad_jax.settings.fields import FieldError, option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,13 +41,16 @@ class Serve:
     def __post_init__(self) -> None:
         for name in ("context", "max_new_tokens", "waiting", "tensor"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")
+                raise FieldError(name, f"{name}={getattr(self, name)} must be 1 or more")
         if self.slots < 0:
-            raise ValueError(f"slots={self.slots} must be 0 or more")
+            raise FieldError("slots", f"slots={self.slots} must be 0 or more")
         if not 0 <= self.port <= 65535:
-            raise ValueError(f"port={self.port} must be from 0 to 65535")
+            raise FieldError("port", f"port={self.port} must be from 0 to 65535")
         if self.protocol == "jetstream" and self.key_variable:
-            raise ValueError("key_variable is for protocol=openai; JetStream's service has no keys")
+            raise FieldError(
+                "key_variable",
+                "key_variable is for protocol=openai; JetStream's service has no keys",
+            )
 
     @property
     def label(self) -> str:

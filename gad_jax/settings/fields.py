@@ -6,7 +6,6 @@ Where values come from is in `options.py` (flags) and `yaml_files.py`. Imports n
 import dataclasses
 import difflib
 import functools
-import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -196,15 +195,13 @@ def build(kind: type[T], given: Mapping[str, Given], instance: Any = None, prefi
         values[field.name] = value
     try:
         return kind(**values)
-    except ValueError as error:
+    except FieldError as error:
         raise UserError(_blame(error, prefix, given)) from error
 
 
-def _blame(error: ValueError, prefix: str, given: Mapping[str, Given]) -> str:
+def _blame(error: FieldError, prefix: str, given: Mapping[str, Given]) -> str:
     """A dataclass's refusal, led by the given value that is at fault, if there is one."""
-    # Any other ValueError names its field first: "limit=-1 must be 0 or more".
-    names = error.fields if isinstance(error, FieldError) else re.findall(r"^[\w.]+", str(error))
-    suspects = [given[path] for name in names if (path := prefix + name) in given]
+    suspects = [given[path] for name in error.fields if (path := prefix + name) in given]
     suspects.sort(key=lambda value: not value.from_flag)
     return f"{suspects[0].where}: {error}" if suspects else str(error)
 

@@ -5,6 +5,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from gad_jax.settings.fields import FieldError
+
 _OURS = ("model", "messages", "n", "stream")
 _LONGEST = ("max_completion_tokens", "max_tokens")  # the API's names, new and old
 
@@ -34,18 +36,21 @@ class RequestSettings(abc.ABC):
         """Raises ValueError, which begins with a field's name, for values that do not fit."""
         for name in ("concurrency", "attempts", "timeout"):
             if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be greater than 0")
+                raise FieldError(name, f"{name}={getattr(self, name)} must be greater than 0")
         limits = ("max_new_tokens", "max_wait", "max_total_tokens", "max_cost")
         for name in (*limits, "prompt_price", "completion_price"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be 0 or more")
+                raise FieldError(name, f"{name}={getattr(self, name)} must be 0 or more")
         if self.max_cost and not (self.prompt_price or self.completion_price):
-            raise ValueError("max_cost needs prices; give prompt_price and completion_price")
+            raise FieldError(
+                "max_cost", "max_cost needs prices; give prompt_price and completion_price"
+            )
         longest = longest_response(self.sampling)  # also checks `parameters`
         if (self.max_total_tokens or self.max_cost) and not longest:
-            raise ValueError(
+            raise FieldError(
+                "max_new_tokens",
                 "max_new_tokens is needed for a cap on tokens or cost: without it one response "
-                "may take any number"
+                "may take any number",
             )
 
 
@@ -66,11 +71,15 @@ def _read(text: str) -> dict[str, Any]:
     except ValueError:
         given = None
     if not isinstance(given, dict):
-        raise ValueError('parameters must be a JSON object, such as {"presence_penalty": 0.5}')
+        raise FieldError(
+            "parameters", 'parameters must be a JSON object, such as {"presence_penalty": 0.5}'
+        )
     for name in _OURS:
         if name in given:
-            raise ValueError(f"parameters: {name} has a flag of its own or is not for you to set")
+            raise FieldError(
+                "parameters", f"parameters: {name} has a flag of its own or is not for you to set"
+            )
     for name in _LONGEST:
         if name in given and not (type(given[name]) is int and given[name] > 0):
-            raise ValueError(f"parameters: {name} must be an integer greater than 0")
+            raise FieldError("parameters", f"parameters: {name} must be an integer greater than 0")
     return given

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gad_jax.base import exits
 from gad_jax.settings import options
-from gad_jax.settings.fields import option
+from gad_jax.settings.fields import FieldError, option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,18 +33,21 @@ class Toy:
     def __post_init__(self) -> None:
         for name in ("steps", "prompts"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")
+                raise FieldError(name, f"{name}={getattr(self, name)} must be 1 or more")
         if self.samples < 2:
-            raise ValueError(f"samples={self.samples} must be 2 or more: a group is compared")
+            raise FieldError(
+                "samples", f"samples={self.samples} must be 2 or more: a group is compared"
+            )
         if self.discriminator_only_steps < 0:
-            raise ValueError(
-                f"discriminator_only_steps={self.discriminator_only_steps} must be 0 or more"
+            raise FieldError(
+                "discriminator_only_steps",
+                f"discriminator_only_steps={self.discriminator_only_steps} must be 0 or more",
             )
         for name in ("stddev", "generator_learning_rate", "discriminator_learning_rate"):
             if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be greater than 0")
+                raise FieldError(name, f"{name}={getattr(self, name)} must be greater than 0")
         if self.figure and Path(self.figure).suffix not in (".png", ".svg", ".pdf"):
-            raise ValueError(f"figure={self.figure} must end in .png, .svg or .pdf")
+            raise FieldError("figure", f"figure={self.figure} must end in .png, .svg or .pdf")
 
 
 def main(argv: list[str] | None = None) -> int:

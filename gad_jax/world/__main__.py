@@ -11,7 +11,7 @@ import sys
 
 from gad_jax.base import exits
 from gad_jax.settings import options
-from gad_jax.settings.fields import option
+from gad_jax.settings.fields import FieldError, option
 from gad_jax.world.methods import METHODS
 
 
@@ -34,14 +34,16 @@ class World:
     def __post_init__(self) -> None:
         for name in ("seeds", "rows", "heldout", "layers", "workers"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more")
+                raise FieldError(name, f"{name}={getattr(self, name)} must be 1 or more")
         if self.first_seed < 0:
-            raise ValueError(f"first_seed={self.first_seed} must be 0 or more")
+            raise FieldError("first_seed", f"first_seed={self.first_seed} must be 0 or more")
         if self.width < 24 or self.width % 24:
-            raise ValueError(f"width={self.width} must be a multiple of 24")
+            raise FieldError("width", f"width={self.width} must be a multiple of 24")
         for name in self.chosen:
             if name not in METHODS:
-                raise ValueError(f"methods names {name!r}; use {', '.join(METHODS)}, or all")
+                raise FieldError(
+                    "methods", f"methods names {name!r}; use {', '.join(METHODS)}, or all"
+                )
 
     @property
     def chosen(self) -> tuple[str, ...]:

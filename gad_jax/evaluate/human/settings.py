@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from gad_jax.settings.fields import option
+from gad_jax.settings.fields import FieldError, option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,13 +25,17 @@ class Human:
 
     def __post_init__(self) -> None:
         if not self.answers:
-            raise ValueError("nothing to vote on; name a run, or what gad_jax.evaluate wrote")
+            raise FieldError(
+                "answers", "nothing to vote on; name a run, or what gad_jax.evaluate wrote"
+            )
         if self.students and len(set(self.students)) != 2:
-            raise ValueError(f"students has {len(set(self.students))} names; two are compared")
+            raise FieldError(
+                "students", f"students has {len(set(self.students))} names; two are compared"
+            )
         if self.limit < 0:
-            raise ValueError(f"limit={self.limit} must be 0 or more")
+            raise FieldError("limit", f"limit={self.limit} must be 0 or more")
         if not 0 <= self.port <= 65535:
-            raise ValueError(f"port={self.port} must be from 0 to 65535")
+            raise FieldError("port", f"port={self.port} must be from 0 to 65535")
 
     @property
     def path(self) -> Path:

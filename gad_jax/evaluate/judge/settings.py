@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gad_jax.settings.fields import option
+from gad_jax.settings.fields import FieldError, option
 from gad_jax.teacher.settings import RequestSettings, api_parameters
 
 TEACHER = "teacher"
@@ -50,7 +50,7 @@ class Judge(RequestSettings):
 
     def __post_init__(self) -> None:
         if self.repeats < 0:
-            raise ValueError(f"repeats={self.repeats} must be 0 or more")
+            raise FieldError("repeats", f"repeats={self.repeats} must be 0 or more")
         if self.model:
             self.check_requests()
 
