@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from tests import compiling
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # tests marked gpu are given cuda,cpu
-# Tiny networks take longer to compile than to run, so LLVM need not optimise them.
-os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-)
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {compiling.XLA_FLAGS}"
 os.environ["JAX_DEBUG_KEY_REUSE"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # started by a process that came past here
@@ -31,6 +30,8 @@ else:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(shared / "xla")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
     atexit.register(shutil.rmtree, shared, ignore_errors=True)
+
+compiling.collect_garbage_seldom()
 
 # It imports what reads the variables above.
 from jaxtyping import install_import_hook

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gad_jax.base import exits
+from tests import compiling
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,9 +34,8 @@ def command() -> Command:
     It runs on one device, where this process simulates eight.
     """
     flags = {
-        # LLVM's optimisations take half of the time that compiling takes; on a GPU, trying kernels
-        # takes most of it.
-        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_gpu_autotune_level=0",
+        # On a GPU, trying kernels takes most of the time that compiling takes.
+        "XLA_FLAGS": f"{compiling.XLA_FLAGS} --xla_gpu_autotune_level=0",
         # Where torch is not installed, transformers says so on stderr.
         "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),

@@ -24,6 +24,7 @@ from gad_jax.export import __main__ as export
 from gad_jax.generate import __main__ as generate
 from gad_jax.models import checksums
 from gad_jax.models.builtin import tiny
+from tests import compiling
 
 pytest_plugins = ["tests.run_fixtures"]
 
@@ -464,7 +465,7 @@ def test_a_file_size_limit_is_a_full_disk(tmp_path):
     )
     flags = ["--config=tiny", f"--run_dir={tmp_path / 'run'}", "--stage=gad", "--data.heldout="]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+    environment["XLA_FLAGS"] = compiling.XLA_FLAGS
     done = subprocess.run(
         [sys.executable, "-c", code, *flags, "--gad.steps=1"],
         env=environment, capture_output=True, text=True, check=False,

@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+from tests import compiling
+
 ROOT = Path(__file__).parents[2]
 ENTRY = Path(__file__).with_name("entry.py")
 
@@ -89,8 +91,7 @@ class Job:
 def _environment(processes: int, devices: int, port: int, index: int) -> dict[str, str]:
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
-        "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {compiling.XLA_FLAGS}",
         "HF_HUB_OFFLINE": "1",
         "PYTHONPATH": str(ROOT),
         "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",

@@ -1,0 +1,15 @@
+"""How tests compile: quickly, as tiny networks take far longer to compile than to run."""
+
+import gc
+
+XLA_FLAGS = (
+    "--xla_backend_optimization_level=0 "
+    # One MLIR context per fusion: with these emitters a GAD step takes twice as long to compile.
+    "--xla_cpu_use_fusion_emitters=false"
+)
+
+
+def collect_garbage_seldom() -> None:
+    """Lets Python look for cycles less often: tracing makes many objects and hardly any garbage,
+    and looking for it took a tenth of a run's CPU time."""
+    gc.set_threshold(100_000, 20, 100)
