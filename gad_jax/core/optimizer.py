@@ -1,5 +1,6 @@
 """AdamW after a global-norm clip, written so that a compiled step updates the moments in place."""
 
+import functools
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from jaxtyping import Array, Bool
 from gad_jax.settings.sections import Optimizer
 
 
+@functools.cache  # jit compares by identity: equal settings must not be traced and compiled again
 def adamw(options: Optimizer, rate: float) -> optax.GradientTransformationExtraArgs:
     """Returns the clip and AdamW as one optax transformation, at a constant learning rate.
 
