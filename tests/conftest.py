@@ -31,10 +31,10 @@ else:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
     atexit.register(shutil.rmtree, shared, ignore_errors=True)
 
-compiling.collect_garbage_seldom()
-
 # It imports what reads the variables above.
 from jaxtyping import install_import_hook
+
+compiling.collect_garbage_seldom()
 
 PACKAGE = Path(__file__).parents[1] / "gad_jax"
 # The pytrees of types.py also hold shapes and shardings (eval_shape), which no annotation names.
@@ -44,6 +44,25 @@ install_import_hook(
     [f"gad_jax.{path.stem}" for path in PACKAGE.iterdir() if path.stem not in UNCHECKED],
     "beartype.beartype",
 )
+
+
+LONGEST_FIRST = (
+    "training/test_trainer.py",
+    "training/test_health.py",
+    "faults/test_processes.py",
+    "faults/test_stops.py",
+    "rollout/test_engine.py",
+    "core/test_steps.py",
+    "test_train.py",
+    "rollout/test_live.py",
+)
+"""Files of half a minute and more. One that begins last would keep one core busy alone."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest files first; xdist gives files to its workers in this order."""
+    rank = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
 
 
 @pytest.fixture(autouse=True, scope="module")

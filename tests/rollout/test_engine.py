@@ -9,14 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gad_jax.base.errors import UserError
 from gad_jax.distributed import devices, sharding
 from gad_jax.distributed.mesh import data_shards, make_mesh
 from gad_jax.models import decoder, weights
 from gad_jax.models.builtin.tiny import write_tiny
 from gad_jax.models.config import DecoderConfig
 from gad_jax.plan import decoding
-from gad_jax.rollout import engine, memory, prefill, ring
+from gad_jax.rollout import engine, prefill, ring
 from gad_jax.rollout.engine import RolloutProgram
 from gad_jax.rollout.sampling import Sampler
 from gad_jax.types import Params, Rollout, Segments
@@ -283,23 +282,6 @@ def test_the_occupancy_is_the_share_of_steps_that_drew_a_token(llama: Model) -> 
     steps = sum(part.slots * part.steps for part in segments)
     assert engine.occupancy(rollout, segments, 1) == LIMITS.sum() / steps
     assert 0.5 < engine.occupancy(rollout, segments, 1) <= 1
-
-
-def test_the_largest_cache_is_known_before(llama: Model) -> None:
-    # float32 keys and values, 2 layers of 2 heads of width 8, and no more positions than tokens
-    c = llama.config
-    assert (c.layers, c.kv_heads, c.head_width) == (2, 2, 8)
-    assert memory.cache_bytes(c, 8, 64 + 12) == 2 * 4 * 2 * 2 * 8 * 8 * 76
-
-
-def test_a_cache_beyond_the_memory_is_refused(llama: Model) -> None:
-    def check(slots: int) -> str:
-        return memory.check_cache(llama.config, slots, 76, llama.mesh)
-
-    # 256 bytes a token
-    assert check(8) == "decode cache: at most 0.00016 GB a device for 8 slots of 76 tokens"
-    with pytest.raises(UserError, match=r"lower --rollout\.slots"):
-        check(10**8)
 
 
 def cut(sampled: Rollout, ends: tuple[int, ...], pad: int) -> Rollout:

@@ -82,24 +82,6 @@ def test_restores_a_part(tmp_path: Path, mesh: Mesh) -> None:
     checkpoints.close()
 
 
-def test_digest_sees_every_bit_and_its_place() -> None:
-    rng = np.random.default_rng(0)
-    words = rng.integers(0, 2**32, size=(6, 5), dtype=np.uint32)
-    seen = {int(digest.leaf_digest(jnp.asarray(words)))}
-    for place in [(0, 0), (3, 2), (5, 4)]:
-        for bit in range(32):
-            flipped = words.copy()
-            flipped[place] ^= np.uint32(1 << bit)
-            seen.add(int(digest.leaf_digest(jnp.asarray(flipped))))
-    assert len(seen) == 1 + 3 * 32
-    swapped = words[[1, 0, 2, 3, 4, 5]]
-    signs = np.where(np.arange(30).reshape(6, 5) % 2, words, words ^ np.uint32(1 << 31))
-    for other in (swapped, signs, words.T.copy(), np.zeros_like(words)):
-        assert int(digest.leaf_digest(jnp.asarray(other))) not in seen
-    zeros = int(digest.leaf_digest(jnp.zeros((6, 5)))), int(digest.leaf_digest(-jnp.zeros((6, 5))))
-    assert zeros[0] != zeros[1]
-
-
 def test_state_may_be_donated_while_it_is_written(tmp_path: Path, mesh: Mesh) -> None:
     step = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0.5 + 1, tree), donate_argnums=0)
     sharding = NamedSharding(mesh, P("fsdp"))

@@ -1,0 +1,101 @@
+"""Steps that are skipped: which network moves, what is counted and named, and what comes after."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gad_jax.core import steps
+from gad_jax.distributed import devices
+from gad_jax.distributed.mesh import make_mesh
+from gad_jax.types import TrainState
+from tests.core.builders import GAD, MESH_GAD, history, host, identical, rows, start, texts
+
+
+def test_steps_count() -> None:
+    assert [int(outcome.state.step) for outcome in history().outcomes] == [1, 2, 3]
+    assert history().outcomes[-1].metrics["skips/total"] == 0
+
+
+def spoiled(state: TrainState, how: str) -> TrainState:
+    """Returns the state with a network that cannot take a step."""
+    generator, discriminator = state.generator, state.discriminator
+    if how == "NaN in the discriminator":
+        scale = discriminator["final_norm"]["scale"].at[0].set(jnp.nan)
+        discriminator = discriminator | {"final_norm": {"scale": scale}}
+    elif how == "NaN in the generator":
+        scale = generator["final_norm"]["scale"].at[0].set(jnp.nan)
+        generator = generator | {"final_norm": {"scale": scale}}
+    else:
+        # The loss is finite, about 1e25; the square of the gradient is not.
+        kernel = discriminator["score"]["kernel"] * 1e25
+        discriminator = discriminator | {"score": discriminator["score"] | {"kernel": kernel}}
+    return state._replace(generator=generator, discriminator=discriminator)
+
+
+FAILURES = ["NaN in the discriminator", "NaN in the generator", "overflow of a gradient"]
+
+
+@pytest.mark.parametrize("how", FAILURES)
+def test_a_step_that_is_not_finite_moves_nothing_and_the_next_continues(how: str) -> None:
+    batch = [(rows(texts(seed), "pairs"), rows(texts(seed), "samples")) for seed in range(3)]
+    state, _ = steps.gad_step(GAD, start(), *batch[0])
+    healthy = jax.tree.map(jnp.copy, state)
+    bad = spoiled(state, how)
+    before = host((bad, {})).state
+    bad, metrics = steps.gad_step(GAD, bad, *batch[1])
+    after = host((bad, {})).state
+    identical(after._replace(step=0, skips=0), before._replace(step=0, skips=0))
+    assert after.step == before.step + 1
+    assert after.skips.tolist() == [1, 1]
+    assert (metrics["skips/total"], metrics["skips/consecutive"]) == (1, 1)
+    if how == "overflow of a gradient":
+        assert np.isfinite(metrics["discriminator/loss"])
+        assert np.isinf(metrics["discriminator/gradient_norm"])
+    # once more, then with the healthy networks: as if the two had not been
+    bad, metrics = steps.gad_step(GAD, bad, *batch[1])
+    assert (metrics["skips/total"], metrics["skips/consecutive"]) == (2, 2)
+    good = bad._replace(generator=jax.tree.map(jnp.copy, healthy.generator))
+    good = good._replace(discriminator=jax.tree.map(jnp.copy, healthy.discriminator))
+    good, metrics = steps.gad_step(GAD, good, *batch[2])
+    assert (metrics["skips/total"], metrics["skips/consecutive"]) == (2, 0)
+    wanted = host(steps.gad_step(GAD, healthy, *batch[2]))
+    identical(
+        host((good, {})).state._replace(step=0, skips=0), wanted.state._replace(step=0, skips=0)
+    )
+
+
+def test_seqkd_skips_as_well() -> None:
+    bad = spoiled(start(), "NaN in the generator")
+    before = host((bad, {})).state
+    after = host(steps.seqkd_step(GAD, bad, rows(texts(), "teacher")))
+    identical(after.state._replace(step=0, skips=0), before._replace(step=0, skips=0))
+    assert after.state.skips.tolist() == [1, 1]
+
+
+def test_all_shards_of_a_mesh_skip_together() -> None:
+    mesh = make_mesh(1, 4, 2)
+    with jax.set_mesh(mesh):
+        bad = start(mesh=mesh)
+        # one number, on one shard of the embedding: the rest of the network is healthy
+        table = jax.device_get(bad.discriminator["embedding"]).copy()
+        table[np.asarray(texts().prompts[0][0]), 0] = np.nan
+        table = jax.device_put(table, bad.discriminator["embedding"].sharding)
+        bad = bad._replace(discriminator=bad.discriminator | {"embedding": table})
+        before = devices.fetch(bad._replace(key=None))
+        batch = (rows(texts(), which, mesh=mesh) for which in ("pairs", "samples"))
+        state, _ = steps.gad_step(MESH_GAD, bad, *batch)
+        after = devices.fetch(state._replace(key=None))
+    identical(after._replace(step=0, skips=0), before._replace(step=0, skips=0))
+    assert after.skips.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("how", FAILURES)
+def test_the_first_broken_leaf_of_the_network_at_fault_is_named(how: str) -> None:
+    batch = rows(texts(1), "pairs"), rows(texts(1), "samples")
+    _, metrics = steps.gad_step(GAD, spoiled(start(), how), *batch)
+    broken = {part: int(metrics[f"{part}/broken_leaf"]) for part in ("generator", "discriminator")}
+    part = "generator" if how == "NaN in the generator" else "discriminator"
+    assert broken[part] >= 0
+    if part == "generator":
+        assert broken["discriminator"] == -1

@@ -1,0 +1,57 @@
+"""Arrays from the host to the devices and back, and compiles that are counted."""
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from gad_jax.distributed import devices
+from gad_jax.distributed.mesh import make_mesh
+
+
+def test_put_and_fetch_are_inverse() -> None:
+    mesh = make_mesh(2, 2, 2)
+    random = np.random.default_rng(0)
+    tree = {
+        "tokens": random.integers(0, 9, (8, 5)).astype(np.int32),
+        "logprobs": random.normal(size=(4, 3, 2)).astype(np.float32),
+        "mask": random.integers(0, 2, (4,)).astype(bool),
+    }
+    there = devices.put(tree, mesh, "batch")
+    for name, leaf in there.items():
+        assert leaf.sharding == NamedSharding(
+            mesh, P(("replica", "fsdp"), *(None,) * (leaf.ndim - 1))
+        )
+        shards = {shard.data.shape for shard in leaf.addressable_shards}
+        assert shards == {(leaf.shape[0] // 4, *leaf.shape[1:])}, name
+    back = devices.fetch(there)
+    for name, leaf in tree.items():
+        assert back[name].dtype == leaf.dtype
+        np.testing.assert_array_equal(back[name], leaf)
+
+
+def test_put_without_axes_copies_to_every_device() -> None:
+    mesh = make_mesh()
+    step, row = devices.put((np.int32(7), np.arange(3)), mesh)
+    assert step.sharding.is_fully_replicated
+    assert len(row.addressable_shards) == 8
+    assert (int(devices.fetch(step)), devices.fetch(row).tolist()) == (7, [0, 1, 2])
+
+
+def test_put_may_leave_the_first_axis_whole() -> None:
+    mesh = make_mesh()
+    rows = devices.put(np.zeros((3, 16, 2)), mesh, None, "batch")
+    assert {shard.data.shape for shard in rows.addressable_shards} == {(3, 2, 2)}
+
+
+def test_a_compile_is_counted_and_a_cached_call_is_not() -> None:
+    counter = devices.CompileCounter()
+    short, long = (jax.device_put(np.ones(n, np.float32)) for n in (3, 4))
+    function = jax.jit(lambda x: x * 3 + 1)
+    counts = []
+    for x in (short, short, long, short, long):
+        function(x)
+        counts.append(counter.count)
+    assert np.subtract(counts, counts[0]).tolist() == [0, 0, 1, 1, 1]
+    assert counts[0] >= 1
+    assert counter.seconds > 0
