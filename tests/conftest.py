@@ -17,27 +17,27 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # tests marked gpu are given cuda
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {compiling.XLA_FLAGS}"
 os.environ["JAX_DEBUG_KEY_REUSE"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
-if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # started by a process that came past here
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # the process that starts workers ran this too
     shared = Path(os.environ["GAD_JAX_CACHE"])
     os.environ["GAD_JAX_CACHE"] = str(shared / worker)
     (shared / worker).mkdir()
-    (shared / worker / "xla").symlink_to(shared / "xla")  # where gad_jax.train keeps programs
+    (shared / worker / "xla").symlink_to(shared / "xla")  # compiled programs
 else:
     os.environ["GAD_JAX_CACHE"] = tempfile.mkdtemp(prefix="gad_jax-tests-")
     shared = Path(os.environ["GAD_JAX_CACHE"])
     (shared / "xla").mkdir()
-    # Tests compile the same programs, in this process, in workers and in commands.
+    # Workers and the commands that tests start compile the same programs: they share one cache.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(shared / "xla")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
     atexit.register(shutil.rmtree, shared, ignore_errors=True)
 
-# It imports what reads the variables above.
+# Below the variables: it imports jax, which reads them.
 from jaxtyping import install_import_hook
 
 compiling.collect_garbage_seldom()
 
 PACKAGE = Path(__file__).parents[1] / "gad_jax"
-# The pytrees of types.py also hold shapes and shardings (eval_shape), which no annotation names.
+# eval_shape fills the pytrees of types.py with shapes and shardings, which are no arrays.
 UNCHECKED = ("__init__", "types")
 
 install_import_hook(
@@ -67,16 +67,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def _drop_compiled_programs() -> Iterator[None]:
-    """Frees a module's compiled programs at its end.
+    """Frees the compiled programs of a module when its tests are done.
 
-    Each holds several memory maps and Linux allows a process 65530: a whole session's worth of
-    them ends in a segmentation fault inside the compiler.
+    Each program holds several memory maps, and Linux allows 65530 in a process. With the programs
+    of all tests a process exceeds that, and the compiler ends in a segmentation fault.
     """
     yield
-    import jax  # not above: it reads the variables set here
+    import jax  # not above: it reads the variables that this file sets
 
     jax.clear_caches()
-    faulthandler.cancel_dump_traceback_later()  # a trainer in this process arms the watchdog
+    faulthandler.cancel_dump_traceback_later()  # a trainer in this process starts the watchdog
 
 
 @pytest.fixture(autouse=True)

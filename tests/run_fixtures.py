@@ -1,4 +1,4 @@
-"""Fixtures of several test files: a finished run, and commands as a user starts them."""
+"""Fixtures that several test files use: a finished run, and commands as a user starts them."""
 
 import os
 import subprocess
@@ -31,7 +31,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 def command() -> Command:
     """Returns a function: a module and its arguments → what `python -m gad_jax.MODULE …` did.
 
-    It runs on one device, where this process simulates eight.
+    The command runs on one device; this process simulates eight.
     """
     flags = {
         # On a GPU, trying kernels takes most of the time that compiling takes.
@@ -58,7 +58,7 @@ def command() -> Command:
 def tiny_run(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory with the checkpoints 1 and 2; not to be changed.
 
-    At step 1 the discriminator alone has learnt, the student is still random-tiny.
+    Step 1 trains the discriminator alone: the student is still random-tiny.
     """
     directory = tmp_path_factory.mktemp("tiny_run") / "run"
     done = command("train", "--config", "tiny", f"--run_dir={directory}", *FLAGS)
@@ -70,9 +70,9 @@ def tiny_run(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path
 def refused(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Callable[..., str]:
-    """Returns a function: a command's `main` and its arguments → the sentence that it ends with.
+    """Returns a function: a command's `main` and its arguments → the sentence of its refusal.
 
-    The process is not left: what ends it raises SystemExit instead.
+    Where the command would end the process, SystemExit is raised instead.
     """
 
     def leave(code: int) -> None:

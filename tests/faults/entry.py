@@ -1,10 +1,15 @@
-"""`python -m gad_jax.train`, killed on the way: python entry.py POINT FLAGS...
+"""Runs `python -m gad_jax.train` and kills it at a chosen point: python entry.py POINT FLAGS...
 
-POINT is the number of a file operation on the run directory (1, 2, …) before which the process
-kills itself, or `at:REGEX` for the first that matches 'EVENT PATH'; `torn` to die in the middle of
-a line of metrics.jsonl; `raise:N` to raise at that operation instead and `stall:N` to stop there
-for ever; `list` to print the operations and live; `none`. The operations are those of Python's
-audit events: opening for writing, making, renaming and removing.
+File operations on the run directory are counted from 1: opening for writing, creating, renaming and
+removing, as Python's audit events report them. POINT is one of
+
+    N         kill the process before operation N
+    at:REGEX  kill it before the first operation whose 'EVENT PATH' matches
+    torn      kill it in the middle of a line of metrics.jsonl
+    raise:N   raise an exception at operation N
+    stall:N   stop at operation N for ten minutes
+    list      print the operations and finish
+    none      finish
 """
 
 import os
@@ -18,7 +23,7 @@ EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "
 
 
 class Point:
-    """Counts the operations on the run directory; acts at the chosen one."""
+    """Counts the file operations on the run directory, and acts at the chosen one."""
 
     def __init__(self, run_dir: str, action: str, where: str) -> None:
         self.run_dir, self.action, self.where = os.path.abspath(run_dir), action, where
@@ -51,7 +56,7 @@ class Point:
 
 
 def _absolute(event: str, arguments: tuple[object, ...]) -> str:
-    """Returns the path; removing a tree names its files relative to an open directory."""
+    """Returns the path. `shutil.rmtree` names files relative to an open directory."""
     path = os.fsdecode(os.fspath(arguments[0]))
     directory = arguments[1] if event in ("os.remove", "os.rmdir") else -1
     if isinstance(directory, int) and directory >= 0:
@@ -60,7 +65,7 @@ def _absolute(event: str, arguments: tuple[object, ...]) -> str:
 
 
 def tear_a_row() -> None:
-    """Lets the second row that is logged be written in part, and the process die."""
+    """Writes a part of the second row of metrics, then kills the process."""
     from gad_jax.training.tracker import Tracker
 
     log, rows = Tracker.log, []
@@ -77,7 +82,11 @@ def tear_a_row() -> None:
 
 
 def cache_in_every_process() -> None:
-    """Lets processes after the first write the compilation cache: on a CPU their keys differ."""
+    """Lets every process write the compilation cache, not only the first.
+
+    On a CPU the keys of a program differ between processes: the others would compile again at every
+    start.
+    """
     from jax._src import compiler, distributed
 
     write, state = compiler._cache_write, distributed.global_state

@@ -1,12 +1,12 @@
-"""Kills a tiny run again and again until it finishes, and compares it with one that was left alone.
+"""Kills a tiny run again and again until it finishes, and compares it with an undisturbed run.
 
     python -m tests.faults.harness --kills 100 --processes 1
 
-Every start is killed by SIGKILL, in turn at a random moment and before a random file operation on
-the run directory (entry.py), or in the middle of a line of metrics.jsonl; of several processes one
-is killed, and the others have to end by themselves. When a run has finished in spite of it, it must
-equal the undisturbed one: parameters, optimizers and random key (by their checksums), the metrics
-of every step once, evaluations, samples and export; and no debris. Then another run begins.
+Each start is killed with SIGKILL: at a random moment, before a random file operation on the run
+directory (entry.py), or in the middle of a line of metrics.jsonl. With several processes one is
+killed, and the others must end by themselves. A run that has finished must equal the undisturbed
+one: parameters, optimizers and random key (by checksum), the metrics of every step once,
+evaluations, samples and export. It must leave no temporary files. Then the next run begins.
 """
 
 import argparse
@@ -39,12 +39,12 @@ FLAGS = (
 )
 VARYING = ("seconds/", "tokens_per_second/", "compiles")
 OPERATIONS = 250
-"""About as many file operations as an undisturbed run does."""
+"""About the number of file operations in an undisturbed run."""
 
 
 @dataclasses.dataclass
 class Outcome:
-    """What a storm of kills came to."""
+    """The counts of a storm of kills."""
 
     kills: int = 0
     runs: int = 0
@@ -54,7 +54,7 @@ class Outcome:
 
 
 def result(run_dir: Path) -> dict[str, Any]:
-    """Returns all that must not depend on interruptions."""
+    """Returns everything that interruptions must not change."""
     metrics = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     steps = sorted(int(p.name) for p in (run_dir / "checkpoints").iterdir() if p.name.isdigit())
     records = [run_dir / "checkpoints" / str(step) / "meta" / "record.json" for step in steps]
@@ -78,16 +78,16 @@ def result(run_dir: Path) -> dict[str, Any]:
 
 
 def debris(run_dir: Path) -> list[str]:
-    """Returns what only a killed process leaves behind."""
+    """Returns the files that only a killed process leaves behind."""
     marks = re.compile(r"partial|before$|orbax-checkpoint-tmp|corrupt|probe|lock\.json")
     found = [str(path.relative_to(run_dir)) for path in run_dir.rglob("*")]
     return [name for name in found if marks.search(Path(name).name) and "before.json" not in name]
 
 
 def storm(work: Path, kills: int, processes: int, seed: int, seconds: float = 0.0) -> Outcome:
-    """Kills runs `kills` times; raises AssertionError when one comes out otherwise.
+    """Kills starts `kills` times; raises AssertionError when a finished run differs.
 
-    `seconds` is how long an undisturbed start takes; 0 measures it.
+    `seconds` is the duration of an undisturbed start; 0 measures it.
     """
     rng = random.Random(seed)
     reference, begun = work / "reference", time.monotonic()
@@ -126,7 +126,7 @@ def _finish(job: Job) -> None:
 def _start_and_kill(
     run_dir: Path, rng: random.Random, processes: int, seconds: float, outcome: Outcome
 ) -> bool:
-    """Returns whether the start was killed; False when it finished first."""
+    """Starts the run and kills it; returns False when it finished first."""
     victim = rng.randrange(processes)
     point = rng.choice(["", "", str(rng.randint(1, OPERATIONS)), str(rng.randint(1, 60)), "torn"])
     if victim:  # writes less
@@ -147,7 +147,9 @@ def _start_and_kill(
         assert not any(codes), f"exit codes {codes}:\n{job.printed()}"
         return False
     if processes > 1 and not all(codes):
-        done = (run_dir / "export" / "student").is_dir()  # and only the leaving was cut off
+        done = (
+            run_dir / "export" / "student"
+        ).is_dir()  # the run was complete, only its exit was cut off
         assert done, f"a process finished without its peer: {codes}"
     outcome.kills += 1
     outcome.longest_wait = max(outcome.longest_wait, time.monotonic() - ended)
@@ -160,7 +162,7 @@ def _start_and_kill(
 
 
 def _place(event: str, path: str) -> str:
-    """Returns a file operation without what varies: 'os.rename checkpoints/N.orbax…'."""
+    """Returns a file operation without its numbers: 'os.rename checkpoints/N.orbax…'."""
     path = re.sub(r"\d+(?=[./-]|$)", "N", path)
     return f"{event} {'/'.join(path.split('/')[:2])}"
 

@@ -1,4 +1,4 @@
-"""Runs of `python -m gad_jax.train` as real processes, one or several, on simulated devices."""
+"""Runs `python -m gad_jax.train` as one or several real processes, on simulated devices."""
 
 import os
 import re
@@ -16,7 +16,7 @@ ENTRY = Path(__file__).with_name("entry.py")
 
 
 class Job:
-    """The processes of one run; what each prints is in `outputs`."""
+    """The processes of one run. `outputs` has a file for each, with what it printed."""
 
     def __init__(
         self,
@@ -27,8 +27,11 @@ class Job:
         kill: dict[int, str] | None = None,
         environment: dict[str, str] | None = None,
     ) -> None:
-        """`kill` says at which point a process kills itself, by number; with it, even if empty,
-        processes are started through entry.py."""
+        """Starts the processes.
+
+        `kill` maps the number of a process to the point at which it kills itself (entry.py). With
+        `kill`, even an empty one, all processes start through entry.py.
+        """
         run_dir.parent.mkdir(parents=True, exist_ok=True)
         self.run_dir, self.outputs = run_dir, []
         self.processes: list[subprocess.Popen[bytes]] = []
@@ -50,7 +53,7 @@ class Job:
             self.outputs.append(output)
 
     def wait(self, timeout: float = 600) -> list[int]:
-        """Returns the exit codes; a process that does not end in time is killed and an error."""
+        """Returns the exit codes. Kills the processes and raises if one does not end in time."""
         deadline = time.monotonic() + timeout
         try:
             return [p.wait(max(deadline - time.monotonic(), 0.1)) for p in self.processes]
@@ -60,7 +63,7 @@ class Job:
             self.end()
 
     def wait_for(self, pattern: str, process: int = 0, timeout: float = 600) -> None:
-        """Returns when the process has printed something that matches."""
+        """Waits until the process has printed a match of the pattern."""
         deadline = time.monotonic() + timeout
         try:
             while not re.search(pattern, self.printed(process)):
@@ -73,7 +76,7 @@ class Job:
             raise
 
     def printed(self, process: int | None = None) -> str:
-        """Returns what a process has printed so far, or all of them."""
+        """Returns what one process, or each of them, has printed so far."""
         chosen = self.outputs if process is None else [self.outputs[process]]
         return "\n".join(path.read_text("utf-8", "replace") for path in chosen)
 
@@ -81,7 +84,7 @@ class Job:
         self.processes[process].send_signal(number)
 
     def end(self) -> None:
-        """Kills what is left."""
+        """Kills the processes that still run."""
         for process in self.processes:
             if process.poll() is None:
                 process.send_signal(signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Runs tiny for many steps and says whether memory, open files, step time and compiles stay flat.
+"""Runs config tiny for many steps; shows whether memory, open files and step time stay flat.
 
 python -m tests.faults.soak --steps 2000
 """

@@ -1,4 +1,4 @@
-"""kill -9 at named points and at random moments: the run that finishes is the undisturbed one."""
+"""kill -9 at named points and at random moments: the finished run equals an undisturbed one."""
 
 import signal
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The train command in two real processes on loopback: the same run, on any topology."""
+"""The train command in two real processes on this machine: the same run on any topology."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ TOLERANCE = {"rel": 2e-5, "abs": 2e-5}
 
 
 def in_this_process(run_dir: Path, devices: int, *mesh: int) -> None:
-    """Runs the command's run on some of this process's devices."""
+    """Runs the same settings in this process, on some of its devices."""
     flags = [*FLAGS, f"--run_dir={run_dir}", "--export=false"]
     config = options.read(Config, flags, program="test", description="")
     grid = make_mesh(*mesh, devices=jax.devices()[:devices])
@@ -66,7 +66,7 @@ def two_by_four(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("two") / "run"
     job = Job(run_dir, *FLAGS, "--mesh.tensor=2", processes=2, devices=4)
     assert job.wait() == [0, 0], job.printed()
-    # One of them speaks.
+    # The first alone prints.
     assert job.printed(0).count("step 2/2") == 1
     assert "step 2/2" not in job.printed(1)
     return run_dir
@@ -83,7 +83,7 @@ def test_two_processes_train_as_one_device(two_by_four: Path, tmp_path: Path) ->
     assert_same_run(two_by_four, tmp_path / "one")
 
 
-def test_one_process_goes_on_where_two_stopped(two_by_four: Path, tmp_path: Path) -> None:
+def test_one_process_resumes_where_two_stopped(two_by_four: Path, tmp_path: Path) -> None:
     copy = without_last_step(two_by_four, tmp_path / "four")
     in_this_process(copy, 4, 2, 1, 2)
     assert_same_run(two_by_four, copy)
@@ -97,7 +97,7 @@ def test_two_processes_export_what_one_reads(two_by_four: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_go_on_with_another_mesh(two_by_four: Path, tmp_path: Path) -> None:
+def test_two_processes_resume_on_another_mesh(two_by_four: Path, tmp_path: Path) -> None:
     copy = without_last_step(two_by_four, tmp_path / "other")
     job = Job(copy, *FLAGS, "--mesh.replica=2", "--mesh.fsdp=2", processes=2, devices=2)
     assert job.wait() == [0, 0], job.printed()
@@ -108,7 +108,7 @@ def test_two_processes_go_on_with_another_mesh(two_by_four: Path, tmp_path: Path
 
 
 def test_what_two_processes_do_not_share_is_refused(tmp_path: Path) -> None:
-    """A start-up mistake of the first is known to both, and one that only the second makes."""
+    """Both processes end with the sentence of a start-up mistake."""
     (tmp_path / "run").mkdir()
     job = Job(tmp_path / "run", "--config=tiny", "--student.path=./nowhere", processes=2)
     assert job.wait() == [2, 2], job.printed()

@@ -1,4 +1,4 @@
-"""Runs that are told to stop, lose a process, fail or hang: when and how all of them end."""
+"""How and when the processes of a run end after a signal, a crash or a hang."""
 
 import json
 import re
@@ -19,7 +19,7 @@ LONG = (
     "--limits.heartbeat_seconds=10",
 )
 LOST = {14, 12, -signal.SIGABRT}
-"""A process that lost another one says so and leaves, by what it was doing, or jax aborts it."""
+"""Exit codes of a process that lost its peer: it reports that and leaves, or jax aborts it."""
 
 
 def saved(run_dir: Path) -> list[int]:
@@ -72,10 +72,10 @@ def test_signals_to_the_first_or_to_all(tmp_path: Path, number: int, to: list[in
 @pytest.mark.slow
 @pytest.mark.parametrize("phase", ["rollout", "update", "save", "evaluation"])
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_signal_in_any_phase_saves_and_the_run_goes_on(
+def test_a_signal_in_any_phase_saves_and_leaves_every_step_logged(
     tmp_path: Path, phase: str, processes: int
 ) -> None:
-    """The phases are told apart by time: each run spends nearly all of it in one."""
+    """Each run spends nearly all of its time in one phase, so that the signal arrives there."""
     flags = {
         "rollout": ("--rollout.max_new_tokens=256", "--data.max_prompt_tokens=256"),
         "update": ("--batch.prompts=16", "--rollout.samples=8"),
@@ -101,7 +101,7 @@ def test_a_signal_in_any_phase_saves_and_the_run_goes_on(
 @pytest.mark.slow
 @pytest.mark.parametrize("culprit", [0, 1])
 def test_an_exception_in_one_process_ends_both(tmp_path: Path, culprit: int) -> None:
-    """It is raised inside a save, when the other waits for it."""
+    """The exception is raised inside a save, while the other process waits."""
     job = Job(tmp_path / "run", *LONG, processes=2, kill={culprit: f"raise:{(25, 8)[culprit]}"})
     codes = job.wait(600)
     assert codes[culprit] in {12, 13}, job.printed()
