@@ -36,15 +36,18 @@ from jaxtyping import install_import_hook
 
 compiling.collect_garbage_seldom()
 
-PACKAGE = Path(__file__).parents[1] / "gad_jax"
-# eval_shape fills the pytrees of types.py with shapes and shardings, which are no arrays.
-UNCHECKED = ("__init__", "types")
+PACKAGE = Path(__file__).parents[1]
+UNCHECKED = {
+    "gad_jax.types",  # eval_shape fills its pytrees with shapes and shardings, which are no arrays
+    "gad_jax.training.health",  # has no arrays; its tests observe 20 thousand steps
+    "gad_jax.training",  # a package would stand for all of its modules, this one is empty
+}
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+    for path in (PACKAGE / "gad_jax").glob("*/**/*.py")
+} | {f"gad_jax.{path.stem}" for path in (PACKAGE / "gad_jax").glob("[!_]*.py")}
 
-install_import_hook(
-    [f"gad_jax.{path.stem}" for path in PACKAGE.iterdir() if path.stem not in UNCHECKED],
-    "beartype.beartype",
-)
-
+install_import_hook(sorted(MODULES - UNCHECKED), "beartype.beartype")
 
 LONGEST_FIRST = (
     "training/test_trainer.py",

@@ -38,7 +38,8 @@ def assert_lost(job: Job, process: int) -> None:
 
 
 def test_a_signal_to_one_process_stops_both_and_a_lost_one_ends_the_other(tmp_path: Path) -> None:
-    job = Job(tmp_path / "run", *LONG, processes=2)
+    # With `kill`, both processes keep what they compile for the second start.
+    job = Job(tmp_path / "run", *LONG, processes=2, kill={})
     job.wait_for(r"step 2/5000")
     job.signal(signal.SIGTERM, 1)
     assert job.wait(60) == [0, 0]
@@ -46,7 +47,7 @@ def test_a_signal_to_one_process_stops_both_and_a_lost_one_ends_the_other(tmp_pa
     assert saved(tmp_path / "run")[-1] == int(stopped)
     assert logged(tmp_path / "run") == list(range(1, int(stopped) + 1))
 
-    job = Job(tmp_path / "run", *LONG, processes=2)
+    job = Job(tmp_path / "run", *LONG, processes=2, kill={})
     job.wait_for(rf"resuming after step {stopped} of 5000(?s:.*)step \d+/5000")
     job.signal(signal.SIGKILL, 1)
     killed = time.monotonic()
