@@ -51,6 +51,7 @@ install_import_hook(sorted(MODULES - UNCHECKED), "beartype.beartype")
 
 LONGEST_FIRST = (
     "training/test_trainer.py",
+    "training/test_iteration.py",
     "training/test_health.py",
     "faults/test_processes.py",
     "faults/test_stops.py",

@@ -15,7 +15,7 @@ from gad_jax.settings import options
 from gad_jax.settings.alarms import Alarm, Health
 from gad_jax.settings.config import Config
 from gad_jax.training import health, setup
-from tests.training.test_trainer import StopAt, rows, settings
+from tests.training.runs import StopAt, rows, settings
 
 HEALTHY = {
     "response/length_ratio": 1.1,

@@ -1,0 +1,54 @@
+"""Whole runs of the tiny model in this process, for the tests of training/."""
+
+import json
+
+import jax
+
+from gad_jax.base import exits
+from gad_jax.distributed.mesh import make_mesh
+from gad_jax.settings import options
+from gad_jax.settings.config import Config
+from gad_jax.training import setup
+
+VARYING = ("seconds/", "tokens_per_second/", "compiles")
+
+
+class StopAt(exits.StopRequest):
+    """A stop request that comes after a given step, as a signal would."""
+
+    def __init__(self, trainer, step):
+        self.trainer, self.step, self.ready = trainer, step, False
+
+    @property
+    def requested(self):
+        return self.step is not None and self.trainer.step >= self.step
+
+
+def settings(directory, *flags):
+    chosen = ["--config=tiny", f"--run_dir={directory}", "--evaluation.prompts=2", *flags]
+    return options.read(Config, chosen, program="test", description="")
+
+
+def run(config, stop_at=None, stop=StopAt):
+    """Runs until the step, or to the end; returns the trainer, closed."""
+    mesh = make_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor)
+    with jax.set_mesh(mesh):
+        trainer = setup.build(config, mesh)
+        try:
+            trainer.finished = trainer.run(stop(trainer, stop_at))
+        finally:
+            trainer.close()
+    return trainer
+
+
+def rows(directory):
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    return [
+        {k: v for k, v in json.loads(line).items() if not k.startswith(VARYING)} for line in lines
+    ]
+
+
+def scores(directory):
+    """What ranks the checkpoints that are kept, by step."""
+    records = [json.loads(path.read_text()) for path in directory.glob("checkpoints/*/meta/*.json")]
+    return {record["step"]: record["score"] for record in records}

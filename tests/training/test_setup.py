@@ -1,0 +1,25 @@
+"""Settings that a run directory accepts, and those that it refuses."""
+
+import pytest
+
+from gad_jax.base.errors import UserError
+from gad_jax.settings import options
+from gad_jax.settings.config import Config
+from gad_jax.training import setup
+from tests.training.runs import settings
+
+
+def test_settings_that_would_change_a_run_are_refused(tmp_path):
+    setup.claim(settings(tmp_path))
+    (tmp_path / "checkpoints" / "2").mkdir(parents=True)
+    setup.claim(settings(tmp_path, "--checkpoint.keep=5"))
+    with pytest.raises(UserError, match=r"gad.steps: 2 → 3.*another --run_dir"):
+        setup.claim(settings(tmp_path, "--gad.steps=3"))
+
+
+def test_a_start_that_failed_does_not_bind_the_next_one(tmp_path):
+    setup.claim(settings(tmp_path))
+    (tmp_path / "evaluations").mkdir()
+    setup.claim(settings(tmp_path, "--gad.steps=3"))
+    assert not (tmp_path / "evaluations").exists()
+    assert options.load(Config, tmp_path / "config.yaml").gad.steps == 3

@@ -1,0 +1,50 @@
+"""The spans of a run: which steps a stage has, who trains in them, what is evaluated after them."""
+
+import numpy as np
+import pytest
+
+from gad_jax.data.pipeline import Prepared
+from gad_jax.training import setup, stages, state
+from tests.training.runs import settings
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    prepared = setup.read_data(settings(tmp_path_factory.mktemp("data"), "--data.heldout="))[1]
+    assert isinstance(prepared, Prepared)
+    return prepared
+
+
+def spans(data: Prepared, *flags: str) -> tuple[stages.Span, ...]:
+    config = settings("unused", *flags)
+    return stages.spans(config, data, state.network_configs(config))
+
+
+def test_stages_follow_each_other(data: Prepared) -> None:
+    warmup, gad = spans(data, "--warmup.steps=3", "--gad.steps=2")
+    assert [(s.stage, s.start, s.end) for s in (warmup, gad)] == [("warmup", 0, 3), ("gad", 3, 5)]
+    assert not np.array_equal(warmup.batches[0].indices, gad.batches[0].indices)  # other shuffles
+
+
+def test_epochs_are_rounded_up_to_steps(data: Prepared) -> None:
+    flags = ("--stage=seqkd", "--seqkd.steps=0", "--seqkd.epochs=0.5", "--batch.prompts=100")
+    [span] = spans(data, *flags)
+    assert span.end == np.ceil(0.5 * (len(data) // 100))
+
+
+def test_who_trains_and_who_samples(data: Prepared) -> None:
+    warmup, gad = spans(data, "--warmup.steps=3", "--warmup.discriminator_only_steps=2")
+    assert [warmup.is_discriminator_only(step) for step in range(3)] == [True, True, False]
+    assert warmup.samples_student
+    flags = ("--warmup.train_discriminator=false", "--gad.train_discriminator=false")
+    warmup, gad = spans(data, *flags, "--warmup.discriminator_only_steps=0")
+    assert not warmup.samples_student
+    assert gad.samples_student  # for its rewards
+    assert not gad.is_discriminator_only(gad.start)
+
+
+def test_an_evaluation_is_due_at_the_end_and_every_so_many_steps(data: Prepared) -> None:
+    [span] = spans(data, "--stage=gad", "--gad.steps=5")
+    labels = [span.evaluation_due(step, 2) for step in range(1, 6)]
+    assert labels == ["", "step 2", "", "step 4", "after gad"]
+    assert span.evaluation_due(4, 0) == ""
