@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests import compiling
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -33,7 +35,7 @@ def serving(*arguments: object, environment: dict[str, str] | None = None) -> It
     process = subprocess.Popen(
         [sys.executable, "-m", "gad_jax.serve", "--port=0", *map(str, arguments)],
         env=os.environ
-        | {"XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHONPATH": str(ROOT)}
+        | {"XLA_FLAGS": compiling.XLA_FLAGS, "PYTHONPATH": str(ROOT)}
         | (environment or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
