@@ -10,13 +10,30 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from rich.console import Console
 
 from gad_jax.base.console import Display
 from gad_jax.base.jsonl import Appender, amend_last_row, json_numbers, truncate_rows
-from gad_jax.metrics import heldout
+
+
+@runtime_checkable
+class Evaluation(Protocol):
+    """What is shown of an evaluation; `metrics.heldout.HeldoutResult` is one.
+
+    An example has the texts 'prompt', 'teacher' and 'student'; all evaluations of a run have the
+    same prompts.
+    """
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def step(self) -> int: ...
+    @property
+    def metrics(self) -> Mapping[str, float]: ...
+    @property
+    def examples(self) -> Sequence[Mapping[str, Any]]: ...
 
 
 class Tracker:
@@ -70,7 +87,7 @@ class Tracker:
         self._rows = Appender(self._run_dir / "metrics.jsonl", sync=False)
         self._scalars(step, metrics)
 
-    def evaluation(self, result: heldout.HeldoutResult, examples: int) -> None:
+    def evaluation(self, result: Evaluation, examples: int) -> None:
         """Shows an evaluation and some of its answers, and writes those as `text` does."""
         if not self._enabled:
             return
@@ -79,7 +96,7 @@ class Tracker:
         self.table(f"{result.label}, step {result.step}", {result.label: _columns(result)})
         self._examples(result.step, result.label, [result], examples)
 
-    def comparison(self, results: Sequence[heldout.HeldoutResult], examples: int) -> None:
+    def comparison(self, results: Sequence[Evaluation], examples: int) -> None:
         """Shows evaluations of a run in one table, and their answers to the same prompts."""
         if self._enabled and results:
             rows = {result.label: _columns(result) for result in results}
@@ -125,9 +142,7 @@ class Tracker:
                 self._writer.add_scalar(name, float(value), step)
         self._writer.flush()
 
-    def _examples(
-        self, step: int, name: str, results: Sequence[heldout.HeldoutResult], count: int
-    ) -> None:
+    def _examples(self, step: int, name: str, results: Sequence[Evaluation], count: int) -> None:
         """Shows and writes the first prompts with the teacher's answer and one per result."""
         documents = []
         for number, example in enumerate(results[-1].examples[:count]):
@@ -162,7 +177,7 @@ COLUMNS = {
 }
 
 
-def _columns(result: heldout.HeldoutResult) -> dict[str, float | str]:
+def _columns(result: Evaluation) -> dict[str, float | str]:
     return {COLUMNS.get(name, name): value for name, value in result.metrics.items()}
 
 
