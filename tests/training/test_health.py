@@ -269,8 +269,8 @@ def test_a_paused_discriminator_stands_still_and_the_run_resumes_with_its_alarms
     assert all("discriminator/gradient_norm" not in logged[step - 1] for step in paused)
     assert all("generator/gradient_norm" in row for row in logged)
     cut = play("cut", *flags, stop_at=int(pauses[-2][0]))
-    assert health.paused_side(cut.config.health, cut.health) or len(pauses[-2]) == 1
-    assert play("cut", *flags).health == whole.health
+    assert health.paused_side(cut.health_settings, cut.health_state) or len(pauses[-2]) == 1
+    assert play("cut", *flags).health_state == whole.health_state
     assert rows(tmp_path / "cut") == logged
 
 
