@@ -25,7 +25,6 @@ UNMIRRORED = {
     "rollout.prefill": "rollout/test_engine.py, which compiles its programs anyway",
     "rollout.ring": "rollout/test_engine.py, which compiles its programs anyway",
     "settings.alarms": "declarations; training/test_health.py",
-    "settings.checks": "settings/test_config.py",
     "settings.decoding": "declarations; settings/test_options.py",
     "settings.operation": "declarations; settings/test_options.py",
     "settings.sections": "declarations; settings/test_config.py",

@@ -23,6 +23,6 @@ def test_calls_are_timed_at_least_three_times_and_until_the_budget_is_used() -> 
 
 
 def test_a_matmul_has_two_operations_per_multiplication() -> None:
-    multiply, flops = ceilings.product("float32")
+    multiply, flops = ceilings.matmul("float32")
     rows, columns = multiply().shape
     assert flops == 2 * rows * columns * columns

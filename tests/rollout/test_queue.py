@@ -47,8 +47,8 @@ def test_results_come_back_in_the_order_of_the_prompts(packed: queue.PackedPromp
 
 def test_caches_have_few_sizes() -> None:
     # A third more than is needed, as a power of two.
-    assert [queue.capacity(n) for n in (1, 48, 49, 96, 97)] == [64, 64, 128, 128, 256]
-    assert [queue.capacity(n, longest=100) for n in (1, 49, 97)] == [64, 100, 100]
+    assert [queue.cache_capacity(n) for n in (1, 48, 49, 96, 97)] == [64, 64, 128, 128, 256]
+    assert [queue.cache_capacity(n, longest=100) for n in (1, 49, 97)] == [64, 100, 100]
     assert [bool(queue.is_wasteful(256, needed)) for needed in (85, 86)] == [True, False]
     assert not queue.is_wasteful(64, 1)  # the smallest
     assert [queue.fewer_slots(slots) for slots in (3, 4, 9)] == [0, 1, 2]

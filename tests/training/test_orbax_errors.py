@@ -8,12 +8,6 @@ import pytest
 from gad_jax.training import orbax_errors
 
 
-def test_the_first_line_of_an_error() -> None:
-    assert orbax_errors.first_line(ValueError("one\ntwo")) == "ValueError: one"
-    assert orbax_errors.first_line(ValueError()) == "ValueError"
-    assert orbax_errors.first_line(OSError("x" * 999)) == "OSError: " + "x" * 300
-
-
 def test_what_is_silenced_is_restored_after_an_error() -> None:
     hook, log = sys.unraisablehook, logging.getLogger("asyncio")
 

@@ -22,7 +22,7 @@ from tests.training.runs import settings
 )
 def test_a_checkpoint_is_ranked_within_a_band_of_lengths(tmp_path, ratio, flags, expected):
     example = {"teacher": "the cat sat", "student": "the cat"}
-    result = heldout.Result("after gad", 3, {"evaluation/length_ratio": ratio}, [example])
+    result = heldout.HeldoutResult("after gad", 3, {"evaluation/length_ratio": ratio}, [example])
     options = settings(tmp_path, *flags).checkpoint
     found = Saver(Checkpoints(tmp_path / "checkpoints"), options, "").score(result)
     assert found == (None if expected is None else pytest.approx(expected))
