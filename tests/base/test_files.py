@@ -1,32 +1,13 @@
 """Locks in real processes; atomic writes and what a crash leaves."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from gad_jax.base.errors import UserError
 from gad_jax.base.files import clear_partials, lock_run, write_atomic
-
-ROOT = Path(__file__).parents[2]
-
-
-def start(code: str, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(process: subprocess.Popen[str], timeout: float = 10) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=timeout)
-    return process.returncode, out, err
-
+from tests.base.processes import finish, start
 
 HOLD = """
 import sys, time

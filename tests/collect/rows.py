@@ -1,6 +1,10 @@
 """Rows of teacher text with one fault or none each."""
 
+from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 STORY = " ".join(f"word{n}" for n in range(60))
 LINES: list[dict[str, Any]] = [
@@ -16,3 +20,20 @@ LINES: list[dict[str, Any]] = [
     {"prompt": "\u4f60\u597d\u5417", "teacher_response": ["\u6211\u5f88\u597d", "\u597d"]},
     {"prompt": "Held OUT, question", "teacher_response": "answer"},
 ]
+
+
+def lmsys(count: int, start: int = 0) -> list[dict[str, Any]]:
+    return [
+        {
+            "content": [{"role": "user", "content": f"question {n // 2}"}],
+            "teacher_response": f"answer {n}",
+            "category": "chat",
+            "id": n,
+        }
+        for n in range(start, start + count)
+    ]
+
+
+def write_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path

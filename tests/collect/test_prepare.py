@@ -2,35 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from gad_jax.collect import __main__ as collect
+from tests.collect.rows import lmsys, write_parquet
 
 pytest_plugins = ["tests.run_fixtures"]
 
 
 def prepare(*arguments: object) -> int:
     return collect.main(["prepare", *map(str, arguments)])
-
-
-def lmsys(count: int, start: int = 0) -> list[dict[str, Any]]:
-    return [
-        {
-            "content": [{"role": "user", "content": f"question {n // 2}"}],
-            "teacher_response": f"answer {n}",
-            "category": "chat",
-            "id": n,
-        }
-        for n in range(start, start + count)
-    ]
-
-
-def write_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
-    pq.write_table(pa.Table.from_pylist(rows), path)
-    return path
 
 
 def test_mistakes_are_named(tmp_path: Path, refused: Callable[..., str]) -> None:

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from gad_jax.collect import __main__ as collect
 from gad_jax.data import sources
+from tests.collect.rows import lmsys, write_parquet
 
 pytest_plugins = ["tests.run_fixtures"]
 
@@ -24,23 +23,6 @@ def prepare(*arguments: object) -> int:
 
 def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def lmsys(count: int, start: int = 0) -> list[dict[str, Any]]:
-    return [
-        {
-            "content": [{"role": "user", "content": f"question {n // 2}"}],
-            "teacher_response": f"answer {n}",
-            "category": "chat",
-            "id": n,
-        }
-        for n in range(start, start + count)
-    ]
-
-
-def write_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
-    pq.write_table(pa.Table.from_pylist(rows), path)
-    return path
 
 
 def test_the_papers_rows_are_split_by_prompt(tmp_path: Path) -> None:

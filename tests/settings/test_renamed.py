@@ -1,6 +1,5 @@
 """Old names of settings: refused with the new name, and read in the config.yaml of an older run."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,28 +7,7 @@ import pytest
 from gad_jax.base.errors import UserError
 from gad_jax.settings import fields, options, renamed
 from gad_jax.settings.config import Config
-
-
-def read(*argv: str) -> Any:
-    return options.read(Config, argv, program="python -m gad_jax.x", description="Does x.")
-
-
-def refusal(*argv: str) -> str:
-    with pytest.raises(UserError) as error:
-        read(*argv)
-    return str(error.value)
-
-
-@pytest.fixture
-def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Writes c.yaml into an otherwise empty working directory."""
-    monkeypatch.chdir(tmp_path)
-
-    def write(text: str | bytes) -> None:
-        data = text.encode() if isinstance(text, str) else text
-        Path("c.yaml").write_bytes(data)
-
-    return write
+from tests.settings.reading import refusal
 
 
 @pytest.fixture

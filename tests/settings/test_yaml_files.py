@@ -6,31 +6,7 @@ from typing import Any
 
 import pytest
 
-from gad_jax.base.errors import UserError
-from gad_jax.settings import options
-from gad_jax.settings.config import Config
-
-
-def read(*argv: str) -> Any:
-    return options.read(Config, argv, program="python -m gad_jax.x", description="Does x.")
-
-
-def refusal(*argv: str) -> str:
-    with pytest.raises(UserError) as error:
-        read(*argv)
-    return str(error.value)
-
-
-@pytest.fixture
-def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Writes c.yaml into an otherwise empty working directory."""
-    monkeypatch.chdir(tmp_path)
-
-    def write(text: str | bytes) -> None:
-        data = text.encode() if isinstance(text, str) else text
-        Path("c.yaml").write_bytes(data)
-
-    return write
+from tests.settings.reading import refusal
 
 
 @pytest.mark.parametrize(
