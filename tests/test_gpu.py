@@ -23,7 +23,7 @@ from gad_jax.models.builtin.tiny import write_tiny
 from gad_jax.rollout import engine
 from gad_jax.rollout.sampling import Sampler
 from gad_jax.types import Rollout, Segments
-from tests.rollout.test_engine import NO_END, PAD, Model
+from tests.rollout.model import NO_END, PAD, Model
 
 pytestmark = pytest.mark.gpu
 

@@ -12,7 +12,6 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init_
 
 UNMIRRORED = {
     "core.program": "a record; core/builders.py makes one for every step that is tested",
-    "data.epochs": "data/test_pipeline.py: its order is that of the batches",
     "evaluate.human.settings": "declarations; evaluate/human/test_page.py",
     "evaluate.judge.settings": "declarations; evaluate/judge/test_protocol.py",
     "models.builtin.untrained": "models/test_decoder.py: every network there is an untrained one",
@@ -22,7 +21,6 @@ UNMIRRORED = {
     "models.families.qwen2": "as common",
     "models.families.qwen3": "as common",
     "rollout.answering": "generate: the command's answers are the Responder's",
-    "rollout.prefill": "rollout/test_engine.py, which compiles its programs anyway",
     "rollout.ring": "rollout/test_engine.py, which compiles its programs anyway",
     "settings.alarms": "declarations; training/test_health.py",
     "settings.decoding": "declarations; settings/test_options.py",

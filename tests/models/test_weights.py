@@ -1,10 +1,8 @@
 """Weights survive the way out and in, whatever their dtype, files and mesh; damage is named."""
 
 import dataclasses
-import functools
 import json
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,43 +10,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 from transformers import AutoTokenizer
 
-from gad_jax.base.errors import UserError
 from gad_jax.distributed import sharding
 from gad_jax.distributed.mesh import make_mesh
-from gad_jax.models import decoder, weights
-from gad_jax.models.builtin.tiny import write_tiny
-from gad_jax.models.config import DecoderConfig, RopeScaling
+from gad_jax.models import weights
+from gad_jax.models.config import RopeScaling
 from gad_jax.models.families import FAMILIES
-from gad_jax.types import Params, Segments
-
-VARIANTS = [(family, tied) for family in FAMILIES for tied in (True, False)]
-END, PAD, START = 258, 256, 257
-END_TOKENS = (END, PAD)
-FILE = "model.safetensors"
-
-# Two networks of float32 that hold equal weights: sums in another order, as in test_decoder.py.
-PARITY = 1e-4
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Returns a function: arguments of write_tiny → a directory, not to be changed."""
-
-    @functools.cache
-    def write(family: str = "llama", tied: bool = True, **options: Any) -> Path:
-        directory = tmp_path_factory.mktemp(family)
-        write_tiny(directory, family, tied, **options)
-        return directory
-
-    return write
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tiny: Any) -> Any:
-    return AutoTokenizer.from_pretrained(tiny())
+from tests.models.files import (
+    END,
+    END_TOKENS,
+    FILE,
+    PAD,
+    START,
+    VARIANTS,
+    as_score,
+)
 
 
 def host(tree: Any) -> dict[str, np.ndarray]:
@@ -62,18 +40,6 @@ def assert_same_bits(tree: Any, other: Any) -> None:
     for name, leaf in one.items():
         assert leaf.dtype == two[name].dtype, name
         assert leaf.tobytes() == two[name].tobytes(), name
-
-
-def edit_config(directory: Path, **fields: Any) -> None:
-    path = directory / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-
-
-def as_score(config: DecoderConfig, params: Params) -> tuple[DecoderConfig, Params]:
-    params = {name: part for name, part in params.items() if name != "head"}
-    params["score"] = decoder.init_score(config, jax.random.key(1), 0.3)
-    params["score"]["bias"] = jnp.asarray([0.375])
-    return dataclasses.replace(config, head="score"), params
 
 
 @pytest.mark.parametrize(("family", "tied"), VARIANTS)
@@ -291,201 +257,3 @@ def test_both_forms_of_rope_settings_are_read(tiny: Any) -> None:
     older = hf | {"rope_scaling": {**hf["rope_scaling"], "type": "llama3"}}
     del older["rope_scaling"]["rope_type"]
     assert FAMILIES["llama"].read(older) == config
-
-
-@pytest.fixture
-def broken(tmp_path: Path) -> Path:
-    """Returns a directory of two files with an index, to be damaged."""
-    write_tiny(tmp_path / "model", "qwen2", tied=False, num_shards=2)
-    return tmp_path / "model"
-
-
-def refusal(directory: Path) -> str:
-    with pytest.raises(UserError) as error:
-        weights.load(directory)
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
-REFUSED = [
-    ({"model_type": "mamba"}, "model_type='mamba'"),
-    ({"model_type": None}, "model_type=None"),
-    ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type='yarn'"),
-    ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4}}, "rope_type='dynamic'"),
-    ({"use_sliding_window": True}, "use_sliding_window=True"),
-    ({"quantization_config": {"bits": 4}}, "quantization_config={'bits': 4}"),
-    ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
-    ({"model_type": "llama", "mlp_bias": True}, "mlp_bias=True"),
-    ({"model_type": "llama", "attention_bias": True}, "attention_bias=true"),
-    ({"model_type": "qwen3", "attention_bias": True}, "attention_bias=true"),
-]
-
-
-@pytest.mark.parametrize(("fields", "message"), REFUSED)
-def test_what_the_decoder_lacks_is_refused(
-    broken: Path, fields: dict[str, Any], message: str
-) -> None:
-    edit_config(broken, **fields)
-    assert f"config.json: {message} is not supported" in refusal(broken)
-
-
-def test_a_refusal_says_what_there_is(broken: Path) -> None:
-    edit_config(broken, rope_scaling={"rope_type": "yarn"})
-    assert refusal(broken).endswith("this decoder has 'default' and 'llama3'")
-    edit_config(broken, rope_scaling=None, hidden_act="gelu")
-    assert refusal(broken).endswith("this decoder needs 'silu'")
-    edit_config(broken, model_type="mamba")
-    assert refusal(broken).endswith("llama, qwen2, qwen3; use a model of one of these")
-
-
-def test_a_missing_field_is_named(broken: Path) -> None:
-    path = broken / "config.json"
-    hf = json.loads(path.read_text())
-    del hf["hidden_size"]
-    path.write_text(json.dumps(hf))
-    assert "the field 'hidden_size' is missing" in refusal(broken)
-    edit_config(broken, hidden_size=32, rope_scaling={"rope_type": "llama3"})
-    assert "the field 'factor' is missing" in refusal(broken)
-
-
-@pytest.mark.parametrize("text", ["{", "[]", "", "\x00\xff"])
-def test_a_config_that_is_no_object(broken: Path, text: str) -> None:
-    (broken / "config.json").write_bytes(text.encode("latin-1"))
-    assert "config.json cannot be read as a JSON object" in refusal(broken)
-
-
-def test_a_missing_tensor_is_named(broken: Path) -> None:
-    name = "model.layers.1.self_attn.k_proj.bias"
-    index = broken / f"{FILE}.index.json"
-    file = broken / json.loads(index.read_text())["weight_map"][name]
-    tensors = load_file(file)
-    del tensors[name]
-    save_file(tensors, file)
-    # in the index, not in the file that it names
-    message = refusal(broken)
-    assert file.name in message
-    assert name in message
-    content = json.loads(index.read_text())
-    del content["weight_map"][name]
-    index.write_text(json.dumps(content))
-    assert f"the tensor {name} is missing from the weights" in refusal(broken)
-
-
-def test_a_misshapen_tensor_is_named_with_both_shapes(broken: Path) -> None:
-    edit_config(broken, intermediate_size=96)
-    message = refusal(broken)
-    shapes = r"mlp\.down_proj\.weight has shape \[32, 64\], but config\.json asks for \[32, 96\]"
-    assert re.search(rf"\.safetensors: the tensor model\.layers\.0\.{shapes}", message), message
-
-
-def test_fewer_layers_than_the_config_says(broken: Path) -> None:
-    edit_config(broken, num_hidden_layers=3)
-    assert re.search(r"the tensor model\.layers\.2\.\S+ is missing", refusal(broken))
-
-
-@pytest.mark.parametrize("kept", [0, 4, 100, 50_000])
-def test_a_truncated_file_is_named(broken: Path, kept: int) -> None:
-    file = broken / "model-00002-of-00002.safetensors"
-    file.write_bytes(file.read_bytes()[:kept])
-    message = refusal(broken)
-    assert file.name in message
-    assert "cannot be read as safetensors" in message
-    assert "fetch the model again" in message
-
-
-def test_without_weights_the_file_is_named(broken: Path) -> None:
-    (broken / f"{FILE}.index.json").unlink()
-    message = refusal(broken)
-    assert f"{FILE} cannot be read" in message
-
-
-@pytest.mark.parametrize("target", ["../model.safetensors", "/etc/passwd", "a/b.safetensors", 1])
-def test_an_index_may_not_point_elsewhere(broken: Path, target: Any) -> None:
-    index = broken / f"{FILE}.index.json"
-    content = json.loads(index.read_text())
-    content["weight_map"]["model.norm.weight"] = target
-    index.write_text(json.dumps(content))
-    assert f"model.norm.weight points outside the directory ({target!r});" in refusal(broken)
-
-
-@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"weight_map": []}'])
-def test_an_index_that_is_none(broken: Path, text: str) -> None:
-    (broken / f"{FILE}.index.json").write_text(text)
-    assert f"{FILE}.index.json is not a safetensors index" in refusal(broken)
-
-
-def padded(lengths: tuple[int, ...], pad: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns sequences that end with the end token, padded on the right, and where they are."""
-    width = max(lengths)
-    real = np.arange(width) < np.asarray(lengths)[:, None]
-    ids = np.random.default_rng(0).integers(0, 256, real.shape)
-    ids[np.arange(len(lengths)), np.asarray(lengths) - 1] = END
-    return np.where(real, ids, pad), real
-
-
-@pytest.mark.torch
-@pytest.mark.parametrize(("family", "tied"), VARIANTS)
-def test_transformers_loads_what_is_saved(
-    tiny: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    family: str, tied: bool,
-) -> None:  # fmt: skip
-    torch = pytest.importorskip("torch")
-    from transformers import AutoModelForCausalLM
-
-    config, params = weights.load(tiny(family, tied))
-    params = jax.tree.map(lambda x: x + 0.01, params)  # trained: no longer what the file had
-    if not tied:
-        monkeypatch.setattr(weights, "SHARD_BYTES", 70_000)
-    weights.save(tmp_path / "out", config, params, tokenizer, END_TOKENS)
-    model, loading = AutoModelForCausalLM.from_pretrained(
-        tmp_path / "out", output_loading_info=True
-    )
-    assert not any(loading.values()), loading
-    assert model.dtype == torch.float32
-    assert model.generation_config.eos_token_id == [END, PAD]
-    ids = np.random.default_rng(0).integers(0, 512, (1, 40))
-    with torch.no_grad():
-        theirs = model(torch.from_numpy(ids)).logits.numpy()
-    one = jnp.ones(ids.shape, jnp.int32)
-    positions = jnp.arange(40)[None]
-    ours = jax.jit(functools.partial(decoder.logits, config))(
-        params, jnp.asarray(ids), positions, Segments(one, one)
-    )
-    np.testing.assert_allclose(ours, theirs, atol=PARITY, rtol=0)
-
-
-@pytest.mark.torch
-@pytest.mark.parametrize("pad_is_end", [False, True])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_transformers_scores_as_the_discriminator_does(
-    tiny: Any, tmp_path: Path, family: str, pad_is_end: bool
-) -> None:
-    torch = pytest.importorskip("torch")
-    from transformers import AutoModelForSequenceClassification
-
-    tokenizer = AutoTokenizer.from_pretrained(tiny())
-    if pad_is_end:  # as in SmolLM2: padding is the token that ends a turn
-        tokenizer.pad_token = "<|im_end|>"
-    config, params = as_score(*weights.load(tiny(family, False)))
-    weights.save(tmp_path / "out", config, params, tokenizer, END_TOKENS)
-    model, loading = AutoModelForSequenceClassification.from_pretrained(
-        tmp_path / "out", output_loading_info=True
-    )
-    assert not any(loading.values()), loading
-    assert model.config.num_labels == 1
-    reloaded = AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert reloaded.pad_token_id == model.config.pad_token_id == START
-    lengths = (9, 23, 1, 16)
-    ids, real = padded(lengths, reloaded.pad_token_id)
-    one = jnp.asarray(real, jnp.int32)
-    positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
-    scores = jax.jit(functools.partial(decoder.score, config))(
-        params, jnp.asarray(ids), positions, Segments(one, one)
-    )
-    ours = np.asarray(scores)[np.arange(4), np.asarray(lengths) - 1] - 0.375
-    with torch.no_grad():
-        batch = model(torch.from_numpy(ids), attention_mask=torch.from_numpy(real).long()).logits
-        alone = [model(torch.from_numpy(ids[i : i + 1, :n])).logits for i, n in enumerate(lengths)]
-    np.testing.assert_allclose(batch[:, 0], ours, atol=PARITY, rtol=0)
-    np.testing.assert_allclose(np.concatenate(alone)[:, 0], ours, atol=PARITY, rtol=0)
-    assert np.ptp(ours) > 1000 * PARITY

@@ -1,110 +1,33 @@
 """The compiled loop samples from the network, and a sample depends on nothing but its own key."""
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gad_jax.distributed import devices, sharding
+from gad_jax.distributed import devices
 from gad_jax.distributed.mesh import data_shards, make_mesh
-from gad_jax.models import decoder, weights
 from gad_jax.models.builtin.tiny import write_tiny
-from gad_jax.models.config import DecoderConfig
 from gad_jax.plan import decoding
 from gad_jax.rollout import engine, prefill, ring
 from gad_jax.rollout.engine import RolloutProgram
 from gad_jax.rollout.sampling import Sampler
-from gad_jax.types import Params, Rollout, Segments
-
-PAD, LIMIT = 256, 12
-NO_END = (512,)  # which is beyond the vocabulary: no response ends
-# Two sums of the same float32 products: over a cache, and over a whole row.
-SAME = 1e-5
-
-SAMPLING = RolloutProgram(3, LIMIT, NO_END, PAD, Sampler(temperature=0.8))
-GREEDY = RolloutProgram(1, LIMIT, NO_END, PAD)
-
-logits = jax.jit(decoder.logits, static_argnums=0)
-
-
-def prompts(*lengths: int) -> list[np.ndarray]:
-    random = np.random.default_rng(0)
-    return [random.integers(0, 256, length).astype(np.int32) for length in lengths]
-
-
-PROMPTS = prompts(5, 9, 30, 17)
-
-
-class Model:
-    """A random-tiny on a mesh, and what it answers."""
-
-    def __init__(self, directory: Any, mesh: jax.sharding.Mesh):
-        self.mesh = mesh
-        self.config: DecoderConfig
-        self.params: Params
-        self.config, self.params = weights.load(directory, mesh)
-
-    def answer(
-        self,
-        settings: RolloutProgram = SAMPLING,
-        prompts: list[np.ndarray] = PROMPTS,
-        indices: Any = None,
-        step: int = 0,
-    ) -> Rollout:
-        indices = np.arange(len(prompts)) if indices is None else np.asarray(indices)
-        with jax.set_mesh(self.mesh):
-            key = jax.random.fold_in(jax.random.key(1), step)
-            return engine.generate(
-                self.config, self.params, prompts, indices, key, settings, self.mesh
-            )
-
-    def forced(self, prompts: list[np.ndarray], rollout: Rollout) -> list[np.ndarray]:
-        """Returns the logits [length V] of each response, from one pass over its whole row."""
-        sequences, starts, longest = [], [], rollout.tokens.shape[-1]
-        for prompt, group in zip(prompts, rollout.tokens, strict=True):
-            for tokens in group:
-                sequences.append(np.concatenate([prompt, tokens]))
-                starts.append(len(prompt) - 1)
-        width = max(map(len, sequences))
-        ids = np.zeros((len(sequences), width), np.int32)
-        own = np.zeros_like(ids)
-        for row, sequence in enumerate(sequences):
-            ids[row, : len(sequence)] = sequence
-            own[row, : len(sequence)] = 1
-        positions = np.broadcast_to(np.arange(width, dtype=np.int32), ids.shape)
-        with jax.set_mesh(self.mesh):
-            arrays = devices.put((ids, positions, Segments(own, own)), self.mesh, "batch")
-            whole = devices.fetch(logits(self.config, self.params, *arrays))
-        return [row[start : start + longest] for row, start in zip(whole, starts, strict=True)]
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Returns a function: family → Model on one device."""
-    mesh = make_mesh(devices=jax.devices()[:1])
-
-    @functools.cache
-    def load(family: str) -> Model:
-        directory = tmp_path_factory.mktemp(family)
-        write_tiny(directory, family, tied=family != "qwen2")
-        return Model(directory, mesh)
-
-    return load
-
-
-@pytest.fixture(scope="module")
-def llama(models: Any) -> Model:
-    return models("llama")
-
-
-@pytest.fixture(scope="module")
-def sampled(llama: Model) -> Rollout:
-    """What `llama` answers to PROMPTS, three times each, none of them ended."""
-    return llama.answer()
+from gad_jax.types import Rollout, Segments
+from tests.rollout.model import (
+    GREEDY,
+    LIMIT,
+    NO_END,
+    PAD,
+    PROMPTS,
+    SAME,
+    SAMPLING,
+    Model,
+    assert_same,
+    logits,
+    prompts,
+)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
@@ -130,13 +53,6 @@ def test_greedy_takes_the_likeliest_token(llama: Model) -> None:
         assert tokens.tolist() == row.argmax(-1).tolist()
         expected = jax.device_get(jax.nn.log_softmax(row))[np.arange(LIMIT), tokens]
         np.testing.assert_allclose(logprobs, expected, atol=SAME)
-
-
-def assert_same(rollout: Rollout, expected: Rollout) -> None:
-    np.testing.assert_array_equal(rollout.tokens, expected.tokens)
-    np.testing.assert_allclose(rollout.logprobs, expected.logprobs, atol=SAME)
-    np.testing.assert_array_equal(rollout.lengths, expected.lengths)
-    np.testing.assert_array_equal(rollout.finished, expected.finished)
 
 
 def take(rollout: Rollout, rows: Any, samples: int = 3) -> Rollout:
@@ -349,28 +265,3 @@ def test_a_bucket_is_compiled_once(llama: Model, sampled: Rollout) -> None:
     assert added == [size + 1 for size in before]
     llama.answer(prompts=prompts(96, 77, 70, 88), step=3)
     assert [function._cache_size() for function in caches] == added
-
-
-def test_prepared_weights_are_the_same_numbers(llama: Model, sampled: Rollout) -> None:
-    with jax.set_mesh(llama.mesh):
-        prepared = prefill.decode_copy(llama.config, llama.params)
-        key = jax.random.fold_in(jax.random.key(1), 0)
-        rollout = engine.generate(
-            llama.config, llama.params, PROMPTS, np.arange(4), key, SAMPLING, llama.mesh, prepared
-        )
-    assert_same(rollout, sampled)
-    assert len(prepared.layers) == 2
-    kernel = prepared.layers[1]["up"]["kernel"]
-    np.testing.assert_array_equal(kernel, llama.params["layers"]["up"]["kernel"][1])
-
-
-def test_prepared_weights_are_half_where_that_computes(llama: Model) -> None:
-    half = dataclasses.replace(llama.config, compute_dtype="bfloat16")
-    with jax.set_mesh(llama.mesh):
-        prepared = prefill.decode_copy(half, llama.params)
-    kinds = {
-        sharding.path_name(path).split("/")[-1]: leaf.dtype
-        for path, leaf in jax.tree_util.tree_leaves_with_path(prepared)
-    }
-    assert kinds["kernel"] == jnp.bfloat16
-    assert kinds["scale"] == jnp.float32

@@ -1,0 +1,46 @@
+"""Random networks of every family, as directories and as parameters."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from gad_jax.models import weights
+from gad_jax.models.builtin.tiny import write_tiny
+from gad_jax.models.config import DecoderConfig
+from gad_jax.types import Params
+from tests.models.record_reference import VARIANTS
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Returns a function: name of a variant → (directory, config, params)."""
+
+    @functools.cache
+    def load(name: str) -> tuple[Path, DecoderConfig, Params]:
+        directory = tmp_path_factory.mktemp(name)
+        # two files where torch reads along: names must be found through the index too
+        write_tiny(directory, **VARIANTS[name], num_shards=1 if VARIANTS[name]["tied"] else 2)
+        return directory, *weights.load(directory)
+
+    return load
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Returns a function: arguments of write_tiny → a directory, not to be changed."""
+
+    @functools.cache
+    def write(family: str = "llama", tied: bool = True, **options: Any) -> Path:
+        directory = tmp_path_factory.mktemp(family)
+        write_tiny(directory, family, tied, **options)
+        return directory
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny: Any) -> Any:
+    return AutoTokenizer.from_pretrained(tiny())
