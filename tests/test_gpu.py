@@ -157,7 +157,7 @@ Adam makes steps of it. Their differences (margin, standard deviation) are compa
 def test_a_run_is_that_of_the_cpu(
     command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Warm-up and GAD, and a run that goes on on the GPU from the CPU's checkpoint."""
+    """Warm-up and GAD, and a run that resumes on the GPU from the CPU's checkpoint."""
     # Else a GPU multiplies float32 matrices with 10 bits of the mantissa (TF32).
     monkeypatch.setenv("JAX_DEFAULT_MATMUL_PRECISION", "highest")
 

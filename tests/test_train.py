@@ -1,4 +1,4 @@
-"""The train command as a process: Ctrl-C and going on, mistakes, --help."""
+"""The train command as a process: Ctrl-C and resuming, mistakes, --help."""
 
 import json
 import signal

@@ -57,7 +57,7 @@ class Responder:
         for prompt in prompts:
             if len(prompt) > self.longest_prompt:
                 raise UserError(
-                    f"a prompt has {len(prompt)} tokens, and {self.longest_prompt} fit beside "
+                    f"a prompt has {len(prompt)} tokens, and {self.longest_prompt} fit next to "
                     f"--max_new_tokens={self.program.max_new_tokens}; shorten it or lower that"
                 )
         numbers = range(self.answered, self.answered + len(prompts))

@@ -1,4 +1,4 @@
-"""AdamW against optax's, and what a compiled update needs beside its arguments."""
+"""AdamW against optax's, and what a compiled update needs next to its arguments."""
 
 from typing import Any
 

@@ -136,7 +136,7 @@ def test_mistakes_are_one_sentence(
     (empty / "config.yaml").write_text((tiny_run / "config.yaml").read_text())
     assert "no checkpoint" in ask("--model", empty, "--prompt=x")
     long = ask("--model=random-tiny", f"--prompt={'x' * 2000}", "--max_new_tokens=48")
-    assert "tokens, and 2000 fit beside --max_new_tokens=48" in long
+    assert "tokens, and 2000 fit next to --max_new_tokens=48" in long
     assert "missing.jsonl" in ask("--model=random-tiny", "--file", f"{missing}.jsonl")
     for flags in (("--prompt=x", f"--file={prompts_file}"), ("--samples=0",), ("--top_p=0",)):
         ask(*flags)

@@ -89,7 +89,7 @@ def test_two_groups_in_a_row_do_not_meet() -> None:
     ]
 
 
-# Below, beside and on a multiple of the blocks; all heads share, some do, none does.
+# Below, off and on a multiple of the blocks; all heads share, some do, none does.
 @pytest.mark.parametrize(("length", "kv_heads"), [(1, 2), (3, 4), (7, 1), (7, 2), (16, 2)])
 def test_attention_is_a_softmax_over_what_is_seen(length: int, kv_heads: int) -> None:
     query, key, value = random_inputs(2, length, 4, kv_heads)

@@ -1,4 +1,4 @@
-"""SHA256SUMS beside weights: what is noticed, and that sha256sum makes and reads the same file."""
+"""SHA256SUMS next to weights: what is noticed, and that sha256sum makes and reads the same file."""
 
 import shutil
 import subprocess

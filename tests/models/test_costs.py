@@ -67,7 +67,7 @@ def networks() -> tuple:
 def test_a_forward_pass_costs_what_the_formula_says(networks) -> None:
     packed = jax.tree.map(jnp.asarray, rows(SAMPLES, together=True))
     counted = xla_flops(logprob_sum, networks[0], packed)
-    # Norms, rotations, softmax and masks are some percent beside the products of a small network.
+    # Norms, rotations, softmax and masks are some percent of the matmuls of a small network.
     assert costs.forward_flops(NETWORK, costs.processed_work(packed)) == pytest.approx(
         counted, rel=0.1
     )
@@ -119,7 +119,7 @@ def test_a_step_costs_a_third_less_than_the_released_recipe(networks) -> None:
 
     alone = jax.tree.map(jnp.asarray, rows(SAMPLES, together=False))
     released = (
-        # rewards of the samples; then the teacher's answer beside each of them
+        # rewards of the samples; then the teacher's answer next to each of them
         xla_flops(score_sum, scorer, alone)
         + 2 * xla_flops(jax.value_and_grad(score_sum), scorer, alone)
         # old and reference log-probabilities, and the policy's

@@ -1,4 +1,4 @@
-"""Slots that are filled from the host draw what the loop draws, whatever is beside them."""
+"""Slots that are filled from the host draw what the loop draws, whatever other slots hold."""
 
 from typing import Any
 

@@ -102,7 +102,7 @@ def test_each_alarm_is_raised_once_and_alone(name):
 
 
 def test_a_length_explosion_warns_then_stops():
-    """From 300 to 1300 tokens in 300 steps beside a teacher of 300: the paper's failure."""
+    """From 300 to 1300 tokens in 300 steps, with a teacher of 300: the paper's failure."""
     found = watch(length_explosion())
     assert [event[1:] for event in found] == [("length", "warn"), ("runaway", "stop")]
     warned, stopped = (event[0] for event in found)
