@@ -67,7 +67,7 @@ class TrainState(NamedTuple):
 
     Networks are `Params`. `discriminator` is None in stages without one, `reference` is None unless
     the stage pays the KL term, and the moments of a frozen network are None. `skips` counts the
-    steps skipped as non-finite: all of them, and the consecutive ones up to now.
+    stage's steps that were skipped as non-finite: all of them, and the consecutive ones up to now.
     """
 
     step: Int[Array, ""]

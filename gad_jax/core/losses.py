@@ -1,4 +1,4 @@
-"""The losses of a GAD step on packed rows, from the equations of `objectives.py`.
+"""The losses of the steps on packed rows; those of GAD from the equations of `objectives.py`.
 
 Each is a flat function (program, params, one micro-batch, …) → (loss, extras). A loss is divided by
 a count of the whole batch, so losses and gradients of micro-batches add up to those of the batch.
@@ -57,8 +57,8 @@ def _imitation_per_token(logprobs: Array, entropy: Array, inputs: None) -> PerTo
 class GrpoInputs(NamedTuple):
     """What the GRPO loss of a token needs next to the policy's own log-probability.
 
-    `sampled_logprobs` are the sampler's, for the metric `logprobs/gap`; `reference_logprobs` is
-    None where the stage pays no KL.
+    `sampled_logprobs` are the sampler's: the metric `logprobs/gap` shows how far decoding and
+    training differ. `reference_logprobs` is None where the stage pays no KL.
     """
 
     advantages: Float[Array, "*n"]
@@ -97,7 +97,8 @@ def grpo_loss(
 def _grpo_per_token(
     program: Program, logprobs: Array, entropy: Array, inputs: GrpoInputs
 ) -> PerToken:
-    # The samples are fresh, so log p_old is log p with its gradient stopped: the ratio is 1.
+    # One update per rollout: log p_old is log p with its gradient stopped, so the ratio is 1 and
+    # the surrogate is never clipped. The clips matter only where samples are reused.
     old = jax.lax.stop_gradient(logprobs)
     policy_loss = objectives.clipped_surrogate(
         logprobs,

@@ -1,12 +1,13 @@
 """The compiled steps: one optimizer update of the generator, the discriminator, or both.
 
 `gad_step` is GRPO for G and Bradley-Terry for D in one program; `warmup_step` and `seqkd_step` are
-made of the same parts. Each takes the state and packed rows, and returns the next state and
-metrics. Everything static is in a frozen `Program`.
+made of the same parts, and `discriminator_step` trains D alone. Each takes the state and packed
+rows, and returns the next state and metrics. Everything static is in a frozen `Program`.
 
 A step is transactional (`updates.commit`): unless every loss and gradient norm is finite, neither
-network nor its optimizer changes, and the step counts as skipped. A single non-finite score only
-discards its sample: its pair is dropped and its advantage is 0.
+network nor its optimizer changes, and the step counts as skipped. A non-finite score drops its
+pairs, which are all pairs of the prompt for a teacher's, and gives a sample advantage 0. The step
+still counts where the gradients stay finite.
 """
 
 from functools import partial

@@ -106,7 +106,8 @@ def commit(
 
 
 def _gradient_norm(gradients: Params) -> tuple[Float[Array, ""], Array]:
-    """Returns the global norm, and the index of the first non-finite leaf or -1."""
+    """Returns the global norm, and the index of the first leaf whose sum of squares is non-finite,
+    or -1."""
     squares = jnp.stack([jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradients)])
     broken = ~jnp.isfinite(squares)
     return jnp.sqrt(jnp.sum(squares)), jnp.where(jnp.any(broken), jnp.argmax(broken), -1)

@@ -2,7 +2,7 @@
 
 Pre-norm, rotary positions, grouped-query attention, gated mlp. Families (llama, qwen2, qwen3)
 differ by switches of `DecoderConfig`. The modules are Flax NNX, used without state: a network is
-its config and a nested dict of arrays (`Params`), and every function here takes both.
+its config and a nested dict of arrays (`Params`); the functions that run it take both.
 
 The parameters of all layers are stacked on a leading axis and run under `jax.lax.scan`, so compile
 time does not grow with the depth. Decoding unrolls the layers instead (`rollout/ring.py`).
@@ -154,7 +154,7 @@ def logits(
 ) -> Float[Array, "M T V"]:
     """Returns the float32 logits of every position.
 
-    For small inputs: M·T·V numbers at once. Training works in chunks (`core/losses.py`).
+    For small inputs: M·T·V numbers at once. Training works in chunks (`core/forward.py`).
     """
     x, _ = hidden(config, params, tokens, positions, segments)
     rows, length, width = x.shape

@@ -137,9 +137,9 @@ def occupancy(rollout: Rollout, calls: tuple[DecodeCall, ...], shards: int) -> f
 class Slots(NamedTuple):
     """The state of the decode loop on one data shard; S slots, Q samples of the shard's queue.
 
-    `next` is the sample that enters a slot next. A slot's `sample` is Q when it is idle, and
-    `generated` counts the tokens of its response. The last four are the results, in the order of
-    the queue.
+    `next` is the sample that enters a slot next. `sample` is what a slot decodes, or Q where it is
+    idle: writes at Q fall outside the results and are dropped. `generated` counts the tokens of a
+    slot's response. The last four are the results, in the order of the queue.
     """
 
     ring: RingCache

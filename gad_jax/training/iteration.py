@@ -35,7 +35,8 @@ Ragged = list[list[np.ndarray]]
 class Iteration:
     """What all iterations of a run share; `run` is one of them.
 
-    `shapes` are those of the packed rows so far: rows of a known shape need no new program.
+    `shapes` are those of the packed rows so far. Packing prefers them, so that a run compiles few
+    programs.
     """
 
     def __init__(
@@ -69,7 +70,8 @@ class Iteration:
         program = span.program
         if paused == "discriminator":
             program = dataclasses.replace(program, train_discriminator=False)
-        discriminator_only = span.is_discriminator_only(step) or paused == "generator"
+        # In the first steps of a stage, or while an alarm pauses G.
+        generator_waits = span.is_discriminator_only(step) or paused == "generator"
         rows = _Rows(self)
         rollout, metrics = None, {}
         if span.samples_student:
@@ -79,7 +81,7 @@ class Iteration:
         # The stage's step, which updates both networks or one of them.
         if rollout is None:
             state, found = steps.seqkd_step(program, state, rows.teacher(batch))
-        elif discriminator_only or not program.train_generator:
+        elif generator_waits or not program.train_generator:
             state, found = steps.discriminator_step(program, state, rows.pairs(batch, rollout))
         elif span.stage == "warmup":
             pairs = rows.pairs(batch, rollout)
@@ -161,9 +163,10 @@ class _Rows:
         responses = [[response] for response in batch.responses]
         if not self.packed:
             return self._pack(batch, responses)
-        # No more at once than the discriminator's micro-batch holds, whose memory is there anyway.
-        pairs = self.packed[0].tokens
-        count = fewest_micro_batches(batch.prompts, responses, pairs.shape[0], pairs[0].size)
+        # After the pairs: the fewest micro-batches that are no larger than those of the pairs,
+        # whose memory is needed anyway.
+        of_pairs = self.packed[0].tokens
+        count = fewest_micro_batches(batch.prompts, responses, of_pairs.shape[0], of_pairs[0].size)
         return self._pack(batch, responses, micro_batches=count)
 
     def pairs(self, batch: PromptBatch, rollout: Rollout) -> PackedRows:

@@ -50,7 +50,8 @@ CAN_CHANGE = (
     "batch.vocabulary_chunk",
     "rollout.slots",
 )
-"""Settings that may differ when a run resumes: they change no more than rounding."""
+"""Settings that may differ when a run resumes. None changes the arithmetic of a step beyond
+rounding; an alarm of `health.` may pause a network or stop the run."""
 
 
 def claim(config: Config) -> str:
@@ -68,8 +69,10 @@ def claim(config: Config) -> str:
 
 
 def refuse_other_settings(config: Config) -> bool:
-    """Refuses to resume a run that has other settings; returns whether it may have, as one without
-    a checkpoint has not begun."""
+    """Returns whether the directory has other settings but no checkpoint: it may be replaced.
+
+    Raises UserError where it has a checkpoint of a run with other settings.
+    """
     run = Path(config.run_dir)
     path = run / "config.yaml"
     changed = [] if not path.exists() else options.differences(options.load(Config, path), config)

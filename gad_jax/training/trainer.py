@@ -65,6 +65,8 @@ class Trainer:
             self._evaluate("before", stop)
         else:
             self._catch_up(stop)
+            if self.deadline.stopping:  # the evaluation was cut short again, and nothing is new
+                return False
         first = self.step
         for span in self.spans:
             if self.step >= span.end:
@@ -95,7 +97,7 @@ class Trainer:
         self.tracker.close()
 
     def _paused(self, span: Span) -> health.Side | None:
-        """Returns the network that an alarm pauses in this step; the other one has to train."""
+        """Returns the network that an alarm pauses in this step; None where nothing would train."""
         side = health.paused_side(self.health_settings, self.health_state)
         if span.is_discriminator_only(self.step) or not span.program.train_generator:
             return None
@@ -120,7 +122,7 @@ class Trainer:
         broken_leaves = stops.take_broken_leaves(metrics, self.state)
         self.deadline.poll(stop, metrics["seconds/step"])
         label = span.evaluation_due(self.step, self.evaluate_every)
-        # Saving comes before an evaluation that is due; that is made when the run resumes.
+        # When stopping, save first: the evaluation that is due is made on resume (`_catch_up`).
         result = self._evaluate(label, stop) if label and not self.deadline.stopping else None
         metrics |= result.metrics if result else {}
         self.health_state, events = health.observe(
