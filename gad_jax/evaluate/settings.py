@@ -6,11 +6,11 @@ from typing import Literal
 
 from gad_jax.evaluate.judge.settings import TEACHER, Judge
 from gad_jax.settings.decoding import Decoding
-from gad_jax.settings.fields import FieldError, option, section
+from gad_jax.settings.fields import Checked, FieldError, option, section
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluate:
+class Evaluate(Checked):
     """Which students answer which prompts, and how the answers are compared."""
 
     run: str = option(
@@ -25,7 +25,7 @@ class Evaluate:
         "Dolly, SelfInst or Vicuna as they are downloaded",
     )
     out: str = option("", "directory to write into; empty: RUN/evaluate, or runs/evaluate")
-    limit: int = option(0, "use only the first prompts of each set; 0: all", "prompts")
+    limit: int = option(0, "use only the first prompts of each set; 0: all", "prompts", minimum=0)
     discriminator: str = option("", "run or one of its steps whose discriminator scores answers")
     template: Literal["auto", "alpaca", "none"] = option(
         "auto", "wrapper of the instruction; auto: a run's own, none for other models"
@@ -35,15 +35,14 @@ class Evaluate:
     top_k: int = option(0, "sample from the k most likely tokens; 0: all", "tokens")
     top_p: float = option(1.0, "sample from the most likely tokens of this total probability")
     max_new_tokens: int = option(1536, "a longer answer is cut (the paper uses 1536)", "tokens")
-    batch: int = option(16, "prompts answered at once", "prompts")
+    batch: int = option(16, "prompts answered at once", "prompts", above=0)
     seed: int = option(0, "seed of the sampling")
     judge: Judge = section(Judge, "a judge model that compares the answers")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.run and not self.model:
             raise FieldError("run", "nothing to evaluate; name a run, or students with --model")
-        if self.limit < 0:
-            raise FieldError("limit", f"limit={self.limit} must be 0 or more")
         for name in ("model", "prompts"):
             labels = [split_label(text)[0] for text in getattr(self, name)]
             for label in labels:
@@ -57,8 +56,6 @@ class Evaluate:
                     )
                 if labels.count(label) > 1:
                     raise FieldError(name, f"{name} has {label!r} twice; write NAME=… before each")
-        if self.batch <= 0:
-            raise FieldError("batch", f"batch={self.batch} must be greater than 0")
         Decoding.of(self)  # checks the rest
 
     @property

@@ -54,8 +54,7 @@ class Evaluations:
             return heldout.parse(stored)
         prompts = min(self.options.prompts or len(self.held_out), len(self.held_out))
         with self.tracker.busy(f"evaluating {label}: {prompts} held-out prompts"):
-            # greedy: the defaults of Decoding
-            decoding = Decoding(max_new_tokens=self.max_new_tokens)
+            decoding = Decoding(temperature=0.0, max_new_tokens=self.max_new_tokens)
             responder = Responder(self.network, generator, self.chat, self.mesh, decoding)
             result = heldout.evaluate(
                 responder,
