@@ -93,14 +93,14 @@ def write_random(directory: Path, ends: float, sizes: dict[str, Any]) -> None:
     import jax
 
     from gad_jax.data.tokenizer import load_tokenizer
-    from gad_jax.models import decoder, source, weights
+    from gad_jax.models import decoder, source, writing
 
     config = random_config(sizes)
     params = jax.jit(decoder.init, static_argnums=0)(config, jax.random.key(0))
     count = round(ends * config.vocabulary)
     end_tokens = (258, *range(config.vocabulary - count + 1, config.vocabulary))
     tokenizer = load_tokenizer(source.resolve("random-tiny"))
-    weights.save(directory, config, params, tokenizer, end_tokens)
+    writing.save(directory, config, params, tokenizer, end_tokens)
 
 
 def write_config(directory: Path, sizes: dict[str, Any]) -> None:

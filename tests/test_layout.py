@@ -20,6 +20,7 @@ UNMIRRORED = {
     "models.families.llama": "as common",
     "models.families.qwen2": "as common",
     "models.families.qwen3": "as common",
+    "models.writing": "models/test_weights.py: what is written is read back",
     "rollout.answering": "generate: the command's answers are the Responder's",
     "rollout.ring": "rollout/test_engine.py, which compiles its programs anyway",
     "settings.alarms": "declarations; training/test_health.py",

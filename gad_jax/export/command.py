@@ -9,7 +9,7 @@ import jax
 from gad_jax.base import exits, files
 from gad_jax.data.chat import Chat
 from gad_jax.distributed.mesh import make_mesh
-from gad_jax.models import weights
+from gad_jax.models import writing
 from gad_jax.training import loading
 
 if TYPE_CHECKING:
@@ -34,6 +34,6 @@ def run(export: "Export") -> int:
             if export.dtype != "same":
                 config = dataclasses.replace(config, stored_dtype=export.dtype)
             chat = Chat.load(network.tokenizer, network.template)
-            weights.save(out / name, config, network.params, chat.tokenizer, chat.end_tokens)
+            writing.save(out / name, config, network.params, chat.tokenizer, chat.end_tokens)
             print(f"{out / name}: {name} of {network.origin}, {config.stored_dtype}", flush=True)
     return exits.Exit.OK

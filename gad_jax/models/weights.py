@@ -1,17 +1,13 @@
-"""Hugging Face safetensors ⇄ sharded parameters, a slice at a time. No torch, no pickle.
+"""A Hugging Face directory → config and sharded parameters, a slice at a time. No torch, no pickle.
 
-Loading reads, for each device, only the slices that it holds; names and shapes are checked from the
-files' headers first. Saving writes files of bounded size, complete or not at all.
+For each device, only the slices that it holds are read; names and shapes are checked from the
+files' headers first. Writing is in `writing.py`.
 """
 
-import copy
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,16 +15,14 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from gad_jax.base.errors import StorageError, UserError
-from gad_jax.distributed import devices, processes, sharding
+from gad_jax.base.errors import UserError
+from gad_jax.distributed import sharding
 from gad_jax.models import checksums, decoder
 from gad_jax.models.config import DecoderConfig
 from gad_jax.models.families import FAMILIES
 from gad_jax.types import Params
 
-SHARD_BYTES = 4 * 2**30  # a file is held in host memory while it is written
 FLOATS = ("F32", "BF16", "F16", "F64")
 
 
@@ -73,9 +67,9 @@ def load(
     """Returns the config and the parameters, split over the mesh as `sharding.PARAMETER_AXES` says.
 
     Without a mesh they live on the default device. A sequence-classification directory gives a
-    score head, its bias taken from config.json (`score_bias`), where `save` keeps it. Raises
-    UserError that names a missing, misshapen, unreadable or non-finite tensor, or a file whose
-    checksum is not that of SHA256SUMS.
+    score head, its bias taken from config.json (`score_bias`), where `writing.save` keeps it.
+    Raises UserError that names a missing, misshapen, unreadable or non-finite tensor, or a file
+    whose checksum is not that of SHA256SUMS.
     """
     config = read_config(directory)
     checksums.check(Path(directory))
@@ -90,75 +84,6 @@ def load(
         return _place(read, leaf.shape, name, mesh)
 
     return config, jax.tree_util.tree_map_with_path(one, shapes)
-
-
-def save(
-    directory: str | Path,
-    config: DecoderConfig,
-    params: Params,
-    tokenizer: Any,
-    end_tokens: tuple[int, ...],
-) -> None:
-    """Writes a directory that transformers and vLLM load: config, safetensors, tokenizer.
-
-    Weights are written in `config.stored_dtype`. The directory appears complete or not at all, and
-    replaces an older one. Every process of a run calls it; the first one writes. transformers'
-    classes have no bias on the score head. The bias is the same for all scores, so config.json
-    keeps it as `score_bias`.
-    """
-    if not processes.is_first():
-        for tensor in _tensors_to_write(config, params):  # each takes part in gathering
-            tensor.fetch()
-        return
-    directory = Path(directory)
-    staging, before = (directory.with_name(f".{directory.name}.{e}") for e in ("partial", "before"))
-    if before.exists() and not directory.exists():  # killed between the two renames below
-        os.replace(before, directory)
-    for remains in (staging, before):
-        shutil.rmtree(remains, ignore_errors=True)
-    staging.mkdir(parents=True)
-    hf = FAMILIES[config.family].write(config)
-    hf |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    hf["pad_token_id"] = tokenizer.pad_token_id
-    if config.head == "score":
-        tokenizer = _with_harmless_padding(tokenizer, end_tokens)
-        hf["pad_token_id"] = tokenizer.pad_token_id
-        hf["score_bias"] = float(jax.device_get(params["score"]["bias"])[0])
-    else:
-        tokens = {name: hf[name] for name in ("bos_token_id", "pad_token_id")}
-        _write_json(staging / "generation_config.json", tokens | {"eos_token_id": list(end_tokens)})
-    tokenizer.save_pretrained(str(staging))
-    _write_json(staging / "config.json", hf)
-    _write_shards(staging, config, params)
-    checksums.write(staging)
-    for path in staging.iterdir():
-        path.chmod(0o644)  # safetensors makes files that only their owner can read
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-    if directory.exists():
-        os.replace(directory, before)
-    os.replace(staging, directory)
-    shutil.rmtree(before, ignore_errors=True)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _with_harmless_padding(tokenizer: Any, end_tokens: tuple[int, ...]) -> Any:
-    """Returns the tokenizer with a pad token that ends no response.
-
-    transformers reads a score at the last token that is not padding: where the pad token is also
-    an end token, it would read the token before the end.
-    """
-    tokenizer = copy.deepcopy(tokenizer)
-    first = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id)
-    added = (token for token, kind in tokenizer.added_tokens_decoder.items() if kind.special)
-    candidates = (*first, *tokenizer.all_special_ids, *added)
-    harmless = [token for token in candidates if token is not None and token not in end_tokens]
-    if harmless:
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(harmless[0])
-    return tokenizer
 
 
 class _Tensors:
@@ -276,60 +201,3 @@ def _place(
 def _score_bias(directory: str | Path) -> np.ndarray:
     hf = json.loads((Path(directory) / "config.json").read_text(encoding="utf-8"))
     return np.asarray([hf.get("score_bias", 0.0)], np.float32)
-
-
-class _Tensor(NamedTuple):
-    """One Hugging Face tensor to write: its name, its size and how to fetch it to the host."""
-
-    name: str
-    nbytes: int
-    fetch: Callable[[], np.ndarray]
-
-
-def _tensors_to_write(config: DecoderConfig, params: Params) -> Iterator[_Tensor]:
-    dtype = jnp.dtype(config.stored_dtype)
-
-    def fetch(leaf: jax.Array, layer: int | None, transposed: bool) -> np.ndarray:
-        host = devices.fetch(leaf if layer is None else leaf[layer]).astype(dtype)
-        # safetensors writes the buffer and ignores strides
-        return np.ascontiguousarray(host.T if transposed else host)
-
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        name = sharding.path_name(path)
-        if name == "score/bias":
-            continue
-        template = FAMILIES[config.family].NAMES[name]
-        stacked = name.startswith("layers/")
-        count = leaf.shape[0] if stacked else 1
-        for layer in range(count):
-            yield _Tensor(
-                template.format(layer),
-                leaf.size // count * dtype.itemsize,
-                partial(fetch, leaf, layer if stacked else None, name.endswith("kernel")),
-            )
-
-
-def _write_shards(directory: Path, config: DecoderConfig, params: Params) -> None:
-    """Writes files of at most SHARD_BYTES each, with an index if there are several."""
-    shards: list[list[_Tensor]] = [[]]
-    for tensor in _tensors_to_write(config, params):
-        if shards[-1] and sum(t.nbytes for t in shards[-1]) + tensor.nbytes > SHARD_BYTES:
-            shards.append([])
-        shards[-1].append(tensor)
-    files = [f"model-{n:05}-of-{len(shards):05}.safetensors" for n in range(1, len(shards) + 1)]
-    if len(shards) == 1:
-        files = ["model.safetensors"]
-    for file, shard in zip(files, shards, strict=True):
-        tensors = {t.name: t.fetch() for t in shard}
-        try:
-            save_file(tensors, directory / file, {"format": "pt"})
-        except SafetensorError as error:  # a full disk, for one
-            raise StorageError(f"{directory / file} could not be written ({error})") from error
-    if len(shards) > 1:
-        index = {
-            "metadata": {"total_size": sum(t.nbytes for shard in shards for t in shard)},
-            "weight_map": {
-                t.name: file for file, shard in zip(files, shards, strict=True) for t in shard
-            },
-        }
-        _write_json(directory / "model.safetensors.index.json", index)

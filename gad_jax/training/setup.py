@@ -16,7 +16,7 @@ from gad_jax.data.chat import Chat
 from gad_jax.data.pipeline import Prepared
 from gad_jax.data.sources import mixture
 from gad_jax.distributed import processes
-from gad_jax.models import source, weights
+from gad_jax.models import source, weights, writing
 from gad_jax.models.config import DecoderConfig
 from gad_jax.rollout.engine import RolloutProgram
 from gad_jax.rollout.sampling import Sampler
@@ -172,7 +172,7 @@ def export_student(config: Config, trainer: Trainer) -> None:
     if not processes.from_first(directory.exists):
         chat = trainer.iteration.chat
         params = trainer.state.generator
-        weights.save(directory, trainer.networks[0], params, chat.tokenizer, chat.end_tokens)
+        writing.save(directory, trainer.networks[0], params, chat.tokenizer, chat.end_tokens)
     if processes.is_first():
         print(
             f"the student is in {directory}; python -m gad_jax.generate --model {directory} asks it"

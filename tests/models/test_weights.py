@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from gad_jax.distributed import sharding
 from gad_jax.distributed.mesh import make_mesh
-from gad_jax.models import weights
+from gad_jax.models import weights, writing
 from gad_jax.models.config import RopeScaling
 from gad_jax.models.families import FAMILIES
 from tests.models.files import (
@@ -48,7 +48,7 @@ def test_what_is_saved_is_what_was_loaded(
 ) -> None:
     config, params = weights.load(tiny(family, tied))
     assert (config.family, config.tied, config.stored_dtype) == (family, tied, "float32")
-    weights.save(tmp_path / "out", config, params, tokenizer, END_TOKENS)
+    writing.save(tmp_path / "out", config, params, tokenizer, END_TOKENS)
     again, loaded = weights.load(tmp_path / "out")
     assert again == config
     assert_same_bits(loaded, params)
@@ -62,7 +62,7 @@ def test_a_kill_between_the_renames_loses_no_export(
 ) -> None:
     config, params = weights.load(tiny("qwen2", False))
     old, new = tmp_path / "out" / "student", jax.tree.map(lambda x: x + 1, params)
-    weights.save(old, config, params, tokenizer, END_TOKENS)
+    writing.save(old, config, params, tokenizer, END_TOKENS)
     replace, renames = os.replace, []
 
     def killed(source: Path, target: Path) -> None:
@@ -73,15 +73,15 @@ def test_a_kill_between_the_renames_loses_no_export(
 
     monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        weights.save(old, config, new, tokenizer, END_TOKENS)
+        writing.save(old, config, new, tokenizer, END_TOKENS)
     monkeypatch.setattr(os, "replace", replace)
     # The old and the new are both whole; a next save that dies early puts the old one back.
-    monkeypatch.setattr(weights, "_write_shards", lambda *_: 1 / 0)
+    monkeypatch.setattr(writing, "_write_shards", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        weights.save(old, config, new, tokenizer, END_TOKENS)
+        writing.save(old, config, new, tokenizer, END_TOKENS)
     assert_same_bits(weights.load(old)[1], params)
     monkeypatch.undo()
-    weights.save(old, config, new, tokenizer, END_TOKENS)
+    writing.save(old, config, new, tokenizer, END_TOKENS)
     assert_same_bits(weights.load(old)[1], new)
     assert [path.name for path in old.parent.iterdir()] == ["student"]
 
@@ -101,12 +101,12 @@ def test_kernels_are_transposed_and_stacked(tiny: Any) -> None:
 def test_bfloat16_rounds_once(tiny: Any, tokenizer: Any, tmp_path: Path) -> None:
     config, params = weights.load(tiny("qwen3", False))
     half = dataclasses.replace(config, stored_dtype="bfloat16")
-    weights.save(tmp_path / "a", half, params, tokenizer, END_TOKENS)
+    writing.save(tmp_path / "a", half, params, tokenizer, END_TOKENS)
     again, rounded = weights.load(tmp_path / "a")
     assert again == half
     expected = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), params)
     assert_same_bits(rounded, expected)
-    weights.save(tmp_path / "b", again, rounded, tokenizer, END_TOKENS)
+    writing.save(tmp_path / "b", again, rounded, tokenizer, END_TOKENS)
     assert (tmp_path / "b" / FILE).read_bytes() == (tmp_path / "a" / FILE).read_bytes()
     assert (tmp_path / "a" / FILE).stat().st_size < 0.6 * (
         tiny("qwen3", False) / FILE
@@ -120,8 +120,8 @@ def test_files_are_bounded_and_indexed(
     tiny: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, params = weights.load(tiny("llama", False))
-    monkeypatch.setattr(weights, "SHARD_BYTES", 70_000)  # an embedding has 65,536
-    weights.save(tmp_path / "out", config, params, tokenizer, END_TOKENS)
+    monkeypatch.setattr(writing, "SHARD_BYTES", 70_000)  # an embedding has 65,536
+    writing.save(tmp_path / "out", config, params, tokenizer, END_TOKENS)
     files = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
     assert files == [f"model-{n:05}-of-00004.safetensors" for n in (1, 2, 3, 4)]
     index = json.loads((tmp_path / "out" / f"{FILE}.index.json").read_text())
@@ -152,14 +152,14 @@ def test_a_mesh_holds_the_same_weights(tiny: Any, family: str, tied: bool) -> No
 def test_a_mesh_saves_the_same_files(tiny: Any, tokenizer: Any, tmp_path: Path) -> None:
     for name, mesh in (("one", None), ("eight", make_mesh(1, 4, 2))):
         config, params = weights.load(tiny("qwen2", False), mesh)
-        weights.save(tmp_path / name, config, params, tokenizer, END_TOKENS)
+        writing.save(tmp_path / name, config, params, tokenizer, END_TOKENS)
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "eight" / path.name).read_bytes(), path.name
 
 
 def test_a_score_head_keeps_its_bias(tiny: Any, tokenizer: Any, tmp_path: Path) -> None:
     config, params = as_score(*weights.load(tiny("qwen3", False)))
-    weights.save(tmp_path / "out", config, params, tokenizer, END_TOKENS)
+    writing.save(tmp_path / "out", config, params, tokenizer, END_TOKENS)
     hf = json.loads((tmp_path / "out/config.json").read_text())
     assert hf["architectures"] == ["Qwen3ForSequenceClassification"]
     assert (hf["num_labels"], hf["score_bias"]) == (1, 0.375)
@@ -171,26 +171,26 @@ def test_a_score_head_keeps_its_bias(tiny: Any, tokenizer: Any, tmp_path: Path) 
 
 def test_the_saved_end_and_pad_tokens(tiny: Any, tokenizer: Any, tmp_path: Path) -> None:
     config, params = weights.load(tiny())
-    weights.save(tmp_path / "student", config, params, tokenizer, END_TOKENS)
+    writing.save(tmp_path / "student", config, params, tokenizer, END_TOKENS)
     generation = json.loads((tmp_path / "student/generation_config.json").read_text())
     assert generation == {"bos_token_id": None, "eos_token_id": [END, PAD], "pad_token_id": PAD}
     hf = json.loads((tmp_path / "student/config.json").read_text())
     assert (hf["eos_token_id"], hf["pad_token_id"]) == (END, PAD)
     # A scorer must not take an end token for padding.
-    weights.save(tmp_path / "judge", *as_score(config, params), tokenizer, END_TOKENS)
+    writing.save(tmp_path / "judge", *as_score(config, params), tokenizer, END_TOKENS)
     hf = json.loads((tmp_path / "judge/config.json").read_text())
     assert hf["pad_token_id"] == START
     assert AutoTokenizer.from_pretrained(tmp_path / "judge").pad_token_id == START
     assert not (tmp_path / "judge/generation_config.json").exists()
     assert tokenizer.pad_token_id == PAD, "the caller's tokenizer was changed"
     # where padding ends nothing, it stays
-    weights.save(tmp_path / "other", *as_score(config, params), tokenizer, (END,))
+    writing.save(tmp_path / "other", *as_score(config, params), tokenizer, (END,))
     assert json.loads((tmp_path / "other/config.json").read_text())["pad_token_id"] == PAD
 
 
 def test_files_can_be_read_by_others(tiny: Any, tokenizer: Any, tmp_path: Path) -> None:
     config, params = weights.load(tiny())
-    weights.save(tmp_path / "out", config, params, tokenizer, END_TOKENS)
+    writing.save(tmp_path / "out", config, params, tokenizer, END_TOKENS)
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()} == {0o644}
 
 
@@ -203,7 +203,7 @@ def test_a_save_cut_short_leaves_the_old_directory(
 ) -> None:
     config, params = weights.load(tiny())
     other, other_params = weights.load(tiny("qwen2", False))
-    weights.save(tmp_path / "out", config, params, tokenizer, END_TOKENS)
+    writing.save(tmp_path / "out", config, params, tokenizer, END_TOKENS)
     before = contents(tmp_path / "out")
 
     def fail(tensors: Any, path: Path, *rest: Any) -> None:
@@ -211,13 +211,13 @@ def test_a_save_cut_short_leaves_the_old_directory(
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(weights, "save_file", fail)
+        patch.setattr(writing, "save_file", fail)
         for name in ("out", "new"):
             with pytest.raises(OSError, match="No space left"):
-                weights.save(tmp_path / name, other, other_params, tokenizer, END_TOKENS)
+                writing.save(tmp_path / name, other, other_params, tokenizer, END_TOKENS)
     assert contents(tmp_path / "out") == before
     assert not (tmp_path / "new").exists()
-    weights.save(tmp_path / "out", other, other_params, tokenizer, END_TOKENS)
+    writing.save(tmp_path / "out", other, other_params, tokenizer, END_TOKENS)
     assert weights.load(tmp_path / "out")[0] == other
     assert b"half of it" not in contents(tmp_path / "out").values()
 

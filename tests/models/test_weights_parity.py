@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from gad_jax.models import decoder, weights
+from gad_jax.models import decoder, weights, writing
 from gad_jax.models.families import FAMILIES
 from gad_jax.types import Segments
 from tests.models.files import END, END_TOKENS, PAD, PARITY, START, VARIANTS, as_score
@@ -37,8 +37,8 @@ def test_transformers_loads_what_is_saved(
     config, params = weights.load(tiny(family, tied))
     params = jax.tree.map(lambda x: x + 0.01, params)  # trained: no longer what the file had
     if not tied:
-        monkeypatch.setattr(weights, "SHARD_BYTES", 70_000)
-    weights.save(tmp_path / "out", config, params, tokenizer, END_TOKENS)
+        monkeypatch.setattr(writing, "SHARD_BYTES", 70_000)
+    writing.save(tmp_path / "out", config, params, tokenizer, END_TOKENS)
     model, loading = AutoModelForCausalLM.from_pretrained(
         tmp_path / "out", output_loading_info=True
     )
@@ -69,7 +69,7 @@ def test_transformers_scores_as_the_discriminator_does(
     if pad_is_end:  # as in SmolLM2: padding is the token that ends a turn
         tokenizer.pad_token = "<|im_end|>"
     config, params = as_score(*weights.load(tiny(family, False)))
-    weights.save(tmp_path / "out", config, params, tokenizer, END_TOKENS)
+    writing.save(tmp_path / "out", config, params, tokenizer, END_TOKENS)
     model, loading = AutoModelForSequenceClassification.from_pretrained(
         tmp_path / "out", output_loading_info=True
     )
