@@ -105,10 +105,10 @@ def write_random(directory: Path, ends: float, sizes: dict[str, Any]) -> None:
 
 def write_config(directory: Path, sizes: dict[str, Any]) -> None:
     """Writes config.json alone: a plan reads nothing else."""
-    from gad_jax.models.families import FAMILIES
+    from gad_jax.models import families
 
     config = random_config(sizes)
-    text = json.dumps(FAMILIES[config.family].write(config))
+    text = json.dumps(families.write(config))
     (directory / "config.json").write_text(text, encoding="utf-8")
 
 

@@ -70,7 +70,7 @@ def test_flash_attention(length: int, heads: int, kv_heads: int, width: int) -> 
     segments = Segments(*(np.tile(x.astype(np.int32), (2, 1)) for x in (own, prefix)))
 
     def whole(q: Any, k: Any, v: Any, weight: Any, segments: Segments) -> Any:
-        mask = attention.visible(segments)
+        mask = attention.visible(segments, segments.own)
         real = segments.own[:, :, None, None] > 0
 
         def loss(q: Any, k: Any, v: Any) -> Any:

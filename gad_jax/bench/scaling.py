@@ -13,7 +13,7 @@ from gad_jax.base import exits
 from gad_jax.core import packing, steps
 from gad_jax.distributed import hlo
 from gad_jax.distributed.mesh import make_mesh
-from gad_jax.models.config import DecoderConfig
+from gad_jax.models.config import DecoderConfig, alike
 from gad_jax.settings import sections
 from gad_jax.settings.config import Config
 from gad_jax.training import state
@@ -82,9 +82,9 @@ def sent(chosen: "ScalingBench", count: int) -> Sent:
         heads=4,
         kv_heads=2,
         head_width=chosen.width // 4,
-        rope_theta=1e4,
         norm_epsilon=1e-6,
         max_positions=_ROW_TOKENS,
+        kinds=alike(1e4),
     )
     mesh = make_mesh(chosen.replica, 0, 1, jax.devices()[:count])
     micro_batches = chosen.micro_batches

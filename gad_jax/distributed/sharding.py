@@ -31,7 +31,7 @@ MESH_AXES: dict[str | None, str | tuple[str, ...] | None] = {
 
 PARAMETER_AXES: dict[str, tuple[str | None, ...]] = {
     r"embedding": ("vocabulary", "embed"),
-    r"layers/(attention|mlp)_norm/scale": ("layers", "scale"),
+    r"layers/(attention|mlp)_(post_)?norm/scale": ("layers", "scale"),
     r"layers/(query|key)_norm/scale": ("layers", "scale"),
     r"layers/query/kernel": ("layers", "embed", "heads"),
     r"layers/query/bias": ("layers", "heads"),
@@ -39,7 +39,9 @@ PARAMETER_AXES: dict[str, tuple[str | None, ...]] = {
     r"layers/(key|value)/bias": ("layers", "kv_heads"),
     r"layers/output/kernel": ("layers", "heads", "embed"),
     r"layers/(gate|up)/kernel": ("layers", "embed", "mlp"),
+    r"layers/(gate|up)/bias": ("layers", "mlp"),
     r"layers/down/kernel": ("layers", "mlp", "embed"),
+    r"layers/(output|down)/bias": ("layers", "scale"),
     r"final_norm/scale": ("scale",),
     r"head/kernel": ("embed", "vocabulary"),
     r"score/kernel": ("scale", None),

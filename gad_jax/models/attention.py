@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from gad_jax.distributed import devices, sharding
 from gad_jax.types import Segments
@@ -28,18 +28,24 @@ _LARGEST = 512
 """… and at most so large."""
 
 
-def visible(segments: Segments) -> Bool[Array, "M T T"]:
+def visible(
+    segments: Segments, positions: Int[Array, "M T"], window: int = 0
+) -> Bool[Array, "M T T"]:
     """Returns which key (last axis) each query (middle axis) sees.
 
-    A token sees itself and earlier tokens of its own segment and of its prefix. Padding sees
-    itself alone, so that its softmax is defined; nothing sees padding.
+    A token sees itself and earlier tokens of its own segment and of its prefix. With a window,
+    those are the `window` - 1 positions before it. Padding sees itself alone, so that its softmax
+    is defined; nothing sees padding.
     """
     own, prefix = segments.own, segments.prefix
     keys = own[:, None, :]
     same = (keys == own[:, :, None]) | (keys == prefix[:, :, None])
     length = own.shape[1]
     query, key = jnp.arange(length)[:, None], jnp.arange(length)[None, :]
-    return (same & (keys > 0) & (key <= query)) | (key == query)
+    seen = same & (keys > 0) & (key <= query)
+    if window:  # in positions and not in places of the row: a prompt's responses follow each other
+        seen &= positions[:, :, None] - positions[:, None, :] < window
+    return seen | (key == query)
 
 
 def attend(

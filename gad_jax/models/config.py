@@ -8,18 +8,85 @@ from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True)
-class RopeScaling:
-    """Llama 3's stretching of long rotary wavelengths (`rope_type: llama3` in Hugging Face).
+class Linear:
+    """Every rotary frequency is divided by `factor` (`rope_type: linear` in Hugging Face)."""
+
+    factor: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Llama3:
+    """Llama 3's stretching of long rotary wavelengths (`rope_type: llama3`).
 
     A frequency with fewer than `low_frequency_factor` periods in `original_max_positions` is
     divided by `factor`, one with more than `high_frequency_factor` is kept, and those between are
-    interpolated. `layers.rotation` applies it.
+    interpolated.
     """
 
     factor: float
     low_frequency_factor: float
     high_frequency_factor: float
     original_max_positions: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Yarn:
+    """YaRN (`rope_type: yarn`, arXiv:2309.00071): a ramp from kept to divided frequencies.
+
+    A frequency with more than `beta_fast` periods in `original_max_positions` is kept, one with
+    fewer than `beta_slow` is divided by `factor`. `truncate` rounds the ramp's ends to whole
+    frequencies. Cosines and sines are multiplied by `attention_factor`.
+    """
+
+    factor: float
+    original_max_positions: int
+    attention_factor: float
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class LongRope:
+    """LongRoPE (`rope_type: longrope`): each frequency is divided by a factor of its own.
+
+    `short_factors` serve sequences of up to `original_max_positions` tokens. The long ones serve
+    longer sequences, which this decoder refuses: a sequence that grows past the limit would need
+    its cached keys computed again. They are kept for the export. Cosines and sines are multiplied
+    by `attention_factor`.
+    """
+
+    short_factors: tuple[float, ...]
+    long_factors: tuple[float, ...]
+    original_max_positions: int
+    extended_positions: int
+    """The model's longest sequence with the long factors."""
+    attention_factor: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Rope:
+    """Rotary positions: frequency i is `theta` ** (-2 i / `rotary_width`), then scaled."""
+
+    theta: float
+    scaling: Linear | Llama3 | Yarn | LongRope | None = None
+    rotary_width: int = 0
+    """The first numbers of a head that are rotated; 0: all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerKind:
+    """What may differ between the layers of one network; weights have the same shapes in all."""
+
+    rope: Rope | None
+    """None: the layer has no positions (NoPE)."""
+    window: int = 0
+    """A token sees itself and the `window` - 1 tokens before it; 0: all before it."""
+
+
+def alike(theta: float) -> tuple[LayerKind, ...]:
+    """Returns `DecoderConfig.kinds` of a network whose layers all see everything."""
+    return (LayerKind(Rope(theta)),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,14 +105,32 @@ class DecoderConfig:
     heads: int
     kv_heads: int
     head_width: int
-    rope_theta: float
     norm_epsilon: float
     max_positions: int
-    rope_scaling: RopeScaling | None = None
+    kinds: tuple[LayerKind, ...]
+    """The different kinds of layers."""
+    pattern: tuple[int, ...] = ()
+    """The kind of each layer, as an index of `kinds`; empty: all are of the first."""
     tied: bool = False
     """Whether the embedding also is the vocabulary head."""
     qkv_bias: bool = False
-    qk_norm: bool = False
+    output_bias: bool = False
+    """Whether attention's output projection has a bias."""
+    mlp_bias: bool = False
+    qk_norm: Literal["none", "head", "all"] = "none"
+    """RMS norm of queries and keys: of each head, or of all heads together."""
+    norms: Literal["before", "after", "both"] = "before"
+    """Where a layer's norms are: before attention and mlp, after them, or both (sandwich)."""
+    norm_offset: float = 0.0
+    """Norms multiply by their scale plus this (gemma stores the scale less 1)."""
+    activation: Literal["silu", "gelu_tanh"] = "silu"
+    embedding_scale: float = 1.0
+    """Embeddings are multiplied by this on their way in."""
+    residual_scale: float = 1.0
+    """The output of attention and mlp is multiplied by this before it is added."""
+    attention_scale: float = 0.0
+    """query · key is multiplied by this; 0: 1 / √head_width."""
+    logit_divisor: float = 1.0
     stored_dtype: str = "float32"
     """Dtype of the weights in the directory they came from; exports keep it."""
     head: Literal["vocabulary", "score"] = "vocabulary"
@@ -54,3 +139,7 @@ class DecoderConfig:
     """Dtype of matmuls and activations; parameters, norms, softmax and scores are float32."""
     remat: Literal["full", "dots", "none"] = "full"
     """What the backward pass computes again: everything, all but matmuls, or nothing."""
+
+    def kind(self, layer: int) -> LayerKind:
+        """Returns the kind of a layer."""
+        return self.kinds[self.pattern[layer] if self.pattern else 0]

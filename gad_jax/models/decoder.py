@@ -1,17 +1,18 @@
 """The one decoder architecture, on packed rows: tokens to hidden states, logits or scores.
 
-Pre-norm, rotary positions, grouped-query attention, gated mlp. Families (llama, qwen2, qwen3)
-differ by switches of `DecoderConfig`. The modules are Flax NNX, used without state: a network is
-its config and a nested dict of arrays (`Params`); the functions that run it take both.
+Rotary positions, grouped-query attention, gated mlp. Families (llama, qwen3, gemma3, …) differ by
+switches of `DecoderConfig`. The modules are Flax NNX, used without state: a network is its config
+and a nested dict of arrays (`Params`); the functions that run it take both.
 
 The parameters of all layers are stacked on a leading axis and run under `jax.lax.scan`, so compile
-time does not grow with the depth. Decoding unrolls the layers instead (`rollout/ring.py`).
+time does not grow with the depth. Where layers differ in kind (a window, other positions), the scan
+picks each layer's angles and mask. Decoding unrolls the layers instead (`rollout/ring.py`).
 
-Elsewhere: the block of one layer (`layers.py`), attention kernels (`attention.py`),
-log-probabilities (`logprobs.py`), reading and writing weights (`weights.py`).
+Elsewhere: the block of one layer (`layers.py`), positions (`rope.py`), attention kernels
+(`attention.py`), log-probabilities (`logprobs.py`), weights (`weights.py`, `writing.py`).
 """
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -21,8 +22,9 @@ from jaxtyping import Array, Float, Int
 
 from gad_jax.distributed import sharding
 from gad_jax.models import attention
-from gad_jax.models.config import DecoderConfig
-from gad_jax.models.layers import Block, Linear, Norm, initial_weights, remat, rotation, unflatten
+from gad_jax.models.config import DecoderConfig, LayerKind
+from gad_jax.models.layers import Block, Linear, Norm, initial_weights, remat, unflatten
+from gad_jax.models.rope import Rotation, rotation
 from gad_jax.types import Params, Segments
 
 
@@ -37,7 +39,7 @@ class Decoder(nnx.Module):
             initial_weights(rngs.params(), (config.vocabulary, config.width))
         )
         self.layers = jax.vmap(lambda r: Block(config, r))(rngs.split(config.layers))
-        self.final_norm = Norm(config.width, config.norm_epsilon)
+        self.final_norm = Norm(config.width, config.norm_epsilon, config.norm_offset)
         if config.head == "score":
             self.score = Linear(rngs, ("scale", config.width), ("scale", 1), bias=True)
         elif not config.tied:
@@ -72,15 +74,23 @@ def block_graph(config: DecoderConfig) -> nnx.GraphDef:
 def embed(config: DecoderConfig, params: Params, tokens: Int[Array, " n"]) -> Float[Array, "n D"]:
     """Returns the embeddings of the tokens, in the compute dtype."""
     table = sharding.gather(params["embedding"].astype(config.compute_dtype), "vocabulary", "embed")
-    return table.at[tokens].get(out_sharding=sharding.spec("batch", None))
+    x = table.at[tokens].get(out_sharding=sharding.spec("batch", None))
+    scale = config.embedding_scale
+    return x if scale == 1.0 else x * jnp.asarray(scale, x.dtype)
 
 
 def final_norm(
     config: DecoderConfig, params: Params, x: Float[Array, "n D"]
 ) -> Float[Array, "n D"]:
     """Returns the hidden states after the last norm, which both heads read."""
-    graph = nnx.graphdef(nnx.eval_shape(lambda: Norm(config.width, config.norm_epsilon)))
+    norm = (config.width, config.norm_epsilon, config.norm_offset)
+    graph = nnx.graphdef(nnx.eval_shape(lambda: Norm(*norm)))
     return nnx.merge(graph, params["final_norm"])(x)
+
+
+def angles(config: DecoderConfig, kind: LayerKind, positions: Int[Array, " n"]) -> Rotation | None:
+    """Returns the rotary angles of the positions in a layer of this kind; None: it has none."""
+    return None if kind.rope is None else rotation(kind.rope, config.head_width, positions)
 
 
 def hidden(
@@ -100,24 +110,43 @@ def hidden(
     flat = sharding.spec("batch")
     # [M T] → [n] and back at the end: see the note on two-dimensional activations in `layers.py`.
     x = embed(config, params, tokens.reshape(rows * length, out_sharding=flat))
-    angles = rotation(config, positions.reshape(rows * length, out_sharding=flat))
-    mask = attention.visible(segments)
+    kinds = _kinds(config, positions, segments)
 
-    def attend(query: Array, key: Array, value: Array) -> tuple[Array, Any]:
+    def attend(mask: Array, query: Array, key: Array, value: Array) -> tuple[Array, Any]:
         q = unflatten(query, rows, "heads")
         k, v = (unflatten(z, rows, "kv_heads") for z in (key, value))
         mixed = attention.attend(q, k, v, mask)
         cache = (k.swapaxes(1, 2), v.swapaxes(1, 2)) if collect_cache else None
         return mixed.reshape(query.shape, out_sharding=sharding.spec("batch", "heads", None)), cache
 
-    def layer(x: Array, layer_params: Params) -> tuple[Array, Any]:
+    def layer(x: Array, of_layer: tuple[Params, Any]) -> tuple[Array, Any]:
+        layer_params, kind = of_layer
+        turned, mask = kinds if kind is None else jax.tree.map(lambda z: z[kind], kinds)
         with jax.named_scope("layer"):
-            return nnx.merge(block_graph(config), layer_params)(x, angles, attend)
+            block = nnx.merge(block_graph(config), layer_params)
+            return block(x, turned, partial(attend, mask))
 
-    x, cache = jax.lax.scan(remat(layer, config.remat), x, params["layers"])
+    pattern = jnp.asarray(config.pattern) if len(config.kinds) > 1 else None
+    x, cache = jax.lax.scan(remat(layer, config.remat), x, (params["layers"], pattern))
     x = final_norm(config, params, x)
     shape = (rows, length, config.width)
     return x.reshape(shape, out_sharding=sharding.spec("batch", None, None)), cache
+
+
+def _kinds(
+    config: DecoderConfig, positions: Int[Array, "M T"], segments: Segments
+) -> tuple[Any, Array]:
+    """Returns a layer's angles and mask; those of each kind, stacked, where there are several."""
+    flat = positions.reshape(positions.size, out_sharding=sharding.spec("batch"))
+    turned = [angles(config, kind, flat) for kind in config.kinds]
+    masks = [attention.visible(segments, positions, kind.window) for kind in config.kinds]
+    if len(config.kinds) == 1:
+        return turned[0], masks[0]
+    some = next((each for each in turned if each is not None), None)
+    if some is not None:  # a rotation by 0 for the layers without positions
+        still = (jnp.ones_like(some[0]), jnp.zeros_like(some[1]))
+        turned = [still if each is None else each for each in turned]
+    return jax.tree.map(lambda *each: jnp.stack(each), *turned), jnp.stack(masks)
 
 
 def head(config: DecoderConfig, params: Params) -> Array:
@@ -142,7 +171,12 @@ def project(
     # A tied head is the embedding [V D]; naming its axes costs no transposed copy.
     subscripts = "nd,vd->nv" if config.tied else "nd,dv->nv"
     out = sharding.spec("batch", "vocabulary")
-    return jnp.einsum(subscripts, x, kernel, out_sharding=out).astype(jnp.float32)
+    return scaled(config, jnp.einsum(subscripts, x, kernel, out_sharding=out).astype(jnp.float32))
+
+
+def scaled(config: DecoderConfig, logits: Float[Array, "n V"]) -> Float[Array, "n V"]:
+    """Returns the network's logits from those of its head."""
+    return logits if config.logit_divisor == 1.0 else logits / config.logit_divisor
 
 
 def logits(

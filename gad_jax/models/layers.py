@@ -1,4 +1,4 @@
-"""The layers of the decoder: norm, linear projection, rotary positions, and the block of one layer.
+"""The layers of the decoder: norm, linear projection, and the block of one layer.
 
 How a block attends is the caller's: `decoder.py` passes attention over packed rows
 (`attention.py`), `rollout/ring.py` attention over a KV cache. How the blocks are stacked and run is
@@ -16,33 +16,32 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from gad_jax.distributed import sharding
 from gad_jax.models import attention
 from gad_jax.models.config import DecoderConfig
+from gad_jax.models.rope import Rotation, rotate
 
 Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
 """(query [n H C], key [n K C], value [n K C]) → (output [n H C], anything to collect)."""
-
-Rotation = tuple[Float[Array, "n C2"], Float[Array, "n C2"]]
-"""Cosines and sines of the rotary angles of n tokens; C2 = C / 2."""
 
 initial_weights = nnx.initializers.normal(0.02)
 """Of networks without a checkpoint: tests and benchmarks."""
 
 
 class Norm(nnx.Module):
-    """x / rms(x) · scale, computed in float32, returned in the dtype of x."""
+    """x / rms(x) · (scale + offset), computed in float32, returned in the dtype of x."""
 
-    def __init__(self, width: int, epsilon: float):
-        self.scale = nnx.Param(jnp.ones(width))
-        self.epsilon = epsilon
+    def __init__(self, width: int, epsilon: float, offset: float = 0.0):
+        self.scale = nnx.Param(jnp.full(width, 1.0 - offset))
+        self.epsilon, self.offset = epsilon, offset
 
     def __call__(self, x: Float[Array, "*n D"]) -> Float[Array, "*n D"]:
         y = x.astype(jnp.float32)  # a mean of squares loses too much in bfloat16
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
-        return (y * self.scale[...]).astype(x.dtype)
+        scale = self.scale[...] + self.offset if self.offset else self.scale[...]
+        return (y * scale).astype(x.dtype)
 
 
 class Linear(nnx.Module):
@@ -70,7 +69,7 @@ class Linear(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One layer: attention and gated mlp, each behind a norm and added to its input (pre-norm).
+    """One layer: attention and gated mlp, each with norms around it and added to its input.
 
     `attend` is the caller's: attention over packed rows, or over a KV cache.
     """
@@ -79,69 +78,60 @@ class Block(nnx.Module):
         c = self.config = config
         embed, mlp = ("embed", c.width), ("mlp", c.mlp_width)
         heads, kv = ("heads", c.heads * c.head_width), ("kv_heads", c.kv_heads * c.head_width)
-        self.attention_norm = Norm(c.width, c.norm_epsilon)
         self.query = Linear(rngs, embed, heads, bias=c.qkv_bias)
         self.key = Linear(rngs, embed, kv, bias=c.qkv_bias)
         self.value = Linear(rngs, embed, kv, bias=c.qkv_bias)
-        self.output = Linear(rngs, heads, embed)
-        if c.qk_norm:
-            self.query_norm = Norm(c.head_width, c.norm_epsilon)
-            self.key_norm = Norm(c.head_width, c.norm_epsilon)
-        self.mlp_norm = Norm(c.width, c.norm_epsilon)
-        self.gate = Linear(rngs, embed, mlp)
-        self.up = Linear(rngs, embed, mlp)
-        self.down = Linear(rngs, mlp, embed)
+        self.output = Linear(rngs, heads, embed, bias=c.output_bias)
+        if c.qk_norm != "none":
+            widths = (c.head_width,) * 2 if c.qk_norm == "head" else (heads[1], kv[1])
+            self.query_norm, self.key_norm = map(self._norm, widths)
+        self.gate = Linear(rngs, embed, mlp, bias=c.mlp_bias)
+        self.up = Linear(rngs, embed, mlp, bias=c.mlp_bias)
+        self.down = Linear(rngs, mlp, embed, bias=c.mlp_bias)
+        if c.norms != "after":
+            self.attention_norm, self.mlp_norm = map(self._norm, (c.width, c.width))
+        if c.norms != "before":
+            self.attention_post_norm, self.mlp_post_norm = map(self._norm, (c.width, c.width))
+
+    def _norm(self, width: int) -> Norm:
+        return Norm(width, self.config.norm_epsilon, self.config.norm_offset)
 
     def __call__(
-        self, x: Float[Array, "n D"], angles: Rotation, attend: Attend
+        self, x: Float[Array, "n D"], angles: Rotation | None, attend: Attend
+    ) -> tuple[Float[Array, "n D"], Any]:
+        before, after = (self.config.norms in (place, "both") for place in ("before", "after"))
+        h, collected = self._attention(self.attention_norm(x) if before else x, angles, attend)
+        x = x + self._scaled(self.attention_post_norm(h) if after else h)
+        h = self._mlp(self.mlp_norm(x) if before else x)
+        return x + self._scaled(self.mlp_post_norm(h) if after else h), collected
+
+    def _attention(
+        self, x: Float[Array, "n D"], angles: Rotation | None, attend: Attend
     ) -> tuple[Float[Array, "n D"], Any]:
         c = self.config
-        h = self.attention_norm(x)
-        query = _split(self.query(h), c.heads, "heads")
-        key = _split(self.key(h), c.kv_heads, "kv_heads")
-        value = _split(self.value(h), c.kv_heads, "kv_heads")
-        if c.qk_norm:
+        query, key = self.query(x), self.key(x)
+        if c.qk_norm == "all":
             query, key = self.query_norm(query), self.key_norm(key)
+        query, key = _split(query, c.heads, "heads"), _split(key, c.kv_heads, "kv_heads")
+        value = _split(self.value(x), c.kv_heads, "kv_heads")
+        if c.qk_norm == "head":
+            query, key = self.query_norm(query), self.key_norm(key)
+        if c.attention_scale:  # kernels multiply by 1 / √C
+            query = query * jnp.asarray(c.attention_scale * c.head_width**0.5, query.dtype)
         mixed, collected = attend(rotate(query, angles), rotate(key, angles), value)
         merged = mixed.reshape(
             x.shape[0], c.heads * c.head_width, out_sharding=sharding.spec("batch", "heads")
         )
-        x = x + self.output(merged)
-        h = self.mlp_norm(x)
-        return x + self.down(jax.nn.silu(self.gate(h)) * self.up(h)), collected
+        return self.output(merged), collected
 
+    def _mlp(self, x: Float[Array, "n D"]) -> Float[Array, "n D"]:
+        gate = self.gate(x)
+        gated = jax.nn.silu(gate) if self.config.activation == "silu" else jax.nn.gelu(gate)
+        return self.down(gated * self.up(x))
 
-def rotation(config: DecoderConfig, positions: Int[Array, " n"]) -> Rotation:
-    """Returns cosines and sines of the rotary angles of these positions, float32 (RoPE).
-
-    Positions beyond `config.max_positions` are not refused here: callers bound their lengths.
-    """
-    exponents = jnp.arange(0, config.head_width, 2, dtype=jnp.float32) / config.head_width
-    frequencies = 1.0 / config.rope_theta**exponents
-    if s := config.rope_scaling:
-        # Periods that training at the original length has seen: a frequency with many is kept, one
-        # with less than a few is divided, so that longer texts reach no angle that is new to it.
-        periods = s.original_max_positions * frequencies / (2 * jnp.pi)
-        kept = (periods - s.low_frequency_factor) / (
-            s.high_frequency_factor - s.low_frequency_factor
-        )
-        kept = jnp.clip(kept, 0.0, 1.0)
-        frequencies = kept * frequencies + (1 - kept) * frequencies / s.factor
-    # In float32: bfloat16 has 8 bits, and positions above 256 would fall together.
-    angles = positions[:, None].astype(jnp.float32) * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def rotate(x: Float[Array, "n heads C"], angles: Rotation) -> Float[Array, "n heads C"]:
-    """Returns x rotated by the angles of its positions; computed in float32, in the dtype of x.
-
-    Number i of a head is paired with number i + C/2, as in Hugging Face's Llama, and not with its
-    neighbour, as in the RoPE paper (arXiv:2104.09864).
-    """
-    cos, sin = (angle[:, None, :] for angle in angles)
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    rotated = (first * cos - second * sin, second * cos + first * sin)
-    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
+    def _scaled(self, x: Float[Array, "n D"]) -> Float[Array, "n D"]:
+        scale = self.config.residual_scale
+        return x if scale == 1.0 else x * jnp.asarray(scale, x.dtype)
 
 
 def remat(layer: Callable[..., Any], policy: str) -> Callable[..., Any]:

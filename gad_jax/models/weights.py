@@ -5,6 +5,7 @@ files' headers first. Writing is in `writing.py`.
 """
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from safetensors import SafetensorError, safe_open
 
 from gad_jax.base.errors import UserError
 from gad_jax.distributed import sharding
-from gad_jax.models import checksums, decoder
+from gad_jax.models import checksums, decoder, families
 from gad_jax.models.config import DecoderConfig
 from gad_jax.models.families import FAMILIES
+from gad_jax.models.families.common import Part
 from gad_jax.types import Params
 
 FLOATS = ("F32", "BF16", "F16", "F64")
@@ -50,7 +52,7 @@ def read_config(directory: str | Path) -> DecoderConfig:
             f"{', '.join(FAMILIES)}; use a model of one of these"
         )
     try:
-        return FAMILIES[family].read(hf)
+        return families.read(_with_tie(hf, path.parent))
     except UserError as error:  # it begins with the file's name
         raise UserError(f"{path.parent}/{error}") from error
     except KeyError as error:
@@ -74,6 +76,7 @@ def load(
     config = read_config(directory)
     checksums.check(Path(directory))
     tensors = _Tensors(Path(directory))
+    _account(tensors, config)
     shapes = decoder.abstract(config)
 
     def one(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
@@ -111,6 +114,15 @@ class _Tensors:
         else:
             file = directory / "model.safetensors"
             self.files = dict.fromkeys(self._handle(file).keys(), file)
+        self.stored = {name: name for name in self.files}
+        if not any(name.startswith("model.") for name in self.files):
+            self._add_prefix()
+
+    def _add_prefix(self) -> None:
+        """Names the tensors of a model saved without its head, as those of one with it."""
+        heads = ("lm_head.", "score.")
+        self.stored = {n if n.startswith(heads) else f"model.{n}": n for n in self.files}
+        self.files = {name: self.files[stored] for name, stored in self.stored.items()}
 
     def slice(self, name: str) -> Any:
         """Returns the lazily read tensor."""
@@ -120,7 +132,7 @@ class _Tensors:
                 "again, or check that config.json belongs to it"
             )
         try:
-            return self._handle(self.files[name]).get_slice(name)
+            return self._handle(self.files[name]).get_slice(self.stored[name])
         except SafetensorError as error:
             raise UserError(
                 f"{self.files[name]}: the tensor {name} cannot be read ({error}); fetch the model "
@@ -138,39 +150,87 @@ class _Tensors:
         return self.open[file]
 
 
+def _account(tensors: _Tensors, config: DecoderConfig) -> None:
+    """Refuses stored tensors that no parameter takes, because they would change the network."""
+    taken = set()
+    for name, entry in families.names(config).items():
+        count = config.layers if name.startswith("layers/") else 1
+        template = entry.tensor if isinstance(entry, Part) else entry
+        taken |= {template.format(layer) for layer in range(count)}
+    left = sorted(n for n in tensors.files if n not in taken and not _HARMLESS.fullmatch(n))
+    if left == ["lm_head.weight"] and config.head == "score":
+        return  # what the scores replace
+    if left == ["lm_head.weight"] and config.tied:
+        _check_tied(tensors, config)
+    elif left:
+        others = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        raise UserError(
+            f"{tensors.directory}: the weights hold {left[0]}{others}, which a network of family "
+            f"{config.family!r} with this config.json does not have; it would be ignored, so check "
+            "that config.json belongs to these weights"
+        )
+
+
+_HARMLESS = re.compile(r".*rotary_emb\.inv_freq")
+"""Stored by old versions of transformers, and computed from config.json."""
+
+
+def _check_tied(tensors: _Tensors, config: DecoderConfig) -> None:
+    embedding, head = (tensors.slice(n) for n in ("model.embed_tokens.weight", "lm_head.weight"))
+    same = embedding.get_shape() == head.get_shape() and all(
+        np.array_equal(embedding[start:stop], head[start:stop])
+        for start in range(0, config.vocabulary, 4096)
+        for stop in (min(start + 4096, config.vocabulary),)
+    )
+    if not same:
+        raise UserError(
+            f"{tensors.directory}: config.json says tie_word_embeddings=true, but the weights hold "
+            "an lm_head.weight that differs from the embedding; set it to false to use that head, "
+            "or remove the tensor"
+        )
+
+
+def _with_tie(hf: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """Returns the config; where it does not say whether the head is tied, the weights do."""
+    if hf.get("tie_word_embeddings") is None and (directory / "config.json").exists():
+        try:
+            stored = _Tensors(directory).files
+        except UserError:  # no weights here: the family's default counts
+            return hf
+        if stored and "lm_head.weight" not in stored and "score.weight" not in stored:
+            return hf | {"tie_word_embeddings": True}
+    return hf
+
+
 def _reader(
     tensors: _Tensors, config: DecoderConfig, name: str, shape: tuple[int, ...], dtype: DTypeLike
 ) -> Callable[[tuple[slice, ...]], np.ndarray]:
     """Returns the function that reads any part of one of our parameters."""
-    template = FAMILIES[config.family].NAMES[name]
+    entry = families.names(config)[name]
+    part = entry if isinstance(entry, Part) else None
+    template = part.tensor if part else str(entry)
     transposed = name.endswith("kernel")
     stacked = name.startswith("layers/")
     expected = shape[1:] if stacked else shape
     expected = expected[::-1] if transposed else expected
+    if part:
+        expected = (part.rows, *expected[1:])
     for layer in range(shape[0] if stacked else 1):
-        tensor = template.format(layer)
-        piece = tensors.slice(tensor)
-        if piece.get_dtype() not in FLOATS:
-            raise UserError(
-                f"{tensors.files[tensor]}: the tensor {tensor} is {piece.get_dtype()}, and only "
-                f"{', '.join(FLOATS)} can be read; use the model that is not quantised"
-            )
-        found = tuple(piece.get_shape())
-        if found != expected:
-            raise UserError(
-                f"{tensors.files[tensor]}: the tensor {tensor} has shape {list(found)}, but "
-                f"config.json asks for {list(expected)}; the two must be of one model"
-            )
+        _check_tensor(tensors, template.format(layer), expected)
 
     def matrix(layer: int, index: tuple[slice, ...]) -> np.ndarray:
-        part = tensors.slice(template.format(layer))[index[::-1] if transposed else index]
-        if not np.isfinite(part).all():
+        index = index[::-1] if transposed else index
+        if part:
+            first, last, _ = index[0].indices(part.stop - part.start)
+            index = (slice(part.start + first, part.start + last), *index[1:])
+        found = tensors.slice(template.format(layer))[index]
+        if not np.isfinite(found).all():
             file = tensors.files[template.format(layer)]
             raise UserError(
                 f"{file}: the tensor {template.format(layer)} has numbers that are not finite; the "
                 "file is damaged, fetch the model again"
             )
-        return (part.T if transposed else part).astype(dtype)
+        return (found.T if transposed else found).astype(dtype)
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
         if not stacked:
@@ -183,6 +243,21 @@ def _reader(
         return out
 
     return read
+
+
+def _check_tensor(tensors: _Tensors, tensor: str, expected: tuple[int, ...]) -> None:
+    piece = tensors.slice(tensor)
+    if piece.get_dtype() not in FLOATS:
+        raise UserError(
+            f"{tensors.files[tensor]}: the tensor {tensor} is {piece.get_dtype()}, and only "
+            f"{', '.join(FLOATS)} can be read; use the model that is not quantised"
+        )
+    found = tuple(piece.get_shape())
+    if found != expected:
+        raise UserError(
+            f"{tensors.files[tensor]}: the tensor {tensor} has shape {list(found)}, but "
+            f"config.json asks for {list(expected)}; the two must be of one model"
+        )
 
 
 def _place(

@@ -20,9 +20,9 @@ from safetensors.numpy import save_file
 
 from gad_jax.base.errors import StorageError
 from gad_jax.distributed import devices, processes, sharding
-from gad_jax.models import checksums
+from gad_jax.models import checksums, families
 from gad_jax.models.config import DecoderConfig
-from gad_jax.models.families import FAMILIES
+from gad_jax.models.families.common import Part
 from gad_jax.types import Params
 
 SHARD_BYTES = 4 * 2**30  # a file is held in host memory while it is written
@@ -53,7 +53,7 @@ def save(
     for remains in (staging, before):
         shutil.rmtree(remains, ignore_errors=True)
     staging.mkdir(parents=True)
-    hf = FAMILIES[config.family].write(config)
+    hf = families.write(config)
     hf |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     hf["pad_token_id"] = tokenizer.pad_token_id
     if config.head == "score":
@@ -106,26 +106,34 @@ class _Tensor(NamedTuple):
 
 
 def _tensors_to_write(config: DecoderConfig, params: Params) -> Iterator[_Tensor]:
+    """Yields the tensors of a directory; parameters that share one are joined in the order of
+    their rows."""
     dtype = jnp.dtype(config.stored_dtype)
+    leaves = {sharding.path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(params)}
+    names = families.names(config)
 
-    def fetch(leaf: jax.Array, layer: int | None, transposed: bool) -> np.ndarray:
-        host = devices.fetch(leaf if layer is None else leaf[layer]).astype(dtype)
+    def fetch(members: list[str], layer: int | None) -> np.ndarray:
+        parts = []
+        for name in members:
+            leaf = leaves[name] if layer is None else leaves[name][layer]
+            host = devices.fetch(leaf).astype(dtype)
+            parts.append(host.T if name.endswith("kernel") else host)
         # safetensors writes the buffer and ignores strides
-        return np.ascontiguousarray(host.T if transposed else host)
+        return np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts))
 
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        name = sharding.path_name(path)
-        if name == "score/bias":
-            continue
-        template = FAMILIES[config.family].NAMES[name]
-        stacked = name.startswith("layers/")
-        count = leaf.shape[0] if stacked else 1
+    tensors: dict[str, list[str]] = {}
+    for name in leaves:
+        if name != "score/bias":
+            entry = names[name]
+            tensors.setdefault(entry.tensor if isinstance(entry, Part) else entry, []).append(name)
+    for template, members in tensors.items():
+        members.sort(key=lambda name: getattr(names[name], "start", 0))
+        stacked = members[0].startswith("layers/")
+        count = config.layers if stacked else 1
+        size = sum(leaves[name].size for name in members) // count * dtype.itemsize
         for layer in range(count):
-            yield _Tensor(
-                template.format(layer),
-                leaf.size // count * dtype.itemsize,
-                partial(fetch, leaf, layer if stacked else None, name.endswith("kernel")),
-            )
+            of_layer = layer if stacked else None
+            yield _Tensor(template.format(layer), size, partial(fetch, members, of_layer))
 
 
 def _write_shards(directory: Path, config: DecoderConfig, params: Params) -> None:

@@ -5,9 +5,8 @@ from typing import Any
 
 from huggingface_hub import hf_hub_download
 
-from gad_jax.models import source, weights
+from gad_jax.models import families, source, weights
 from gad_jax.models.config import DecoderConfig
-from gad_jax.models.families import FAMILIES
 
 _QWEN = {"model_type": "qwen2", "rope_theta": 1e6, "rms_norm_eps": 1e-6}
 _QWEN |= {"max_position_embeddings": 32768, "tie_word_embeddings": False, "dtype": "bfloat16"}
@@ -49,8 +48,7 @@ def read(name: str) -> DecoderConfig:
     For a hub id, only config.json is fetched. Raises UserError for an unknown name.
     """
     if name in KNOWN:
-        hf = KNOWN[name]
-        return FAMILIES[hf["model_type"]].read(hf)
+        return families.read(KNOWN[name])
     if (Path(name) / "config.json").is_file():
         return weights.read_config(name)
     if "/" not in name:

@@ -114,7 +114,9 @@ def sample_responses(
     calls: list[DecodeCall] = []
     while True:
         fewer = fewer_slots(slots) if program.move_to_fewer else 0
-        state, status = decode(config, program, fewer, weights, prompt_cache, queue, key, state)
+        state, status = decode(
+            config, program, capacity, fewer, weights, prompt_cache, queue, key, state
+        )
         busy, needed, waiting, written = map(int, devices.fetch((*status, state.ring.written)))
         calls.append(DecodeCall(slots, capacity, written - sum(call.steps for call in calls)))
         if busy + waiting == 0:
@@ -122,7 +124,7 @@ def sample_responses(
         if waiting == 0 and busy <= fewer:
             slots = fewer
         capacity = cache_capacity(needed, program.longest)
-        state = resize(state, slots, capacity)
+        state = resize(config, state, slots, capacity)
     results = (state.tokens, state.logprobs, state.lengths, state.finished)
     ordered: list[Any] = [packed.in_order(x, program.samples) for x in devices.fetch(results)]
     return Rollout(*ordered), tuple(calls)
@@ -180,10 +182,11 @@ def start(
     )
 
 
-@jax.jit(static_argnames=("config", "program", "fewer"), donate_argnames="state")
+@jax.jit(static_argnames=("config", "program", "capacity", "fewer"), donate_argnames="state")
 def decode(
     config: DecoderConfig,
     program: RolloutProgram,
+    capacity: int,
     fewer: int,
     weights: DecodeCopy,
     prompt_cache: PromptCache,
@@ -191,14 +194,13 @@ def decode(
     key: Key[Array, ""],
     state: Slots,
 ) -> tuple[Slots, Status]:
-    """Samples until the queue is done or another size fits better.
+    """Samples until the queue is done or another size fits better than `capacity`, the state's.
 
     That is more capacity, far less capacity, or only `fewer` slots (0: never).
     """
 
     def local(weights: DecodeCopy, caches: Any, queue: Queue, key: Array, state: Slots) -> Any:
         prompt_cache = PromptCache(*caches)
-        capacity = state.ring.capacity
 
         def should_continue(state: Slots) -> Array:
             status = _status(program, queue, state)
@@ -208,7 +210,7 @@ def decode(
             return (status.busy + status.waiting > 0) & enough & ~wasteful & ~emptier
 
         def step(state: Slots) -> Slots:
-            state = _refill(program, prompt_cache, queue, state)
+            state = _refill(program, capacity, prompt_cache, queue, state)
             return _step(config, program, weights, queue, key, state)
 
         state = jax.lax.while_loop(should_continue, step, state)
@@ -223,15 +225,15 @@ def decode(
     )
 
 
-@jax.jit(static_argnames=("slots", "capacity"))
-def resize(state: Slots, slots: int, capacity: int) -> Slots:
+@jax.jit(static_argnames=("config", "slots", "capacity"))
+def resize(config: DecoderConfig, state: Slots, slots: int, capacity: int) -> Slots:
     """Returns the state with other sizes per shard, which must hold the busy slots."""
 
     def local(state: Slots) -> Slots:
         idle = state.tokens.shape[0]
         kept = jnp.argsort(state.sample == idle, stable=True)[:slots]
         return state._replace(
-            ring=ring.resized(state.ring, kept, capacity),
+            ring=ring.resized(config, state.ring, kept, capacity),
             sample=state.sample[kept],
             generated=state.generated[kept],
         )
@@ -255,14 +257,18 @@ def _status(program: RolloutProgram, queue: Queue, state: Slots) -> Status:
 
 
 def _refill(
-    program: RolloutProgram, prompt_cache: PromptCache, queue: Queue, state: Slots
+    program: RolloutProgram,
+    capacity: int,
+    prompt_cache: PromptCache,
+    queue: Queue,
+    state: Slots,
 ) -> Slots:
     """Gives idle slots the next samples of the queue, as far as their prompts fit."""
     idle = state.tokens.shape[0]
     total = queue.real[0] * program.samples
 
     def next_fits(state: Slots) -> Array:
-        fits = queue.lengths[_prompt(program, queue, state.next[0])] <= state.ring.capacity
+        fits = queue.lengths[_prompt(program, queue, state.next[0])] <= capacity
         return jnp.any(state.sample == idle) & (state.next[0] < total) & fits
 
     def insert(state: Slots) -> Slots:

@@ -91,13 +91,13 @@ def step(
     return parallel.shard_map(local, (jax.P(), specs), outputs)(weights, live)
 
 
-@jax.jit(static_argnames="capacity")
-def resize(live: Live, capacity: int) -> Live:
+@jax.jit(static_argnames=("config", "capacity"))
+def resize(config: DecoderConfig, live: Live, capacity: int) -> Live:
     """Returns the state with another capacity, which must hold the contexts still in use."""
 
     def local(live: Live) -> Live:
         slots = jnp.arange(len(live.generated))
-        return live._replace(ring=ring.resized(live.ring, slots, capacity))
+        return live._replace(ring=ring.resized(config, live.ring, slots, capacity))
 
     specs = _specs(live)
     return parallel.shard_map(local, (specs,), specs)(live)

@@ -7,6 +7,7 @@ from gad_jax.base.errors import UserError
 from gad_jax.distributed import devices
 from gad_jax.models.config import DecoderConfig
 from gad_jax.rollout.queue import cache_capacity
+from gad_jax.rollout.ring import layer_positions
 
 
 def default_slots() -> int:
@@ -20,10 +21,9 @@ def default_slots() -> int:
 
 def cache_bytes(config: DecoderConfig, slots: int, longest: int) -> int:
     """Returns the largest bytes of a data shard's KV cache for sequences of at most `longest`."""
-    token = 2 * config.layers * config.kv_heads * config.head_width
-    return (
-        token * jnp.dtype(config.compute_dtype).itemsize * slots * cache_capacity(longest, longest)
-    )
+    positions = sum(layer_positions(config, cache_capacity(longest, longest)))
+    token = 2 * config.kv_heads * config.head_width * jnp.dtype(config.compute_dtype).itemsize
+    return token * slots * positions
 
 
 def check_cache(

@@ -3,7 +3,8 @@
 All slots write their newest key and value at the same position of the ring, so a write is one slice
 and not a scatter. Where a token stands therefore says when it was written, not which token it is:
 a slot's sequence is always its `context` newest positions, whatever older sequences left behind. A
-prompt is copied to the positions just before the next one.
+prompt is copied to the positions just before the next one. A layer with a sliding window has a ring
+of at most that many positions, so what leaves the window is what is written over.
 
 Functions that take a `RingCache` work on one data shard (inside `jax.shard_map`); `make` and
 `zeros` return arrays of all data shards. When to insert, resize or stop is decided by `engine.py`
@@ -18,13 +19,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from gad_jax.distributed import devices, parallel, sharding
 from gad_jax.distributed.mesh import data_shards
 from gad_jax.models import decoder
 from gad_jax.models.config import DecoderConfig
-from gad_jax.models.layers import rotation
 from gad_jax.types import Params
 
 Axis = Literal["slot", "kv_head", "width", "position"]
@@ -72,7 +72,7 @@ class RingCache(NamedTuple):
     """The KV cache of a data shard's S slots, by layer; axes in the order of `ring_layout`.
 
     `written` counts the positions written since the cache was made; the next token goes to
-    `written % capacity`. `context` counts the positions that belong to a slot's sequence. `token`
+    `written % positions` of each layer. `context` counts the tokens of a slot's sequence. `token`
     is a slot's newest token, whose key and value are not in the cache yet.
     """
 
@@ -81,11 +81,6 @@ class RingCache(NamedTuple):
     values: tuple[Float[Array, "S _ _ _"], ...]
     context: Int[Array, " S"]
     token: Int[Array, " S"]
-
-    @property
-    def capacity(self) -> int:
-        """Positions per slot."""
-        return self.keys[0].shape[ring_layout().keys.index("position")]
 
 
 def ring_layout() -> Layout:
@@ -102,20 +97,32 @@ def zeros(
     return jnp.zeros((shards * count, *shape), dtype, out_sharding=where)
 
 
+def layer_positions(config: DecoderConfig, capacity: int) -> list[int]:
+    """Returns the positions per slot of each layer, in a cache for contexts of this capacity."""
+    windows = [config.kind(layer).window for layer in range(config.layers)]
+    return [min(capacity, window or capacity) for window in windows]
+
+
 def make(config: DecoderConfig, slots: int, capacity: int) -> RingCache:
-    """Returns an empty cache on all data shards; `slots` are those of one shard."""
+    """Returns an empty cache for contexts of `capacity` tokens on all data shards.
+
+    `slots` are those of one shard.
+    """
     sizes: dict[Axis, int] = {
         "slot": slots,
         "kv_head": config.kv_heads,
         "width": config.head_width,
-        "position": capacity,
     }
 
     def layers(order: tuple[Axis, ...]) -> tuple[Array, ...]:
         dtype = jnp.dtype(config.compute_dtype)
-        shape = [sizes[axis] for axis in order]
         axes = ["kv_heads" if axis == "kv_head" else None for axis in order[1:]]
-        return tuple(zeros(*shape, dtype=dtype, axes=axes) for _ in range(config.layers))
+
+        def layer(positions: int) -> Array:
+            shape = [positions if axis == "position" else sizes[axis] for axis in order]
+            return zeros(*shape, dtype=dtype, axes=axes)
+
+        return tuple(map(layer, layer_positions(config, capacity)))
 
     layout = ring_layout()
     return RingCache(
@@ -145,13 +152,14 @@ def insert(
     The prompt's last token is not among them. It becomes the slot's newest `token`, so the next
     step runs it and draws the response's first token like any other.
     """
-    age = (ring.written - 1 - jnp.arange(ring.capacity)) % ring.capacity
-    source = jnp.clip(start + cached - 1 - age, 0, prompt_cache.keys[0].shape[-1] - 1)
 
     def write(
         target: Array, tokens: Array, held: tuple[Axis, ...], order: tuple[Axis, ...]
     ) -> Array:
-        new = jnp.take(tokens, source, axis=held.index("position"))
+        positions, along = target.shape[order.index("position")], held.index("position")
+        age = (ring.written - 1 - jnp.arange(positions)) % positions
+        source = jnp.clip(start + cached - 1 - age, 0, tokens.shape[along] - 1)
+        new = jnp.take(tokens, source, axis=along)
         new = jnp.einsum(new, held, order[1:])
         return jax.lax.dynamic_update_slice_in_dim(target, new[None], slot, axis=0)
 
@@ -166,19 +174,25 @@ def insert(
     )
 
 
-def resized(ring: RingCache, kept: Int[Array, " n"], capacity: int) -> RingCache:
+def resized(
+    config: DecoderConfig, ring: RingCache, kept: Int[Array, " n"], capacity: int
+) -> RingCache:
     """Returns the slots `kept` in a cache of another capacity, which must hold their contexts."""
-    age = (ring.written - 1 - jnp.arange(capacity)) % capacity
-    source = (ring.written - 1 - age) % ring.capacity
 
-    def move(x: Array, order: tuple[Axis, ...]) -> Array:
+    def move(x: Array, positions: int, order: tuple[Axis, ...]) -> Array:
         # Positions older than the old ring was long hold garbage, which no context reaches.
+        age = (ring.written - 1 - jnp.arange(positions)) % positions
+        source = (ring.written - 1 - age) % x.shape[order.index("position")]
         return jnp.take(x[kept], source, axis=order.index("position"))
+
+    def layers(caches: tuple[Array, ...], order: tuple[Axis, ...]) -> tuple[Array, ...]:
+        new = layer_positions(config, capacity)
+        return tuple(move(x, n, order) for x, n in zip(caches, new, strict=True))
 
     layout = ring_layout()
     return ring._replace(
-        keys=tuple(move(x, layout.keys) for x in ring.keys),
-        values=tuple(move(x, layout.values) for x in ring.values),
+        keys=layers(ring.keys, layout.keys),
+        values=layers(ring.values, layout.values),
         context=ring.context[kept],
         token=ring.token[kept],
     )
@@ -192,17 +206,14 @@ def forward(
     The caller draws the next tokens and puts them in the place of `token`.
     """
     context = ring.context + 1
-    capacity = ring.capacity
-    position = ring.written % capacity
-    visible = (ring.written - jnp.arange(capacity)) % capacity < context[:, None]
-    angles = rotation(config, ring.context)
+    angles = {kind: decoder.angles(config, kind, ring.context) for kind in config.kinds}
     x = decoder.embed(config, weights.rest, ring.token)
     keys, values = [], []
     # Unrolled, so that every layer updates its cache in place; a scan would copy all caches.
     for layer, layer_params in enumerate(weights.layers):
         block = nnx.merge(decoder.block_graph(config), layer_params)
-        attend = partial(_attend, ring.keys[layer], ring.values[layer], position, visible)
-        x, (new_keys, new_values) = block(x, angles, attend)
+        attend = partial(_attend, ring.keys[layer], ring.values[layer], ring.written, context)
+        x, (new_keys, new_values) = block(x, angles[config.kind(layer)], attend)
         keys.append(new_keys)
         values.append(new_values)
     x = decoder.final_norm(config, weights.rest, x)
@@ -215,19 +226,19 @@ def forward(
     ring = ring._replace(
         written=ring.written + 1, keys=tuple(keys), values=tuple(values), context=context
     )
-    return ring, logits.astype(jnp.float32)
+    return ring, decoder.scaled(config, logits.astype(jnp.float32))
 
 
 def _attend(
     keys: Float[Array, "S _ _ _"],
     values: Float[Array, "S _ _ _"],
-    position: Int[Array, ""],
-    visible: Bool[Array, "S T"],
+    written: Int[Array, ""],
+    context: Int[Array, " S"],
     query: Float[Array, "S H C"],
     key: Float[Array, "S K C"],
     value: Float[Array, "S K C"],
 ) -> tuple[Float[Array, "S H C"], tuple[Array, Array]]:
-    """Writes the newest key and value at the position, and attends to what each slot may see.
+    """Writes the newest key and value, and attends to a slot's `context` newest positions.
 
     Logits, softmax and sums are float32; queries, weights and caches are in the compute dtype.
     """
@@ -238,10 +249,13 @@ def _attend(
     q = query.reshape(slots, kv_heads, group, width, out_sharding=split)
     q = q * jnp.asarray(width**-0.5, q.dtype)
 
+    positions = keys.shape[layout.keys.index("position")]
+    visible = (written - jnp.arange(positions)) % positions < context[:, None]
+
     def write(cache: Array, new: Array, order: tuple[Axis, ...]) -> Array:
         axis = order.index("position")
         new = jnp.expand_dims(new, axis)
-        return jax.lax.dynamic_update_slice_in_dim(cache, new, position, axis)
+        return jax.lax.dynamic_update_slice_in_dim(cache, new, written % positions, axis)
 
     keys, values = write(keys, key, layout.keys), write(values, value, layout.values)
     of_width = ("slot", "kv_head", "group", "width")

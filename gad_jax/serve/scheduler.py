@@ -127,7 +127,8 @@ class Scheduler:
 
     def _decode(self) -> None:
         student = self.student
-        state = live.start(student.config, student.slots, cache_capacity(1, student.context))
+        self._capacity = cache_capacity(1, student.context)
+        state = live.start(student.config, student.slots, self._capacity)
         before: tuple[Any, list[Request | None]] | None = None
         while self._wait(before is not None):
             state = self._admit(state)
@@ -172,10 +173,11 @@ class Scheduler:
         # One more than the answered tokens: a step may be running on the devices.
         lengths = [len(r.prompt) + r.answered + 1 for r in self._slots if r is not None]
         needed = max(lengths, default=0)
-        capacity, wanted = state.ring.capacity, cache_capacity(needed, self.student.context)
+        capacity, wanted = self._capacity, cache_capacity(needed, self.student.context)
         wasteful = is_wasteful(capacity, needed)
         if capacity < min(needed, self.student.context) or (wasteful and wanted < capacity):
-            state = live.resize(state, wanted)
+            state = live.resize(self.student.config, state, wanted)
+            self._capacity = wanted
         return state
 
     def _hand_out(self, drawn: Any, held: list[Request | None]) -> None:

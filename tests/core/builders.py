@@ -18,7 +18,7 @@ from gad_jax.core.program import Program
 from gad_jax.distributed import devices, sharding
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.models import decoder
-from gad_jax.models.config import DecoderConfig
+from gad_jax.models.config import DecoderConfig, alike
 from gad_jax.settings import sections
 from gad_jax.types import PackedRows, Params, TrainState
 
@@ -35,7 +35,7 @@ GENERATOR = DecoderConfig(
     heads=4,
     kv_heads=2,
     head_width=4,
-    rope_theta=10_000.0,
+    kinds=alike(10_000.0),
     norm_epsilon=1e-6,
     max_positions=64,
     qkv_bias=True,

@@ -1,6 +1,7 @@
 """Packed rows: nothing lost, nothing doubled, nobody sees a neighbour."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
@@ -82,7 +83,9 @@ def test_the_example_of_the_docstring() -> None:
 
 def test_who_sees_whom_in_the_example() -> None:
     rows = pack([array(7, 8)], [[array(5, 2), array(6)]], row_tokens=32)
-    visible = attention.visible(jax.tree.map(lambda x: x[0], rows.segments))
+    visible = attention.visible(
+        *jax.tree.map(lambda x: jnp.asarray(x[0]), (rows.segments, rows.positions))
+    )
     assert np.asarray(visible[0]).astype(int).tolist() == [
         [1, 0, 0, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0, 0, 0],

@@ -15,10 +15,10 @@ from jax.sharding import PartitionSpec as P
 from gad_jax.core.optimizer import adamw
 from gad_jax.distributed import devices, sharding
 from gad_jax.distributed.mesh import make_mesh
-from gad_jax.models import decoder
-from gad_jax.models.config import DecoderConfig
-from gad_jax.models.families import FAMILIES
+from gad_jax.models import decoder, families
+from gad_jax.models.config import DecoderConfig, alike
 from gad_jax.settings.sections import Optimizer
+from tests.models.networks import NETWORKS
 
 
 def network(family: str, **switches: Any) -> DecoderConfig:
@@ -31,18 +31,19 @@ def network(family: str, **switches: Any) -> DecoderConfig:
         heads=4,
         kv_heads=2,
         head_width=4,
-        rope_theta=1e4,
+        kinds=alike(1e4),
         norm_epsilon=1e-6,
         max_positions=64,
         qkv_bias=family == "qwen2",
-        qk_norm=family == "qwen3",
+        qk_norm="head" if family == "qwen3" else "none",
         **switches,
     )
 
 
 def networks() -> list[DecoderConfig]:
     kinds = ({"tied": True}, {"tied": False}, {"head": "score"}, {"head": "score", "tied": True})
-    return [network(family, **kind) for family in FAMILIES for kind in kinds]
+    read = [families.read(hf) for hf in NETWORKS.values()]
+    return [dataclasses.replace(config, **kind) for config in read for kind in kinds]
 
 
 def paths(tree: Any) -> dict[str, Any]:

@@ -2,16 +2,18 @@
 
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from transformers import AutoTokenizer
 
 from gad_jax.models import weights
 from gad_jax.models.builtin.tiny import write_tiny
+from gad_jax.models.builtin.untrained import Family
 from gad_jax.models.config import DecoderConfig
 from gad_jax.types import Params
-from tests.models.record_reference import VARIANTS
+from tests.models import networks
+from tests.models.record_reference import write_variant
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +23,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Any:
     @functools.cache
     def load(name: str) -> tuple[Path, DecoderConfig, Params]:
         directory = tmp_path_factory.mktemp(name)
-        # two files where torch reads along: names must be found through the index too
-        write_tiny(directory, **VARIANTS[name], num_shards=1 if VARIANTS[name]["tied"] else 2)
+        write_variant(directory, name)
         return directory, *weights.load(directory)
 
     return load
@@ -35,6 +36,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
     @functools.cache
     def write(family: str = "llama", tied: bool = True, **options: Any) -> Path:
         directory = tmp_path_factory.mktemp(family)
+        if family not in get_args(Family):
+            return networks.write(directory / "model", networks.of_family(family, tied))
         write_tiny(directory, family, tied, **options)
         return directory
 

@@ -1,4 +1,4 @@
-"""Records what transformers computes for random-tiny of each family: reference/logits.npz.
+"""Records what transformers computes for random networks of all families: reference/logits.npz.
 
 `python -m tests.models.record_reference` writes it, in the repository's root, with torch installed.
 test_decoder.py compares with it, so that parity is tested where torch is missing.
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from gad_jax.models.builtin.tiny import write_tiny
+from tests.models import networks
 
 FILE = Path(__file__).parent / "reference" / "logits.npz"
 LENGTH = 48
@@ -26,6 +27,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "qwen3-tied": {"family": "qwen3", "tied": True},
     "qwen3": {"family": "qwen3", "tied": False},
 }
+
+
+NAMES = (*VARIANTS, *networks.NETWORKS)
+
+
+def write_variant(directory: Path, name: str) -> None:
+    """Writes the network of this name as a Hugging Face directory."""
+    if name in VARIANTS:
+        # two files where the head is apart: names must be found through the index too
+        write_tiny(directory, **VARIANTS[name], num_shards=1 if VARIANTS[name]["tied"] else 2)
+    else:
+        networks.write(directory, networks.NETWORKS[name])
 
 
 def tokens(rows: int = 1, length: int = LENGTH) -> np.ndarray:
@@ -47,9 +60,10 @@ def record() -> None:
     from transformers import AutoModelForCausalLM
 
     recorded = {}
-    for name, variant in VARIANTS.items():
-        with tempfile.TemporaryDirectory() as directory:
-            write_tiny(Path(directory), **variant)
+    for name in NAMES:
+        with tempfile.TemporaryDirectory() as parent:
+            directory = Path(parent) / name
+            write_variant(directory, name)
             model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
             with torch.no_grad():
                 logits = model(torch.from_numpy(tokens()).long()).logits[0].numpy()

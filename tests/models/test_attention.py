@@ -21,7 +21,13 @@ TOLERANCE = 2e-6
 
 # Compiled whole: op by op, each operation of each shape is compiled by itself.
 attend = jax.jit(attention.attend)
-visible = jax.jit(attention.visible)
+
+
+@jax.jit
+def visible(segments: Segments) -> jax.Array:
+    """Returns the mask of layers without a window, which reads no positions."""
+    return attention.visible(segments, segments.own)
+
 
 # A prompt of two tokens, responses of two and one, padded to seven.
 SHARED = Segments(np.array([[1, 1, 2, 2, 3, 0, 0]]), np.array([[1, 1, 1, 1, 1, 0, 0]]))

@@ -15,7 +15,7 @@ from gad_jax.core import forward, packing, steps
 from gad_jax.core.forward import TokenLoss
 from gad_jax.core.program import Program
 from gad_jax.models import costs, decoder
-from gad_jax.models.config import DecoderConfig
+from gad_jax.models.config import DecoderConfig, alike
 from gad_jax.models.costs import Work
 from gad_jax.settings import config as settings
 from gad_jax.settings import sections
@@ -24,7 +24,7 @@ from gad_jax.types import PackedRows
 
 NETWORK = DecoderConfig(
     family="llama", vocabulary=512, width=128, mlp_width=384, layers=1, heads=4, kv_heads=2,
-    head_width=32, rope_theta=1e4, norm_epsilon=1e-6, max_positions=512, tied=True, remat="none",
+    head_width=32, kinds=alike(1e4), norm_epsilon=1e-6, max_positions=512, tied=True, remat="none",
 )  # fmt: skip
 SCORER = dataclasses.replace(NETWORK, head="score")
 PROMPTS, SAMPLES, ASKED, ANSWERED = 4, 8, 40, 60

@@ -12,7 +12,7 @@ from jax.extend.core import jaxprs_in_params
 from gad_jax.models import decoder
 from gad_jax.models.config import DecoderConfig
 from gad_jax.types import Params, Segments
-from tests.models.record_reference import FILE, LENGTH, VARIANTS, summary, tokens
+from tests.models.record_reference import FILE, LENGTH, NAMES, VARIANTS, summary, tokens
 from tests.models.variants import PARITY, Rows, logits, rows
 
 # The same sums over blocks of other lengths.
@@ -31,7 +31,7 @@ def as_score(config: DecoderConfig, params: Params, **changes: Any) -> tuple[Dec
     return dataclasses.replace(config, head="score", **changes), params
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", NAMES)
 def test_logits_are_those_that_transformers_computed(models: Any, name: str) -> None:
     _, config, params = models(name)
     with np.load(FILE) as recorded:

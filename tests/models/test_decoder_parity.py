@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gad_jax.models import weights
-from tests.models.record_reference import VARIANTS, tokens
+from tests.models.record_reference import NAMES, tokens
 from tests.models.variants import PARITY, logits, rows
 
 
@@ -25,7 +25,7 @@ def torch_logits(directory: Path, ids: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", NAMES)
 def test_parity_with_live_transformers(models: Any, name: str) -> None:
     directory, config, params = models(name)
     ids = tokens(2, 100)
@@ -34,7 +34,7 @@ def test_parity_with_live_transformers(models: Any, name: str) -> None:
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("name", ["llama3-rope", "qwen2-tied", "qwen3"])
+@pytest.mark.parametrize("name", NAMES)
 def test_parity_with_what_transformers_saves(models: Any, tmp_path: Path, name: str) -> None:
     pytest.importorskip("torch")
     from transformers import AutoModelForCausalLM

@@ -5,12 +5,15 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from gad_jax.base.errors import UserError
 from gad_jax.models import weights
 from gad_jax.models.builtin.tiny import write_tiny
+from gad_jax.models.families import FAMILIES
 from tests.models.files import (
     FILE,
     edit_config,
@@ -34,14 +37,10 @@ def refusal(directory: Path) -> str:
 REFUSED = [
     ({"model_type": "mamba"}, "model_type='mamba'"),
     ({"model_type": None}, "model_type=None"),
-    ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type='yarn'"),
     ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4}}, "rope_type='dynamic'"),
-    ({"use_sliding_window": True}, "use_sliding_window=True"),
     ({"quantization_config": {"bits": 4}}, "quantization_config={'bits': 4}"),
     ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
-    ({"model_type": "llama", "mlp_bias": True}, "mlp_bias=True"),
-    ({"model_type": "llama", "attention_bias": True}, "attention_bias=true"),
-    ({"model_type": "qwen3", "attention_bias": True}, "attention_bias=true"),
+    ({"is_causal": False}, "is_causal=False"),
 ]
 
 
@@ -54,12 +53,14 @@ def test_what_the_decoder_lacks_is_refused(
 
 
 def test_a_refusal_says_what_there_is(broken: Path) -> None:
-    edit_config(broken, rope_scaling={"rope_type": "yarn"})
-    assert refusal(broken).endswith("this decoder has 'default' and 'llama3'")
+    edit_config(broken, rope_scaling={"rope_type": "dynamic"})
+    assert refusal(broken).endswith(
+        "this decoder has 'default', 'linear', 'llama3', 'yarn', 'longrope'"
+    )
     edit_config(broken, rope_scaling=None, hidden_act="gelu")
-    assert refusal(broken).endswith("this decoder needs 'silu'")
+    assert refusal(broken).endswith("this decoder needs 'silu' or 'gelu_pytorch_tanh'")
     edit_config(broken, model_type="mamba")
-    assert refusal(broken).endswith("llama, qwen2, qwen3; use a model of one of these")
+    assert refusal(broken).endswith(f"{', '.join(FAMILIES)}; use a model of one of these")
 
 
 def test_a_missing_field_is_named(broken: Path) -> None:
@@ -136,3 +137,55 @@ def test_an_index_may_not_point_elsewhere(broken: Path, target: Any) -> None:
 def test_an_index_that_is_none(broken: Path, text: str) -> None:
     (broken / f"{FILE}.index.json").write_text(text)
     assert f"{FILE}.index.json is not a safetensors index" in refusal(broken)
+
+
+def change_tensors(directory: Path, changes: dict[str, np.ndarray]) -> None:
+    tensors = load_file(directory / FILE)
+    save_file(tensors | changes, directory / FILE)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.2.self_attn.q_proj.weight",  # a layer that config.json does not count
+        "model.layers.0.self_attn.q_proj.bias",
+        "model.layers.0.self_attn.q_norm.weight",
+        "model.layers.0.mlp.gate_proj.weight_scale",
+        "mtp.layers.0.weight",
+    ],
+)
+def test_a_tensor_that_nothing_takes_is_refused(tmp_path: Path, name: str) -> None:
+    write_tiny(tmp_path, "llama")
+    change_tensors(tmp_path, {name: np.ones(32, np.float32)})
+    message = refusal(tmp_path)
+    assert f"the weights hold {name}, which a network of family 'llama'" in message
+    assert message.endswith("check that config.json belongs to these weights")
+
+
+def test_a_head_of_its_own_is_no_tied_head(tmp_path: Path) -> None:
+    write_tiny(tmp_path, "llama", tied=True)
+    embedding = load_file(tmp_path / FILE)["model.embed_tokens.weight"]
+    change_tensors(tmp_path, {"lm_head.weight": embedding})
+    assert weights.load(tmp_path)[0].tied  # stored twice, as some tools do
+    change_tensors(tmp_path, {"lm_head.weight": embedding + 1e-3})
+    assert "tie_word_embeddings=true, but the weights hold an lm_head.weight that differs" in (
+        refusal(tmp_path)
+    )
+
+
+def test_what_old_versions_stored_is_harmless(tmp_path: Path) -> None:
+    write_tiny(tmp_path, "llama")
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    change_tensors(tmp_path, {name: np.ones(4, np.float32)})
+    weights.load(tmp_path)
+
+
+def test_a_model_saved_without_its_head_has_shorter_names(tmp_path: Path) -> None:
+    write_tiny(tmp_path / "a", "qwen3", tied=True)
+    write_tiny(tmp_path / "b", "qwen3", tied=True)
+    tensors = load_file(tmp_path / "a" / FILE)
+    bare = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    save_file(bare, tmp_path / "b" / FILE)
+    (_, ours), (_, theirs) = weights.load(tmp_path / "a"), weights.load(tmp_path / "b")
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -7,7 +7,7 @@ import pytest
 from gad_jax.distributed import targets
 from gad_jax.distributed.hlo import Collective
 from gad_jax.distributed.targets import CHIPS
-from gad_jax.models.config import DecoderConfig
+from gad_jax.models.config import DecoderConfig, alike
 from gad_jax.plan import estimate, workload
 from gad_jax.plan.programs import Compiled
 from gad_jax.settings.config import Config
@@ -15,7 +15,7 @@ from gad_jax.settings.sections import Batch, Data, Rollout, Student
 
 NETWORK = DecoderConfig(
     family="llama", vocabulary=512, width=128, mlp_width=384, layers=3, heads=4, kv_heads=2,
-    head_width=32, rope_theta=1e4, norm_epsilon=1e-6, max_positions=512, compute_dtype="bfloat16",
+    head_width=32, kinds=alike(1e4), norm_epsilon=1e-6, max_positions=512, compute_dtype="bfloat16",
 )  # fmt: skip
 TARGET = targets.parse("h100:1x1")
 

@@ -97,9 +97,9 @@ def decode(
                     RowSamplers.of(sampler),
                 )
             if step == 5:
-                state = live.resize(state, 2 * capacity)
+                state = live.resize(one.config, state, 2 * capacity)
             if step == 30:
-                state = live.resize(state, capacity)
+                state = live.resize(one.config, state, capacity)
             state, tokens, _ = live.step(one.config, one.weights, state)
             ready = devices.fetch(tokens)
             for slot, index in list(held.items()):

@@ -5,12 +5,12 @@ import pytest
 
 from gad_jax.base.errors import UserError
 from gad_jax.distributed.mesh import make_mesh
-from gad_jax.models.config import DecoderConfig
+from gad_jax.models.config import DecoderConfig, alike
 from gad_jax.rollout import memory
 
 NETWORK = DecoderConfig(
     family="llama", vocabulary=512, width=32, mlp_width=64, layers=2, heads=4, kv_heads=2,
-    head_width=8, rope_theta=1e4, norm_epsilon=1e-6, max_positions=512,
+    head_width=8, kinds=alike(1e4), norm_epsilon=1e-6, max_positions=512,
 )  # fmt: skip
 
 

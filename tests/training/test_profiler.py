@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gad_jax.models import costs
-from gad_jax.models.config import DecoderConfig
+from gad_jax.models.config import DecoderConfig, alike
 from gad_jax.models.costs import Work
 from gad_jax.settings.operation import Profile
 from gad_jax.training import profiler
@@ -16,7 +16,7 @@ pytest_plugins = ["tests.run_fixtures"]
 
 NETWORK = DecoderConfig(
     family="llama", vocabulary=10, width=4, mlp_width=8, layers=2, heads=2, kv_heads=1,
-    head_width=2, rope_theta=1e4, norm_epsilon=1e-6, max_positions=64, tied=True,
+    head_width=2, kinds=alike(1e4), norm_epsilon=1e-6, max_positions=64, tied=True,
 )  # fmt: skip
 
 

@@ -1,66 +1,135 @@
 """What all families share: the usual fields of a Hugging Face config and the usual weight names."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from gad_jax.base.errors import UserError
-from gad_jax.models.config import DecoderConfig, RopeScaling
+from gad_jax.models.config import DecoderConfig, LayerKind, Rope
+from gad_jax.models.families import rope
+from gad_jax.models.families.fields import MISSING, Fields
+from gad_jax.models.families.rope import FULL, SLIDING
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
-_SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "max_position_embeddings",
-)
+_ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
-NAMES = {
-    "embedding": "model.embed_tokens.weight",
-    "final_norm/scale": "model.norm.weight",
-    "head/kernel": "lm_head.weight",
-    "score/kernel": "score.weight",
-    "layers/attention_norm/scale": "model.layers.{}.input_layernorm.weight",
-    "layers/query/kernel": "model.layers.{}.self_attn.q_proj.weight",
-    "layers/key/kernel": "model.layers.{}.self_attn.k_proj.weight",
-    "layers/value/kernel": "model.layers.{}.self_attn.v_proj.weight",
-    "layers/output/kernel": "model.layers.{}.self_attn.o_proj.weight",
-    "layers/mlp_norm/scale": "model.layers.{}.post_attention_layernorm.weight",
-    "layers/gate/kernel": "model.layers.{}.mlp.gate_proj.weight",
-    "layers/up/kernel": "model.layers.{}.mlp.up_proj.weight",
-    "layers/down/kernel": "model.layers.{}.mlp.down_proj.weight",
-}
+
+class Part(NamedTuple):
+    """Some rows of a Hugging Face tensor that holds several parameters one after the other."""
+
+    tensor: str
+    start: int
+    stop: int
+    rows: int
+    """Rows of the whole tensor."""
+
+
+Names = dict[str, str | Part]
 """Our parameter path → Hugging Face tensor; {} is the layer. Kernels are stored transposed."""
 
 
-def read(hf: dict[str, Any], **switches: Any) -> DecoderConfig:
-    """Returns the DecoderConfig of a config.json, a family's own `switches` added.
+def read(
+    fields: Fields,
+    *,
+    kinds: tuple[LayerKind, ...] = (),
+    pattern: Sequence[int] = (),
+    epsilon: float = 1e-6,
+    tied: bool = False,
+    kv_heads: int | None = None,
+    head_width: int | None = None,
+    activation: str = "hidden_act",
+    **switches: Any,
+) -> DecoderConfig:
+    """Returns the DecoderConfig of a config.json.
 
-    Raises UserError for a feature that the decoder does not have.
+    `kinds` and `pattern` are the family's layers (default: all see everything), the next four the
+    defaults of transformers' class, `activation` the name of that field. Raises UserError for a
+    field that has a value this decoder cannot compute, or that nothing knows.
     """
-    _refuse_unknown(hf)
-    _check_sizes(hf)
-    rope = rope_parameters(hf)
-    heads, width = hf["num_attention_heads"], hf["hidden_size"]
-    return DecoderConfig(
-        family=hf["model_type"],
-        vocabulary=hf["vocab_size"],
-        width=width,
-        mlp_width=hf["intermediate_size"],
-        layers=hf["num_hidden_layers"],
-        heads=heads,
-        kv_heads=hf.get("num_key_value_heads") or heads,
-        head_width=hf.get("head_dim") or width // heads,
-        rope_theta=float(rope["rope_theta"]),
-        rope_scaling=_rope_scaling(rope),
-        norm_epsilon=hf.get("rms_norm_eps", 1e-6),
-        max_positions=hf.get("max_position_embeddings", 2048),
-        tied=hf.get("tie_word_embeddings", False),
-        stored_dtype=_stored_dtype(hf),
-        head="score" if "SequenceClassification" in _architecture(hf) else "vocabulary",
+    _refuse_other_attention(fields, whole=not kinds)
+    heads = _heads(fields, kv_heads, head_width)
+    kinds = kinds or (LayerKind(rope.read(fields)),)
+    config = DecoderConfig(
+        family=fields.hf["model_type"],
+        vocabulary=fields.count("vocab_size"),
+        width=fields.count("hidden_size"),
+        mlp_width=fields.count("intermediate_size"),
+        layers=fields.count("num_hidden_layers"),
+        heads=heads[0],
+        kv_heads=heads[1],
+        head_width=heads[2],
+        norm_epsilon=fields.number("rms_norm_eps", epsilon),
+        max_positions=_max_positions(fields, kinds),
+        kinds=kinds,
+        pattern=tuple(pattern) if len(kinds) > 1 else (),
+        tied=fields.flag("tie_word_embeddings", tied),
+        activation=_activation(fields, activation),
+        stored_dtype=_stored_dtype(fields.hf),
+        head="score" if "SequenceClassification" in _architecture(fields.hf) else "vocabulary",
         **switches,
+    )
+    fields.refuse_unread()
+    return config
+
+
+def _refuse_other_attention(fields: Fields, whole: bool) -> None:
+    """Refuses what is no causal decoder; `whole`: the family's layers have no windows."""
+    fields.only("is_causal", True)
+    fields.only("use_bidirectional_attention", False)
+    fields.only("is_encoder_decoder", False)
+    fields.only("add_cross_attention", False)
+    fields.only("quantization_config")
+    if whole:
+        fields.only("layer_types", [FULL] * fields.count("num_hidden_layers"))
+        fields.only("use_sliding_window", False)
+
+
+def _heads(fields: Fields, kv_heads: int | None, head_width: int | None) -> tuple[int, int, int]:
+    """Returns query heads, key/value heads and the width of a head."""
+    heads, width = fields.count("num_attention_heads"), fields.count("hidden_size")
+    kv_heads = fields.count("num_key_value_heads", kv_heads or heads)
+    head_width = fields.count("head_dim", head_width or width // heads or MISSING)
+    if heads % kv_heads or head_width % 2 or (fields.get("head_dim") is None and width % heads):
+        raise UserError(
+            f"config.json: hidden_size={width}, num_attention_heads={heads}, "
+            f"num_key_value_heads={kv_heads} and heads of {head_width} do not divide each other; "
+            "fetch the model again"
+        )
+    return heads, kv_heads, head_width
+
+
+def layer_kinds(
+    fields: Fields, full: Rope, sliding: Rope, window: int | None, default: Sequence[str]
+) -> tuple[tuple[LayerKind, ...], tuple[int, ...]]:
+    """Returns the kinds of layers and their pattern from `layer_types`, else the family's default.
+
+    A window is of sliding layers alone; they need one. A kind that no layer has is left out.
+    """
+    layers = fields.count("num_hidden_layers")
+    types = fields.get("layer_types", list(default))
+    if not isinstance(types, list) or len(types) != layers or set(types) - {FULL, SLIDING}:
+        raise UserError(
+            f"config.json: layer_types must be a list of {layers} entries, each {FULL!r} or "
+            f"{SLIDING!r}, and is {types!r}; fetch the model again"
+        )
+    if SLIDING in types and window is None:
+        raise UserError(
+            f"config.json: layer_types has {SLIDING!r}, but no window is in use "
+            f"(sliding_window={fields.hf.get('sliding_window')!r}, "
+            f"use_sliding_window={fields.hf.get('use_sliding_window')!r}); correct one of them"
+        )
+    found = {FULL: LayerKind(full), SLIDING: LayerKind(sliding, window or 0)}
+    kinds = tuple(dict.fromkeys(found[kind] for kind in types))
+    return kinds, tuple(kinds.index(found[kind]) for kind in types)
+
+
+def window(fields: Fields, default: int | None = None) -> int | None:
+    """Returns `sliding_window`, where null stands for none and a missing field for the default."""
+    if "sliding_window" in fields.hf and fields.get("sliding_window") is None:
+        return None
+    return (
+        None
+        if default is None and fields.get("sliding_window") is None
+        else fields.count("sliding_window", default or MISSING)
     )
 
 
@@ -80,66 +149,91 @@ def write(config: DecoderConfig, name: str, **switches: Any) -> dict[str, Any]:
         "num_attention_heads": config.heads,
         "num_key_value_heads": config.kv_heads,
         "head_dim": config.head_width,
-        "hidden_act": "silu",
+        "hidden_act": next(hf for hf, own in _ACTIVATIONS.items() if own == config.activation),
         "rms_norm_eps": config.norm_epsilon,
-        "rope_theta": config.rope_theta,
         "max_position_embeddings": config.max_positions,
         "tie_word_embeddings": config.tied,
         "torch_dtype": config.stored_dtype,
-        **switches,
     }
-    if s := config.rope_scaling:
-        hf["rope_scaling"] = {
-            "rope_type": "llama3",
-            "factor": s.factor,
-            "low_freq_factor": s.low_frequency_factor,
-            "high_freq_factor": s.high_frequency_factor,
-            "original_max_position_embeddings": s.original_max_positions,
-        }
+    full = next((each.rope for each in config.kinds if not each.window and each.rope), None)
+    if positions := full or config.kinds[0].rope:
+        hf |= rope.write(config, positions)
     if config.head == "score":
         hf |= {"num_labels": 1, "id2label": {"0": "score"}, "label2id": {"score": 0}}
-    return hf
+    return hf | switches
 
 
-def rope_parameters(hf: dict[str, Any]) -> dict[str, Any]:
-    """Returns rope_theta, rope_type and the rest, from either form of config.json."""
-    rope = dict(hf.get("rope_scaling") or {}) | dict(hf.get("rope_parameters") or {})
-    rope.setdefault("rope_theta", hf.get("rope_theta", 10000.0))
-    rope.setdefault("rope_type", rope.pop("type", "default"))
-    return rope
+def layer_types(config: DecoderConfig) -> list[str]:
+    """Returns `layer_types` of config.json."""
+    return [SLIDING if config.kind(n).window else FULL for n in range(config.layers)]
 
 
-def _rope_scaling(rope: dict[str, Any]) -> RopeScaling | None:
-    if rope["rope_type"] == "default":
-        return None
-    if rope["rope_type"] != "llama3":
-        raise UserError(
-            f"config.json: rope_type={rope['rope_type']!r} is not supported; "
-            "this decoder has 'default' and 'llama3'"
-        )
-    return RopeScaling(
-        factor=rope["factor"],
-        low_frequency_factor=rope["low_freq_factor"],
-        high_frequency_factor=rope["high_freq_factor"],
-        original_max_positions=rope["original_max_position_embeddings"],
-    )
+def largest_window(config: DecoderConfig) -> int | None:
+    """Returns `sliding_window` of config.json: None where no layer has a window."""
+    return max(kind.window for kind in config.kinds) or None
 
 
-def _check_sizes(hf: dict[str, Any]) -> None:
-    """Raises UserError for sizes that no network has."""
-    for field in _SIZES:
-        size = hf.get(field)
-        if size is not None and (type(size) is not int or size < 1):
-            raise UserError(
-                f"config.json: {field}={size!r} must be an integer greater than 0; fetch the "
-                "model again"
-            )
-    heads, kv_heads = hf["num_attention_heads"], hf.get("num_key_value_heads") or 1
-    if heads % kv_heads or (hf.get("head_dim") is None and hf["hidden_size"] % heads):
-        raise UserError(
-            f"config.json: hidden_size={hf['hidden_size']}, num_attention_heads={heads} and "
-            f"num_key_value_heads={kv_heads} do not divide each other; fetch the model again"
-        )
+def names(config: DecoderConfig) -> Names:
+    """Returns the usual names of all parameters that the network has."""
+    attention, mlp = "model.layers.{}.self_attn.", "model.layers.{}.mlp."
+    found: Names = {
+        "embedding": "model.embed_tokens.weight",
+        "final_norm/scale": "model.norm.weight",
+    }
+    if config.head == "score":
+        found |= {"score/kernel": "score.weight"}
+    elif not config.tied:
+        found |= {"head/kernel": "lm_head.weight"}
+    for ours, theirs in (("query", "q"), ("key", "k"), ("value", "v"), ("output", "o")):
+        found[f"layers/{ours}/kernel"] = f"{attention}{theirs}_proj.weight"
+        if config.output_bias if ours == "output" else config.qkv_bias:
+            found[f"layers/{ours}/bias"] = f"{attention}{theirs}_proj.bias"
+    for ours in ("gate", "up", "down"):
+        found[f"layers/{ours}/kernel"] = f"{mlp}{ours}_proj.weight"
+        if config.mlp_bias:
+            found[f"layers/{ours}/bias"] = f"{mlp}{ours}_proj.bias"
+    if config.qk_norm != "none":
+        found |= {f"layers/{ours}_norm/scale": f"{attention}{ours[0]}_norm.weight"
+                  for ours in ("query", "key")}  # fmt: skip
+    for ours, theirs in _NORMS[config.norms].items():
+        found[f"layers/{ours}/scale"] = f"model.layers.{{}}.{theirs}.weight"
+    return found
+
+
+_NORMS = {
+    "before": {
+        "attention_norm": "input_layernorm",
+        "mlp_norm": "post_attention_layernorm",
+    },
+    "after": {
+        "attention_post_norm": "post_attention_layernorm",
+        "mlp_post_norm": "post_feedforward_layernorm",
+    },
+    "both": {
+        "attention_norm": "input_layernorm",
+        "attention_post_norm": "post_attention_layernorm",
+        "mlp_norm": "pre_feedforward_layernorm",
+        "mlp_post_norm": "post_feedforward_layernorm",
+    },
+}
+
+
+def _max_positions(fields: Fields, kinds: tuple[LayerKind, ...]) -> int:
+    """Returns the longest sequence: LongRoPE's long factors are not used (see `LongRope`)."""
+    most = fields.count("max_position_embeddings", 2048)
+    scalings = (kind.rope.scaling for kind in kinds if kind.rope)
+    limits = (getattr(s, "original_max_positions", most) for s in scalings if _is_long(s))
+    return min(most, *limits, most)
+
+
+def _is_long(scaling: Any) -> bool:
+    return hasattr(scaling, "long_factors")
+
+
+def _activation(fields: Fields, name: str) -> Any:
+    fields.only(name, *_ACTIVATIONS)
+    default = "silu" if name == "hidden_act" else "gelu_pytorch_tanh"
+    return _ACTIVATIONS[fields.get(name, default)]
 
 
 def _stored_dtype(hf: dict[str, Any]) -> str:
@@ -153,20 +247,3 @@ def _stored_dtype(hf: dict[str, Any]) -> str:
 
 def _architecture(hf: dict[str, Any]) -> str:
     return (hf.get("architectures") or [""])[0]
-
-
-def _refuse_unknown(hf: dict[str, Any]) -> None:
-    refused = {
-        "hidden_act": ("silu",),
-        "use_sliding_window": (False,),
-        "mlp_bias": (False,),
-        "quantization_config": (None,),
-        "pretraining_tp": (1,),
-    }
-    for field, allowed in refused.items():
-        value = hf.get(field, allowed[0])
-        if value not in allowed:
-            raise UserError(
-                f"config.json: {field}={value!r} is not supported; this decoder needs "
-                f"{allowed[0]!r}"
-            )

@@ -1,21 +1,21 @@
-"""Llama 2, 3 and their relatives (SmolLM2): no biases; Llama 3.1 and later stretch RoPE."""
+"""Llama 2, 3 and their relatives (SmolLM2); Llama 3.1 and later stretch RoPE."""
 
 from typing import Any
 
-from gad_jax.base.errors import UserError
 from gad_jax.models.config import DecoderConfig
 from gad_jax.models.families import common
+from gad_jax.models.families.fields import Fields
 
-NAMES = common.NAMES
+names = common.names
 
 
-def read(hf: dict[str, Any]) -> DecoderConfig:
+def read(fields: Fields) -> DecoderConfig:
     """Returns the DecoderConfig of a config.json with `model_type: llama`."""
-    if hf.get("attention_bias"):
-        raise UserError("config.json: attention_bias=true is not supported for llama models")
-    return common.read(hf)
+    bias = fields.flag("attention_bias", False)
+    mlp_bias = fields.flag("mlp_bias", False)
+    return common.read(fields, qkv_bias=bias, output_bias=bias, mlp_bias=mlp_bias)
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
     """Returns the config.json of a llama network."""
-    return common.write(config, "Llama", attention_bias=False, mlp_bias=False)
+    return common.write(config, "Llama", attention_bias=config.qkv_bias, mlp_bias=config.mlp_bias)

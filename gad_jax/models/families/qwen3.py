@@ -1,24 +1,31 @@
-"""Qwen3 (dense): RMS norms on each head's query and key, no biases."""
+"""Qwen3 (dense): RMS norms on each head's query and key."""
 
 from typing import Any
 
-from gad_jax.base.errors import UserError
 from gad_jax.models.config import DecoderConfig
-from gad_jax.models.families import common
+from gad_jax.models.families import common, qwen2
+from gad_jax.models.families.fields import Fields
 
-NAMES = common.NAMES | {
-    "layers/query_norm/scale": "model.layers.{}.self_attn.q_norm.weight",
-    "layers/key_norm/scale": "model.layers.{}.self_attn.k_norm.weight",
-}
+names = common.names
 
 
-def read(hf: dict[str, Any]) -> DecoderConfig:
+def read(fields: Fields) -> DecoderConfig:
     """Returns the DecoderConfig of a config.json with `model_type: qwen3`."""
-    if hf.get("attention_bias"):
-        raise UserError("config.json: attention_bias=true is not supported for qwen3 models")
-    return common.read(hf, qk_norm=True)
+    bias = fields.flag("attention_bias", False)
+    kinds, pattern = qwen2.layers(fields)
+    return common.read(
+        fields,
+        kinds=kinds,
+        pattern=pattern,
+        kv_heads=32,
+        head_width=128,
+        qkv_bias=bias,
+        output_bias=bias,
+        qk_norm="head",
+    )
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
     """Returns the config.json of a Qwen3 network."""
-    return common.write(config, "Qwen3", attention_bias=False, use_sliding_window=False)
+    windows = qwen2.windows(config)
+    return common.write(config, "Qwen3", attention_bias=config.qkv_bias, **windows)
