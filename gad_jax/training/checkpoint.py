@@ -2,9 +2,9 @@
 
 A step is written next to its final place and renamed when complete, so a killed save leaves nothing
 that could be mistaken for a checkpoint. Orbax notices a missing or truncated file, but restores a
-flipped bit silently. So the record holds a digest of every array and of itself, which
-`restoring.py` checks. Any pytree of arrays can be saved; a run saves a `types.TrainState`.
-Directories are on local or shared file systems.
+flipped bit silently. So the record holds a hash of every array and of itself, `sums.py` adds those
+of all files, and `restoring.py` checks them. Any pytree of arrays can be saved; a run saves a
+`types.TrainState`. Directories are on local or shared file systems.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ import orbax.checkpoint as ocp
 from gad_jax.base import files
 from gad_jax.base.errors import StorageError, UserError, first_line
 from gad_jax.distributed import processes
-from gad_jax.training import digest, restoring
+from gad_jax.training import digest, restoring, sums
 from gad_jax.training.orbax_errors import SaveErrors, quiet
 from gad_jax.training.restoring import Meta, Restored
 
@@ -211,6 +211,8 @@ class Checkpoints:
                 self._manager.wait_until_finished()
         except Exception as error:
             raise self._failed_save(error) from error
+        if processes.is_first():
+            sums.write(self.directory / str(self._pending))
         logger.info("committed checkpoint %d in %s", self._pending, self.directory)
         self._pending = None
 

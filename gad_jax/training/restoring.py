@@ -11,10 +11,10 @@ import orbax.checkpoint as ocp
 
 from gad_jax.base.errors import UserError, first_line
 from gad_jax.distributed import processes
-from gad_jax.training import digest
+from gad_jax.training import digest, format_1, sums
 from gad_jax.training.orbax_errors import quiet
 
-FORMAT = 1
+FORMAT = 2
 """Number of the layout of a record; a later version says what it can read."""
 
 RECORD = "record.json"
@@ -46,9 +46,11 @@ def try_restore(
     record, state, reason = None, None, ""
     try:
         record = read_record(checkpoint)
+        if not subset:  # a part is verified by the digests of its arrays
+            sums.check(checkpoint)
     except UNREADABLE as error:
         reason = first_line(error, with_class=True)
-    if processes.all_of(record is not None):
+    if processes.all_of(not reason):
         assert record is not None
         expected = abstract(record["meta"])
         _check_layout(checkpoint, record["layout"], digest.layout(expected), subset, advice)
@@ -71,10 +73,14 @@ def read_record(checkpoint: Path) -> Meta:
     Raises one of `UNREADABLE` when it is missing or damaged, UserError for another format.
     """
     record = digest.unsealed((checkpoint / "meta" / RECORD).read_bytes())
-    if record["format"] != FORMAT:
+    if record["format"] not in (1, FORMAT):
         raise UserError(
-            f"checkpoint {checkpoint} has format {record['format']}, and this version reads format "
+            f"checkpoint {checkpoint} has format {record['format']}, and this version reads 1 and "
             f"{FORMAT}; use the version that wrote it"
+        )
+    if record["step"] != int(checkpoint.name):
+        raise digest.DamagedRecord(
+            f"it is the checkpoint of step {record['step']}; a directory was renamed or copied"
         )
     return record
 
@@ -90,7 +96,7 @@ def _read_state(step: int, manager: ocp.CheckpointManager, expected: Any, record
     )
     items = {"state": arguments}
     leaves = manager.restore(step, args=ocp.args.Composite(**items))["state"]
-    found = digest.digests(leaves)
+    found = (format_1 if record["format"] == 1 else digest).digests(leaves)
     wrong = [name for name in wanted if found[name] != record["digests"][name]]
     if wrong:
         raise ValueError(f"{len(wrong)} arrays changed on disk, {wrong[0]} among them")

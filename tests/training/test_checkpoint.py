@@ -11,9 +11,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gad_jax.base.errors import StorageError, UserError
-from gad_jax.training import digest
+from gad_jax.training import digest, restoring
 from gad_jax.training.checkpoint import Checkpoints
-from tests.training.checkpoint_states import abstract, host, make_mesh, make_state
+from tests.training.checkpoint_states import abstract, host, make_mesh, make_params, make_state
 
 
 @pytest.fixture
@@ -229,18 +229,34 @@ def test_a_removal_that_was_cut_short_is_finished(tmp_path: Path, mesh: Mesh) ->
     again.close()
 
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "format-1"
-"""A checkpoint as the first version of the layout wrote it; made anew only with another FORMAT:
+GOLDEN = Path(__file__).parents[1] / "golden"
+"""Checkpoints as each version of the layout wrote them; another FORMAT needs another:
 
-    Checkpoints(GOLDEN).save(7, make_state(make_mesh(), seed=3), {"step": 7}, score=0.5)
+    Checkpoints(GOLDEN / "format-N").save(7, make_state(make_mesh(), 3), {"step": 7}, score=0.5)
 """
 
 
-def test_a_checkpoint_of_the_first_version_is_still_read(tmp_path: Path, mesh: Mesh) -> None:
-    shutil.copytree(GOLDEN, tmp_path / "checkpoints")
+@pytest.mark.parametrize("version", [1, restoring.FORMAT])
+def test_a_checkpoint_of_every_version_is_still_read(
+    tmp_path: Path, mesh: Mesh, version: int
+) -> None:
+    shutil.copytree(GOLDEN / f"format-{version}", tmp_path / "checkpoints")
     wanted = make_state(mesh, seed=3)
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     step, restored, meta = checkpoints.restore(lambda _: abstract(wanted))
     assert (step, meta, checkpoints.best()) == (7, {"step": 7}, 7)
     assert host(restored) == host(wanted)
     checkpoints.close()
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_refused(tmp_path: Path, mesh: Mesh) -> None:
+    states = {step: {"params": make_params(mesh, step)} for step in (1, 2, 3)}
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    for step, state in states.items():
+        checkpoints.save(step, state, {})
+    checkpoints.close()
+    shutil.rmtree(tmp_path / "3")
+    shutil.copytree(tmp_path / "1", tmp_path / "3")
+    opened = Checkpoints(tmp_path, keep=3)
+    assert opened.restore(lambda _: abstract(states[1])).step == 2
+    opened.close()
