@@ -23,7 +23,15 @@ def run(collect: Collect) -> int:
     """Collects the responses that the settings name; returns the exit code."""
     service = None if collect.local else _service(collect)
     teacher = Teacher(collect.teacher_name, collect.system, collect.sampling)
-    rows = sources.read(collect.prompts, skip_invalid=collect.skip_invalid, need_response=False)
+    rows = sources.read(
+        collect.prompts,
+        skip_invalid=collect.skip_invalid,
+        need_response=False,
+        prompt_field=collect.data.prompt,
+        response_field=collect.data.response,
+    )
+    for note in rows.notes:
+        print(note)
     wanted = questions.from_rows(rows, teacher, collect.samples)
     for reason, count in rows.skipped.items():
         print(f"{count} prompts skipped: {reason}")

@@ -15,7 +15,8 @@ from gad_jax.base.errors import UserError
 from gad_jax.collect.check import FAULTS
 from gad_jax.collect.duplicates import Overlap, near_duplicates, signature, words
 from gad_jax.data import scripts
-from gad_jax.data.sources.rows import FINISHED, Invalid, Record, parse
+from gad_jax.data.sources.formats import parse
+from gad_jax.data.sources.rows import Invalid, Record, is_finished
 
 _CUT = ("length", "max_tokens")
 _REFUSED = ("content_filter", "refusal")
@@ -139,7 +140,7 @@ def _faults(prompt: str, responses: Sequence[str], record: Any, against: Overlap
     reason = record.get("finish_reason") or ""
     whole = "\n".join([prompt, *responses])
     has = {
-        "cut": reason in _CUT or (reason not in FINISHED and reason not in _REFUSED),
+        "cut": reason in _CUT or not (is_finished(reason) or reason in _REFUSED),
         "refused": reason in _REFUSED or any(map(_REFUSAL.match, responses)),
         "empty": not responses,
         "overlap": against.whole(prompt) or against.shares(whole),

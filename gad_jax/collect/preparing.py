@@ -16,7 +16,8 @@ from gad_jax.base import exits, files
 from gad_jax.base.errors import UserError
 from gad_jax.collect.prepare import RECIPES, Prepare, Recipe
 from gad_jax.data import sources
-from gad_jax.data.sources.rows import Invalid, Row, parse
+from gad_jax.data.sources.formats import parse
+from gad_jax.data.sources.rows import Invalid, Row
 
 
 def run(prepare: Prepare) -> int:

@@ -3,7 +3,8 @@
 import dataclasses
 from typing import Any
 
-from gad_jax.settings.fields import FieldError, option
+from gad_jax.settings.fields import FieldError, option, section
+from gad_jax.settings.sections import Columns
 from gad_jax.teacher.settings import RequestSettings, api_parameters
 
 LOCAL = "local:"
@@ -24,6 +25,7 @@ class Collect(RequestSettings):
     out: str = option(
         dataclasses.MISSING, "JSONL file of responses; those that it holds are not requested again"
     )
+    data: Columns = section(Columns, "columns of the prompts' file")
     teacher: str = option(
         "api",
         "api, or local:MODEL: a directory, hub id or built-in model that runs here, without key",

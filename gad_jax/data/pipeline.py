@@ -122,8 +122,8 @@ def prepare(
 
     A prompt that is too long is dropped and counted. It is never cut, because it would lose the
     header that opens the assistant's turn. A response is cut at the limit and then has no end
-    token, like a student's response that reached it. A row is malformed if the chat template
-    refuses its conversation.
+    token, like a student's response that reached it. Nor has a response that is not complete. A row
+    is malformed if the chat template refuses its conversation.
 
     Raises UserError when a row is malformed, unless `rows` was read with `skip_invalid`; when a
     row has no response; when no row remains; and when more than `max_invalid_share` of the rows
@@ -226,9 +226,11 @@ def _cut_responses(
     responses: list[Tokens] = []
     cut = 0
     for chunk in _chunks(rows):
-        for tokens in chat.encode_responses(
-            [text for row in chunk for text in _teacher_responses(row)]
-        ):
+        encoded = chat.encode_responses([text for row in chunk for text in _teacher_responses(row)])
+        ends = [complete for row in chunk for complete in row.complete]
+        for tokens, complete in zip(encoded, ends, strict=True):
+            # A reply that its server cut has no end, as a student's that reaches the limit.
+            tokens = tokens if complete else tokens[:-1]
             cut += len(tokens) > max_response_tokens
             responses.append(np.asarray(tokens[:max_response_tokens], np.int32))
     return responses, cut
@@ -255,6 +257,8 @@ def _teacher_responses(row: Row) -> tuple[str, ...]:
 def _fingerprint(rows: Sequence[Row], chat: Chat) -> str:
     digest = hashlib.sha256(chat.fingerprint.encode())
     for row in rows:
-        line = json.dumps([row.messages, row.responses], sort_keys=True)
+        content = [row.messages, row.responses]
+        content += [] if all(row.complete) else [row.complete]
+        line = json.dumps(content, sort_keys=True)
         digest.update(line.encode() + b"\n")
     return digest.hexdigest()

@@ -26,8 +26,16 @@ def answer_all(evaluate: Evaluate) -> list[Answers]:
     """Returns every student's answers to every set, and makes the missing ones."""
     sets = {}
     for label, source in map(split_label, evaluate.prompts):
-        rows = sources.read(source, split="test", need_response=False).rows
-        sets[label] = list(rows[: evaluate.limit or None])
+        rows = sources.read(
+            source,
+            split="test",
+            need_response=False,
+            prompt_field=evaluate.data.prompt,
+            response_field=evaluate.data.response,
+        )
+        for note in rows.notes:
+            _say(note)
+        sets[label] = list(rows.rows[: evaluate.limit or None])
     found: list[Answers] = []
     with files.lock_run(evaluate.directory, "--out"):
         for label, model in map(split_label, evaluate.model):

@@ -7,6 +7,7 @@ from typing import Literal
 from gad_jax.evaluate.judge.settings import TEACHER, Judge
 from gad_jax.settings.decoding import Decoding
 from gad_jax.settings.fields import Checked, FieldError, option, section
+from gad_jax.settings.sections import Columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Evaluate(Checked):
         "prompt sets, NAME=ROWS or ROWS each: rows as for training (:SPLIT if not test), or "
         "Dolly, SelfInst or Vicuna as they are downloaded",
     )
+    data: Columns = section(Columns, "columns of the prompt sets")
     out: str = option("", "directory to write into; empty: RUN/evaluate, or runs/evaluate")
     limit: int = option(0, "use only the first prompts of each set; 0: all", "prompts", minimum=0)
     discriminator: str = option("", "run or one of its steps whose discriminator scores answers")

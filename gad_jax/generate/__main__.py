@@ -7,7 +7,8 @@ from typing import Literal
 from gad_jax.base import exits
 from gad_jax.settings import options
 from gad_jax.settings.decoding import Decoding
-from gad_jax.settings.fields import Checked, FieldError, option
+from gad_jax.settings.fields import Checked, FieldError, option, section
+from gad_jax.settings.sections import Columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Generate(Checked):
     )
     prompt: str = option("", "one instruction; without prompt and file, you type them")
     file: str = option("", "JSONL or Parquet rows with messages or prompt, as for training")
+    data: Columns = section(Columns, "columns of the file")
     out: str = option("", "JSONL file for the answers; empty: they are printed")
     template: Literal["auto", "alpaca", "none"] = option(
         "auto", "wrapper of the instruction; auto: that of the run, none for other models"

@@ -12,6 +12,7 @@ from gad_jax.base import exits, files
 from gad_jax.base.errors import UserError
 from gad_jax.data import sources
 from gad_jax.data.chat import Chat
+from gad_jax.data.sources.rows import Rows
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.rollout.answering import Responder
 from gad_jax.settings.decoding import Decoding
@@ -28,7 +29,7 @@ def run(generate: "Generate") -> int:
         files.make_writable(Path(generate.out).absolute().parent, "--out")
         if Path(generate.out).is_dir():
             raise UserError(f"--out={generate.out} is a directory; name a file in it")
-    rows = sources.read(generate.file, need_response=False) if generate.file else None
+    rows = _read(generate) if generate.file else None
     mesh = make_mesh()
     with jax.set_mesh(mesh):
         network = loading.load_student(generate.model, mesh)
@@ -43,6 +44,18 @@ def run(generate: "Generate") -> int:
         else:
             _answer_interactively(network.origin, answer)
     return exits.Exit.OK
+
+
+def _read(generate: "Generate") -> Rows:
+    rows = sources.read(
+        generate.file,
+        need_response=False,
+        prompt_field=generate.data.prompt,
+        response_field=generate.data.response,
+    )
+    for note in rows.notes:
+        print(note, file=sys.stderr)
+    return rows
 
 
 def _answer_file(generate: "Generate", rows: Any, answer: Responder) -> None:

@@ -44,6 +44,20 @@ class Discriminator(Checked):
     head_stddev: float = option(0.02, "standard deviation of the new head's weights", above=0)
 
 
+_PROMPT = (
+    "column of the prompt, or a path such as body.messages; empty: found by the columns' names"
+)
+_RESPONSE = "column of the teacher's answer, or a path such as response.body.text; empty: as above"
+
+
+@dataclass(frozen=True)
+class Columns(Checked):
+    """Where the rows of a file have prompt and answer; for commands that only read prompts."""
+
+    prompt: str = option("", _PROMPT)
+    response: str = option("", _RESPONSE)
+
+
 @dataclass(frozen=True)
 class Data(Checked):
     """Teacher text and how it becomes prompts."""
@@ -59,6 +73,8 @@ class Data(Checked):
     heldout: str = option(
         "bundled:heldout", "rows for evaluation, as above; empty: no evaluation", common=True
     )
+    prompt: str = option("", _PROMPT, common=True)
+    response: str = option("", _RESPONSE, common=True)
     template: Literal["alpaca", "none"] = option(
         "alpaca", "wrapper of the instruction inside the user turn (the paper uses alpaca)"
     )

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
-from gad_jax.data.sources.rows import FINISHED
+from gad_jax.data.sources.rows import is_finished
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -30,7 +30,7 @@ class Completion:
     @property
     def complete(self) -> bool:
         """Whether the answer is whole: not cut, refused or empty."""
-        return self.finish_reason in FINISHED and self.text.strip() != ""
+        return is_finished(self.finish_reason) and self.text.strip() != ""
 
 
 @dataclass(frozen=True)

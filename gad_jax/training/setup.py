@@ -106,7 +106,11 @@ def _read_data(config: Config) -> tuple[Chat, Prepared, Prepared | None]:
             name,
             skip_invalid=config.data.skip_invalid,
             keep_unfinished=config.data.keep_unfinished,
+            prompt_field=config.data.prompt,
+            response_field=config.data.response,
         )
+        if processes.is_first():
+            print("".join(f"{note}\n" for note in rows.notes), end="", flush=True)
         prepared = pipeline.prepare(
             rows,
             chat,

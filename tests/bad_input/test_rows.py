@@ -102,10 +102,10 @@ def test_parquet(refuses, tmp_path):
 
     path = tmp_path / "rows.parquet"
     flags = ["--config=tiny", f"--run_dir={tmp_path / 'run'}", f"--data.train={path}"]
-    parquet.write_table(pa.table({"question": ["a"], "teacher_response": ["b"]}), path)
-    assert "no column 'messages', 'content' or 'prompt' (its columns: que" in refuses(train, *flags)
-    parquet.write_table(pa.table({"prompt": ["a"], "answer": ["b"]}), path)
-    assert "no column 'teacher_response'" in refuses(train, *flags)
+    parquet.write_table(pa.table({"words": ["a"], "teacher_response": ["b"]}), path)
+    assert "no 'messages', 'content' or 'prompt' (its columns: words, te" in refuses(train, *flags)
+    parquet.write_table(pa.table({"prompt": ["a"], "words": ["b"]}), path)
+    assert "no 'teacher_response' (its columns: prompt, words); name" in refuses(train, *flags)
     parquet.write_table(pa.table({"prompt": [1], "teacher_response": ["b"]}), path)
     assert "rows.parquet:1: 'prompt' is not a text but a number" in refuses(train, *flags)
     parquet.write_table(pa.table({"prompt": ["a"] * 99, "teacher_response": ["b"] * 99}), path)

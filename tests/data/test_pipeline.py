@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -51,6 +52,21 @@ def test_limits_are_inclusive(chat):
         f"rows.jsonl: none of the 1 prompts has at most {len(prompt) - 1} tokens; raise "
         "--data.max_prompt_tokens"
     )
+
+
+def test_responses_that_their_server_cut_lack_the_end_token(chat):
+    """Only `data.keep_unfinished` brings them here."""
+    whole = rows_of(("Hello", ("Goodbye now", "Good")))
+    row = dataclasses.replace(whole[0], complete=(True, False))
+    prepared = prepare(dataclasses.replace(whole, rows=(row,)), chat, **LIMITS)
+    assert [one.tolist() for one in prepared.responses(0)] == [
+        chat.encode_response("Goodbye now"),
+        chat.encode_response("Good", complete=False),
+    ]
+    assert prepared.stats.cut_responses == 0
+    # The fingerprint of rows that are all complete is the one of before.
+    assert prepared.fingerprint != prepare(whole, chat, **LIMITS).fingerprint
+    assert whole[0].complete == (True, True)
 
 
 @pytest.mark.parametrize("missing", [1, 2, 3])

@@ -1,17 +1,23 @@
 """Rows of teacher text from files, directories, hub datasets and the bundled set.
 
-One module per kind of source yields raw records; `rows` checks them. To add a kind, write such a
-module and name it in `_records`.
+One module per kind of source yields raw records; `formats` finds prompt and answers in them. To add
+a kind, write such a module and name it in `_file_records`.
 """
 
 import dataclasses
+import itertools
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from gad_jax.base.errors import UserError
-from gad_jax.data.sources import hub, jsonl, parquet, text
+from gad_jax.data.sources import batches, hub, jsonl, parquet, text
+from gad_jax.data.sources.fields import Fields, shown
+from gad_jax.data.sources.formats import parse
+from gad_jax.data.sources.notes import Notes
+from gad_jax.data.sources.prompts import OWN
 from gad_jax.data.sources.rows import (
     Invalid,
     Record,
@@ -19,12 +25,12 @@ from gad_jax.data.sources.rows import (
     Rows,
     collected_key,
     is_unfinished,
-    parse,
 )
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 _BUNDLED = {"bundled": "train.jsonl", "bundled:heldout": "heldout.jsonl"}
+_LOOKED_AT = 20  # rows after the first, to see whether all have the same columns
 _BUNDLED_DIRECTORY = Path(__file__).parent.parent / "bundled"
 
 
@@ -35,15 +41,15 @@ def read(
     split: str = "train",
     need_response: bool = True,
     keep_unfinished: bool = False,
+    prompt_field: str = "",
+    response_field: str = "",
 ) -> Rows:
     """Returns the rows of a JSONL or Parquet file, a directory of them, a hub dataset, or bundled.
 
-    A row holds a conversation that ends with the user, under `messages` or `content` (lists of
-    {role, content}) or as a single user turn under `prompt`. `rows.py` lists the forms of other
-    datasets. `teacher_response` is a text or a list of texts, and optional without `need_response`.
-    Other columns are ignored. `split`, or the end of a name (`ORG/NAME:test`), picks a part of a
-    hub dataset or the files of a directory; a single file is read whole. A `.txt` file has a prompt
-    per line.
+    A row holds a conversation or a text, and the teacher's answer: `formats` knows where by the
+    names of the columns, or the two fields say it. The answer is optional without `need_response`.
+    `split`, or the end of a name (`ORG/NAME:test`), picks a part of a hub dataset or the files of a
+    directory; a single file is read whole. A `.txt` file has a prompt per line.
 
     Several collected responses to one prompt become one row. Responses that were cut, refused or
     empty are dropped and counted, unless `keep_unfinished`: then an empty one is malformed.
@@ -54,29 +60,120 @@ def read(
         rows = read("train.jsonl")
         rows[0].messages[-1]["content"], rows[0].responses
     """
-    rows: list[Row] = []
-    skipped: Counter[str] = Counter()
     name, split = _with_split(str(name), split)
-    seen: dict[str, dict[str, str]] = {}
-    groups: dict[str, int] = {}
-    unfinished = 0
-    for where, record in records(name, split, need_response):
-        if need_response and not keep_unfinished and is_unfinished(record):
-            unfinished += 1
-            continue
+    # The bundled rows keep their columns when those of one's own rows are named.
+    fields = Fields() if name in _BUNDLED else Fields(prompt_field, response_field)
+    reader = _Reader(need_response, keep_unfinished, fields)
+    stream = records(name, split, need_response)
+    for where, record in stream:
+        problem = reader.add(where, record)
+        if problem is not None and not skip_invalid:
+            rest = (record for _, record in itertools.islice(stream, _LOOKED_AT))
+            raise reader.refusal(where, record, problem, rest)
+    if not reader.rows:
+        raise reader.no_rows(name)
+    return Rows(
+        name,
+        tuple(reader.rows),
+        dict(reader.skipped),
+        skip_invalid,
+        reader.unfinished,
+        reader.notes.lines(name),
+    )
+
+
+class _Reader:
+    """The rows of a source so far."""
+
+    def __init__(self, need_response: bool, keep_unfinished: bool, fields: Fields) -> None:
+        self.rows: list[Row] = []
+        self.skipped: Counter[str] = Counter()
+        self.unfinished = 0
+        self.notes = Notes()
+        self._how = (need_response, fields)
+        self._drop_unfinished = need_response and not keep_unfinished
+        self._seen: dict[str, dict[str, str]] = {}
+        self._groups: dict[str, int] = {}
+        self._first: tuple[str, Any, Invalid] | None = None
+
+    def add(self, where: str, record: Any) -> Invalid | None:
+        """Adds a record, or counts it as unfinished or invalid; returns what is wrong with it."""
+        if self._drop_unfinished and is_unfinished(record):
+            self.unfinished += 1
+            return None
         try:
-            row = parse(where, record, need_response)
-            _check_id(row.id, where, seen)
-            _add(rows, row, collected_key(record), groups)
+            row = parse(where, record, *self._how, self.notes)
+            row = self._finished(row)
+            if row is None:
+                return None
+            row = self._with_own_id(row, where, record)
+            _add(self.rows, row, collected_key(record), self._groups)
         except Invalid as problem:
-            if not skip_invalid:
-                raise UserError(
-                    f"{where}: {problem}; drop the row or pass --data.skip_invalid"
-                ) from None
-            skipped[problem.reason] += 1
-    if not rows:
-        raise _no_rows(name, skipped, unfinished)
-    return Rows(str(name), tuple(rows), dict(skipped), skip_invalid, unfinished)
+            self.skipped[problem.reason] += 1
+            self._first = self._first or (where, record, problem)
+            return problem
+        return None
+
+    def _finished(self, row: Row) -> Row | None:
+        """Returns the row without responses that were cut, unless they are kept; None if none is
+        left."""
+        if all(row.complete) or not self._how[0]:
+            return row
+        kept = [n for n, complete in enumerate(row.complete) if complete]
+        if not self._drop_unfinished:
+            if not all(response.strip() for response in row.responses):
+                raise Invalid("the teacher's answer is empty")
+            return row
+        self.unfinished += len(row.complete) - len(kept)
+        responses = tuple(row.responses[n] for n in kept)
+        return dataclasses.replace(row, responses=responses, complete=()) if kept else None
+
+    def _with_own_id(self, row: Row, where: str, record: Any) -> Row:
+        """Raises Invalid for an id that an earlier line has. In other formats an id may come twice,
+        and the second row goes by its place."""
+        if row.id == where:  # the record has no id
+            return row
+        file, _, line = where.rpartition(":")
+        first = self._seen.setdefault(file, {}).setdefault(row.id, line)
+        if first == line:
+            return row
+        own = {"id", "question_id"} & set(record) and (OWN in record or not self._how[0])
+        if own:
+            raise Invalid("the id is given twice", f": {row.id!r} is that of {file}:{first} too")
+        return dataclasses.replace(row, id=where)
+
+    def refusal(
+        self, where: str, record: Any, problem: Invalid, following: Iterable[Any]
+    ) -> UserError:
+        """Returns the error for a row; with other advice if all rows have other columns."""
+        if problem.columns and not self.rows and all(map(self._like(problem), following)):
+            return _wrong_columns(where, record, problem)
+        return UserError(f"{where}: {problem}; drop the row or pass --data.skip_invalid")
+
+    def _like(self, problem: Invalid) -> Callable[[Any], bool]:
+        def same(record: Any) -> bool:
+            try:
+                parse("", record, *self._how)
+            except Invalid as other:
+                return other.reason == problem.reason
+            return False
+
+        return same
+
+    def no_rows(self, name: str) -> UserError:
+        """Returns the error for a source without rows."""
+        if self._first and self._first[2].columns and len(self.skipped) == 1:
+            return _wrong_columns(*self._first)
+        return _no_rows(name, self.skipped, self.unfinished)
+
+
+def _wrong_columns(where: str, record: Any, problem: Invalid) -> UserError:
+    advice = problem.advice or (
+        "name those of prompt and answer with --data.prompt=FIELD --data.response=FIELD (FIELD may "
+        "be a path such as response.body.text)"
+    )
+    columns = f" (its columns: {shown(record)})" if isinstance(record, dict) else ""
+    return UserError(f"{where}: {problem}{columns}; {advice}")
 
 
 def _no_rows(name: str, skipped: Counter[str], unfinished: int) -> UserError:
@@ -92,19 +189,10 @@ def _add(rows: list[Row], row: Row, key: str | None, groups: dict[str, int]) -> 
     index = len(rows) if key is None else groups.setdefault(key, len(rows))
     if index < len(rows) and rows[index].messages == row.messages:
         responses = rows[index].responses + row.responses
-        rows[index] = dataclasses.replace(rows[index], responses=responses)
+        complete = rows[index].complete + row.complete
+        rows[index] = dataclasses.replace(rows[index], responses=responses, complete=complete)
     else:
         rows.append(row)
-
-
-def _check_id(id: str, where: str, seen: dict[str, dict[str, str]]) -> None:
-    """Raises Invalid for an id that an earlier line has; `seen` is file → id → line."""
-    if id == where:  # the record has no id
-        return
-    file, _, line = where.rpartition(":")
-    first = seen.setdefault(file, {}).setdefault(id, line)
-    if first != line:
-        raise Invalid("the id is given twice", f": {id!r} is that of {file}:{first} too")
 
 
 def _with_split(name: str, split: str) -> tuple[str, str]:
@@ -164,11 +252,11 @@ def _file_records(path: Path, need_response: bool) -> Iterator[Record]:
         )
     try:
         if suffix == ".parquet":
-            yield from parquet.records(path, need_response)
+            yield from parquet.records(path)
         elif is_text:
             yield from text.records(path)
         else:
-            yield from jsonl.records(path)
+            yield from batches.joined(path, jsonl.records(path), jsonl.records)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror or error}); check the file"

@@ -5,17 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from gad_jax.base.errors import UserError, first_line
+from gad_jax.data.sources.expansion import MOST_TIMES, Expansion
 from gad_jax.data.sources.rows import Invalid, Record
 
-PROMPTS = ("messages", "content", "instruction", "prompt", "turns", "text")
-COLUMNS = (
-    *(*PROMPTS, "input", "context", "instances", "teacher_response", "id", "question_id"),
-    *("finish_reason", "key", "sample"),  # of collected responses
-)
-_BATCH_ROWS = 1024
+MAGIC = b"PAR1"
+_BATCH_ROWS = 64
+_FREE_CHUNK_BYTES = 2**24
+_ROW_BYTES = 64  # a row of nulls takes some time and memory, too
 
 
-def records(path: Path, need_response: bool = True) -> Iterator[Record]:
+def records(path: Path) -> Iterator[Record]:
     """Yields (file:row, object) for each row, counted from 1."""
     try:
         import pyarrow
@@ -27,10 +26,12 @@ def records(path: Path, need_response: bool = True) -> Iterator[Record]:
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            columns = _columns(path, file.schema_arrow.names, need_response)
+            expansion = Expansion(path)
+            _check_chunks(file.metadata, expansion)
             number = 0
-            for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
-                for record in _objects(batch):
+            for batch in file.iter_batches(_BATCH_ROWS):
+                expansion.add(batch.nbytes + _ROW_BYTES * len(batch))
+                for record in objects(batch):
                     number += 1
                     yield f"{path.name}:{number}", record
     except pyarrow.ArrowException as error:
@@ -39,23 +40,22 @@ def records(path: Path, need_response: bool = True) -> Iterator[Record]:
         ) from error
 
 
-def _columns(path: Path, names: list[str], need_response: bool) -> list[str]:
-    needed: dict[str, set[str]] = {"'messages', 'content' or 'prompt'": set(PROMPTS)}
-    if need_response:
-        needed["'teacher_response'"] = {"teacher_response"}
-    for missing, choices in needed.items():
-        if not choices & set(names):
-            raise UserError(
-                f"{path.name}: no column {missing} (its columns: {', '.join(names)}); rename the "
-                "one that holds it"
-            )
-    return [name for name in COLUMNS if name in names]
+def _check_chunks(metadata: Any, expansion: Expansion) -> None:
+    """Raises UserError for a chunk of a column that expands too much: a dictionary of one long text
+    may stand for each row of a batch."""
+    for group in range(metadata.num_row_groups):
+        for number in range(metadata.num_columns):
+            chunk = metadata.row_group(group).column(number)
+            most = max(_FREE_CHUNK_BYTES, MOST_TIMES * chunk.total_compressed_size)
+            if chunk.total_uncompressed_size > most:
+                expansion.add(2**63)
 
 
-def _objects(batch: Any) -> list[Any]:
+def objects(batch: Any) -> list[Any]:
+    """Returns the rows of an Arrow batch; Invalid in place of one that is not UTF-8."""
     try:
         return batch.to_pylist()
     except UnicodeDecodeError:
         if len(batch) > 1:
-            return [row for n in range(len(batch)) for row in _objects(batch.slice(n, 1))]
+            return [row for n in range(len(batch)) for row in objects(batch.slice(n, 1))]
         return [Invalid("not UTF-8")]

@@ -51,7 +51,7 @@ def test_parquet_numbers_where_text_belongs(tmp_path):
     ("columns", "missing"),
     [
         ({"words": ["x"], "teacher_response": ["y"]}, "'messages', 'content' or 'prompt'"),
-        ({"prompt": ["x"], "answer": ["y"]}, "'teacher_response'"),
+        ({"prompt": ["x"], "words": ["y"]}, "'teacher_response'"),
     ],
 )
 def test_parquet_without_a_column(tmp_path, columns, missing):
@@ -59,9 +59,37 @@ def test_parquet_without_a_column(tmp_path, columns, missing):
     with pytest.raises(UserError) as caught:
         sources.read(path)
     assert str(caught.value) == (
-        f"a.parquet: no column {missing} (its columns: {', '.join(columns)}); rename the one that "
-        "holds it"
+        f"a.parquet:1: no {missing} (its columns: {', '.join(columns)}); name those of prompt and "
+        "answer with --data.prompt=FIELD --data.response=FIELD (FIELD may be a path such as "
+        "response.body.text)"
     )
+
+
+def test_conversations_and_all_other_columns_are_read(tmp_path):
+    spoken = [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]
+    path = write_parquet(tmp_path / "a.parquet", [{"conversations": spoken, "hue": "red"}] * 99)
+    rows = sources.read(path)
+    assert len(rows) == 99
+    assert rows[98].messages == ({"role": "user", "content": "x"},)
+    assert rows[98].responses == ("y",)
+    assert rows[98].id == "a.parquet:99"
+    said = "the last assistant turn is the teacher's answer; not used: hue"
+    assert rows.notes == (f"{path}: read as ShareGPT: {said}",)
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_small_file_that_fills_the_memory_is_refused(tmp_path, monkeypatch, plain):
+    """One text of a dictionary in each of many rows, and a page that compresses very well."""
+    from gad_jax.data.sources import expansion
+
+    monkeypatch.setattr(expansion, "FREE_BYTES", 2**22)
+    parquet = pytest.importorskip("pyarrow.parquet")
+    pyarrow = pytest.importorskip("pyarrow")
+    table = pyarrow.table({"prompt": ["a" * 2**16] * 2**10, "teacher_response": ["b"] * 2**10})
+    path = tmp_path / "a.parquet"
+    parquet.write_table(table, path, use_dictionary=not plain, compression="zstd")
+    with pytest.raises(UserError, match=r"a\.parquet: holds more than 200 times its \d+ bytes"):
+        sources.read(path)
 
 
 def test_parquet_that_is_not_utf8(tmp_path):

@@ -108,9 +108,19 @@ MALFORMED = {
         "",
     ),
     "parts content": (
-        with_messages([{"role": "user", "content": [{"type": "text", "text": "x"}]}]),
+        with_messages([{"role": "user", "content": [3]}]),
         "the content of a message in 'messages' is not a text",
         " but a list",
+    ),
+    "image content": (
+        with_messages([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]),
+        "the content of a message in 'messages' has a part that is not text",
+        " but 'image_url'",
+    ),
+    "a call of a tool": (
+        with_messages([{"role": "assistant", "content": None, "tool_calls": [{}]}]),
+        "'messages' has tool calls",
+        ", and only text is read",
     ),
     "no response": (line({"prompt": "x"}), "no 'teacher_response'", ""),
     "null response": (with_response(None), "no 'teacher_response'", ""),
