@@ -20,7 +20,8 @@ class Collect(RequestSettings):
     """Which prompts go to which teacher, and what the responses may cost."""
 
     prompts: str = option(
-        dataclasses.MISSING, "JSONL, Parquet, .txt (a prompt per line), directory or hub dataset"
+        dataclasses.MISSING,
+        "JSON, CSV, Parquet, .txt (a prompt per line), a directory or pattern, or hub dataset",
     )
     out: str = option(
         dataclasses.MISSING, "JSONL file of responses; those that it holds are not requested again"

@@ -72,6 +72,6 @@ def split_label(text: str) -> tuple[str, str]:
     if equals:
         return label, value
     stem = Path(text).name
-    for suffix in (".gz", ".jsonl", ".parquet"):
+    for suffix in (".gz", ".zst", ".jsonl", ".json", ".csv", ".tsv", ".parquet"):
         stem = stem.removesuffix(suffix)
     return stem.replace(":", "-"), text

@@ -64,8 +64,8 @@ class Data(Checked):
 
     train: str = option(
         "bundled",
-        "teacher rows: JSONL or Parquet file, a directory of them or a hub dataset (ORG/NAME), "
-        "each with :SPLIT if it is not train, or 'bundled'; to mix several, write "
+        "teacher rows: JSON, CSV or Parquet file, a directory or a pattern ('*.jsonl') of them, or "
+        "a hub dataset (ORG/NAME), each with :SPLIT if it is not train, or 'bundled'; to mix several, write "
         "a.jsonl=0.7,b.jsonl=0.3, the numbers being shares of the prompts",
         common=True,
         filled=True,

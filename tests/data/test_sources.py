@@ -93,8 +93,8 @@ def test_names_of_nothing(tmp_path, monkeypatch, name):
 
 
 def test_unknown_kinds_of_file(tmp_path):
-    path = write(tmp_path / "train.json", line([GOOD]))
-    with pytest.raises(UserError, match=r"train.json: unknown kind of file; give \.jsonl, \.jso"):
+    path = write(tmp_path / "train.yaml", line([GOOD]))
+    with pytest.raises(UserError, match=r"train.yaml: unknown kind of file; give \.jsonl, \.ndj"):
         sources.read(path)
 
 
@@ -119,7 +119,9 @@ def test_directories_with_splits(tmp_path):
 
 
 def test_a_directory_without_data(tmp_path):
-    with pytest.raises(UserError, match=r"no \.jsonl, \.jsonl\.gz, \.parquet file in this direc"):
+    with pytest.raises(
+        UserError, match=r"no \.jsonl, \.ndjson, .*\.parquet, \.arrow file in this direc"
+    ):
         sources.read(tmp_path)
 
 

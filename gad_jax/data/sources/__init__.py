@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from gad_jax.base.errors import UserError
-from gad_jax.data.sources import batches, hub, jsonl, parquet, text
+from gad_jax.data.sources import (
+    arrow,
+    batches,
+    delimited,
+    documents,
+    hub,
+    opening,
+    parquet,
+    paths,
+    text,
+)
 from gad_jax.data.sources.fields import Fields, shown
 from gad_jax.data.sources.formats import parse
 from gad_jax.data.sources.notes import Notes
@@ -27,8 +37,7 @@ from gad_jax.data.sources.rows import (
     is_unfinished,
 )
 
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 _BUNDLED = {"bundled": "train.jsonl", "bundled:heldout": "heldout.jsonl"}
 _LOOKED_AT = 20  # rows after the first, to see whether all have the same columns
 _BUNDLED_DIRECTORY = Path(__file__).parent.parent / "bundled"
@@ -44,7 +53,7 @@ def read(
     prompt_field: str = "",
     response_field: str = "",
 ) -> Rows:
-    """Returns the rows of a JSONL or Parquet file, a directory of them, a hub dataset, or bundled.
+    """Returns the rows of a file, a directory, a pattern of files, a hub dataset, or bundled.
 
     A row holds a conversation or a text, and the teacher's answer: `formats` knows where by the
     names of the columns, or the two fields say it. The answer is optional without `need_response`.
@@ -198,70 +207,59 @@ def _add(rows: list[Row], row: Row, key: str | None, groups: dict[str, int]) -> 
 def _with_split(name: str, split: str) -> tuple[str, str]:
     """Returns the name and the split: the one at the end of the name, else the given one."""
     base, _, suffix = name.rpartition(":")
-    if base and suffix.isidentifier() and (Path(base).is_dir() or _HUB_NAME.fullmatch(base)):
+    known = Path(base).is_dir() or _HUB_NAME.fullmatch(base)
+    if base and suffix.isidentifier() and known and not Path(name).exists():
         return base, suffix
     return name, split
 
 
 def records(name: str, split: str, need_response: bool) -> Iterator[Record]:
-    """Yields the raw records of a file, directory, hub dataset or bundled set."""
+    """Yields the raw records of a file, directory, pattern, hub dataset or bundled set."""
+    path = Path(name)
     if name in _BUNDLED:
         yield from _file_records(_BUNDLED_DIRECTORY / _BUNDLED[name], need_response)
-    elif Path(name).is_dir():
-        for path in _files(Path(name), split):
-            yield from _file_records(path, need_response)
-    elif Path(name).is_file():
-        yield from _file_records(Path(name), need_response)
-    elif _HUB_NAME.fullmatch(name) and _suffix(Path(name)) is None:
-        yield from hub.records(name, split)
+    elif path.is_dir():
+        for one in paths.in_directory(path, split):
+            yield from _file_records(one, need_response)
+    elif path.exists():
+        yield from _file_records(path, need_response)
+    elif found := paths.matching(name):
+        for one in found:
+            yield from _file_records(one, need_response)
+    elif _HUB_NAME.fullmatch(name) and paths.suffix(path) is None:
+        base, _, config = name.partition(":")
+        yield from hub.records(base, split, config)
     else:
         raise UserError(
-            f"{name}: no such file; give a {', '.join(_SUFFIXES)} file or a directory of them, a "
+            f"{name}: no such file; give a {paths.KINDS} file, a directory or a pattern of them, a "
             f"hub dataset ORG/NAME, or {' or '.join(_BUNDLED)}"
         )
 
 
-def _files(directory: Path, split: str) -> list[Path]:
-    """Returns the directory's data files in the order of their names.
-
-    Where names begin with a split (train-00000-of-00002.parquet), only those of `split`.
-    """
-    paths = sorted(path for path in directory.iterdir() if _suffix(path) and path.is_file())
-    if not paths:
-        raise UserError(f"{directory}: no {', '.join(_SUFFIXES)} file in this directory; add one")
-    begins = re.compile(r"(train|test|validation|valid|dev|eval|heldout)(?![^\W_])")
-    splits = [match and match[1] for match in (begins.match(path.name) for path in paths)]
-    if not any(splits):
-        return paths
-    chosen = [path for path, of in zip(paths, splits, strict=True) if of == split]
-    if not chosen:
-        raise UserError(
-            f"{directory}: no file name begins with {split!r} (first file: {paths[0].name}); "
-            "name one file"
-        )
-    return chosen
-
-
 def _file_records(path: Path, need_response: bool) -> Iterator[Record]:
-    suffix = _suffix(path)
-    is_text = path.name.endswith(".txt") and not need_response
-    if suffix is None and not is_text:
-        raise UserError(
-            f"{path}: unknown kind of file; give {', '.join(_SUFFIXES)} (JSONL has one JSON object "
-            "per line)"
-        )
     try:
-        if suffix == ".parquet":
-            yield from parquet.records(path)
-        elif is_text:
-            yield from text.records(path)
-        else:
-            yield from batches.joined(path, jsonl.records(path), jsonl.records)
+        yield from _reader(path, need_response)(path)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror or error}); check the file"
         ) from error
 
 
-def _suffix(path: Path) -> str | None:
-    return next((suffix for suffix in _SUFFIXES if path.name.endswith(suffix)), None)
+def _reader(path: Path, need_response: bool) -> batches.Reader:
+    """Returns what reads a file, by its first bytes or else by the end of its name."""
+    begin, suffix = opening.head(path), paths.suffix(path)
+    opening.refuse_other(path, begin)
+    if suffix == ".parquet" or begin.startswith(parquet.MAGIC):
+        return parquet.records
+    if suffix == ".arrow" or begin.startswith(arrow.MAGIC):
+        return arrow.records
+    if suffix in (".csv", ".tsv"):
+        return delimited.records
+    if suffix is not None:
+        return lambda path: batches.joined(path, documents.records(path), documents.records)
+    if ".txt" in path.suffixes and not need_response:
+        return text.records
+    raise UserError(
+        f"{path}: unknown kind of file; give {paths.KINDS}"
+        + (", or .txt with a prompt per line" if not need_response else "")
+    )

@@ -5,6 +5,8 @@ from pathlib import Path
 from gad_jax.base.errors import UserError
 
 FREE_BYTES = 2**28
+ROW_BYTES = 64
+"""What a row counts at least: one of nulls or a blank line takes some time and memory, too."""
 MOST_TIMES = 200
 """Text compresses 3 to 30 times. gzip ends at 1032 times; Zstandard and Parquet have no end."""
 

@@ -56,7 +56,8 @@ class Columns:
 
     def filled(self, names: Iterable[str]) -> list[str]:
         """Returns those of the names whose column says something."""
-        return [name for name in names if not is_blank(self.values.get(name))]
+        values = self.values
+        return [name for name in names if name in values and not is_blank(values[name])]
 
 
 def shown(record: Any) -> str:

@@ -6,7 +6,7 @@ from gad_jax.base.errors import UserError, first_line
 from gad_jax.data.sources.rows import Record
 
 
-def records(name: str, split: str) -> Iterator[Record]:
+def records(name: str, split: str, config: str = "") -> Iterator[Record]:
     """Yields (name:row, object) for each row of a split, counted from 1."""
     try:
         import datasets
@@ -17,11 +17,12 @@ def records(name: str, split: str) -> Iterator[Record]:
         ) from error
 
     try:
-        dataset = datasets.load_dataset(name, split=split)
+        dataset = datasets.load_dataset(name, *([config] if config else []), split=split)
     except Exception as error:  # offline, unknown, gated, no such split: each another class
+        named = "" if "onfig name" not in str(error) else ", or name one as ORG/NAME:CONFIG:SPLIT"
         raise UserError(
             f"{name}: neither a file nor a hub dataset that can be loaded now "
-            f"({first_line(error)}); give a downloaded file"
+            f"({first_line(error)}); give a downloaded file{named}"
         ) from error
     for number, record in enumerate(dataset, start=1):
         yield f"{name}:{number}", record

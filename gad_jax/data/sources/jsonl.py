@@ -1,32 +1,43 @@
-"""JSON Lines, plain or gzipped: one object per line, UTF-8.
+"""JSON Lines: one object per line, UTF-8.
 
 Lines end at a line feed only: U+2028 and its like may stand inside a string.
 """
 
-import gzip
 import json
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from gad_jax.base.errors import UserError
+from gad_jax.data.sources import opening
 from gad_jax.data.sources.rows import Invalid, Record
 
 MAX_LINE_BYTES = 16 * 2**20
+MAX_BLANK_LINES = 100_000
 _BOM = b"\xef\xbb\xbf"
 
 
 def records(path: Path) -> Iterator[Record]:
     """Yields (file:line, object) for each line that is not blank; never holds more than a line."""
-    compressed = path.name.endswith(".gz")
-    try:
-        with gzip.open(path) if compressed else open(path, "rb") as file:
-            for number, line in enumerate(lines(file.readline), start=1):
-                if isinstance(line, Invalid) or line.strip():
-                    yield f"{path.name}:{number}", _parse(line)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: not a whole gzip file ({error}); download it again") from error
+    with opening.stream(path) as file:
+        for number, line in numbered(path, file.readline):
+            yield f"{path.name}:{number}", _parse(line)
+
+
+def numbered(path: Path, readline: Callable[[int], bytes]) -> Iterator[tuple[int, bytes | Invalid]]:
+    """Yields the lines that are not blank, and their numbers.
+
+    Raises UserError for endless blank lines, of which a small compressed file may have billions.
+    """
+    blank = 0
+    for number, line in enumerate(lines(readline), start=1):
+        if isinstance(line, Invalid) or line.strip():
+            blank = 0
+            yield number, line
+        elif (blank := blank + 1) > MAX_BLANK_LINES:
+            raise UserError(
+                f"{path}: more than {MAX_BLANK_LINES} blank lines in a row; check the file"
+            )
 
 
 def lines(readline: Callable[[int], bytes]) -> Iterator[bytes | Invalid]:

@@ -34,7 +34,7 @@ HARMLESS = frozenset(
     method url_path status status_code error latency duration cost
         """,
     )
-)
+) | {"", "unnamed:_0"}
 """Columns that change neither prompt nor answer; others that are not used are named."""
 
 _SHOWN = 12

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from gad_jax.base.errors import UserError, first_line
-from gad_jax.data.sources.expansion import MOST_TIMES, Expansion
+from gad_jax.data.sources.expansion import MOST_TIMES, ROW_BYTES, Expansion
 from gad_jax.data.sources.rows import Invalid, Record
 
 MAGIC = b"PAR1"
 _BATCH_ROWS = 64
+_BUFFER_BYTES = 2**20
 _FREE_CHUNK_BYTES = 2**24
-_ROW_BYTES = 64  # a row of nulls takes some time and memory, too
 
 
 def records(path: Path) -> Iterator[Record]:
@@ -25,12 +25,13 @@ def records(path: Path) -> Iterator[Record]:
         ) from error
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with pyarrow.parquet.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
             expansion = Expansion(path)
             _check_chunks(file.metadata, expansion)
             number = 0
             for batch in file.iter_batches(_BATCH_ROWS):
-                expansion.add(batch.nbytes + _ROW_BYTES * len(batch))
+                batch = decoded(batch)
+                expansion.add(batch.nbytes + ROW_BYTES * len(batch))
                 for record in objects(batch):
                     number += 1
                     yield f"{path.name}:{number}", record
@@ -49,6 +50,17 @@ def _check_chunks(metadata: Any, expansion: Expansion) -> None:
             most = max(_FREE_CHUNK_BYTES, MOST_TIMES * chunk.total_compressed_size)
             if chunk.total_uncompressed_size > most:
                 expansion.add(2**63)
+
+
+def decoded(batch: Any) -> Any:
+    """Returns an Arrow batch that holds the texts of its dictionaries in each of its rows."""
+    import pyarrow
+
+    for number, column in enumerate(batch.columns):
+        if pyarrow.types.is_dictionary(column.type):
+            whole = column.dictionary_decode()
+            batch = batch.set_column(number, batch.schema.names[number], whole)
+    return batch
 
 
 def objects(batch: Any) -> list[Any]:

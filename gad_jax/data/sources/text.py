@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from gad_jax.data.sources import jsonl
+from gad_jax.data.sources import jsonl, opening
 from gad_jax.data.sources.rows import Invalid, Record
 
 
 def records(path: Path) -> Iterator[Record]:
     """Yields (file:line, {"prompt": the line}) for each line that is not blank."""
-    with open(path, "rb") as file:
-        for number, line in enumerate(jsonl.lines(file.readline), start=1):
+    with opening.stream(path) as file:
+        for number, line in jsonl.numbered(path, file.readline):
             where = f"{path.name}:{number}"
             if isinstance(line, Invalid):
                 yield where, line
@@ -20,5 +20,5 @@ def records(path: Path) -> Iterator[Record]:
             except UnicodeDecodeError as error:
                 yield where, Invalid("not UTF-8", f" at byte {error.start + 1}")
                 continue
-            if text.strip():
+            if text.strip():  # not only blanks of other scripts
                 yield where, {"prompt": text}

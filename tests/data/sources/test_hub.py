@@ -43,3 +43,24 @@ def test_hub_dataset_that_cannot_be_loaded(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match="hub datasets need the package datasets; install it"):
         sources.read("org/name")
+
+
+def test_the_configuration_of_a_hub_dataset(monkeypatch):
+    asked = []
+
+    def load_dataset(name, *config, split):
+        asked.append((name, *config, split))
+        if not config:
+            raise ValueError("Config name is missing.\nPlease pick one")
+        return [GOOD]
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    assert len(sources.read("org/name:all:train_sft")) == 1
+    assert len(sources.read("org/name:smol-x")) == 1
+    with pytest.raises(UserError, match=r"give a downloaded file, or name one as ORG/NAME:CONFIG:"):
+        sources.read("org/name:test")
+    assert asked == [
+        ("org/name", "all", "train_sft"),
+        ("org/name", "smol-x", "train"),
+        ("org/name", "test"),
+    ]

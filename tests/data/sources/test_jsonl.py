@@ -7,7 +7,7 @@ import pytest
 
 from gad_jax.base.errors import UserError
 from gad_jax.data import sources
-from gad_jax.data.sources import jsonl
+from gad_jax.data.sources import opening
 
 GOOD = {"prompt": "Name a fruit.", "teacher_response": "An apple."}
 
@@ -71,6 +71,16 @@ def test_a_file_that_cannot_be_read(tmp_path, monkeypatch):
     def fail(*args):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(jsonl, "open", fail, raising=False)
+    monkeypatch.setattr(opening, "open", fail, raising=False)
     with pytest.raises(UserError, match=r"a.jsonl: cannot be read \(Permission denied\); check"):
+        sources.read(path)
+
+
+def test_endless_blank_lines_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("gad_jax.data.sources.jsonl.MAX_BLANK_LINES", 100)
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(b"\n" * 100 + line(GOOD) + b"\n" * 100))
+    assert [row.id for row in sources.read(path)] == ["a.jsonl.gz:101"]
+    path.write_bytes(gzip.compress(b"\n" * 101))
+    with pytest.raises(UserError, match=r"a\.jsonl\.gz: more than 100 blank lines in a row; check"):
         sources.read(path)

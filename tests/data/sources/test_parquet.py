@@ -77,7 +77,7 @@ def test_conversations_and_all_other_columns_are_read(tmp_path):
     assert rows.notes == (f"{path}: read as ShareGPT: {said}",)
 
 
-@pytest.mark.parametrize("plain", [True, False])
+@pytest.mark.parametrize("plain", [True, False, "dictionary"])
 def test_a_small_file_that_fills_the_memory_is_refused(tmp_path, monkeypatch, plain):
     """One text of a dictionary in each of many rows, and a page that compresses very well."""
     from gad_jax.data.sources import expansion
@@ -85,9 +85,11 @@ def test_a_small_file_that_fills_the_memory_is_refused(tmp_path, monkeypatch, pl
     monkeypatch.setattr(expansion, "FREE_BYTES", 2**22)
     parquet = pytest.importorskip("pyarrow.parquet")
     pyarrow = pytest.importorskip("pyarrow")
-    table = pyarrow.table({"prompt": ["a" * 2**16] * 2**10, "teacher_response": ["b"] * 2**10})
+    prompts = pyarrow.array(["a" * 2**16] * 2**10)
+    prompts = prompts.dictionary_encode() if plain == "dictionary" else prompts
+    table = pyarrow.table({"prompt": prompts, "teacher_response": ["b"] * 2**10})
     path = tmp_path / "a.parquet"
-    parquet.write_table(table, path, use_dictionary=not plain, compression="zstd")
+    parquet.write_table(table, path, use_dictionary=plain is False, compression="zstd")
     with pytest.raises(UserError, match=r"a\.parquet: holds more than 200 times its \d+ bytes"):
         sources.read(path)
 
