@@ -64,9 +64,9 @@ class Data(Checked):
 
     train: str = option(
         "bundled",
-        "teacher rows: JSON, CSV or Parquet file, a directory or a pattern ('*.jsonl') of them, or "
-        "a hub dataset (ORG/NAME), each with :SPLIT if it is not train, or 'bundled'; to mix several, write "
-        "a.jsonl=0.7,b.jsonl=0.3, the numbers being shares of the prompts",
+        "teacher rows: JSON, CSV or Parquet file, a directory or pattern ('*.jsonl') of them, or a "
+        "hub dataset (ORG/NAME), each with :SPLIT if it is not train, or 'bundled'; to mix "
+        "several, write a.jsonl=0.7,b.jsonl=0.3, the numbers being shares of the prompts",
         common=True,
         filled=True,
     )

@@ -79,6 +79,23 @@ def test_prompts_for_a_teacher_of_ones_own(tmp_path: Path) -> None:
     assert len(read(collected)) == 35
 
 
+@pytest.mark.parametrize("column", ["conversation", "conversations"])
+def test_conversations_of_a_parquet_file(tmp_path: Path, column: str) -> None:
+    rows = [
+        {
+            "id": f"c{n}",
+            column: [{"from": "human", "value": f"q{n}"}, {"from": "gpt", "value": "a"}],
+        }
+        for n in range(20)
+    ]
+    source = write_parquet(tmp_path / "train.parquet", rows)
+    out = tmp_path / "out"
+    assert prepare("lmsys-prompts", f"--source={source}", f"--out={out}", "--heldout=5") == 0
+    train = read(out / "train.prompts.jsonl")
+    assert len(train) == 15
+    assert {row["messages"][0]["content"][0] for row in train} == {"q"}
+
+
 @pytest.mark.slow
 def test_two_hundred_thousand_rows_in_bounded_memory(tmp_path: Path) -> None:
     random = np.random.default_rng(0)

@@ -49,8 +49,8 @@ def of_texts(name: str, value: Any) -> list[Answer]:
     if isinstance(value, list):
         if not value:
             raise Invalid(f"{name!r} is empty")
-        return [Answer(text(repr(name), one, _NEEDED)) for one in value]
-    return [Answer(text(repr(name), value, _NEEDED))]
+        return [Answer(text(repr(name), one, _NEEDED, columns=True)) for one in value]
+    return [Answer(text(repr(name), value, _NEEDED, columns=True))]
 
 
 def _of_messages(name: str, value: Any, prompt: list[Turn]) -> tuple[list[Turn], list[Answer]]:

@@ -13,7 +13,7 @@ from gad_jax.data.sources import conversations, prompts
 from gad_jax.data.sources.answers import Answer
 from gad_jax.data.sources.conversations import Turn
 from gad_jax.data.sources.fields import BY_NAME, Columns, Fields, find, fold, from_json
-from gad_jax.data.sources.notes import Notes, unused
+from gad_jax.data.sources.notes import NAMED, Notes, unused
 from gad_jax.data.sources.prompts import OWN
 from gad_jax.data.sources.rows import (
     Invalid,
@@ -109,6 +109,8 @@ def _refuse_what_is_not_text(columns: Columns, need: bool) -> None:
     marks = (columns.values.get("label"), columns.values.get("kto_tag"))
     if need and OWN not in columns and any(mark is False for mark in marks):
         raise Invalid("its label is false, which marks a bad answer")
+    if need and isinstance(columns.values.get("labels"), list) and "completions" in columns:
+        raise Invalid("'completions' are steps with 'labels', not answers", columns=True)
     single = {"role", "text"} <= set(columns.values) or {"role", "content"} <= set(columns.values)
     if single and OWN not in columns and isinstance(columns.values["role"], str):
         raise Invalid(
@@ -274,7 +276,7 @@ def _named(columns: Columns, fields: Fields, need: bool) -> Reading:
     if fields.response:
         reading = _named_answer(columns, fields.response, turns, need)
     elif turns[-1]["role"] == "assistant":
-        label = "named columns: the last assistant turn is the teacher's answer"
+        label = f"{NAMED}: the last assistant turn is the teacher's answer"
         reading = Reading(turns[:-1], [Answer(turns[-1]["content"])], label)
     else:
         reading = _with_answers(columns, turns, need, fields.prompt)
@@ -295,7 +297,7 @@ def _named_answer(columns: Columns, path: str, turns: list[Turn], need: bool) ->
         if need:
             raise
     root = next(reversed(columns.used), "")
-    return Reading(turns, answers, f"named columns: {path} is the teacher's answer", root)
+    return Reading(turns, answers, f"{NAMED}: {path} is the teacher's answer", root)
 
 
 def _use(columns: Columns, path: str) -> None:

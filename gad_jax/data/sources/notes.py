@@ -37,6 +37,7 @@ HARMLESS = frozenset(
 ) | {"", "unnamed:_0"}
 """Columns that change neither prompt nor answer; others that are not used are named."""
 
+NAMED = "named columns"
 _SHOWN = 12
 _KNOWN = {*FINISHED, *UNFINISHED}
 
@@ -66,7 +67,9 @@ class Notes:
         """Returns the sentences; none for rows in the project's own form that are all used."""
         lines = []
         for label, parts in self._formats.items():
-            made = f"; prompt: {', '.join(parts)}" if len(parts) > 1 or ":" not in label else ""
+            made = (
+                f"; prompt: {', '.join(parts)}" if len(parts) > 1 or label.startswith(NAMED) else ""
+            )
             lines += [f"{name}: read as {label}{made}"] if label else []
         if self._unused:
             names = [*self._unused]

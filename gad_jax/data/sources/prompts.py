@@ -113,7 +113,7 @@ def of_value(name: str, value: Any, *, transcripts: bool = False) -> list[Turn]:
     messages = from_json(value)
     if conversations.are_messages(messages):
         return conversations.read(name.strip("'"), messages)
-    content = text(name, value)
+    content = text(name, value, columns=True)
     if transcripts and content.rstrip().endswith((":", ">:")):
         turns = conversations.transcript(content)
         if turns and turns[-1]["role"] == "user":

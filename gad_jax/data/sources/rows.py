@@ -124,10 +124,13 @@ def collected_key(record: Any) -> str | None:
     return record["key"] if isinstance(record.get("key"), str) else None
 
 
-def text(name: str, value: Any, needed: str = "a text") -> str:
-    """Returns the value if it is a text that can be trained on; raises Invalid."""
+def text(name: str, value: Any, needed: str = "a text", *, columns: bool = False) -> str:
+    """Returns the value if it is a text that can be trained on; raises Invalid.
+
+    `columns` says that the value is a whole column, so that one of another type is the wrong one.
+    """
     if not isinstance(value, str):
-        raise Invalid(f"{name} is not {needed}", f" but {kind(value)}")
+        raise Invalid(f"{name} is not {needed}", f" but {kind(value)}", columns=columns)
     if not value.strip():
         raise Invalid(f"{name} is empty")
     return whole_text(name, value)

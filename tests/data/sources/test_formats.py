@@ -326,7 +326,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "'turns' and 'teacher_response' differ in length: 2 questions and 1 answers",
     ),
     "an empty output": ({"instruction": "x", "input": "", "output": ""}, "'output' is empty"),
-    "a number": ({"question": "x", "answer": 3}, "'answer' is not a text or a list of texts but a"),
     "no user in a list of parts": (
         {"messages": [USER | {"content": [{"type": "image_url"}]}, ASSISTANT]},
         "the content of a message in 'messages' has a part that is not text but 'image_url'",
@@ -380,6 +379,19 @@ AMBIGUOUS: dict[str, tuple[dict[str, Any], str]] = {
     "tools": (
         {"messages": [USER, ASSISTANT], "tools": [{"name": "f"}]},
         "column 'tools' is more than text, and only text is read",
+    ),
+    "a number": ({"question": "x", "answer": 3}, "'answer' is not a text or a list of texts but a"),
+    "objects": (
+        {"question": "x", "answers": [{"text": "y", "score": 3}]},
+        "'answers' is not a text or a list of texts but an object",
+    ),
+    "an object as prompt": (
+        {"prompt": {"text": "x"}, "teacher_response": "y"},
+        "'prompt' is not a text but an object",
+    ),
+    "steps": (
+        {"prompt": "x", "completions": ["y", "z"], "labels": [True, False]},
+        "'completions' are steps with 'labels', not answers",
     ),
     "a text for messages": ({"messages": "x"}, "'messages' is not a list of messages but a text"),
     "a tree's message": (
