@@ -19,7 +19,6 @@ from gad_jax.data.sources.rows import (
     Invalid,
     Row,
     finish_reason,
-    is_blank,
     is_finished,
     kind,
     text,
@@ -98,7 +97,7 @@ def _id(record: dict[str, Any], where: str) -> str:
 
 def _refuse_what_is_not_text(columns: Columns, need: bool) -> None:
     for name in columns.filled(_MEDIA):
-        if is_blank(from_json(columns.values[name])) or columns.values[name] in ("[]", "{}"):
+        if columns.values[name] in ("[]", "{}", "null", "None"):
             columns.repeated.add(name)
             continue
         raise Invalid(
@@ -137,7 +136,7 @@ def _is_conversation(columns: Columns, key: str) -> bool:
     value = from_json(value)
     if isinstance(value, str):
         return bool(conversations.transcript(value))
-    return isinstance(value, list | dict)
+    return isinstance(value, list) or (isinstance(value, dict) and key != "data")
 
 
 def _conversation(columns: Columns, key: str, need: bool) -> Reading:

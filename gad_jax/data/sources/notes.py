@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from gad_jax.data.sources.fields import Columns
-from gad_jax.data.sources.rows import FINISHED, UNFINISHED, fold_reason, is_blank
+from gad_jax.data.sources.rows import FINISHED, UNFINISHED, fold_reason, is_blank, shortened
 
 HARMLESS = frozenset(
     re.findall(
@@ -38,6 +38,7 @@ HARMLESS = frozenset(
 """Columns that change neither prompt nor answer; others that are not used are named."""
 
 NAMED = "named columns"
+_OWN = ("messages", "content", "instruction", "prompt", "turns", "text", "input", "context")
 _SHOWN = 12
 _KNOWN = {*FINISHED, *UNFINISHED}
 
@@ -71,8 +72,11 @@ class Notes:
                 f"; prompt: {', '.join(parts)}" if len(parts) > 1 or label.startswith(NAMED) else ""
             )
             lines += [f"{name}: read as {label}{made}"] if label else []
+        also = [name for name in self._formats.get("", ()) if name not in _OWN]
+        if also:
+            lines.append(f"{name}: also in the prompt: {', '.join(also)}")
         if self._unused:
-            names = [*self._unused]
+            names = [shortened(name)[1:-1] for name in self._unused]  # no control characters
             more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
             unused = f"not used: {', '.join(names[:_SHOWN])}{more}"
             lines = [f"{lines[0]}; {unused}", *lines[1:]] if lines else [f"{name}: {unused}"]

@@ -40,6 +40,7 @@ SAME: dict[str, tuple[dict[str, Any], list[dict[str, str]], str]] = {
         [],
         "OpenAI messages: ",
     ),
+    "no tools, in a text": ({"messages": [USER, ASSISTANT], "tools": "null"}, [], "OpenAI"),
     "JSON in a text": ({"messages": json.dumps([USER, ASSISTANT])}, [], "OpenAI messages: "),
     "Python in a text": ({"messages": repr([USER, ASSISTANT])}, [], "OpenAI messages: "),
     "lists of fields": (

@@ -27,6 +27,18 @@ def test_the_projects_own_rows_need_no_words() -> None:
     assert line.endswith(", c11 and 8 more")
 
 
+def test_names_cannot_write_to_the_terminal() -> None:
+    found = Notes()
+    found.add("", [], ["a\x1b[31m", "\ud800", "b\nc"])
+    assert found.lines("a.jsonl") == (r"a.jsonl: not used: a\x1b[31m, \ud800, b\nc",)
+
+
+def test_turns_from_other_columns_of_own_rows_are_said() -> None:
+    found = Notes()
+    found.add("", ["prompt", "system", "history"], [])
+    assert found.lines("a.jsonl") == ("a.jsonl: also in the prompt: system, history",)
+
+
 def test_unknown_finish_reasons_are_counted() -> None:
     found = Notes()
     for reason in ("stop", "STOP", "FINISH_REASON_STOP", "length", "", "sated", "sated", "x" * 99):
