@@ -13,7 +13,7 @@ from pathlib import Path
 from gad_jax.base import exits, files
 from gad_jax.base.errors import LostProcessError
 from gad_jax.settings import options
-from gad_jax.settings.config import Config
+from gad_jax.settings.config import Config, default_file
 from gad_jax.settings.fields import option
 
 DESCRIPTION = (
@@ -36,12 +36,13 @@ class Settings(Config):
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
+    given = sys.argv[1:] if argv is None else argv
     settings = options.parse(
         Settings,
-        sys.argv[1:] if argv is None else argv,
+        given,
         program="python -m gad_jax.train",
         description=DESCRIPTION,
-        config_default="quickstart",
+        config_default=default_file(given),
         short_help=True,
     )
     fields = {field.name: getattr(settings, field.name) for field in dataclasses.fields(Config)}

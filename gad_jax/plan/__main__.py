@@ -6,7 +6,7 @@ import sys
 from gad_jax.base import exits
 from gad_jax.distributed import targets
 from gad_jax.settings import options
-from gad_jax.settings.config import Config
+from gad_jax.settings.config import Config, default_file
 from gad_jax.settings.fields import FieldError, option, section
 
 DESCRIPTION = (
@@ -41,12 +41,13 @@ class PlanCommand(Config):
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit code, 0 only if the run fits."""
+    given = sys.argv[1:] if argv is None else argv
     settings = options.parse(
         PlanCommand,
-        [_long(flag) for flag in (sys.argv[1:] if argv is None else argv)],
+        [_long(flag) for flag in given],
         program="python -m gad_jax.plan",
         description=DESCRIPTION,
-        config_default="quickstart",
+        config_default=default_file(given),
     )
 
     def run() -> int:
