@@ -24,10 +24,12 @@ def rehearse(
     config: Config,
     stop: StopRequest,
     claim: Callable[[Config], str],
-    train: Callable[[Config, StopRequest], int],
-) -> int:
+    train: Callable[[Config, StopRequest], bool],
+) -> bool:
     """Checks a run without beginning it, then takes a step of each of its stages with tiny networks
-    in a directory next to the run's, which shows that devices and storage can be used."""
+    in a directory next to the run's, which shows that devices and storage can be used.
+
+    Returns whether it came to its end and found nothing that would make the run a bad one."""
     scratch = Path(f"{config.run_dir}.dry_run")
     mesh = make_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor)
     tiny = _tiny_run(config, str(scratch), mesh)
@@ -48,18 +50,18 @@ def rehearse(
         checkpoints.close()
         if processes.is_first():
             print("a step of each stage, with tiny networks and the bundled rows:", flush=True)
-        code = train(tiny, stop)
+        finished = train(tiny, stop)
     finally:
         if processes.is_first():
             shutil.rmtree(scratch, ignore_errors=True)
-    if processes.is_first() and not stop.requested:
+    if processes.is_first() and finished:
         steps = ", ".join(f"{span.stage} to step {span.end}" for span in spans)
         shape = " × ".join(f"{name} {size}" for name, size in mesh.shape.items())
         verdict = "the dry run went well"
         if text.losses:
             verdict = "the run would start, but see the warnings: much of the data would be lost"
         print(f"{verdict}: {mesh.size} devices ({shape}); the run has {steps}")
-    return code
+    return finished and not text.losses
 
 
 def _tiny_run(config: Config, directory: str, mesh: Mesh) -> Config:
