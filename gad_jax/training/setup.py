@@ -71,13 +71,20 @@ def claim(config: Config) -> str:
 def refuse_other_settings(config: Config) -> bool:
     """Returns whether the directory has other settings but no checkpoint: it may be replaced.
 
-    Raises UserError where it has a checkpoint of a run with other settings.
+    Raises UserError where it has a checkpoint of a run with other settings, or of a run whose
+    settings are not there to compare.
     """
     run = Path(config.run_dir)
     path = run / "config.yaml"
+    saved = any(step.name.isdigit() for step in run.glob("checkpoints/*"))
+    if saved and not path.exists():
+        raise UserError(
+            f"{config.run_dir} holds the checkpoints of a run but not its config.yaml; copy the "
+            "file back, or choose another --run_dir"
+        )
     changed = [] if not path.exists() else options.differences(options.load(Config, path), config)
     changed = [line for line in changed if not line.startswith(CAN_CHANGE)]
-    if changed and any(step.name.isdigit() for step in run.glob("checkpoints/*")):
+    if changed and saved:
         raise UserError(
             f"{config.run_dir} holds a run with other settings ({'; '.join(changed)}); "
             "choose another --run_dir, or give the settings that it has"
