@@ -8,12 +8,13 @@ import contextlib
 import dataclasses
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from gad_jax.base import exits, files
+from gad_jax.base import exits, files, next_command
 from gad_jax.base.errors import LostProcessError
 from gad_jax.settings import options
-from gad_jax.settings.config import Config
+from gad_jax.settings.config import Config, default_file
 from gad_jax.settings.fields import option
 
 DESCRIPTION = (
@@ -36,19 +37,20 @@ class Settings(Config):
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
+    given = sys.argv[1:] if argv is None else argv
     settings = options.parse(
         Settings,
-        sys.argv[1:] if argv is None else argv,
+        given,
         program="python -m gad_jax.train",
         description=DESCRIPTION,
-        config_default="quickstart",
+        config_default=default_file(given),
         short_help=True,
     )
     fields = {field.name: getattr(settings, field.name) for field in dataclasses.fields(Config)}
-    return exits.run_guarded(lambda: _run(Config(**fields), settings.dry_run))
+    return exits.run_guarded(lambda: _run(Config(**fields), settings.dry_run, given))
 
 
-def _run(config: Config, dry_run: bool) -> int:
+def _run(config: Config, dry_run: bool, given: Sequence[str]) -> int:
     # Here, so that --help and mistakes in flags answer before jax is loaded.
     from gad_jax.distributed import processes
     from gad_jax.training import rehearsal, setup
@@ -68,13 +70,17 @@ def _run(config: Config, dry_run: bool) -> int:
         try:
             processes.require_same("settings", options.to_yaml(config))
             if dry_run:
-                code = rehearsal.rehearse(config, stop, claim, _train)
+                went_well = rehearsal.rehearse(config, stop, claim, _train)
+                if went_well and processes.is_first():
+                    next_command.say("train", *next_command.without(given, "--dry_run"))
             else:
                 path = processes.from_first(lambda: claim(config))
                 if processes.is_first():
                     print(f"# {path}\n{options.to_yaml(config)}", flush=True)
                 processes.require_shared(Path(path))
-                code = _train(config, stop)
+                finished = _train(config, stop)
+                if processes.is_first():
+                    _say_next(config, given, finished)
         except Exception as error:
             sentence = processes.lost_peer(error)
             if sentence is None:
@@ -82,11 +88,20 @@ def _run(config: Config, dry_run: bool) -> int:
             raise LostProcessError(sentence) from error
         processes.stop()
     exits.watchdog(0.0)
-    return code
+    return exits.Exit.OK
 
 
-def _train(config: Config, stop: exits.StopRequest) -> int:
-    """Builds the run and runs it to its end, or until `stop`."""
+def _say_next(config: Config, given: Sequence[str], finished: bool) -> None:
+    if not finished:
+        next_command.say("train", *given)
+    elif any(Path(config.run_dir).glob("evaluations/*.json")):
+        next_command.say("evaluate", config.run_dir)
+    else:
+        next_command.say("serve", "--model", config.run_dir)
+
+
+def _train(config: Config, stop: exits.StopRequest) -> bool:
+    """Builds the run and runs it to its end or until `stop`; returns whether that is its end."""
     import jax
 
     from gad_jax.base.cache import program_dir
@@ -111,7 +126,7 @@ def _train(config: Config, stop: exits.StopRequest) -> int:
                 f"stopped after step {trainer.step} of {trainer.total_steps}, which is saved; "
                 "the same command resumes from there"
             )
-    return exits.Exit.OK
+    return finished
 
 
 def _quiet_logs() -> None:

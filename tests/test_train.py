@@ -41,6 +41,8 @@ def test_a_run_that_is_interrupted_saves_and_goes_on(tmp_path):
     printed = interrupt_after(start(tmp_path, *LONG), tmp_path, 3)
     stopped = steps(tmp_path)[-1]
     assert f"stopped after step {stopped} of 502, which is saved" in printed
+    again = f"next: python -m gad_jax.train --run_dir={tmp_path} {' '.join(LONG)}"
+    assert printed.splitlines()[-1] == again
     assert (tmp_path / "checkpoints" / str(stopped)).is_dir()
     printed = interrupt_after(start(tmp_path, *LONG), tmp_path, stopped + 2)
     assert f"resuming after step {stopped} of 502" in printed
@@ -94,3 +96,36 @@ def test_a_dry_run_finds_what_a_run_would(tmp_path):
     (tmp_path / "run" / "config.yaml").write_text("gad: {steps: 3}\n")
     assert "holds a run with other settings" in says()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+def test_a_dry_run_says_what_the_limits_cost(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    rows = [{"prompt": f"q{n}", "teacher_response": "word " * 9} for n in range(20)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+
+    def tried(*flags):
+        flags = (f"--data.train={path}", "--student.path=random-tiny", "--dry_run", *flags)
+        process = start(tmp_path / "run", *flags)
+        printed, _ = process.communicate(timeout=120)
+        return process.returncode, printed
+
+    code, printed = tried()  # without --config: not the quickstart's 12 steps and 48 tokens
+    assert code == 0, printed
+    assert "the dry run went well: " in printed
+    flags = f"--run_dir={tmp_path}/run --data.train={path} --student.path=random-tiny"
+    assert printed.splitlines()[-1] == f"next: python -m gad_jax.train {flags}"
+    assert "held out: 1 prompt of " in printed
+    assert "the run has warmup to step 2, gad to step 6" in printed
+    assert "warning:" not in printed
+    code, printed = tried("--rollout.max_new_tokens=8")
+    assert code == 2
+    assert (
+        "20 of 20 teacher responses (100%) are longer than --rollout.max_new_tokens=8 and"
+        in (printed.splitlines()[-1])
+    )
+    code, printed = tried("--rollout.max_new_tokens=8", "--data.stop_at_cut_share=1")
+    assert code == 0, printed
+    assert "warning: " in printed
+    assert "went well" not in printed
+    assert "the run would start, but see the warnings" in printed.splitlines()[-1]
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.jsonl"]

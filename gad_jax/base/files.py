@@ -1,6 +1,7 @@
 """Files that survive a crash: atomic writes, locks on run directories, cleanup of partial files."""
 
 import contextlib
+import itertools
 import json
 import os
 import socket
@@ -121,3 +122,9 @@ def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Writes a small file in one step, as `replacing` does."""
     with replacing(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def fresh(path: Path) -> Path:
+    """Returns the path, or `a.2.jsonl` and so on for `a.jsonl` where there is such a file."""
+    numbers = (path.with_name(f"{path.stem}.{n}{path.suffix}") for n in itertools.count(2))
+    return next(free for free in itertools.chain([path], numbers) if not free.exists())

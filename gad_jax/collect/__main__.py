@@ -5,7 +5,7 @@
 
 import sys
 
-from gad_jax.base import exits
+from gad_jax.base import exits, next_command
 from gad_jax.collect import check, prepare
 from gad_jax.collect.settings import Collect
 from gad_jax.settings import options
@@ -30,7 +30,10 @@ def main(argv: list[str] | None = None) -> int:
     def run() -> int:
         from gad_jax.collect import command
 
-        return command.run(collect)
+        code = command.run(collect)
+        if collect.dry_run and code == exits.Exit.OK:
+            next_command.say("collect", *next_command.without(given, "--dry_run"))
+        return code
 
     return exits.run_guarded(run)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from gad_jax.base import exits, files
+from gad_jax.base import exits, files, next_command
 from gad_jax.base.console import make_console
 from gad_jax.base.errors import UserError
 from gad_jax.collect import faults
@@ -20,6 +20,7 @@ from gad_jax.data import sources
 from gad_jax.data.sources.rows import Record
 from gad_jax.data.tokenizer import load_tokenizer
 from gad_jax.models import source
+from gad_jax.settings import fields
 
 _EDGES = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
@@ -42,7 +43,40 @@ def run(check: Check) -> int:
         _show(numbers, found, check)
     if check.out:
         _write(check, found, numbers)
+    _say_next(check, numbers)
     return exits.Exit.OK
+
+
+def _say_next(check: Check, numbers: dict[str, Any]) -> None:
+    """Names the training on what was written, or the writing where there is something to drop."""
+    bad = any(numbers["faults"].values()) or numbers["invalid"]
+    rows = check.out or check.files
+    if bad and not check.out:
+        first = Path(_names(check.files)[0])
+        folder = first.parent if first.exists() else Path()
+        out = files.fresh(folder / f"{_stem(check.files)}.checked.jsonl")
+        flags = [f"--{name}={value}" for name, value in _given(check)]
+        next_command.say(
+            "collect", "check", check.files, *flags, f"--out={out}", to_stderr=check.json
+        )
+    else:
+        flags = (f"--data.train={rows}", f"--run_dir=runs/{_stem(rows)}", "--dry_run")
+        next_command.say("train", *flags, to_stderr=check.json)
+
+
+def _stem(names: str) -> str:
+    """Returns `teacher` for `data/teacher.checked.jsonl,more.jsonl`."""
+    return Path(_names(names)[0]).name.partition(".")[0] or "own"
+
+
+def _given(check: Check) -> Iterator[tuple[str, str]]:
+    """Yields the settings that decide which lines are dropped, where they are not the defaults."""
+    for name in ("against", "tokenizer", "skip_invalid"):
+        value = getattr(check, name)
+        if value:
+            yield name, fields.show(value)
+    if check.drop != FAULTS:
+        yield "drop", fields.show(check.drop)
 
 
 def _names(text: str) -> list[str]:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from gad_jax.base import exits, files
+from gad_jax.base import exits, files, next_command
 from gad_jax.base.errors import UserError
 from gad_jax.collect.settings import Collect
 from gad_jax.data import sources
@@ -79,6 +79,9 @@ def _collect(
         store.close()
     _write_manifest(collect, teacher, store.contents, requests)
     collection.report(requests, len(missing), time.time() - started)
+    if store.contents.have:
+        checked = files.fresh(collection.sibling(Path(collect.out), "checked.jsonl"))
+        next_command.say("collect", "check", collect.out, f"--out={checked}")
     return exits.Exit.OK
 
 

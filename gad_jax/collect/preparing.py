@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from gad_jax.base import exits, files
+from gad_jax.base import exits, files, next_command
 from gad_jax.base.errors import UserError
 from gad_jax.collect.prepare import RECIPES, Prepare, Recipe
 from gad_jax.data import sources
@@ -60,6 +60,15 @@ def run(prepare: Prepare) -> int:
         f"{paths[0]}: {counts['train']} lines; {paths[1]}: {counts['heldout']}; "
         f"{counts['repeated']} repeated ones dropped"
     )
+    if recipe.responses:
+        held_out = paths[1] if prepare.heldout else ""
+        next_command.say(
+            "train", f"--data.train={paths[0]}", f"--data.heldout={held_out}", "--dry_run"
+        )
+    else:
+        out = files.fresh(directory / "teacher.jsonl")
+        flags = (f"--prompts={paths[0]}", "--model=MODEL", f"--out={out}", "--dry_run")
+        next_command.say("collect", *flags)
     return exits.Exit.OK
 
 

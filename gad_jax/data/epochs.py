@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Int32
 
 from gad_jax.base.errors import UserError
-from gad_jax.data.pipeline import Prepared, Tokens
+from gad_jax.data.pipeline import Prepared
+from gad_jax.data.ragged import Tokens
 
 
 @dataclass(frozen=True, eq=False)

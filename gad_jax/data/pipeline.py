@@ -1,24 +1,24 @@
 """Rows to tokens, once, when a run starts.
 
-Reading and checking rows is in `sources`, drawing one batch per step in `epochs.py`.
+Reading and checking rows is in `sources`, the limits of a run in `limits.py`, held-out rows in
+`split.py`, drawing one batch per step in `epochs.py`.
 """
 
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-from jaxtyping import Int32, Int64
+from jaxtyping import Int64
 
 from gad_jax.base.errors import UserError
 from gad_jax.data.chat import Chat
+from gad_jax.data.ragged import Ragged, Tokens
 from gad_jax.data.sources.rows import Row, Rows
 
 _ENCODED_AT_ONCE = 1024  # rows per tokenizer call, which bounds the memory of its lists
-
-Tokens = Int32[np.ndarray, " _"]  # ragged: sequences differ in length
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Lengths:
     p95: float
 
     @classmethod
-    def of(cls, sequences: Sequence[Tokens]) -> "Lengths":
+    def of(cls, sequences: Ragged) -> "Lengths":
         """Returns the statistics of these sequences."""
-        lengths = [len(sequence) for sequence in sequences]
+        lengths = sequences.lengths
         return cls(float(np.mean(lengths)), float(np.percentile(lengths, 95)))
 
     def __str__(self) -> str:
@@ -47,12 +47,17 @@ class Stats:
 
     rows: int
     responses: int
-    skipped: dict[str, int]
-    dropped_long: int
-    cut_responses: int
     prompt_tokens: Lengths
     response_tokens: Lengths
+    skipped: dict[str, int] = field(default_factory=dict)
+    dropped_long: int = 0
+    cut_responses: int = 0
     unfinished: int = 0
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], prompts: Ragged, responses: Ragged) -> "Stats":
+        """Returns the statistics of rows of which none was skipped, dropped or cut."""
+        return cls(len(rows), len(responses), Lengths.of(prompts), Lengths.of(responses))
 
     def __str__(self) -> str:
         skipped = "".join(f", {count} skipped ({reason})" for reason, count in self.skipped.items())
@@ -66,22 +71,6 @@ class Stats:
 
 
 @dataclass(frozen=True, eq=False)
-class _Ragged:
-    """Sequences of tokens end to end: an array per sequence would take several times the memory."""
-
-    flat: Tokens
-    starts: Int64[np.ndarray, " _"]
-
-    @classmethod
-    def of(cls, sequences: Sequence[Tokens]) -> "_Ragged":
-        starts = np.cumsum([0, *map(len, sequences)], dtype=np.int64)
-        return cls(np.concatenate(sequences), starts)
-
-    def __getitem__(self, index: int) -> Tokens:
-        return self.flat[self.starts[index] : self.starts[index + 1]]
-
-
-@dataclass(frozen=True, eq=False)
 class Prepared:
     """The rows that are trained on, as text and as tokens.
 
@@ -90,12 +79,14 @@ class Prepared:
     (number of rows, weight) of each file, in the order of the rows, if files are mixed by weight.
     """
 
+    name: str
     rows: tuple[Row, ...]
     stats: Stats
     fingerprint: str
-    _prompts: _Ragged
-    _responses: _Ragged
+    _prompts: Ragged
+    _responses: Ragged
     _first_response: Int64[np.ndarray, " _"]
+    _chat: str
     parts: tuple[tuple[int, float], ...] = ()
 
     def __len__(self) -> int:
@@ -109,6 +100,97 @@ class Prepared:
         """Returns the tokens of each of a row's teacher responses."""
         return [self._responses[n] for n in range(*self._first_response[index : index + 2])]
 
+    def select(self, which: Sequence[int]) -> "Prepared":
+        """Returns the rows of these numbers, which must be one or more, in this order.
+
+        What was skipped and dropped before is in the statistics of the whole set alone.
+        """
+        rows = tuple(self.rows[index] for index in which)
+        places = [n for index in which for n in range(*self._first_response[index : index + 2])]
+        prompts, responses = (
+            self._prompts.take(np.asarray(which)),
+            self._responses.take(np.asarray(places)),
+        )
+        return Prepared(
+            name=self.name,
+            rows=rows,
+            stats=Stats.of(rows, prompts, responses),
+            fingerprint=_fingerprint(rows, self._chat),
+            _prompts=prompts,
+            _responses=responses,
+            _first_response=_first_responses(rows),
+            _chat=self._chat,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """Rows with all of their tokens, before the limits of a run are known.
+
+    `refused` counts the rows that the chat template refused; they are left out.
+    """
+
+    source: Rows
+    rows: tuple[Row, ...]
+    refused: int
+    prompts: Ragged
+    responses: Ragged
+    _chat: str
+
+    def limited(self, max_prompt_tokens: int, max_response_tokens: int) -> Prepared:
+        """Returns the rows whose prompts fit, with their responses cut at the limit.
+
+        Raises UserError when no row remains.
+        """
+        fits = self.prompts.lengths <= max_prompt_tokens
+        if not fits.any():
+            raise UserError(
+                f"{self.source.name}: none of the {len(self.source)} prompts has at most "
+                f"{max_prompt_tokens} tokens"
+                f"{f' ({self.refused} refused by the chat template)' if self.refused else ''}; "
+                "raise --data.max_prompt_tokens"
+            )
+        kept = tuple(row for row, fit in zip(self.rows, fits, strict=True) if fit)
+        of_kept = np.repeat(fits, [len(row.responses) for row in self.rows])
+        whole = self.responses.take(of_kept)
+        prompts, responses = self.prompts.take(fits), whole.cut(max_response_tokens)
+        return Prepared(
+            name=self.source.name,
+            rows=kept,
+            stats=replace(
+                Stats.of(kept, prompts, responses),
+                skipped=_skipped(self.source, self.refused),
+                dropped_long=len(self.rows) - len(kept),
+                cut_responses=int(np.sum(whole.lengths > max_response_tokens)),
+                unfinished=self.source.unfinished,
+            ),
+            fingerprint=_fingerprint(kept, self._chat),
+            _prompts=prompts,
+            _responses=responses,
+            _first_response=_first_responses(kept),
+            _chat=self._chat,
+        )
+
+
+def encode(rows: Rows, chat: Chat, max_invalid_share: float = 1.0) -> Encoded:
+    """Returns the rows with their tokens.
+
+    A row is malformed if the chat template refuses its conversation. Raises UserError when a row
+    is malformed, unless `rows` was read with `skip_invalid`; when a row has no response; and when
+    more than `max_invalid_share` of the rows were skipped as malformed.
+    """
+    kept: list[Row] = []
+    prompts: list[Ragged] = []
+    for chunk in _chunks(rows.rows):
+        encoded = _encode_prompts(chunk, chat, rows.skip_invalid)
+        kept += [row for row, tokens in zip(chunk, encoded, strict=True) if tokens is not None]
+        prompts.append(Ragged.of([tokens for tokens in encoded if tokens is not None]))
+    refused = len(rows) - len(kept)
+    _check_share(rows, _skipped(rows, refused), max_invalid_share)
+    responses = [Ragged.of(_encode_responses(chunk, chat)) for chunk in _chunks(kept)]
+    together = Ragged.joined(prompts), Ragged.joined(responses)
+    return Encoded(rows, tuple(kept), refused, *together, chat.fingerprint)
+
 
 def prepare(
     rows: Rows,
@@ -118,44 +200,14 @@ def prepare(
     max_response_tokens: int,
     max_invalid_share: float = 1.0,
 ) -> Prepared:
-    """Returns the rows with their tokens.
+    """Returns the rows with their tokens, within these limits.
 
     A prompt that is too long is dropped and counted. It is never cut, because it would lose the
     header that opens the assistant's turn. A response is cut at the limit and then has no end
-    token, like a student's response that reached it. Nor has a response that is not complete. A row
-    is malformed if the chat template refuses its conversation.
-
-    Raises UserError when a row is malformed, unless `rows` was read with `skip_invalid`; when a
-    row has no response; when no row remains; and when more than `max_invalid_share` of the rows
-    were skipped as malformed.
+    token, like a student's response that reached it; nor has one that is not complete. Raises what
+    `encode` and `Encoded.limited` do.
     """
-    kept, prompts, refused = _fitting_prompts(rows, chat, max_prompt_tokens)
-    refusals = {"the chat template refuses the conversation": refused} if refused else {}
-    _check_share(rows, rows.skipped | refusals, max_invalid_share)
-    if not kept:
-        raise UserError(
-            f"{rows.name}: none of the {len(rows)} prompts has at most {max_prompt_tokens} tokens"
-            f"{f' ({refused} refused by the chat template)' if refused else ''}; raise "
-            "--data.max_prompt_tokens"
-        )
-    responses, cut = _cut_responses(kept, chat, max_response_tokens)
-    return Prepared(
-        rows=tuple(kept),
-        stats=Stats(
-            rows=len(kept),
-            responses=len(responses),
-            skipped=rows.skipped | refusals,
-            dropped_long=len(rows) - refused - len(kept),
-            cut_responses=cut,
-            prompt_tokens=Lengths.of(prompts),
-            response_tokens=Lengths.of(responses),
-            unfinished=rows.unfinished,
-        ),
-        fingerprint=_fingerprint(kept, chat),
-        _prompts=_Ragged.of(prompts),
-        _responses=_Ragged.of(responses),
-        _first_response=np.cumsum([0, *(len(row.responses) for row in kept)], dtype=np.int64),
-    )
+    return encode(rows, chat, max_invalid_share).limited(max_prompt_tokens, max_response_tokens)
 
 
 def mix(files: Sequence[Prepared], weights: Sequence[float]) -> Prepared:
@@ -164,27 +216,35 @@ def mix(files: Sequence[Prepared], weights: Sequence[float]) -> Prepared:
         return files[0]
     rows = tuple(row for file in files for row in file.rows)
     digest = hashlib.sha256(json.dumps([[f.fingerprint for f in files], [*weights]]).encode())
-    counts = np.concatenate([np.diff(file._first_response) for file in files])
-    prompts = [file.prompt(index) for file in files for index in range(len(file))]
-    responses = [r for file in files for index in range(len(file)) for r in file.responses(index)]
+    prompts = Ragged.joined([file._prompts for file in files])
+    responses = Ragged.joined([file._responses for file in files])
     return Prepared(
+        name=",".join(file.name for file in files),
         rows=rows,
-        stats=Stats(
-            rows=len(rows),
-            responses=len(responses),
+        stats=replace(
+            Stats.of(rows, prompts, responses),
             skipped=dict(sum((Counter(file.stats.skipped) for file in files), Counter())),
             dropped_long=sum(file.stats.dropped_long for file in files),
             cut_responses=sum(file.stats.cut_responses for file in files),
-            prompt_tokens=Lengths.of(prompts),
-            response_tokens=Lengths.of(responses),
             unfinished=sum(file.stats.unfinished for file in files),
         ),
         fingerprint=digest.hexdigest(),
-        _prompts=_Ragged.of(prompts),
-        _responses=_Ragged.of(responses),
-        _first_response=np.cumsum([0, *counts], dtype=np.int64),
+        _prompts=prompts,
+        _responses=responses,
+        _first_response=_first_responses(rows),
+        _chat=files[0]._chat,
         parts=tuple(zip(map(len, files), weights, strict=True)) if weights else (),
     )
+
+
+def _skipped(rows: Rows, refused: int) -> dict[str, int]:
+    """Returns how many rows were skipped for which reason."""
+    refusals = {"the chat template refuses the conversation": refused} if refused else {}
+    return rows.skipped | refusals
+
+
+def _first_responses(rows: Sequence[Row]) -> Int64[np.ndarray, " _"]:
+    return np.cumsum([0, *(len(row.responses) for row in rows)], dtype=np.int64)
 
 
 def _check_share(rows: Rows, skipped: dict[str, int], limit: float) -> None:
@@ -202,40 +262,6 @@ def _chunks(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
         yield rows[start : start + _ENCODED_AT_ONCE]
 
 
-def _fitting_prompts(
-    rows: Rows, chat: Chat, max_prompt_tokens: int
-) -> tuple[list[Row], list[Tokens], int]:
-    """Returns the rows whose prompts fit, their tokens, and how many the template refused."""
-    kept: list[Row] = []
-    prompts: list[Tokens] = []
-    refused = 0
-    for chunk in _chunks(rows.rows):
-        for row, tokens in zip(chunk, _encode_prompts(chunk, chat, rows.skip_invalid), strict=True):
-            if tokens is None:
-                refused += 1
-            elif len(tokens) <= max_prompt_tokens:
-                kept.append(row)
-                prompts.append(np.asarray(tokens, np.int32))
-    return kept, prompts, refused
-
-
-def _cut_responses(
-    rows: Sequence[Row], chat: Chat, max_response_tokens: int
-) -> tuple[list[Tokens], int]:
-    """Returns the tokens of all responses, cut at the limit, and how many were cut."""
-    responses: list[Tokens] = []
-    cut = 0
-    for chunk in _chunks(rows):
-        encoded = chat.encode_responses([text for row in chunk for text in _teacher_responses(row)])
-        ends = [complete for row in chunk for complete in row.complete]
-        for tokens, complete in zip(encoded, ends, strict=True):
-            # A reply that its server cut has no end, as a student's that reaches the limit.
-            tokens = tokens if complete else tokens[:-1]
-            cut += len(tokens) > max_response_tokens
-            responses.append(np.asarray(tokens[:max_response_tokens], np.int32))
-    return responses, cut
-
-
 def _encode_prompts(rows: Sequence[Row], chat: Chat, skip_invalid: bool) -> list[list[int] | None]:
     """Returns the tokens of each row's prompt; None for one that is refused and may be skipped."""
     try:
@@ -248,14 +274,22 @@ def _encode_prompts(rows: Sequence[Row], chat: Chat, skip_invalid: bool) -> list
         raise UserError(f"{rows[0].id}: {error}, or pass --data.skip_invalid") from error
 
 
+def _encode_responses(rows: Sequence[Row], chat: Chat) -> list[list[int]]:
+    """Returns the tokens of all responses; one that its server cut has no end token."""
+    encoded = chat.encode_responses([text for row in rows for text in _teacher_responses(row)])
+    ends = [complete for row in rows for complete in row.complete]
+    return [x if complete else x[:-1] for x, complete in zip(encoded, ends, strict=True)]
+
+
 def _teacher_responses(row: Row) -> tuple[str, ...]:
     if not row.responses:
         raise UserError(f"{row.id}: no teacher response; collect one or drop the row")
     return row.responses
 
 
-def _fingerprint(rows: Sequence[Row], chat: Chat) -> str:
-    digest = hashlib.sha256(chat.fingerprint.encode())
+def _fingerprint(rows: Sequence[Row], chat: str) -> str:
+    """Returns the sha256 of rows and of the chat's fingerprint."""
+    digest = hashlib.sha256(chat.encode())
     for row in rows:
         content = [row.messages, row.responses]
         content += [] if all(row.complete) else [row.complete]

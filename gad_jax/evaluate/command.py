@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from gad_jax.base import console, exits, files
+from gad_jax.base import console, exits, files, next_command
 from gad_jax.base.errors import UserError
 from gad_jax.evaluate import answering, answers, report
 from gad_jax.evaluate.answers import Answers
@@ -51,7 +51,12 @@ def run(evaluate: Evaluate) -> int:
     curves = {str(run_dir): run_dir} if run_dir else _runs(evaluate)
     files.write_atomic(path, report.render(report.collect(found, curves, judgements)))
     print(path)
+    next_command.say("serve", "--model", _last_model(evaluate))
     return exits.Exit.OK
+
+
+def _last_model(evaluate: Evaluate) -> str:
+    return split_label(evaluate.model[-1])[1] if evaluate.model else evaluate.run
 
 
 def _judge(

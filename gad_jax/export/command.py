@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import jax
 
-from gad_jax.base import exits, files
+from gad_jax.base import exits, files, next_command
 from gad_jax.data.chat import Chat
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.models import writing
@@ -36,4 +36,6 @@ def run(export: "Export") -> int:
             chat = Chat.load(network.tokenizer, network.template)
             writing.save(out / name, config, network.params, chat.tokenizer, chat.end_tokens)
             print(f"{out / name}: {name} of {network.origin}, {config.stored_dtype}", flush=True)
+    if "student" in chosen:
+        next_command.say("generate", "--model", str(out / "student"))
     return exits.Exit.OK

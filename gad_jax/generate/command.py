@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from gad_jax.base import exits, files
+from gad_jax.base import exits, files, next_command
 from gad_jax.base.errors import UserError
 from gad_jax.data import sources
 from gad_jax.data.chat import Chat
@@ -43,6 +43,8 @@ def run(generate: "Generate") -> int:
             print("\n\n".join(answer([conversation])[0]))
         else:
             _answer_interactively(network.origin, answer)
+    if sys.stderr.isatty():  # a person reads it, not a program
+        next_command.say("serve", "--model", generate.model, to_stderr=True)
     return exits.Exit.OK
 
 

@@ -2,11 +2,12 @@
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 
-from gad_jax.base import exits
+from gad_jax.base import exits, next_command
 from gad_jax.distributed import targets
 from gad_jax.settings import options
-from gad_jax.settings.config import Config
+from gad_jax.settings.config import Config, default_file
 from gad_jax.settings.fields import FieldError, option, section
 
 DESCRIPTION = (
@@ -41,12 +42,13 @@ class PlanCommand(Config):
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns the exit code, 0 only if the run fits."""
+    given = sys.argv[1:] if argv is None else argv
     settings = options.parse(
         PlanCommand,
-        [_long(flag) for flag in (sys.argv[1:] if argv is None else argv)],
+        [_long(flag) for flag in given],
         program="python -m gad_jax.plan",
         description=DESCRIPTION,
-        config_default="quickstart",
+        config_default=default_file(given),
     )
 
     def run() -> int:
@@ -55,9 +57,25 @@ def main(argv: list[str] | None = None) -> int:
         targets.prepare_environment(target)
         from gad_jax.plan import command
 
-        return command.run(settings, target)
+        code = command.run(settings, target)
+        if code == exits.Exit.OK:
+            flags = _without_plan(given)
+            next_command.say("train", *flags, "--dry_run", to_stderr=settings.plan.json)
+        return code
 
     return exits.run_guarded(run)
+
+
+def _without_plan(given: Sequence[str]) -> list[str]:
+    """Returns the run's own flags."""
+    kept: list[str] = []
+    skip = False
+    for argument in next_command.without(given, "--json"):
+        name, equals, _ = _long(argument).partition("=")
+        if not skip and not name.startswith("--plan."):
+            kept.append(argument)
+        skip = not skip and name.startswith("--plan.") and not equals
+    return next_command.without(kept, "--dry_run")
 
 
 def _long(flag: str) -> str:

@@ -19,7 +19,9 @@ from gad_jax.distributed.targets import Target
 from gad_jax.models.config import DecoderConfig
 from gad_jax.plan import estimate, networks, programs, report, workload
 from gad_jax.plan.report import Plan
+from gad_jax.settings.config import with_limits
 from gad_jax.settings.operation import Mesh
+from gad_jax.settings.sections import LONGEST_PROMPT, LONGEST_RESPONSE
 from gad_jax.training import state
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ def make(settings: "PlanCommand", target: Target, say: Callable[[str], None]) ->
     mesh = make_mesh(settings.mesh.replica, settings.mesh.fsdp, settings.mesh.tensor, found)
     with devices.compiling_for(target.backend):
         both = state.network_configs(settings, networks.read)
+    settings = _with_limits(settings, min(network.max_positions for network in both), say)
     _check_heads(both, settings.mesh.tensor)
     # A mean near the limit would be cut too often to stay the mean.
     lengths = workload.LognormalLengths(
@@ -63,6 +66,23 @@ def make(settings: "PlanCommand", target: Target, say: Callable[[str], None]) ->
         for stage in settings.stages
     ]
     return Plan(target, chip, dict(mesh.shape), compiled, steps, work)
+
+
+def _with_limits(
+    settings: "PlanCommand", positions: int, say: Callable[[str], None]
+) -> "PlanCommand":
+    """Returns the settings with the paper's limits, or what fits, where a run takes its own from
+    the data, which a plan does not read."""
+    data, rollout = settings.data, settings.rollout
+    if data.max_prompt_tokens and rollout.max_new_tokens:
+        return settings
+    prompt = data.max_prompt_tokens or min(LONGEST_PROMPT, positions // 2)
+    response = rollout.max_new_tokens or min(LONGEST_RESPONSE, positions // 2)
+    say(
+        f"for prompts of up to {prompt} and responses of up to {response} tokens; a run takes "
+        "these from its data, --data.max_prompt_tokens and --rollout.max_new_tokens set them"
+    )
+    return with_limits(settings, prompt, response)
 
 
 def _check_mesh(mesh: Mesh, target: Target) -> None:

@@ -1,6 +1,8 @@
 """Loads the student and serves it until Ctrl-C or SIGTERM."""
 
+import json
 import os
+import shlex
 from typing import TYPE_CHECKING
 
 import jax
@@ -53,6 +55,7 @@ def _load(serve: "Serve") -> ServedStudent:
 def _serve_http(serve: "Serve", key: str) -> None:
     def say(address: str) -> None:
         print(f"{address}/v1 serves {serve.label}; Ctrl-C ends", flush=True)
+        print(f"next: {_request(address, serve)}", flush=True)
 
     # A port in use is reported before the model loads.
     with listening.bind(serve.host, serve.port) as bound:
@@ -64,6 +67,13 @@ def _serve_http(serve: "Serve", key: str) -> None:
         finally:
             scheduler.stop()
         scheduler.check()
+
+
+def _request(address: str, serve: "Serve") -> str:
+    """Returns a command that asks the student."""
+    body = {"model": serve.label, "messages": [{"role": "user", "content": "Name a fruit."}]}
+    key = f' -H "Authorization: Bearer ${serve.key_variable}"' if serve.key_variable else ""
+    return f"curl {address}/v1/chat/completions{key} -d {shlex.quote(json.dumps(body))}"
 
 
 def _key(variable: str) -> str:

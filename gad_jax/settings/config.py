@@ -4,7 +4,10 @@ Its sections are in `sections.py`, `operation.py` and `alarms.py`; files, flags 
 `options.py`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TypeVar
 
 from gad_jax.settings.alarms import Health
 from gad_jax.settings.fields import Checked, FieldError, option, section
@@ -136,3 +139,29 @@ class Config(Checked):
     def row_tokens(self) -> int:
         """Length of a packed row: as set, or the longest sequence rounded up to 128."""
         return self.batch.row_tokens or -(-self.longest // 128) * 128
+
+
+C = TypeVar("C", bound=Config)
+
+
+def with_limits(config: C, prompt: int, response: int) -> C:
+    """Returns the same run with these limits, in tokens.
+
+    Raises FieldError where another setting forbids them.
+    """
+    return replace(
+        config,
+        data=replace(config.data, max_prompt_tokens=prompt),
+        rollout=replace(config.rollout, max_new_tokens=response),
+    )
+
+
+def default_file(argv: Sequence[str]) -> str:
+    """The configuration that a command line without `--config` means: `own` for one's own rows.
+
+    The steps and limits of the quickstart belong to the bundled rows.
+    """
+    flag = "--data.train"
+    values = [argument.partition("=")[2] for argument in argv if argument.startswith(f"{flag}=")]
+    values += [value for name, value in pairwise(argv) if name == flag]
+    return "own" if any(value != "bundled" for value in values) else "quickstart"

@@ -4,10 +4,18 @@ Defaults are the paper's (arXiv:2511.10643) or, where the paper is silent, those
 scripts. The sections on how a run is operated are in `operation.py` and `alarms.py`.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
 from gad_jax.settings.fields import Checked, FieldError, option
+
+LONGEST_PROMPT = 2048
+LONGEST_RESPONSE = 1536
+"""The paper's limits, in tokens."""
+
+# What was meant as a share or a number of prompts, right or wrong.
+_AMOUNT = re.compile(r"\s*[-+]?[\d.,_]*\d[\d.,_]*(e[-+]?\d+)?\s*(%|percent|pct)*\s*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,13 @@ class Data(Checked):
         filled=True,
     )
     heldout: str = option(
-        "bundled:heldout", "rows for evaluation, as above; empty: no evaluation", common=True
+        "bundled:heldout",
+        "rows for evaluation, as above; 5% or 200: that share or number of the training prompts, "
+        "which are then not trained on; empty: no evaluation",
+        common=True,
+    )
+    heldout_seed: int = option(
+        0, "seed that chooses the prompts of --data.heldout=5% or 200", minimum=0
     )
     prompt: str = option("", _PROMPT, common=True)
     response: str = option("", _RESPONSE, common=True)
@@ -79,7 +93,25 @@ class Data(Checked):
         "alpaca", "wrapper of the instruction inside the user turn (the paper uses alpaca)"
     )
     max_prompt_tokens: int = option(
-        2048, "longer prompts are dropped and counted", "tokens", common=True, above=0
+        LONGEST_PROMPT,
+        "longer prompts are dropped and counted; 0: the longest prompt of the training rows, at "
+        f"most {LONGEST_PROMPT}",
+        "tokens",
+        common=True,
+        minimum=0,
+    )
+    stop_at_dropped_share: float = option(
+        0.5,
+        "stop if this share of the prompts, or more, is too long; 1: never",
+        above=0,
+        maximum=1,
+    )
+    stop_at_cut_share: float = option(
+        0.5,
+        "stop if this share of the teacher's responses, or more, is cut at "
+        "--rollout.max_new_tokens; 1: never",
+        above=0,
+        maximum=1,
     )
     skip_invalid: bool = option(
         False, "skip and count malformed rows instead of stopping", common=True
@@ -93,6 +125,35 @@ class Data(Checked):
         minimum=0,
         maximum=1,
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.heldout_part  # refuses what is not understood
+
+    @property
+    def heldout_part(self) -> float | int | None:
+        """The part of the training prompts to hold out: a share in (0, 1) or a number.
+
+        None where `heldout` names rows or is empty.
+        """
+        text = self.heldout
+        if not _AMOUNT.fullmatch(text):
+            return None
+        if re.fullmatch(r"[0-9]+(\.[0-9]+)?%", text):
+            share = float(text[:-1]) / 100
+            if 0 < share < 1:
+                return share
+            raise FieldError(
+                "heldout", f"heldout={text} must be more than 0% and less than 100% of the prompts"
+            )
+        if re.fullmatch(r"[0-9]+", text) and int(text):
+            return int(text)
+        raise FieldError(
+            "heldout",
+            f"heldout={text!r} is no part of the prompts; write a share as 5%, a number of prompts "
+            "as 200, rows as a file name (./ before one that is a number), or nothing for no "
+            "evaluation",
+        )
 
 
 @dataclass(frozen=True)
@@ -141,11 +202,12 @@ class Rollout(Checked):
         1.0, "sample from the most likely tokens of this total probability", above=0, maximum=1
     )
     max_new_tokens: int = option(
-        1536,
-        "a longer response is cut, and ends without an end token",
+        LONGEST_RESPONSE,
+        "a longer response is cut, and ends without an end token; 0: what holds 99 % of the "
+        "teacher's responses",
         "tokens",
         common=True,
-        above=0,
+        minimum=0,
     )
     slots: int = option(
         0,

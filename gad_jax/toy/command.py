@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from gad_jax.base import console, exits
+from gad_jax.base import console, exits, next_command
 from gad_jax.toy import tabular
 from gad_jax.toy.tabular import Outcome
 
@@ -49,6 +49,7 @@ def run(toy: "Toy") -> int:
     if toy.figure:
         _draw(toy, starts, gad, seqkd)
         print(toy.figure)
+    next_command.say("world", "--methods=seqkd,gad")
     return exits.Exit.OK
 
 

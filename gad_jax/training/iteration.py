@@ -117,7 +117,9 @@ class Iteration:
                 self.generator,
                 state.generator,
                 batch.prompts,
-                batch.indices,
+                # Places in the batch, not rows: a mixture may draw a row twice in a step, and its
+                # samples must differ. Every process has the whole batch, so places are the same.
+                np.arange(len(batch), dtype=np.int32),
                 jax.random.fold_in(state.key, step),
                 self.rollout,
                 self.mesh,

@@ -48,6 +48,23 @@ def check(
             f"a checkpoint: {total / 1e9:.2g} GB\n{cache}",
             flush=True,
         )
+        print("\n".join(_steps(config, spans)), flush=True)
+
+
+def _steps(config: Config, spans: tuple[Span, ...]) -> list[str]:
+    """Returns how long the stages are, and a warning about one that trains no generator."""
+    lengths = ", ".join(f"{span.stage} {span.end - span.start}" for span in spans)
+    lines = [f"steps: {lengths}; {config.batch.prompts} prompts each"]
+    for span in spans:
+        steps = span.end - span.start
+        both = span.program.train_generator and span.program.train_discriminator
+        if both and span.discriminator_only_steps >= steps:
+            lines.append(
+                f"warning: {span.stage} trains the discriminator alone in all of its steps ({steps}"
+                f"; --{span.stage}.discriminator_only_steps={span.discriminator_only_steps}); "
+                "lower that, give more rows or lower --batch.prompts"
+            )
+    return lines
 
 
 def _state_bytes(program: Program, mesh: Mesh) -> tuple[int, int]:

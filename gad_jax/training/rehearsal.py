@@ -13,7 +13,7 @@ from gad_jax.distributed import processes
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.settings import options
 from gad_jax.settings.config import Config
-from gad_jax.training import preflight, setup, stages, state
+from gad_jax.training import preflight, reading, setup, stages, state
 from gad_jax.training.checkpoint import Checkpoints
 
 TINY_TENSOR = 2
@@ -24,10 +24,12 @@ def rehearse(
     config: Config,
     stop: StopRequest,
     claim: Callable[[Config], str],
-    train: Callable[[Config, StopRequest], int],
-) -> int:
+    train: Callable[[Config, StopRequest], bool],
+) -> bool:
     """Checks a run without beginning it, then takes a step of each of its stages with tiny networks
-    in a directory next to the run's, which shows that devices and storage can be used."""
+    in a directory next to the run's, which shows that devices and storage can be used.
+
+    Returns whether it came to its end and found nothing that would make the run a bad one."""
     scratch = Path(f"{config.run_dir}.dry_run")
     mesh = make_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor)
     tiny = _tiny_run(config, str(scratch), mesh)
@@ -40,21 +42,26 @@ def rehearse(
     try:
         processes.from_first(begin)
         processes.require_shared(scratch / "config.yaml")
-        chat, data, _ = setup.read_data(config)
-        networks = state.network_configs(config)
-        spans = stages.spans(config, data, networks)
+        text = reading.read(config, store=False)
+        networks = state.network_configs(text.config)
+        spans = stages.spans(text.config, text.rows, networks)
         checkpoints = Checkpoints(scratch / "checkpoints", keep=config.checkpoint.keep)
-        preflight.check(config, networks, spans, chat, mesh, checkpoints)
+        preflight.check(text.config, networks, spans, text.chat, mesh, checkpoints)
         checkpoints.close()
-        code = train(tiny, stop)
+        if processes.is_first():
+            print("a step of each stage, with tiny networks and the bundled rows:", flush=True)
+        finished = train(tiny, stop)
     finally:
         if processes.is_first():
             shutil.rmtree(scratch, ignore_errors=True)
-    if processes.is_first() and not stop.requested:
+    if processes.is_first() and finished:
         steps = ", ".join(f"{span.stage} to step {span.end}" for span in spans)
         shape = " × ".join(f"{name} {size}" for name, size in mesh.shape.items())
-        print(f"the dry run went well: {mesh.size} devices ({shape}); the run has {steps}")
-    return code
+        verdict = "the dry run went well"
+        if text.losses:
+            verdict = "the run would start, but see the warnings: much of the data would be lost"
+        print(f"{verdict}: {mesh.size} devices ({shape}); the run has {steps}")
+    return finished and not text.losses
 
 
 def _tiny_run(config: Config, directory: str, mesh: Mesh) -> Config:
@@ -75,7 +82,14 @@ def _tiny_run(config: Config, directory: str, mesh: Mesh) -> Config:
         export=False,
         student=replace(config.student, path="random-tiny"),
         discriminator=replace(config.discriminator, path=""),
-        data=replace(config.data, train="bundled", heldout="", max_prompt_tokens=256),
+        data=replace(
+            config.data,
+            train="bundled",
+            heldout="",
+            max_prompt_tokens=256,
+            stop_at_dropped_share=1.0,
+            stop_at_cut_share=1.0,
+        ),
         batch=replace(config.batch, prompts=2 * shards, micro_batch_prompts=shards, row_tokens=0),
         rollout=replace(config.rollout, samples=2, max_new_tokens=16),
         mesh=replace(config.mesh, replica=mesh.shape["replica"], fsdp=0, tensor=tensor),

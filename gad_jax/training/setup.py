@@ -1,4 +1,4 @@
-"""From settings to a run: its directory, its data, and the trainer with all parts.
+"""From settings to a run: its directory and the trainer with all parts.
 
 `Config` is read here, once; the parts know only what they need.
 """
@@ -11,18 +11,16 @@ from jax.sharding import Mesh
 
 from gad_jax.base import files
 from gad_jax.base.errors import UserError
-from gad_jax.data import pipeline, sources
 from gad_jax.data.chat import Chat
 from gad_jax.data.pipeline import Prepared
-from gad_jax.data.sources import mixture
 from gad_jax.distributed import processes
-from gad_jax.models import source, weights, writing
+from gad_jax.models import writing
 from gad_jax.models.config import DecoderConfig
 from gad_jax.rollout.engine import RolloutProgram
 from gad_jax.rollout.sampling import Sampler
 from gad_jax.settings import options
 from gad_jax.settings.config import Config
-from gad_jax.training import preflight, stages, state
+from gad_jax.training import preflight, reading, stages, state
 from gad_jax.training.checkpoint import Checkpoints
 from gad_jax.training.deadline import Deadline, stop_time
 from gad_jax.training.evaluating import Evaluations
@@ -38,6 +36,7 @@ Networks = tuple[DecoderConfig, DecoderConfig]
 CAN_CHANGE = (
     "run_dir",
     "export",
+    "data.stop_at_",
     "evaluation.",
     "checkpoint.",
     "health.",
@@ -64,6 +63,7 @@ def claim(config: Config) -> str:
     files.clear_partials(path.parent)
     if refuse_other_settings(config):
         shutil.rmtree(path.parent / "evaluations", ignore_errors=True)
+        (path.parent / reading.HELD_OUT).unlink(missing_ok=True)
     files.write_atomic(path, options.to_yaml(config))
     return str(path)
 
@@ -71,13 +71,20 @@ def claim(config: Config) -> str:
 def refuse_other_settings(config: Config) -> bool:
     """Returns whether the directory has other settings but no checkpoint: it may be replaced.
 
-    Raises UserError where it has a checkpoint of a run with other settings.
+    Raises UserError where it has a checkpoint of a run with other settings, or of a run whose
+    settings are not there to compare.
     """
     run = Path(config.run_dir)
     path = run / "config.yaml"
+    saved = any(step.name.isdigit() for step in run.glob("checkpoints/*"))
+    if saved and not path.exists():
+        raise UserError(
+            f"{config.run_dir} holds the checkpoints of a run but not its config.yaml; copy the "
+            "file back, or choose another --run_dir"
+        )
     changed = [] if not path.exists() else options.differences(options.load(Config, path), config)
     changed = [line for line in changed if not line.startswith(CAN_CHANGE)]
-    if changed and any(step.name.isdigit() for step in run.glob("checkpoints/*")):
+    if changed and saved:
         raise UserError(
             f"{config.run_dir} holds a run with other settings ({'; '.join(changed)}); "
             "choose another --run_dir, or give the settings that it has"
@@ -85,54 +92,12 @@ def refuse_other_settings(config: Config) -> bool:
     return bool(changed)
 
 
-def read_data(config: Config) -> tuple[Chat, Prepared, Prepared | None]:
-    """Returns the tokenizer's chat, the training rows and the held-out rows.
-
-    Raises UserError for a tokenizer or rows that cannot be used, also when another process does.
-    """
-    chat, data, held_out = processes.together(lambda: _read_data(config))
-    fingerprints = [data.fingerprint, held_out.fingerprint if held_out else ""]
-    processes.require_same("training data or tokenizer", " ".join(fingerprints))
-    return chat, data, held_out
-
-
-def _read_data(config: Config) -> tuple[Chat, Prepared, Prepared | None]:
-    directory = source.resolve(config.student.path)
-    weights.read_config(directory)  # whose mistakes transformers would take for the tokenizer's
-    chat = Chat.load(directory, config.data.template)
-
-    def prepare(name: str) -> Prepared:
-        rows = sources.read(
-            name,
-            skip_invalid=config.data.skip_invalid,
-            keep_unfinished=config.data.keep_unfinished,
-            prompt_field=config.data.prompt,
-            response_field=config.data.response,
-        )
-        if processes.is_first():
-            print("".join(f"{note}\n" for note in rows.notes), end="", flush=True)
-        prepared = pipeline.prepare(
-            rows,
-            chat,
-            max_prompt_tokens=config.data.max_prompt_tokens,
-            max_response_tokens=config.rollout.max_new_tokens,
-            max_invalid_share=config.data.max_invalid_share,
-        )
-        if processes.is_first():
-            print(f"{name}: {prepared.stats}", flush=True)
-        return prepared
-
-    held_out = prepare(config.data.heldout) if config.data.heldout else None
-    names, shares = mixture.split(config.data.train, "--data.train")
-    return chat, pipeline.mix([prepare(name) for name in names], shares), held_out
-
-
 def build(config: Config, mesh: Mesh) -> Trainer:
     """Returns the run that the settings describe, where its newest checkpoint left it.
 
     Raises UserError for settings, data and models that do not fit each other.
     """
-    chat, data, held_out = read_data(config)
+    config, chat, data, held_out, _ = reading.read(config)
     networks = state.network_configs(config)
     spans = stages.spans(config, data, networks)
     directory = Path(config.run_dir)

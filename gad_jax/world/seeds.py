@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from gad_jax.base import exits, files
+from gad_jax.base import exits, files, next_command
 from gad_jax.base.errors import UserError
 from gad_jax.data import sources
 from gad_jax.data.chat import Chat
@@ -66,6 +66,7 @@ def run(world: "World") -> int:
         print("stopped; the same command resumes")
         return exits.Exit.OK
     results.report(world.numbers, {name: METHODS[name].says for name in world.chosen}, out)
+    next_command.say("evaluate", str(out / f"seed-{world.first_seed}" / world.chosen[-1]))
     return exits.Exit.OK
 
 

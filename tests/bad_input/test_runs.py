@@ -37,6 +37,12 @@ def test_a_run_of_other_data_is_refused(refuses, own_run, tmp_path):
     assert "trained on other rows or another tokenizer (fingerprint" in said
 
 
+def test_checkpoints_without_their_settings_are_not_resumed(refuses, own_run):
+    (own_run / "config.yaml").unlink()
+    said = refuses(train, *run_flags(own_run), "--seed=3")
+    assert "holds the checkpoints of a run but not its config.yaml" in said
+
+
 def test_a_damaged_config_of_a_run(refuses, own_run):
     (own_run / "config.yaml").write_text("batch: [")
     for refused in (refuses(train, *run_flags(own_run)), refuses(export, own_run)):

@@ -29,14 +29,23 @@ def test_a_table_for_people(file: Path, capfd: pytest.CaptureFixture[str]) -> No
     assert "near duplicate" in said
     assert "tokens of random-tiny" in said
     assert "█" in said
+    checked = file.with_name(f"{file.stem}.checked.jsonl")
+    flags = f"--tokenizer=random-tiny --out={checked}"
+    assert said.endswith(f"gad_jax.collect check {file} {flags}\n")  # there is something to drop
 
 
 def test_filters_leave_a_file_that_trains_and_a_manifest(
-    file: Path, held_out: Path, tmp_path: Path, refused: Callable[..., str]
+    file: Path,
+    held_out: Path,
+    tmp_path: Path,
+    refused: Callable[..., str],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "good.jsonl"
     flags = (f"--against={held_out}", f"--out={out}", "--license=CC-BY-4.0")
     assert check(file, *flags) == 0
+    said = capfd.readouterr().out
+    assert said.endswith(f"gad_jax.train --data.train={out} --run_dir=runs/good --dry_run\n")
     kept = [json.loads(line) for line in out.read_text().splitlines()]
     assert kept == [LINES[0], LINES[2], LINES[9]]
     assert len(sources.read(out)) == 3

@@ -47,6 +47,8 @@ def test_responses_are_kept_with_all_that_made_them(
     assert line["time"].endswith("+00:00")
     shown = capsys.readouterr().out
     assert "done: 40 of 40 responses" in shown
+    checked = out.with_name("out.checked.jsonl")
+    assert shown.endswith(f"next: python -m gad_jax.collect check {out} --out={checked}\n")
     assert "600 tokens, cost 0.0024" in shown  # 40 × (10 × 2 + 5 × 8) / 10⁶
     manifest = json.loads((out.parent / "out.manifest.json").read_text())
     assert (manifest["ended"], manifest["responses"]) == ("done", 60)

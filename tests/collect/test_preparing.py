@@ -25,10 +25,14 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_the_papers_rows_are_split_by_prompt(tmp_path: Path) -> None:
+def test_the_papers_rows_are_split_by_prompt(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = write_parquet(tmp_path / "train.parquet", [*lmsys(100), *lmsys(1)])
     out = tmp_path / "out"
     assert prepare("lmsys-gpt5", f"--source={source}", f"--out={out}", "--heldout=10") == 0
+    paths = f"--data.train={out}/train.jsonl --data.heldout={out}/heldout.jsonl"
+    assert capsys.readouterr().out.endswith(f"gad_jax.train {paths} --dry_run\n")
     train, heldout = read(out / "train.jsonl"), read(out / "heldout.jsonl")
     assert (len(train), len(heldout)) == (80, 20)  # two rows a prompt
     prompts = [{row["messages"][0]["content"] for row in rows} for rows in (train, heldout)]
@@ -51,7 +55,9 @@ def test_the_split_is_decided_by_the_seed_and_the_prompt(tmp_path: Path) -> None
     assert len(heldout("more", lmsys(220)) & first) >= 7
 
 
-def test_prompts_for_a_teacher_of_ones_own(tmp_path: Path) -> None:
+def test_prompts_for_a_teacher_of_ones_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     share = [
         {"conversations": [{"from": "human", "value": f"q{n % 30}"}, {"from": "gpt", "value": "a"}]}
         for n in range(40)
@@ -68,6 +74,7 @@ def test_prompts_for_a_teacher_of_ones_own(tmp_path: Path) -> None:
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "out"
     assert prepare("lmsys-prompts", f"--source={source}", f"--out={out}", "--heldout=5") == 0
+    assert f"gad_jax.collect --prompts={out}/train.prompts.jsonl --m" in capsys.readouterr().out
     train, heldout = read(out / "train.prompts.jsonl"), read(out / "heldout.prompts.jsonl")
     assert (len(train), len(heldout)) == (35, 5)
     assert {"c0", "c9"} <= {row["id"] for row in [*train, *heldout]}

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from gad_jax.evaluate import __main__ as evaluate
 from gad_jax.evaluate import answers
 from gad_jax.evaluate.human.ballots import Votes, ballots
@@ -12,7 +14,10 @@ pytest_plugins = ["tests.run_fixtures"]
 
 
 def test_a_run_is_reported_from_what_it_kept(
-    tiny_run: Path, tmp_path: Path, refused: Callable[..., str]
+    tiny_run: Path,
+    tmp_path: Path,
+    refused: Callable[..., str],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     run = tmp_path / "run"
     (run / "evaluations").mkdir(parents=True)
@@ -25,6 +30,8 @@ def test_a_run_is_reported_from_what_it_kept(
         result = heldout.HeldoutResult(label, step, {}, [example | {"student": text}])
         (run / "evaluations" / f"{step}.json").write_text(result.to_json())
     assert evaluate.main([str(run)]) == 0
+    printed = capfd.readouterr().out
+    assert printed.endswith(f"{run}/report.html\nnext: python -m gad_jax.serve --model {run}\n")
     page = (run / "report.html").read_text()
     assert "after gad" in page
     assert "People prefer" not in page

@@ -52,6 +52,7 @@ def test_the_command_writes_both_networks(
     assert done.stdout.splitlines() == [
         f"{run}/export/student: student of {run}, step 2 (gad), float32",
         f"{run}/export/discriminator: discriminator of {run}, step 2 (gad), float32",
+        f"next: python -m gad_jax.generate --model {run}/export/student",
     ]
     # what the run itself exported at its end is written again
     after = {path.name: path.read_bytes() for path in written_by_train.iterdir()}
@@ -81,7 +82,7 @@ def test_one_part_in_half_precision(
     tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = exported(tiny_run, tmp_path / "out", "--part=student", "--dtype=bfloat16")
-    assert capsys.readouterr().out.endswith("step 2 (gad), bfloat16\n")
+    assert capsys.readouterr().out.splitlines()[0].endswith("step 2 (gad), bfloat16")
     assert [path.name for path in out.iterdir()] == ["student"]
     assert json.loads((out / "student/config.json").read_text())["torch_dtype"] == "bfloat16"
     _, half = weights.load(out / "student")

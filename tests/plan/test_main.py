@@ -31,7 +31,12 @@ def test_every_iteration_of_the_decode_loop_takes_the_latency_of_its_layers(
     monkeypatch.setattr("gad_jax.plan.estimate.chip_of", lambda _: slow)
     short = ("--response_tokens=1", "--rollout.max_new_tokens=2")
     assert plan.main([*FLAGS, *short, "--json"]) == 0
-    [step] = json.loads(capsys.readouterr().out)["steps"]
+    printed = capsys.readouterr()
+    assert printed.err.endswith(
+        "next: python -m gad_jax.train --config=tiny --stage=gad --rollout.max_new_tokens=2 "
+        "--dry_run\n"
+    )
+    [step] = json.loads(printed.out)["steps"]
     phases = {phase["name"]: phase for phase in step["phases"]}
     decode = phases.pop("rollout: decode")
     assert decode["latency_seconds"] == 2 * 2 * 0.25  # two tokens in every slot, two layers

@@ -1,9 +1,12 @@
 """The settings of the server, and its mistakes."""
 
+import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 from gad_jax.serve import __main__ as serve
+from tests.serve.servers import serving
 
 pytest_plugins = ["tests.run_fixtures"]
 
@@ -15,3 +18,12 @@ def test_settings_that_cannot_be(tiny_run: Path, refused: Callable[..., str]) ->
     assert "lower --slots or --context" in refused(serve.main, model, "--slots=100000000")
     assert "needs so many devices" in refused(serve.main, model, "--tensor=64")
     assert "no keys" in refused(serve.main, "--protocol=jetstream", "--key_variable=A_KEY")
+
+
+def test_the_server_says_how_to_ask_it(tiny_run: Path) -> None:
+    with serving(f"--model={tiny_run}", "--name=it's", "--slots=1") as running:
+        printed = running.process.stdout.readline()
+    said, program, address, flag, body = shlex.split(printed)
+    assert (said, program, flag) == ("next:", "curl", "-d")
+    assert address == f"{running.address}/chat/completions"
+    assert json.loads(body)["model"] == "it's"

@@ -10,7 +10,7 @@ import yaml
 
 from gad_jax.base.errors import UserError
 from gad_jax.settings import fields, options
-from gad_jax.settings.config import Config
+from gad_jax.settings.config import Config, default_file, with_limits
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 PAPER = [path for path in CONFIGS if path.stem.endswith(("-seqkd", "-gad"))]
@@ -111,7 +111,9 @@ def test_row_holds_the_longest_sequence(
         ("student.path", "", "path must not be empty"),
         ("discriminator.head_stddev", 0.0, "greater than 0"),
         ("data.train", "", "train must not be empty"),
-        ("data.max_prompt_tokens", 0, "greater than 0"),
+        ("data.max_prompt_tokens", -1, "0 or more"),
+        ("data.stop_at_cut_share", 0.0, "in (0, 1]"),
+        ("rollout.max_new_tokens", -1, "0 or more"),
         ("batch.prompts", 0, "greater than 0"),
         ("batch.micro_batch_prompts", 3, "does not divide prompts=256"),
         ("batch.micro_batch_prompts", -1, "0 or more"),
@@ -211,3 +213,68 @@ def test_paper_file_fits_sixteen_devices(path: Path) -> None:
     mesh = config.mesh
     assert mesh.replica * mesh.fsdp * mesh.tensor == 16
     assert config.batch.micro_batch_prompts % (mesh.replica * mesh.fsdp) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        *(("5%", 0.05), ("0.5%", 0.005), ("99.9%", 0.999), ("200", 200), ("1", 1)),
+        *(("", None), ("rows.jsonl", None), ("./200", None), ("bundled:heldout", None)),
+        *(("org/name:test", None), ("5%.jsonl", None), ("a=0.7,b=0.3", None)),
+    ],
+)
+def test_a_part_to_hold_out(text: str, part: Any) -> None:
+    found = with_value("data.heldout", text).data.heldout_part
+    assert found == pytest.approx(part)  # a percentage is divided by 100
+    assert type(found) is type(part)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "5 %",
+        "0.05",
+        ".05",
+        "5,5%",
+        "-5%",
+        "-5",
+        "+5",
+        "5%%",
+        "1e2",
+        "5percent",
+        "0",
+        "00",
+        " 5",
+        "٥",
+    ],
+)
+def test_a_part_that_is_not_understood(text: str) -> None:
+    with pytest.raises(fields.FieldError, match=r"is no part of the prompts; write .* as 5%, a"):
+        with_value("data.heldout", text)
+
+
+@pytest.mark.parametrize("text", ["0%", "0.0%", "100%", "250%"])
+def test_a_share_that_is_nothing_or_all(text: str) -> None:
+    with pytest.raises(fields.FieldError, match=r"more than 0% and less than 100% of the prompts"):
+        with_value("data.heldout", text)
+
+
+def test_ones_own_rows_have_settings_of_their_own() -> None:
+    assert default_file([]) == "quickstart"
+    assert default_file(["--data.train=bundled", "--gad.steps=3"]) == "quickstart"
+    assert default_file(["--gad.steps=3", "--data.train=mine.jsonl"]) == "own"
+    assert default_file(["--data.train", "mine.jsonl"]) == "own"
+    own = options.load(Config, "own")
+    assert (own.data.max_prompt_tokens, own.rollout.max_new_tokens) == (0, 0)
+    for stage in own.stages:
+        assert getattr(own, stage).steps == 0
+        assert getattr(own, stage).epochs == PAPER_DEFAULTS[f"{stage}.epochs"]
+    assert own.data.heldout_part == 0.05
+
+
+def test_limits_are_replaced_together() -> None:
+    config = with_limits(options.load(Config, "own"), 64, 80)
+    assert (config.data.max_prompt_tokens, config.rollout.max_new_tokens) == (64, 80)
+    assert config.longest == 144
+    with pytest.raises(fields.FieldError, match="shorter than"):
+        with_limits(with_value("batch.row_tokens", 4000), 3000, 3000)

@@ -17,4 +17,5 @@ def test_the_command_shows_outcome_theorem_and_caveat(
     assert "GAD from 2.5 ± 1" in out
     assert "log p/q + c" in out
     assert "Caveat" in out
+    assert out.endswith("next: python -m gad_jax.world --methods=seqkd,gad\n")
     assert figure.read_text().startswith("<?xml")

@@ -1,7 +1,11 @@
 """One iteration of the loop, in every form that a stage or a setting gives it."""
 
+import json
+from collections import Counter
+
 import pytest
 
+from gad_jax.rollout import engine
 from tests.training.runs import rows, run, settings
 
 ABLATIONS = {
@@ -50,3 +54,28 @@ def test_every_ablation_runs_and_changes_what_it_names(tmp_path, name):
         assert trainer.state.generator["embedding"].dtype == "float32"
     if name == "cross-entropy discriminator":
         assert last["discriminator/loss"] > 1  # 2 ln 2 at equal scores
+
+
+def test_a_row_that_is_drawn_twice_in_a_step_gets_different_samples(tmp_path, monkeypatch):
+    """A mixture repeats the only row of a file; random keys go by the place in the batch."""
+    for name, prompts in (("one", ["q"]), ("many", [f"r{n}" for n in range(20)])):
+        rows_of_file = [json.dumps({"prompt": p, "teacher_response": "x"}) for p in prompts]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows_of_file))
+    seen = []
+    sample = engine.sample_responses
+
+    def sample_and_keep(*arguments):
+        rollout, calls = sample(*arguments)
+        seen.append((arguments[2], rollout))
+        return rollout, calls
+
+    monkeypatch.setattr(engine, "sample_responses", sample_and_keep)
+    mixture = f"{tmp_path}/one.jsonl=0.5,{tmp_path}/many.jsonl=0.5"
+    flags = (f"--data.train={mixture}", "--data.heldout=", "--stage=gad", "--gad.steps=1")
+    run(settings(tmp_path / "run", *flags))
+    ((prompts, rollout),) = seen
+    ((repeated, count),) = Counter(tuple(prompt.tolist()) for prompt in prompts).most_common(1)
+    places = [n for n, prompt in enumerate(prompts) if tuple(prompt.tolist()) == repeated]
+    texts = [rollout.tokens[n, sample].tolist() for n in places for sample in range(2)]
+    assert count >= 4
+    assert len({tuple(text) for text in texts}) == 2 * count

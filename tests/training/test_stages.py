@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from gad_jax.data.pipeline import Prepared
-from gad_jax.training import setup, stages, state
+from gad_jax.training import reading, stages, state
 from tests.training.runs import settings
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    prepared = setup.read_data(settings(tmp_path_factory.mktemp("data"), "--data.heldout="))[1]
+    prepared = reading.read(settings(tmp_path_factory.mktemp("data"), "--data.heldout=")).rows
     assert isinstance(prepared, Prepared)
     return prepared
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from gad_jax.base import console, exits, files
+from gad_jax.base import console, exits, files, next_command
 from gad_jax.base.errors import UserError
 from gad_jax.evaluate import answers
 from gad_jax.evaluate.human import page, results
@@ -20,6 +20,8 @@ def run(human: Human) -> int:
         if not human.results:
             page.serve(several, votes, human)
         _report(human, several, votes)
+    if (Path(human.answers) / "config.yaml").is_file():  # its report shows the votes
+        next_command.say("evaluate", human.answers)
     return exits.Exit.OK
 
 
