@@ -94,13 +94,15 @@ def write_random(directory: Path, ends: float, sizes: dict[str, Any]) -> None:
 
     from gad_jax.data.tokenizer import load_tokenizer
     from gad_jax.models import decoder, source, writing
+    from gad_jax.models.carried import Carried
 
     config = random_config(sizes)
     params = jax.jit(decoder.init, static_argnums=0)(config, jax.random.key(0))
     count = round(ends * config.vocabulary)
     end_tokens = (258, *range(config.vocabulary - count + 1, config.vocabulary))
-    tokenizer = load_tokenizer(source.resolve("random-tiny"))
-    writing.save(directory, config, params, tokenizer, end_tokens)
+    tiny = source.resolve("random-tiny")
+    carried = Carried(tiny, load_tokenizer(tiny), end_tokens, tiny)
+    writing.save(directory, config, params, carried)
 
 
 def write_config(directory: Path, sizes: dict[str, Any]) -> None:

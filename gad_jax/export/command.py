@@ -9,8 +9,7 @@ import jax
 from gad_jax.base import exits, files, next_command
 from gad_jax.data.chat import Chat
 from gad_jax.distributed.mesh import make_mesh
-from gad_jax.models import writing
-from gad_jax.training import loading
+from gad_jax.training import exporting, loading
 
 if TYPE_CHECKING:
     from gad_jax.export.__main__ import Export
@@ -34,7 +33,8 @@ def run(export: "Export") -> int:
             if export.dtype != "same":
                 config = dataclasses.replace(config, stored_dtype=export.dtype)
             chat = Chat.load(network.tokenizer, network.template)
-            writing.save(out / name, config, network.params, chat.tokenizer, chat.end_tokens)
+            assert network.made is not None  # it comes from a run
+            exporting.write(out / name, config, network.params, chat, network.made)
             print(f"{out / name}: {name} of {network.origin}, {config.stored_dtype}", flush=True)
     if "student" in chosen:
         next_command.say("generate", "--model", str(out / "student"))

@@ -1,6 +1,6 @@
-"""SHA256SUMS next to a model's weights: nothing else would notice a flipped bit.
+"""SHA256SUMS next to a model: nothing else would notice a flipped bit.
 
-The format is that of `sha256sum *.safetensors > SHA256SUMS`, which makes one for any model.
+The format is that of `sha256sum * > SHA256SUMS`, which makes one for any model.
 """
 
 import hashlib
@@ -12,9 +12,15 @@ from gad_jax.base.errors import UserError
 NAME = "SHA256SUMS"
 
 
+_FOR_PEOPLE = ("README", "LICEN", "NOTICE", "COPY", "USE_POLICY")
+"""How files begin that no program reads: a copy of the model may lack them."""
+
+
 def write(directory: Path) -> None:
-    """Writes the checksums of a directory's safetensors files."""
-    lines = [f"{_digest(path)}  {path.name}\n" for path in sorted(directory.glob("*.safetensors"))]
+    """Writes the checksums of all files of a directory, those of its folders too."""
+    paths = (path for path in directory.rglob("*") if path.is_file() and path.name != NAME)
+    names = sorted(path.relative_to(directory).as_posix() for path in paths)
+    lines = [f"{_digest(directory / name)}  {name}\n" for name in names]
     (directory / NAME).write_text("".join(lines), encoding="utf-8")
 
 
@@ -24,12 +30,14 @@ def check(directory: Path) -> None:
     if not listing.is_file():
         return
     for number, line in enumerate(listing.read_text("utf-8", "replace").splitlines(), start=1):
-        found = re.fullmatch(r"([0-9a-f]{64}) [ *]([^/\\]+)", line)
-        if found is None:
+        found = re.fullmatch(r"([0-9a-f]{64}) [ *]((?:[^/\\]+/)*[^/\\]+)", line)
+        if found is None or ".." in Path(found[2]).parts:
             raise UserError(
                 f"{listing}:{number}: not a line of sha256sum; make the file again or remove it"
             )
         path = directory / found[2]
+        if not path.exists() and path.name.upper().startswith(_FOR_PEOPLE):
+            continue
         if not path.is_file() or _digest(path) != found[1]:
             raise UserError(
                 f"{path} is not the file that {NAME} was made for: it is damaged or was changed; "

@@ -3,14 +3,12 @@
 Files are of bounded size. Reading is in `weights.py`.
 """
 
-import copy
-import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +19,7 @@ from safetensors.numpy import save_file
 from gad_jax.base.errors import StorageError
 from gad_jax.distributed import devices, processes, sharding
 from gad_jax.models import checksums, families
+from gad_jax.models.carried import Carried, write_json
 from gad_jax.models.config import DecoderConfig
 from gad_jax.models.families.common import Part
 from gad_jax.types import Params
@@ -32,15 +31,16 @@ def save(
     directory: str | Path,
     config: DecoderConfig,
     params: Params,
-    tokenizer: Any,
-    end_tokens: tuple[int, ...],
+    carried: Carried,
+    texts: Mapping[str, str] | None = None,
 ) -> None:
     """Writes a directory that transformers and vLLM load: config, safetensors, tokenizer.
 
-    Weights are written in `config.stored_dtype`. The directory appears complete or not at all, and
-    replaces an older one. Every process of a run calls it; the first one writes. transformers'
-    classes have no bias on the score head. The bias is the same for all scores, so config.json
-    keeps it as `score_bias`.
+    Weights are written in `config.stored_dtype`; `carried` says where tokenizer and the rest come
+    from, `texts` are further files. The directory appears complete or not at all, and replaces an
+    older one. Every process of a run calls it; the first one writes. transformers' classes have no
+    bias on the score head. The bias is the same for all scores, so config.json keeps it as
+    `score_bias`.
     """
     if not processes.is_first():
         for tensor in _tensors_to_write(config, params):  # each takes part in gathering
@@ -53,48 +53,37 @@ def save(
     for remains in (staging, before):
         shutil.rmtree(remains, ignore_errors=True)
     staging.mkdir(parents=True)
-    hf = families.write(config)
-    hf |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    hf["pad_token_id"] = tokenizer.pad_token_id
-    if config.head == "score":
-        tokenizer = _with_harmless_padding(tokenizer, end_tokens)
-        hf["pad_token_id"] = tokenizer.pad_token_id
-        hf["score_bias"] = float(jax.device_get(params["score"]["bias"])[0])
-    else:
-        tokens = {name: hf[name] for name in ("bos_token_id", "pad_token_id")}
-        _write_json(staging / "generation_config.json", tokens | {"eos_token_id": list(end_tokens)})
-    tokenizer.save_pretrained(str(staging))
-    _write_json(staging / "config.json", hf)
+    _write_texts(staging, config, params, carried)
+    for name, text in (texts or {}).items():
+        (staging / name).write_text(text, encoding="utf-8")
     _write_shards(staging, config, params)
     checksums.write(staging)
-    for path in staging.iterdir():
-        path.chmod(0o644)  # safetensors makes files that only their owner can read
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
+    for path in staging.rglob("*"):
+        if path.is_file():
+            path.chmod(0o644)  # safetensors makes files that only their owner can read
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
     if directory.exists():
         os.replace(directory, before)
     os.replace(staging, directory)
     shutil.rmtree(before, ignore_errors=True)
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _with_harmless_padding(tokenizer: Any, end_tokens: tuple[int, ...]) -> Any:
-    """Returns the tokenizer with a pad token that ends no response.
-
-    transformers reads a score at the last token that is not padding: where the pad token is also
-    an end token, it would read the token before the end.
-    """
-    tokenizer = copy.deepcopy(tokenizer)
-    first = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id)
-    added = (token for token, kind in tokenizer.added_tokens_decoder.items() if kind.special)
-    candidates = (*first, *tokenizer.all_special_ids, *added)
-    harmless = [token for token in candidates if token is not None and token not in end_tokens]
-    if harmless:
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(harmless[0])
-    return tokenizer
+def _write_texts(target: Path, config: DecoderConfig, params: Params, carried: Carried) -> None:
+    """Writes all but the weights."""
+    hf = carried.fields(families.write(config))
+    pad_token = None
+    if config.head == "score":
+        pad = carried.harmless_pad()
+        if pad != carried.tokenizer.pad_token_id:
+            pad_token = carried.tokenizer.convert_ids_to_tokens(pad)
+        hf["pad_token_id"] = pad
+        hf["score_bias"] = float(jax.device_get(params["score"]["bias"])[0])
+    else:
+        carried.write_generation(target)
+    carried.write_tokenizer(target, pad_token)
+    carried.write_legal(target)
+    write_json(target / "config.json", hf)
 
 
 class _Tensor(NamedTuple):
@@ -159,4 +148,4 @@ def _write_shards(directory: Path, config: DecoderConfig, params: Params) -> Non
                 t.name: file for file, shard in zip(files, shards, strict=True) for t in shard
             },
         }
-        _write_json(directory / "model.safetensors.index.json", index)
+        write_json(directory / "model.safetensors.index.json", index)

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -18,11 +18,20 @@ from gad_jax.training.checkpoint import Checkpoints
 from gad_jax.types import Params
 
 
+class Made(NamedTuple):
+    """How a run's network came about; `meta` is what the run stored with the step."""
+
+    config: settings.Config
+    step: int
+    meta: dict[str, Any]
+
+
 @dataclasses.dataclass(frozen=True)
 class Network:
     """A network with the directory that its tokenizer came from.
 
     `template` is the prompt wrapper that it was trained with; `origin` says where it is from.
+    `made` says more of a run's network: the settings, and the step that it was taken at.
     """
 
     config: DecoderConfig
@@ -30,6 +39,7 @@ class Network:
     tokenizer: Path
     template: Any
     origin: str
+    made: Made | None = None
 
 
 def is_run(path: str | Path) -> bool:
@@ -87,6 +97,7 @@ def load_from_run(name: str | Path, part: str, mesh: Mesh) -> Network:
         source.resolve(config.student.path),
         config.data.template,
         origin,
+        Made(config, restored.step, restored.meta),
     )
 
 

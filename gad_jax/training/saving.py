@@ -23,10 +23,13 @@ class Resumed(NamedTuple):
 
 
 class Saver:
-    """Saves and restores a run, whose rows have this `fingerprint`."""
+    """Saves and restores a run, whose `rows` have this `fingerprint`."""
 
-    def __init__(self, checkpoints: Checkpoints, options: Checkpoint, fingerprint: str) -> None:
-        self.checkpoints, self.options, self.fingerprint = checkpoints, options, fingerprint
+    def __init__(
+        self, checkpoints: Checkpoints, options: Checkpoint, fingerprint: str, rows: int
+    ) -> None:
+        self.checkpoints, self.options = checkpoints, options
+        self.fingerprint, self.rows = fingerprint, rows
 
     def save(
         self,
@@ -38,14 +41,15 @@ class Saver:
         result: heldout.HeldoutResult | None,
     ) -> None:
         """Saves the run after a step; `result` is the evaluation of this step, if there is one."""
-        meta = {
-            "step": step,
-            "stage": stage,
-            "data": self.fingerprint,
+        meta = self.meta(step, stage) | {
             "health": health_state,
             "shapes": sorted(shapes),  # a resumed run packs as this one would have
         }
         self.checkpoints.save(step, train_state, meta, self.score(result))
+
+    def meta(self, step: int, stage: str) -> dict[str, Any]:
+        """Returns what is known of the network at a step: its stage, and the rows behind it."""
+        return {"step": step, "stage": stage, "data": self.fingerprint, "rows": self.rows}
 
     def rescore(self, step: int, result: heldout.HeldoutResult) -> None:
         """Ranks a saved step by an evaluation that was made later."""

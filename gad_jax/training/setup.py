@@ -14,17 +14,17 @@ from gad_jax.base.errors import UserError
 from gad_jax.data.chat import Chat
 from gad_jax.data.pipeline import Prepared
 from gad_jax.distributed import processes
-from gad_jax.models import writing
 from gad_jax.models.config import DecoderConfig
 from gad_jax.rollout.engine import RolloutProgram
 from gad_jax.rollout.sampling import Sampler
 from gad_jax.settings import options
 from gad_jax.settings.config import Config
-from gad_jax.training import preflight, reading, stages, state
+from gad_jax.training import exporting, preflight, reading, stages, state
 from gad_jax.training.checkpoint import Checkpoints
 from gad_jax.training.deadline import Deadline, stop_time
 from gad_jax.training.evaluating import Evaluations
 from gad_jax.training.iteration import Iteration
+from gad_jax.training.loading import Made
 from gad_jax.training.profiler import Profiler
 from gad_jax.training.saving import Resumed, Saver
 from gad_jax.training.tracker import Tracker
@@ -108,7 +108,7 @@ def build(config: Config, mesh: Mesh) -> Trainer:
     )
     preflight.check(config, networks, spans, chat, mesh, checkpoints)
     stop_by = stop_time(config.checkpoint.must_save_by, config.checkpoint.margin_minutes)
-    saver = Saver(checkpoints, config.checkpoint, data.fingerprint)
+    saver = Saver(checkpoints, config.checkpoint, data.fingerprint, len(data.rows))
     resumed = saver.restore(spans, mesh, config.run_dir)
     train_state = resumed.state if resumed else state.load(config.student.path, config.seed, mesh)
     tracker = Tracker(directory, enabled=processes.is_first())
@@ -140,8 +140,8 @@ def export_student(config: Config, trainer: Trainer) -> None:
     directory = Path(config.run_dir) / "export" / "student"
     if not processes.from_first(directory.exists):
         chat = trainer.iteration.chat
-        params = trainer.state.generator
-        writing.save(directory, trainer.networks[0], params, chat.tokenizer, chat.end_tokens)
+        made = Made(config, trainer.step, trainer.saver.meta(trainer.step, trainer.spans[-1].stage))
+        exporting.write(directory, trainer.networks[0], trainer.state.generator, chat, made)
     if processes.is_first():
         print(
             f"the student is in {directory}; python -m gad_jax.generate --model {directory} asks it"

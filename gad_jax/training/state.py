@@ -47,7 +47,7 @@ def network_configs(
             f"--student.path={config.student.path} is a sequence classifier; name a causal "
             "language model"
         )
-    discriminator = read(_discriminator_path(config))
+    discriminator = read(discriminator_path(config))
     if discriminator.vocabulary != generator.vocabulary:
         raise UserError(
             f"--discriminator.path={config.discriminator.path} has a vocabulary of "
@@ -172,7 +172,7 @@ def abstract(program: Program, mesh: Mesh) -> TrainState:
 
 def load_discriminator(config: settings.Config, network: DecoderConfig, mesh: Mesh) -> Params:
     """Returns the weights that the discriminator starts from; a fresh head unless they have one."""
-    _, params = weights.load(source.resolve(_discriminator_path(config)), mesh)
+    _, params = weights.load(source.resolve(discriminator_path(config)), mesh)
     params.pop("head", None)
     if "score" not in params:
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
@@ -181,7 +181,8 @@ def load_discriminator(config: settings.Config, network: DecoderConfig, mesh: Me
     return params
 
 
-def _discriminator_path(config: settings.Config) -> str:
+def discriminator_path(config: settings.Config) -> str:
+    """Returns the name of the model that the discriminator starts from."""
     return config.discriminator.path or config.student.path
 
 

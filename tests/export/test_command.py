@@ -169,8 +169,8 @@ def test_transformers_computes_what_the_run_does(tiny_run: Path, tmp_path: Path)
     }
     for name, (auto, part, compute) in kinds.items():
         ids = conversation(out / name)
-        model, loading = auto.from_pretrained(out / name, output_loading_info=True)
-        assert not any(loading.values()), loading
+        model, info = auto.from_pretrained(out / name, output_loading_info=True)
+        assert not any(info.values()), info
         with torch.no_grad():
             theirs = model(torch.from_numpy(ids).long()).logits.numpy()
         with jax.set_mesh(one_device()):

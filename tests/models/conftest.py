@@ -5,14 +5,15 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from transformers import AutoTokenizer
 
 from gad_jax.models import weights
 from gad_jax.models.builtin.tiny import write_tiny
 from gad_jax.models.builtin.untrained import Family
+from gad_jax.models.carried import Carried
 from gad_jax.models.config import DecoderConfig
 from gad_jax.types import Params
 from tests.models import networks
+from tests.models.files import carried_from
 from tests.models.record_reference import write_variant
 
 
@@ -45,5 +46,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tiny: Any) -> Any:
-    return AutoTokenizer.from_pretrained(tiny())
+def carried(tiny: Any) -> Carried:
+    """The tokenizer of a tiny llama, and where an export takes the other files from."""
+    return carried_from(tiny())

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from gad_jax.models import decoder, families, source, writing
+from gad_jax.models.carried import Carried
 from gad_jax.models.config import DecoderConfig
 from gad_jax.types import Params
 
@@ -120,9 +121,10 @@ def write(directory: Path, hf: dict[str, Any], seed: int = 0) -> Path:
     from transformers import AutoTokenizer
 
     config = families.read(hf)
-    tokenizer = AutoTokenizer.from_pretrained(source.resolve("random-tiny"))
+    tiny = source.resolve("random-tiny")
+    carried = Carried(tiny, AutoTokenizer.from_pretrained(tiny), (258, 256), tiny)
     params = jax.tree.map(jax.numpy.asarray, random_params(config, seed))
-    writing.save(directory, config, params, tokenizer, (258, 256))
+    writing.save(directory, config, params, carried)
     (directory / "SHA256SUMS").unlink()
     (directory / "config.json").write_text(json.dumps(hf | {"architectures": _class(directory)}))
     return directory

@@ -34,9 +34,39 @@ def test_sha256sum_writes_and_reads_the_same(model: Path) -> None:
     if shutil.which("sha256sum") is None:
         pytest.skip("no sha256sum here")
     subprocess.run(["sha256sum", "--check", "--quiet", checksums.NAME], cwd=model, check=True)
-    files = sorted(path.name for path in model.glob("*.safetensors"))
+    files = sorted(path.name for path in model.iterdir() if path.name != checksums.NAME)
+    assert "tokenizer.json" in files
     done = subprocess.run(["sha256sum", *files], cwd=model, capture_output=True, check=True)
     assert done.stdout == (model / checksums.NAME).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "generation_config.json"])
+def test_every_file_that_decides_something_is_checked(model: Path, name: str) -> None:
+    path = model / name
+    content = path.read_bytes()
+    path.write_bytes(content + b" ")
+    with pytest.raises(UserError, match=f"{name} is not the file that SHA256SUMS was made for"):
+        weights.load(model)
+    path.write_bytes(content)
+    weights.load(model)
+    path.unlink()
+    with pytest.raises(UserError, match=name):
+        weights.load(model)
+
+
+def test_texts_for_people_may_be_left_out_but_not_changed(model: Path) -> None:
+    (model / "README.md").write_text("# A model\n")
+    (model / "additional_chat_templates").mkdir()
+    (model / "additional_chat_templates/tools.jinja").write_text("{{ tools }}")
+    checksums.write(model)
+    (model / "README.md").write_text("# Another\n")
+    with pytest.raises(UserError, match=r"README.md is not the file"):
+        checksums.check(model)
+    (model / "README.md").unlink()
+    checksums.check(model)
+    (model / "additional_chat_templates/tools.jinja").write_text("{{ tool }}")
+    with pytest.raises(UserError, match=r"tools.jinja is not the file"):
+        checksums.check(model)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ from gad_jax.models import families, weights, writing
 from gad_jax.models.config import LayerKind, Llama3, Rope
 from tests.models.files import (
     END,
-    END_TOKENS,
     FILE,
     PAD,
     START,
@@ -43,11 +42,11 @@ def assert_same_bits(tree: Any, other: Any) -> None:
 
 @pytest.mark.parametrize(("family", "tied"), VARIANTS)
 def test_what_is_saved_is_what_was_loaded(
-    tiny: Any, tokenizer: Any, tmp_path: Path, family: str, tied: bool
+    tiny: Any, carried: Any, tmp_path: Path, family: str, tied: bool
 ) -> None:
     config, params = weights.load(tiny(family, tied))
     assert (config.family, config.tied, config.stored_dtype) == (family, tied, "float32")
-    writing.save(tmp_path / "out", config, params, tokenizer, END_TOKENS)
+    writing.save(tmp_path / "out", config, params, carried)
     again, loaded = weights.load(tmp_path / "out")
     assert again == config
     assert_same_bits(loaded, params)
@@ -57,11 +56,11 @@ def test_what_is_saved_is_what_was_loaded(
 
 
 def test_a_kill_between_the_renames_loses_no_export(
-    tiny: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Any, carried: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, params = weights.load(tiny("qwen2", False))
     old, new = tmp_path / "out" / "student", jax.tree.map(lambda x: x + 1, params)
-    writing.save(old, config, params, tokenizer, END_TOKENS)
+    writing.save(old, config, params, carried)
     replace, renames = os.replace, []
 
     def killed(source: Path, target: Path) -> None:
@@ -72,15 +71,15 @@ def test_a_kill_between_the_renames_loses_no_export(
 
     monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        writing.save(old, config, new, tokenizer, END_TOKENS)
+        writing.save(old, config, new, carried)
     monkeypatch.setattr(os, "replace", replace)
     # The old and the new are both whole; a next save that dies early puts the old one back.
     monkeypatch.setattr(writing, "_write_shards", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        writing.save(old, config, new, tokenizer, END_TOKENS)
+        writing.save(old, config, new, carried)
     assert_same_bits(weights.load(old)[1], params)
     monkeypatch.undo()
-    writing.save(old, config, new, tokenizer, END_TOKENS)
+    writing.save(old, config, new, carried)
     assert_same_bits(weights.load(old)[1], new)
     assert [path.name for path in old.parent.iterdir()] == ["student"]
 
@@ -97,15 +96,15 @@ def test_kernels_are_transposed_and_stacked(tiny: Any) -> None:
     np.testing.assert_array_equal(params["embedding"], tensors["model.embed_tokens.weight"])
 
 
-def test_bfloat16_rounds_once(tiny: Any, tokenizer: Any, tmp_path: Path) -> None:
+def test_bfloat16_rounds_once(tiny: Any, carried: Any, tmp_path: Path) -> None:
     config, params = weights.load(tiny("qwen3", False))
     half = dataclasses.replace(config, stored_dtype="bfloat16")
-    writing.save(tmp_path / "a", half, params, tokenizer, END_TOKENS)
+    writing.save(tmp_path / "a", half, params, carried)
     again, rounded = weights.load(tmp_path / "a")
     assert again == half
     expected = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), params)
     assert_same_bits(rounded, expected)
-    writing.save(tmp_path / "b", again, rounded, tokenizer, END_TOKENS)
+    writing.save(tmp_path / "b", again, rounded, carried)
     assert (tmp_path / "b" / FILE).read_bytes() == (tmp_path / "a" / FILE).read_bytes()
     assert (tmp_path / "a" / FILE).stat().st_size < 0.6 * (
         tiny("qwen3", False) / FILE
@@ -116,11 +115,11 @@ def test_bfloat16_rounds_once(tiny: Any, tokenizer: Any, tmp_path: Path) -> None
 
 
 def test_files_are_bounded_and_indexed(
-    tiny: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Any, carried: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, params = weights.load(tiny("llama", False))
     monkeypatch.setattr(writing, "SHARD_BYTES", 70_000)  # an embedding has 65,536
-    writing.save(tmp_path / "out", config, params, tokenizer, END_TOKENS)
+    writing.save(tmp_path / "out", config, params, carried)
     files = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
     assert files == [f"model-{n:05}-of-00004.safetensors" for n in (1, 2, 3, 4)]
     index = json.loads((tmp_path / "out" / f"{FILE}.index.json").read_text())
@@ -148,17 +147,17 @@ def test_a_mesh_holds_the_same_weights(tiny: Any, family: str, tied: bool) -> No
     assert {shard.data.shape for shard in up.addressable_shards} == {(2, 32 // 4, 64 // 2)}
 
 
-def test_a_mesh_saves_the_same_files(tiny: Any, tokenizer: Any, tmp_path: Path) -> None:
+def test_a_mesh_saves_the_same_files(tiny: Any, carried: Any, tmp_path: Path) -> None:
     for name, mesh in (("one", None), ("eight", make_mesh(1, 4, 2))):
         config, params = weights.load(tiny("qwen2", False), mesh)
-        writing.save(tmp_path / name, config, params, tokenizer, END_TOKENS)
+        writing.save(tmp_path / name, config, params, carried)
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "eight" / path.name).read_bytes(), path.name
 
 
-def test_a_score_head_keeps_its_bias(tiny: Any, tokenizer: Any, tmp_path: Path) -> None:
+def test_a_score_head_keeps_its_bias(tiny: Any, carried: Any, tmp_path: Path) -> None:
     config, params = as_score(*weights.load(tiny("qwen3", False)))
-    writing.save(tmp_path / "out", config, params, tokenizer, END_TOKENS)
+    writing.save(tmp_path / "out", config, params, carried)
     hf = json.loads((tmp_path / "out/config.json").read_text())
     assert hf["architectures"] == ["Qwen3ForSequenceClassification"]
     assert (hf["num_labels"], hf["score_bias"]) == (1, 0.375)
@@ -168,28 +167,29 @@ def test_a_score_head_keeps_its_bias(tiny: Any, tokenizer: Any, tmp_path: Path) 
     assert_same_bits(loaded, params)
 
 
-def test_the_saved_end_and_pad_tokens(tiny: Any, tokenizer: Any, tmp_path: Path) -> None:
+def test_the_saved_end_and_pad_tokens(tiny: Any, carried: Any, tmp_path: Path) -> None:
     config, params = weights.load(tiny())
-    writing.save(tmp_path / "student", config, params, tokenizer, END_TOKENS)
+    writing.save(tmp_path / "student", config, params, carried)
     generation = json.loads((tmp_path / "student/generation_config.json").read_text())
-    assert generation == {"bos_token_id": None, "eos_token_id": [END, PAD], "pad_token_id": PAD}
+    assert generation == {"eos_token_id": [END, PAD], "pad_token_id": PAD}
     hf = json.loads((tmp_path / "student/config.json").read_text())
-    assert (hf["eos_token_id"], hf["pad_token_id"]) == (END, PAD)
+    assert (hf["bos_token_id"], hf["eos_token_id"], hf["pad_token_id"]) == (None, END, PAD)
     # A scorer must not take an end token for padding.
-    writing.save(tmp_path / "judge", *as_score(config, params), tokenizer, END_TOKENS)
+    writing.save(tmp_path / "judge", *as_score(config, params), carried)
     hf = json.loads((tmp_path / "judge/config.json").read_text())
     assert hf["pad_token_id"] == START
     assert AutoTokenizer.from_pretrained(tmp_path / "judge").pad_token_id == START
     assert not (tmp_path / "judge/generation_config.json").exists()
-    assert tokenizer.pad_token_id == PAD, "the caller's tokenizer was changed"
+    assert carried.tokenizer.pad_token_id == PAD, "the caller's tokenizer was changed"
     # where padding ends nothing, it stays
-    writing.save(tmp_path / "other", *as_score(config, params), tokenizer, (END,))
+    other = dataclasses.replace(carried, end_tokens=(END,))
+    writing.save(tmp_path / "other", *as_score(config, params), other)
     assert json.loads((tmp_path / "other/config.json").read_text())["pad_token_id"] == PAD
 
 
-def test_files_can_be_read_by_others(tiny: Any, tokenizer: Any, tmp_path: Path) -> None:
+def test_files_can_be_read_by_others(tiny: Any, carried: Any, tmp_path: Path) -> None:
     config, params = weights.load(tiny())
-    writing.save(tmp_path / "out", config, params, tokenizer, END_TOKENS)
+    writing.save(tmp_path / "out", config, params, carried)
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()} == {0o644}
 
 
@@ -198,11 +198,11 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 
 def test_a_save_cut_short_leaves_the_old_directory(
-    tiny: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Any, carried: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, params = weights.load(tiny())
     other, other_params = weights.load(tiny("qwen2", False))
-    writing.save(tmp_path / "out", config, params, tokenizer, END_TOKENS)
+    writing.save(tmp_path / "out", config, params, carried)
     before = contents(tmp_path / "out")
 
     def fail(tensors: Any, path: Path, *rest: Any) -> None:
@@ -213,10 +213,10 @@ def test_a_save_cut_short_leaves_the_old_directory(
         patch.setattr(writing, "save_file", fail)
         for name in ("out", "new"):
             with pytest.raises(OSError, match="No space left"):
-                writing.save(tmp_path / name, other, other_params, tokenizer, END_TOKENS)
+                writing.save(tmp_path / name, other, other_params, carried)
     assert contents(tmp_path / "out") == before
     assert not (tmp_path / "new").exists()
-    writing.save(tmp_path / "out", other, other_params, tokenizer, END_TOKENS)
+    writing.save(tmp_path / "out", other, other_params, carried)
     assert weights.load(tmp_path / "out")[0] == other
     assert b"half of it" not in contents(tmp_path / "out").values()
 

@@ -1,6 +1,7 @@
 """Saved networks in live transformers on torch (`-m torch`)."""
 
 import functools
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,16 @@ from transformers import AutoTokenizer
 from gad_jax.models import decoder, weights, writing
 from gad_jax.models.families import FAMILIES
 from gad_jax.types import Segments
-from tests.models.files import END, END_TOKENS, PAD, PARITY, START, VARIANTS, as_score
+from tests.models.files import (
+    END,
+    PAD,
+    PARITY,
+    START,
+    VARIANTS,
+    as_score,
+    carried_from,
+    edit_json,
+)
 
 
 def padded(lengths: tuple[int, ...], pad: int) -> tuple[np.ndarray, np.ndarray]:
@@ -28,7 +38,7 @@ def padded(lengths: tuple[int, ...], pad: int) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.torch
 @pytest.mark.parametrize(("family", "tied"), VARIANTS)
 def test_transformers_loads_what_is_saved(
-    tiny: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    tiny: Any, carried: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     family: str, tied: bool,
 ) -> None:  # fmt: skip
     torch = pytest.importorskip("torch")
@@ -38,7 +48,7 @@ def test_transformers_loads_what_is_saved(
     params = jax.tree.map(lambda x: x + 0.01, params)  # trained: no longer what the file had
     if not tied:
         monkeypatch.setattr(writing, "SHARD_BYTES", 70_000)
-    writing.save(tmp_path / "out", config, params, tokenizer, END_TOKENS)
+    writing.save(tmp_path / "out", config, params, carried)
     model, loading = AutoModelForCausalLM.from_pretrained(
         tmp_path / "out", output_loading_info=True
     )
@@ -65,11 +75,11 @@ def test_transformers_scores_as_the_discriminator_does(
     torch = pytest.importorskip("torch")
     from transformers import AutoModelForSequenceClassification
 
-    tokenizer = AutoTokenizer.from_pretrained(tiny())
+    source = shutil.copytree(tiny(family, False), tmp_path / "source")
     if pad_is_end:  # as in SmolLM2: padding is the token that ends a turn
-        tokenizer.pad_token = "<|im_end|>"
-    config, params = as_score(*weights.load(tiny(family, False)))
-    writing.save(tmp_path / "out", config, params, tokenizer, END_TOKENS)
+        edit_json(source / "tokenizer_config.json", pad_token="<|im_end|>")
+    config, params = as_score(*weights.load(source))
+    writing.save(tmp_path / "out", config, params, carried_from(source))
     model, loading = AutoModelForSequenceClassification.from_pretrained(
         tmp_path / "out", output_loading_info=True
     )

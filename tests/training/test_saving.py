@@ -24,5 +24,5 @@ def test_a_checkpoint_is_ranked_within_a_band_of_lengths(tmp_path, ratio, flags,
     example = {"teacher": "the cat sat", "student": "the cat"}
     result = heldout.HeldoutResult("after gad", 3, {"evaluation/length_ratio": ratio}, [example])
     options = settings(tmp_path, *flags).checkpoint
-    found = Saver(Checkpoints(tmp_path / "checkpoints"), options, "").score(result)
+    found = Saver(Checkpoints(tmp_path / "checkpoints"), options, "", 0).score(result)
     assert found == (None if expected is None else pytest.approx(expected))

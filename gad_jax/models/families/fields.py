@@ -37,6 +37,11 @@ whether there are biases, the stored tensors decide: one that nothing takes is r
 _HARMLESS_PATTERN = re.compile(r"_.*|.*_token_ids?|.*_token_index|.*_version|transformers\.js_\w+")
 
 
+def is_harmless(name: str) -> bool:
+    """Returns whether a field of this name says nothing about what a network computes."""
+    return name in _HARMLESS or _HARMLESS_PATTERN.fullmatch(name) is not None
+
+
 class Fields:
     """The fields of a config.json; the getters check a value and note that it was read."""
 
@@ -87,8 +92,7 @@ class Fields:
     def refuse_unread(self) -> None:
         """Refuses fields that nothing has read, unless they are known to change nothing."""
         for name, value in self.hf.items():
-            known = name in self._read or name in _HARMLESS or _HARMLESS_PATTERN.fullmatch(name)
-            if not known and value is not None:
+            if name not in self._read and not is_harmless(name) and value is not None:
                 raise UserError(
                     f"config.json: the field {name}={_shortened(value)} is unknown to family "
                     f"{self.hf.get('model_type')!r}, and it may change what the network computes; "
