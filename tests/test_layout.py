@@ -36,7 +36,6 @@ UNMIRRORED = {
     "settings.sections": "declarations; settings/test_config.py",
     "training.evaluating": "training/test_trainer.py: an evaluation needs a run",
     "training.format_1": "training/test_checkpoint.py reads a checkpoint of that format",
-    "training.exporting": "export/test_command.py",
     "training.loading": "generate and export load checkpoints with it",
     "training.rehearsal": "test_train.py: dry runs of one and two processes",
     "training.restoring": "training/test_checkpoint.py and test_checkpoint_faults.py",

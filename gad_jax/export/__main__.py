@@ -5,6 +5,7 @@ import sys
 from typing import Literal
 
 from gad_jax.base import exits
+from gad_jax.base.errors import UserError
 from gad_jax.settings import options
 from gad_jax.settings.fields import option
 
@@ -21,6 +22,12 @@ class Export:
     dtype: Literal["same", "float32", "bfloat16"] = option(
         "same", "of the weights; same: as in the model that the run started from"
     )
+    push: str = option(
+        "",
+        "upload to ORG/NAME of the Hugging Face hub; with both networks, the discriminator goes to "
+        "ORG/NAME-discriminator",
+    )
+    public: bool = option(False, "a repository that --push makes is public; else private")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,6 +43,8 @@ def main(argv: list[str] | None = None) -> int:
     )
 
     def run() -> int:
+        if export.public and not export.push:
+            raise UserError("--public is about --push: give --push=ORG/NAME too")
         from gad_jax.export import command
 
         return command.run(export)

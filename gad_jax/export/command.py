@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 import jax
 
+from gad_jax import __version__
 from gad_jax.base import exits, files, next_command
 from gad_jax.data.chat import Chat
 from gad_jax.distributed.mesh import make_mesh
+from gad_jax.export import push
 from gad_jax.training import exporting, loading
 
 if TYPE_CHECKING:
@@ -25,6 +27,9 @@ def run(export: "Export") -> int:
     if loading.is_run(directory):
         files.make_writable(out, "--out")
     chosen = PARTS if export.part == "all" else {export.part: PARTS[export.part]}
+    repositories = push.repositories(export.push, list(chosen)) if export.push else {}
+    for repository in repositories.values():
+        push.create(repository, export.public)
     mesh = make_mesh()
     with jax.set_mesh(mesh):
         for name, part in chosen.items():
@@ -34,8 +39,12 @@ def run(export: "Export") -> int:
                 config = dataclasses.replace(config, stored_dtype=export.dtype)
             chat = Chat.load(network.tokenizer, network.template)
             assert network.made is not None  # it comes from a run
-            exporting.write(out / name, config, network.params, chat, network.made)
+            made = exporting.Export(config, network.params, chat, network.made, directory)
+            exporting.write(out / name, made)
             print(f"{out / name}: {name} of {network.origin}, {config.stored_dtype}", flush=True)
+            if name in repositories:
+                message = f"{name} of step {network.made.step}, gad-jax {__version__}"
+                print(push.upload(repositories[name], out / name, message), flush=True)
     if "student" in chosen:
         next_command.say("generate", "--model", str(out / "student"))
     return exits.Exit.OK

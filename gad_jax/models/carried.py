@@ -175,6 +175,8 @@ def _for_all_versions(content: dict[str, Any]) -> dict[str, Any]:
             del content[name]
     if content.get("tokenizer_class") == "TokenizersBackend":
         content["tokenizer_class"] = "PreTrainedTokenizerFast"
+        # the default of transformers 4 has token_type_ids, which its own models refuse
+        content.setdefault("model_input_names", ["input_ids", "attention_mask"])
     if isinstance(content.get("extra_special_tokens"), list):
         extra = content.pop("extra_special_tokens")
         content.setdefault("additional_special_tokens", extra)

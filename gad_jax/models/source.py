@@ -28,6 +28,9 @@ _HUB_PATTERNS = [
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
+    "README.md",
+    "LICEN[CS]E*",
+    "NOTICE*",
 ]
 # Other formats live in folders; `consolidated` holds the same weights a second time.
 _HUB_IGNORED = ["*/*", "consolidated*.safetensors"]

@@ -25,6 +25,25 @@ from gad_jax.settings.sections import (
 
 STAGES = ("seqkd", "warmup", "offpolicy", "gad")
 
+CAN_CHANGE = (
+    "run_dir",
+    "export",
+    "data.stop_at_",
+    "evaluation.",
+    "checkpoint.",
+    "health.",
+    "mesh.",
+    "limits.",
+    "profile.",
+    "student.remat",
+    "batch.micro_batch_prompts",
+    "batch.row_tokens",
+    "batch.vocabulary_chunk",
+    "rollout.slots",
+)
+"""Settings that may differ when a run resumes. None changes the arithmetic of a step beyond
+rounding; an alarm of `health.` may pause a network or stop the run."""
+
 
 @dataclass(frozen=True)
 class Config(Checked):

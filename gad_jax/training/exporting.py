@@ -1,29 +1,103 @@
 """A run's network as a Hugging Face directory, with what it was made from."""
 
+import hashlib
+import json
 from pathlib import Path
+from typing import NamedTuple
 
+from gad_jax import __version__
 from gad_jax.data.chat import Chat
-from gad_jax.models import source, writing
+from gad_jax.distributed import processes
+from gad_jax.models import provenance, source, writing
 from gad_jax.models.carried import Carried
 from gad_jax.models.config import DecoderConfig
-from gad_jax.training import state
+from gad_jax.settings import fields
+from gad_jax.settings.config import CAN_CHANGE, Config
+from gad_jax.training import card, digest, state
 from gad_jax.training.loading import Made
 from gad_jax.types import Params
 
 
-def write(directory: Path, network: DecoderConfig, params: Params, chat: Chat, made: Made) -> None:
+class Export(NamedTuple):
+    """A network of a run with all that its directory says; `run` is the run directory."""
+
+    network: DecoderConfig
+    params: Params
+    chat: Chat
+    made: Made
+    run: Path
+
+    @property
+    def part(self) -> str:
+        """The network's name in exports."""
+        return "student" if self.network.head == "vocabulary" else "discriminator"
+
+    def fingerprint(self) -> str:
+        """Returns a sha256 of the weights and of what they were made with.
+
+        The dtype of the directory is left out: it is the same student. All processes call it.
+        """
+        made = self.made
+        settings = {
+            leaf.path: fields.show(leaf.value)
+            for leaf in fields.leaves(Config, made.config)
+            if not leaf.path.startswith(CAN_CHANGE)
+        }
+        content = {
+            "part": self.part,
+            "step": made.step,
+            "stage": made.meta["stage"],
+            "data": made.meta["data"],
+            "tokenizer": self.chat.fingerprint,
+            "settings": settings,
+            "weights": digest.digests(self.params),
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def write(directory: Path, export: Export) -> None:
     """Writes the network with the tokenizer that it was trained with. All processes call it."""
-    writing.save(directory, network, params, _carried(network, chat, made))
-
-
-def _carried(network: DecoderConfig, chat: Chat, made: Made) -> Carried:
+    made, chat = export.made, export.chat
+    record = {"gad_jax": __version__, "made_from": export.fingerprint()}
     path = made.config.student.path
-    if network.head == "score":
+    if export.part == "discriminator":
         path = state.discriminator_path(made.config)
-    return Carried(
+    texts: dict[str, str] = {}
+    model = source.resolve(path)
+    if processes.is_first():
+        subject = card.Subject(
+            part=export.part,
+            config=made.config,
+            run=export.run,
+            model=model,
+            step=made.step,
+            stage=made.meta["stage"],
+            data=made.meta["data"],
+            rows=made.meta.get("rows"),  # which runs of 0.1 did not store
+            end_token=chat.tokenizer.convert_ids_to_tokens(chat.end_token),
+            family=export.network.family,
+        )
+        texts = {"README.md": card.write(subject)}
+        texts[provenance.RECORD] = json.dumps(record, indent=2) + "\n"
+    carried = Carried(
         directory=Path(chat.directory),
         tokenizer=chat.tokenizer,
         end_tokens=chat.end_tokens,
-        network=source.resolve(path),
+        network=model,
         chat_template=None,  # the source's own: training changed nothing in it
     )
+    writing.save(directory, export.network, export.params, carried, texts)
+
+
+def is_current(directory: Path, export: Export) -> bool:
+    """Returns whether the directory was made from this very network. All processes call it."""
+    expected = export.fingerprint()
+
+    def compare() -> bool:
+        try:
+            stored = json.loads((directory / provenance.RECORD).read_text(encoding="utf-8"))
+            return stored["made_from"] == expected
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    return processes.from_first(compare)

@@ -18,11 +18,12 @@ from gad_jax.models.config import DecoderConfig
 from gad_jax.rollout.engine import RolloutProgram
 from gad_jax.rollout.sampling import Sampler
 from gad_jax.settings import options
-from gad_jax.settings.config import Config
+from gad_jax.settings.config import CAN_CHANGE, Config
 from gad_jax.training import exporting, preflight, reading, stages, state
 from gad_jax.training.checkpoint import Checkpoints
 from gad_jax.training.deadline import Deadline, stop_time
 from gad_jax.training.evaluating import Evaluations
+from gad_jax.training.exporting import Export
 from gad_jax.training.iteration import Iteration
 from gad_jax.training.loading import Made
 from gad_jax.training.profiler import Profiler
@@ -32,25 +33,6 @@ from gad_jax.training.trainer import Trainer
 
 Networks = tuple[DecoderConfig, DecoderConfig]
 """The configs of generator and discriminator."""
-
-CAN_CHANGE = (
-    "run_dir",
-    "export",
-    "data.stop_at_",
-    "evaluation.",
-    "checkpoint.",
-    "health.",
-    "mesh.",
-    "limits.",
-    "profile.",
-    "student.remat",
-    "batch.micro_batch_prompts",
-    "batch.row_tokens",
-    "batch.vocabulary_chunk",
-    "rollout.slots",
-)
-"""Settings that may differ when a run resumes. None changes the arithmetic of a step beyond
-rounding; an alarm of `health.` may pause a network or stop the run."""
 
 
 def claim(config: Config) -> str:
@@ -138,10 +120,19 @@ def build(config: Config, mesh: Mesh) -> Trainer:
 def export_student(config: Config, trainer: Trainer) -> None:
     """Writes the student as a Hugging Face directory, unless it has been written before."""
     directory = Path(config.run_dir) / "export" / "student"
-    if not processes.from_first(directory.exists):
-        chat = trainer.iteration.chat
-        made = Made(config, trainer.step, trainer.saver.meta(trainer.step, trainer.spans[-1].stage))
-        exporting.write(directory, trainer.networks[0], trainer.state.generator, chat, made)
+    meta = trainer.saver.meta(trainer.step, trainer.spans[-1].stage)
+    export = Export(
+        network=trainer.networks[0],
+        params=trainer.state.generator,
+        chat=trainer.iteration.chat,
+        made=Made(config, trainer.step, meta),
+        run=Path(config.run_dir),
+    )
+    found = processes.from_first(directory.exists)
+    if not exporting.is_current(directory, export):
+        if found and processes.is_first():
+            print(f"{directory} is not of these settings and checkpoints; it is replaced")
+        exporting.write(directory, export)
     if processes.is_first():
         print(
             f"the student is in {directory}; python -m gad_jax.generate --model {directory} asks it"

@@ -19,11 +19,10 @@ from transformers import AutoTokenizer
 
 from gad_jax.data.chat import Chat
 from gad_jax.models import decoder, weights, writing
-from gad_jax.models.builtin import tiny
 from gad_jax.models.carried import Carried
 from gad_jax.models.config import DecoderConfig
-from gad_jax.models.families import FAMILIES
 from gad_jax.types import Params, Segments
+from tests.models.record_reference import NAMES, write_variant
 
 SAMPLING = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95}
 
@@ -58,16 +57,12 @@ def padded_with_its_end(source: Path) -> None:
 
 
 def sources(root: Path) -> dict[str, Path]:
-    """Returns directories of models by the names of their cases."""
-    found: dict[str, Path] = {}
-    for family in FAMILIES:
-        for tied in (True, False):
-            name = f"{family}{'-tied' if tied else ''}"
-            found[name] = root / name / "source"
-            tiny.write_tiny(found[name], family, tied)
-        padded_with_its_end(found[name])
-    found["llama3-rope"] = root / "llama3-rope" / "source"
-    tiny.write_tiny(found["llama3-rope"], "llama", False, llama3_rope=True)
+    """Returns directories of models by the names of their cases: all families, all kinds."""
+    found = {name: root / name / "source" for name in NAMES}
+    for name, source in found.items():
+        write_variant(source, name)
+        if name not in ("llama", "llama3-rope"):
+            padded_with_its_end(source)
     return found
 
 

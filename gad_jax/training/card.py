@@ -1,0 +1,286 @@
+"""The model card of an exported network: README.md, with the front matter that the hub reads.
+
+It says what the network was made from, and nothing of the machine: a path is given by its last
+part. Equal runs give equal cards.
+"""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from gad_jax import __version__
+from gad_jax.base.redaction import redact
+from gad_jax.data.chat import WRAPPERS
+from gad_jax.data.sources import mixture
+from gad_jax.models import provenance
+from gad_jax.settings import fields
+from gad_jax.settings.config import CAN_CHANGE, STAGES, Config
+
+PAPER = "2511.10643"
+METHODS = {
+    "seqkd": "sequence-level knowledge distillation: cross-entropy on the teacher's text",
+    "warmup": "the warm-up of generative adversarial distillation: cross-entropy on the teacher's "
+    "text, while the discriminator learns",
+    "offpolicy": "the discriminator alone, on samples of a frozen student",
+    "gad": "generative adversarial distillation: GRPO on the discriminator's score",
+}
+_NAMES = ("student.path", "discriminator.path", "data.train", "data.heldout")
+_FILES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".txt", ".gz", ".zst")
+_MEASURES = {
+    "evaluation/rouge_l": "ROUGE-L with the teacher's answer",
+    "evaluation/length": "mean length, tokens",
+    "evaluation/length_ratio": "length, of the teacher's",
+    "evaluation/cut_share": "share of answers that were cut",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What a card is about: one network of a run, at one step.
+
+    `model` is the directory that the network started from; `rows` is None where it is not known.
+    """
+
+    part: str
+    config: Config
+    run: Path
+    model: Path
+    step: int
+    stage: str
+    data: str
+    rows: int | None
+    end_token: str
+    family: str
+
+    @property
+    def name(self) -> str:
+        """The model that the network started from, as in the settings."""
+        student = self.config.student.path
+        return student if self.part == "student" else self.config.discriminator.path or student
+
+
+def write(subject: Subject) -> str:
+    """Returns README.md."""
+    from huggingface_hub import ModelCard  # here: half a second, and no start needs it
+
+    parts = [_summary(subject), _made(subject), _settings(subject)]
+    parts += [_result(subject)] if subject.part == "student" else []
+    parts += [_use(subject), _licence(subject)]
+    text = "\n\n".join(part for part in parts if part)
+    return str(ModelCard(f"---\n{_front_matter(subject)}\n---\n\n{text}\n"))
+
+
+def _front_matter(subject: Subject) -> str:
+    from huggingface_hub import ModelCardData
+
+    student = subject.part == "student"
+    licence = provenance.licence(subject.name, subject.model)
+    names, _ = mixture.split(subject.config.data.train, "--data.train")
+    found = [name.partition(":")[0] for name in names if _is_hub_name(name)]
+    base = provenance.hub_id(subject.name, subject.model)
+    data = ModelCardData(
+        base_model=base,
+        base_model_relation="finetune" if base else None,
+        license=licence.get("license", "unknown"),
+        license_name=licence.get("license_name"),
+        license_link=licence.get("license_link"),
+        datasets=found or None,
+        library_name="transformers",
+        pipeline_tag="text-generation" if student else "text-classification",
+        tags=["gad", "distillation", *([] if student else ["reward-model"]), f"arxiv:{PAPER}"],
+    )
+    return data.to_yaml().strip()
+
+
+def _summary(subject: Subject) -> str:
+    base = _public(subject.name)
+    if subject.part == "student":
+        title = f"# {base}, distilled"
+        what = f"A student of a teacher's text. It started from {_code(base)}."
+    else:
+        title = f"# {base}, discriminator"
+        what = (
+            "The discriminator of a distillation, as a reward model with one label. A higher "
+            f"score means: more like the teacher. It started from {_code(base)}."
+        )
+    return f"{title}\n\n{what} Made with gad-jax {__version__}."
+
+
+def _made(subject: Subject) -> str:
+    names, shares = mixture.split(subject.config.data.train, "--data.train")
+    shown = [
+        _code(_public(name)) + (f" ({share:g})" if shares else "")
+        for name, share in zip(names, shares or [0.0] * len(names), strict=True)
+    ]
+    rows = "not recorded" if subject.rows is None else f"{subject.rows}"
+    table = {
+        "method": f"{METHODS[subject.stage]} ([paper](https://arxiv.org/abs/{PAPER}))",
+        "stage, step": f"{subject.stage}, {subject.step}",
+        "stages of the run": ", ".join(subject.config.stages),
+        "teacher data": ", ".join(shown),
+        "prompts": rows,
+        "fingerprint of data and tokenizer": _code(subject.data),
+    }
+    lines = [f"| {name} | {value} |" for name, value in table.items()]
+    return "\n".join(["## How it was made", "", "| | |", "|---|---|", *lines])
+
+
+def settings(config: Config) -> dict[str, tuple[Any, Any]]:
+    """Returns the settings of the training that are not the defaults: (value, default) by name.
+
+    Those of stages that the run does not have are left out.
+    """
+    others = tuple(f"{stage}." for stage in STAGES if stage not in config.stages)
+    pairs = zip(fields.leaves(Config, config), fields.leaves(Config, Config()), strict=True)
+    return {
+        ours.path: (ours.value, default.value)
+        for ours, default in pairs
+        if ours.value != default.value and not ours.path.startswith((*CAN_CHANGE, *_NAMES, *others))
+    }
+
+
+def _settings(subject: Subject) -> str:
+    changed = settings(subject.config)
+    if not changed:
+        return "All settings of the training are the defaults."
+    lines = [
+        f"| {name} | {_code(fields.show(value))} | {_code(fields.show(default))} |"
+        for name, (value, default) in changed.items()
+    ]
+    return "\n".join(
+        [
+            *("Settings that differ from the defaults:", ""),
+            *("| setting | value | default |", "|---|---|---|"),
+            *lines,
+        ]
+    )
+
+
+def _result(subject: Subject) -> str:
+    """The held-out evaluation of this step, next to the one before training."""
+    if not subject.config.data.heldout:
+        return ""
+    found = []
+    for path in sorted((subject.run / "evaluations").glob("*.json")):
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            found.append((stored["step"], stored["metrics"], len(stored["examples"])))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # a damaged file is the evaluation's concern
+    here = [entry for entry in found if entry[0] == subject.step]
+    if not here:
+        return ""
+    start = [entry for entry in found if entry[0] == 0 and subject.step]
+    _, metrics, prompts = here[-1]
+    names = [name for name in _MEASURES if name in metrics]
+    shown = [*(entry[1] for entry in start[:1]), metrics]
+    lines = [
+        f"| {_MEASURES[name]} | "
+        + " | ".join(f"{each.get(name, 0.0):.3f}" for each in shown)
+        + " |"
+        for name in names
+    ]
+    heads = [*(["before training"] if start else []), "this student"]
+    rows = _code(_public(subject.config.data.heldout))
+    return "\n".join(
+        [
+            *("## Held-out result", "", f"Greedy answers to {prompts} prompts of {rows}.", ""),
+            *(f"| | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"),
+            *lines,
+        ]
+    )
+
+
+_LOAD = {
+    "student": """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+path = "PATH"  # this directory, or its name on the hub
+tokenizer = AutoTokenizer.from_pretrained(path)
+model = AutoModelForCausalLM.from_pretrained(path)
+messages = [{"role": "user", "content": PROMPT}]
+inputs = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+)
+ids, mask = inputs["input_ids"], inputs["attention_mask"]
+answer = model.generate(ids, attention_mask=mask, max_new_tokens=256)
+print(tokenizer.decode(answer[0, ids.shape[1] :], skip_special_tokens=True))
+```""",
+    "discriminator": """```python
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+path = "PATH"  # this directory, or its name on the hub
+tokenizer = AutoTokenizer.from_pretrained(path)
+model = AutoModelForSequenceClassification.from_pretrained(path)
+messages = [{"role": "user", "content": PROMPT}]
+prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+pieces = [prompt, "An apple." + END]
+ids = [token for piece in pieces for token in tokenizer(piece, add_special_tokens=False).input_ids]
+print(model(torch.tensor([ids])).logits[0, 0])
+```
+
+Only differences between the scores of answers to one prompt have a meaning. Put the end token after
+an answer that is complete.""",
+}
+
+
+_FIRST = {"granite": "", "olmo2": "5", "olmo3": "5"}
+"""The first transformers with a sequence classifier of a family; empty: there is none yet."""
+
+
+def _versions(subject: Subject) -> str:
+    if subject.part == "student" or subject.family not in _FIRST:
+        return "transformers 4.57 and 5 open this directory."
+    first = _FIRST[subject.family]
+    if first:
+        return f"transformers {first} opens this directory; earlier ones lack the class."
+    return (
+        f"transformers has no class for a sequence classifier of the family {subject.family} yet: "
+        "gad-jax alone opens this directory."
+    )
+
+
+def _use(subject: Subject) -> str:
+    wrapper = WRAPPERS[subject.config.data.template]
+    code = _LOAD[subject.part].replace("END", json.dumps(subject.end_token))
+    text = f"## How to load it\n\n{_versions(subject)}\n\n"
+    if subject.part == "discriminator" and _FIRST.get(subject.family) == "":
+        return text.rstrip()
+    if wrapper == "{instruction}":
+        return text + code.replace("PROMPT", '"Name a fruit."')
+    prompt = 'WRAPPER.replace("{instruction}", "Name a fruit.")'
+    said = (
+        "Training wrapped the last user message as `WRAPPER` does. Wrap yours too: otherwise the "
+        "prompt is unlike those of the training.\n\n"
+    )
+    define = f"WRAPPER = {json.dumps(wrapper)}\n\n"
+    return text + said + code.replace("path =", f"{define}path =", 1).replace("PROMPT", prompt)
+
+
+def _licence(subject: Subject) -> str:
+    licence = provenance.licence(subject.name, subject.model)
+    stated = licence.get("license_name") or licence.get("license") or "not stated by the source"
+    return (
+        f"## Licence\n\nLicence of the weights that the training started from: {stated}. The "
+        "teacher's own terms may limit what a student of its text is used for."
+    )
+
+
+def _is_hub_name(name: str) -> bool:
+    known = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?", name)
+    return bool(known) and not name.endswith(_FILES) and not Path(name).exists()
+
+
+def _public(name: str) -> str:
+    """Returns a name of the hub or of a built-in, else the last part of a path."""
+    shown = name if _is_hub_name(name) else Path(name).expanduser().name or name
+    return " ".join(shown.split())
+
+
+def _code(text: str) -> str:
+    """Returns text as code that ends no cell of a table."""
+    plain = " ".join(redact(text).replace("`", "'").split())
+    return f"`{plain}`".replace("|", "\\|")

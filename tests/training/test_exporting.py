@@ -1,0 +1,96 @@
+"""An export says what it was made from, and one of other settings is not taken for the student."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.numpy import load_file
+
+from gad_jax import __version__
+
+pytest_plugins = ["tests.run_fixtures"]
+
+STUDENT = Path("export", "student")
+
+
+@pytest.fixture
+def run(tiny_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_run, tmp_path / "run"))
+
+
+@pytest.fixture
+def train(command: Callable[..., Any], run: Path) -> Callable[..., list[str]]:
+    """Returns a function: flags → what the run printed about the student."""
+
+    from tests.run_fixtures import FLAGS  # pytest loads it first, as a plugin
+
+    def start(*flags: str) -> list[str]:
+        done = command("train", "--config", "tiny", f"--run_dir={run}", *FLAGS, *flags)
+        assert done.returncode == 0, done.stderr
+        return [line for line in done.stdout.splitlines() if str(run / STUDENT) in line]
+
+    return start
+
+
+def announced(run: Path) -> str:
+    where = run / STUDENT
+    return f"the student is in {where}; python -m gad_jax.generate --model {where} asks it"
+
+
+def replaced(run: Path) -> str:
+    return f"{run / STUDENT} is not of these settings and checkpoints; it is replaced"
+
+
+def test_the_same_student_is_not_written_again(run: Path, train: Any) -> None:
+    before = (run / STUDENT / "model.safetensors").stat().st_mtime_ns
+    assert train() == [announced(run)]
+    # how a run is operated changes nothing in its student
+    assert train("--checkpoint.keep=5", "--rollout.slots=3") == [announced(run)]
+    assert (run / STUDENT / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_an_export_of_other_settings_is_replaced(run: Path, train: Any) -> None:
+    old = load_file(run / STUDENT / "model.safetensors")
+    shutil.rmtree(run / "checkpoints")
+    assert train("--seed=1") == [replaced(run), announced(run)]
+    new = load_file(run / STUDENT / "model.safetensors")
+    assert any((old[name] != new[name]).any() for name in old)
+    assert "| seed | `1` | `0` |" in (run / STUDENT / "README.md").read_text()
+    assert train("--seed=1") == [announced(run)]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"made_from": "0"}', None])
+def test_an_export_that_does_not_say_what_it_is_of(
+    run: Path, train: Any, content: str | None
+) -> None:
+    record = run / STUDENT / "gad_jax.json"
+    before = record.read_text()
+    record.unlink()
+    if content is not None:
+        record.write_text(content)
+    assert train() == [replaced(run), announced(run)]
+    assert record.read_text() == before
+
+
+def test_an_earlier_step_or_another_dtype(
+    run: Path, train: Any, command: Callable[..., Any]
+) -> None:
+    done = command("export", run / "checkpoints" / "1", f"--out={run}/export", "--part=student")
+    assert done.returncode == 0, done.stderr
+    assert "| stage, step | gad, 1 |" in (run / STUDENT / "README.md").read_text()
+    assert train() == [replaced(run), announced(run)]
+    assert command("export", run, "--part=student", "--dtype=bfloat16").returncode == 0
+    assert train() == [announced(run)]  # the same student, as it was asked for
+    assert json.loads((run / STUDENT / "config.json").read_text())["torch_dtype"] == "bfloat16"
+
+
+def test_the_record_names_the_version_alone(tiny_run: Path) -> None:
+    record = json.loads((tiny_run / STUDENT / "gad_jax.json").read_text())
+    assert set(record) == {"gad_jax", "made_from"}
+    assert record["gad_jax"] == __version__
+    files = [path for path in (tiny_run / STUDENT).iterdir() if path.suffix != ".safetensors"]
+    for path in files:
+        assert str(tiny_run.parent) not in path.read_text(), path.name
