@@ -1,9 +1,10 @@
 """A run's network as a Hugging Face directory, with what it was made from."""
 
+import dataclasses
+import functools
 import hashlib
 import json
 from pathlib import Path
-from typing import NamedTuple
 
 from gad_jax import __version__
 from gad_jax.data.chat import Chat
@@ -18,7 +19,8 @@ from gad_jax.training.loading import Made
 from gad_jax.types import Params
 
 
-class Export(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Export:
     """A network of a run with all that its directory says; `run` is the run directory."""
 
     network: DecoderConfig
@@ -32,10 +34,11 @@ class Export(NamedTuple):
         """The network's name in exports."""
         return "student" if self.network.head == "vocabulary" else "discriminator"
 
+    @functools.cached_property
     def fingerprint(self) -> str:
-        """Returns a sha256 of the weights and of what they were made with.
+        """A sha256 of the weights and of what they were made with.
 
-        The dtype of the directory is left out: it is the same student. All processes call it.
+        The dtype of the directory is left out: it is the same student. All processes ask for it.
         """
         made = self.made
         settings = {
@@ -58,7 +61,7 @@ class Export(NamedTuple):
 def write(directory: Path, export: Export) -> None:
     """Writes the network with the tokenizer that it was trained with. All processes call it."""
     made, chat = export.made, export.chat
-    record = {"gad_jax": __version__, "made_from": export.fingerprint()}
+    record = {"gad_jax": __version__, "made_from": export.fingerprint}
     path = made.config.student.path
     if export.part == "discriminator":
         path = state.discriminator_path(made.config)
@@ -91,7 +94,7 @@ def write(directory: Path, export: Export) -> None:
 
 def is_current(directory: Path, export: Export) -> bool:
     """Returns whether the directory was made from this very network. All processes call it."""
-    expected = export.fingerprint()
+    expected = export.fingerprint
 
     def compare() -> bool:
         try:
