@@ -183,7 +183,9 @@ def _result(subject: Subject) -> str:
         for name in names
     ]
     heads = [*(["before training"] if start else []), "this student"]
-    rows = _code(_public(subject.config.data.heldout))
+    held_out = subject.config.data.heldout
+    kept_back = re.fullmatch(r"[\d.]+%?", held_out)
+    rows = "the teacher data, kept back" if kept_back else _code(_public(held_out))
     return "\n".join(
         [
             *("## Held-out result", "", f"Greedy answers to {prompts} prompts of {rows}.", ""),

@@ -118,6 +118,9 @@ def test_only_an_evaluation_of_this_step_is_stated(subject: Subject) -> None:
     for content in ("{", "[]", '{"step": 5}', "null"):
         damaged.write_text(content)
         assert "Held-out" not in card.write(dataclasses.replace(subject, step=5))
+    part = with_settings("--data.heldout=5%")
+    text = card.write(dataclasses.replace(subject, step=4, config=part))
+    assert "Greedy answers to 5 prompts of the teacher data, kept back." in text
     without = with_settings("--data.heldout=")
     assert "Held-out" not in card.write(dataclasses.replace(subject, config=without))
 
