@@ -34,6 +34,9 @@ _HUB_PATTERNS = [
 ]
 # Other formats live in folders; `consolidated` holds the same weights a second time.
 _HUB_IGNORED = ["*/*", "consolidated*.safetensors"]
+_TEXTS = (".json", ".jinja", ".txt")
+# The largest tokenizer.json known has 35 MB; a config.json, even with lists, less than one.
+_MOST_BYTES = {"config.json": 2**24, "generation_config.json": 2**24}
 _UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
@@ -106,6 +109,8 @@ def _download(name: str) -> Path:
 def _check(directory: Path, name: str) -> Path:
     """Returns `directory` if it is a whole Hugging Face model; UserError says what is missing."""
     files = {path.name for path in directory.iterdir()}
+    for file in sorted(files):
+        _check_file(directory / file, name)
     if "config.json" not in files:
         raise UserError(
             f"{name!r} has no config.json, so it is no Hugging Face model; give the directory that "
@@ -130,11 +135,29 @@ def _check(directory: Path, name: str) -> Path:
     return directory
 
 
+def _check_file(path: Path, name: str) -> None:
+    """Raises UserError for what would be read and is no file, or a text of an absurd size."""
+    wanted = path.name.endswith((".safetensors", *_TEXTS)) or path.name == "tokenizer.model"
+    if not wanted or (path.is_symlink() and not path.exists()):  # a broken link: reported later
+        return
+    if not path.is_file():
+        raise UserError(
+            f"{name!r} has {path.name}, which is a directory or a device and no file; replace it "
+            "by the model's file"
+        )
+    most = _MOST_BYTES.get(path.name, 2**28)
+    if path.suffix != ".safetensors" and path.stat().st_size > most:
+        raise UserError(
+            f"{name!r} has {path.name} of {path.stat().st_size // 2**20} MiB, and such files have "
+            f"less than {most // 2**20}; fetch the model again"
+        )
+
+
 def _check_index(index: Path, weights: set[str], name: str) -> None:
     """Raises UserError for an index that names missing files, or files outside the directory."""
     try:
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise UserError(f"{index.name} of {name!r} cannot be read; copy the file again") from error
     missing = sorted(map(str, shards - weights))
     if missing:

@@ -25,7 +25,8 @@ from gad_jax.models.families import FAMILIES
 from gad_jax.models.families.common import Part
 from gad_jax.types import Params
 
-FLOATS = ("F32", "BF16", "F16", "F64")
+FLOATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
+"""Dtypes that can be read: safetensors' name → numpy's."""
 
 
 def read_config(directory: str | Path) -> DecoderConfig:
@@ -41,7 +42,7 @@ def read_config(directory: str | Path) -> DecoderConfig:
         raise UserError(
             f"{path} cannot be read as a JSON object ({error}); fetch the model again"
         ) from error
-    if hf.get("auto_map"):
+    if not _is_native(hf.get("auto_map"), family):
         raise UserError(
             f"{path} asks for code of its own (auto_map), which is never run; use a model that "
             f"needs none, of the families {', '.join(FAMILIES)}"
@@ -52,7 +53,7 @@ def read_config(directory: str | Path) -> DecoderConfig:
             f"{', '.join(FAMILIES)}; use a model of one of these"
         )
     try:
-        return families.read(_with_tie(hf, path.parent))
+        return families.read(_with_stored(hf, path.parent))
     except UserError as error:  # it begins with the file's name
         raise UserError(f"{path.parent}/{error}") from error
     except KeyError as error:
@@ -96,27 +97,49 @@ class _Tensors:
         self.directory = directory
         self.files: dict[str, Path] = {}
         self.open: dict[Path, Any] = {}
-        index = directory / "model.safetensors.index.json"
+        index, file = directory / "model.safetensors.index.json", directory / "model.safetensors"
         if index.exists():
-            try:
-                entries = json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                raise UserError(
-                    f"{index} is not a safetensors index ({error!r}); fetch the model again"
-                ) from error
-            for name, file in entries:
-                if Path(str(file)).name != file:
-                    raise UserError(
-                        f"{index}: {name} points outside the directory ({file!r}); it must name a "
-                        "file next to it"
-                    )
-                self.files[name] = directory / file
+            self._read_index(index)
         else:
-            file = directory / "model.safetensors"
+            others = sorted(path.name for path in directory.glob("*.safetensors"))
+            if others and file.name not in others:
+                raise UserError(
+                    f"{file} cannot be read: it is missing, and so is {index.name}, which says "
+                    f"what {others[0]} holds; fetch the model again"
+                )
             self.files = dict.fromkeys(self._handle(file).keys(), file)
         self.stored = {name: name for name in self.files}
         if not any(name.startswith("model.") for name in self.files):
             self._add_prefix()
+
+    def _read_index(self, index: Path) -> None:
+        """Finds the tensors of several files; those that the index leaves out count too."""
+        try:
+            entries = json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(
+                f"{index} is not a safetensors index ({error!r}); fetch the model again"
+            ) from error
+        for name, file in entries:
+            if Path(str(file)).name != file:
+                raise UserError(
+                    f"{index}: {name} points outside the directory ({file!r}); it must name a "
+                    "file next to it"
+                )
+            self.files[name] = self.directory / file
+        single = self.directory / "model.safetensors"
+        if single.exists() and single not in self.files.values():
+            raise UserError(
+                f"{self.directory} has weights twice, in {single.name} and in the files of "
+                f"{index.name}; remove those that are not the model's"
+            )
+        for file in sorted(set(self.files.values())):
+            for name in list(self._handle(file).keys()):
+                if self.files.setdefault(name, file) != file:
+                    raise UserError(
+                        f"{file}: the tensor {name} is in {self.files[name].name} too; fetch the "
+                        "model again"
+                    )
 
     def _add_prefix(self) -> None:
         """Names the tensors of a model saved without its head, as those of one with it."""
@@ -165,9 +188,9 @@ def _account(tensors: _Tensors, config: DecoderConfig) -> None:
     elif left:
         others = f" and {len(left) - 1} more" if len(left) > 1 else ""
         raise UserError(
-            f"{tensors.directory}: the weights hold {left[0]}{others}, which a network of family "
-            f"{config.family!r} with this config.json does not have; it would be ignored, so check "
-            "that config.json belongs to these weights"
+            f"{tensors.directory}: the weights hold {tensors.stored[left[0]]}{others}, which a "
+            f"network of family {config.family!r} with this config.json does not have; it would be "
+            "ignored, so check that config.json belongs to these weights"
         )
 
 
@@ -176,7 +199,10 @@ _HARMLESS = re.compile(r".*rotary_emb\.inv_freq")
 
 
 def _check_tied(tensors: _Tensors, config: DecoderConfig) -> None:
-    embedding, head = (tensors.slice(n) for n in ("model.embed_tokens.weight", "lm_head.weight"))
+    names = "model.embed_tokens.weight", "lm_head.weight"
+    for name in names:
+        _check_dtype(tensors, name)
+    embedding, head = map(tensors.slice, names)
     same = embedding.get_shape() == head.get_shape() and all(
         np.array_equal(embedding[start:stop], head[start:stop])
         for start in range(0, config.vocabulary, 4096)
@@ -190,16 +216,36 @@ def _check_tied(tensors: _Tensors, config: DecoderConfig) -> None:
         )
 
 
-def _with_tie(hf: dict[str, Any], directory: Path) -> dict[str, Any]:
-    """Returns the config; where it does not say whether the head is tied, the weights do."""
-    if hf.get("tie_word_embeddings") is None and (directory / "config.json").exists():
-        try:
-            stored = _Tensors(directory).files
-        except UserError:  # no weights here: the family's default counts
-            return hf
-        if stored and "lm_head.weight" not in stored and "score.weight" not in stored:
-            return hf | {"tie_word_embeddings": True}
-    return hf
+def _with_stored(hf: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """Returns the config; the weights say what it leaves out: a tied head and the dtype."""
+    tie = hf.get("tie_word_embeddings") is None
+    dtype = not (hf.get("dtype") or hf.get("torch_dtype"))
+    if not tie and not dtype:
+        return hf
+    try:
+        tensors = _Tensors(directory)
+        stored = tensors.slice("model.embed_tokens.weight").get_dtype()
+    except UserError:  # no weights here: the family's default counts
+        return hf
+    headless = str(hf.get("architectures")).endswith("Model']")  # its head was never stored
+    if tie and not headless and not {"lm_head.weight", "score.weight"} & tensors.files.keys():
+        hf = hf | {"tie_word_embeddings": True}
+    return hf | {"dtype": FLOATS[stored]} if dtype and stored in FLOATS else hf
+
+
+def _is_native(auto_map: Any, family: Any) -> bool:
+    """Returns whether `auto_map` names nothing but the family's classes.
+
+    Phi-3 and Phi-4-mini bring copies of them; transformers, too, uses its own instead. A name
+    without a dot is a repository, and no code.
+    """
+    prefix = str(family).removesuffix("_text").replace("_", "")
+    kinds = "Config|Model|ForCausalLM|ForSequenceClassification|ForTokenClassification"
+    known = re.compile(rf"(?:.*\.)?{re.escape(prefix)}(?:Text)?(?:{kinds})", re.IGNORECASE)
+    values = auto_map.values() if isinstance(auto_map, dict) else [auto_map]
+    return not auto_map or all(
+        isinstance(value, str) and ("." not in value or known.fullmatch(value)) for value in values
+    )
 
 
 def _reader(
@@ -246,17 +292,21 @@ def _reader(
 
 
 def _check_tensor(tensors: _Tensors, tensor: str, expected: tuple[int, ...]) -> None:
-    piece = tensors.slice(tensor)
-    if piece.get_dtype() not in FLOATS:
-        raise UserError(
-            f"{tensors.files[tensor]}: the tensor {tensor} is {piece.get_dtype()}, and only "
-            f"{', '.join(FLOATS)} can be read; use the model that is not quantised"
-        )
-    found = tuple(piece.get_shape())
+    _check_dtype(tensors, tensor)
+    found = tuple(tensors.slice(tensor).get_shape())
     if found != expected:
         raise UserError(
             f"{tensors.files[tensor]}: the tensor {tensor} has shape {list(found)}, but "
             f"config.json asks for {list(expected)}; the two must be of one model"
+        )
+
+
+def _check_dtype(tensors: _Tensors, tensor: str) -> None:
+    dtype = tensors.slice(tensor).get_dtype()
+    if dtype not in FLOATS:
+        raise UserError(
+            f"{tensors.files[tensor]}: the tensor {tensor} is {dtype}, and only "
+            f"{', '.join(FLOATS)} can be read; use the model that is not quantised"
         )
 
 

@@ -1,5 +1,6 @@
 """Every way to name a model, and every sentence for a name that does not work."""
 
+import os
 import re
 
 import huggingface_hub
@@ -190,4 +191,31 @@ def test_index_may_not_leave_the_directory(model):
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": []}}'])
 def test_index_that_cannot_be_read(model, text):
     (model / "model.safetensors.index.json").write_text(text)
+    assert "model.safetensors.index.json of 'model' cannot be read" in message("model")
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize("kind", ["pipe", "directory", "device"])
+def test_what_is_no_file_is_named(model, file, kind):
+    path = model / file
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)  # reading it would wait for ever
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero")
+    assert message("model") == (
+        f"'model' has {file}, which is a directory or a device and no file; replace it by the "
+        "model's file"
+    )
+
+
+def test_a_config_of_an_absurd_size(model):
+    os.truncate(model / "config.json", 100 * 2**20)
+    assert "has config.json of 100 MiB, and such files have less than 16" in message("model")
+
+
+def test_a_deep_index(model):
+    (model / "model.safetensors.index.json").write_text('{"a":' * 100_000)
     assert "model.safetensors.index.json of 'model' cannot be read" in message("model")

@@ -122,6 +122,7 @@ def test_without_weights_the_file_is_named(broken: Path) -> None:
     (broken / f"{FILE}.index.json").unlink()
     message = refusal(broken)
     assert f"{FILE} cannot be read" in message
+    assert "which says what model-00001-of-00002.safetensors holds" in message
 
 
 @pytest.mark.parametrize("target", ["../model.safetensors", "/etc/passwd", "a/b.safetensors", 1])
@@ -189,3 +190,61 @@ def test_a_model_saved_without_its_head_has_shorter_names(tmp_path: Path) -> Non
     (_, ours), (_, theirs) = weights.load(tmp_path / "a"), weights.load(tmp_path / "b")
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_weights_that_are_there_twice_are_refused(broken: Path) -> None:
+    one, other = (broken / f"model-0000{n}-of-00002.safetensors" for n in (1, 2))
+    name = next(iter(load_file(other)))
+    save_file(load_file(one) | {name: load_file(other)[name] + 1}, one)
+    assert f"the tensor {name} is in {other.name} too" in refusal(broken)
+    save_file(load_file(other), broken / FILE)
+    assert f"has weights twice, in {FILE} and in the files of {FILE}.index" in refusal(broken)
+
+
+def test_a_tensor_that_the_index_leaves_out_counts(broken: Path) -> None:
+    one = broken / "model-00001-of-00002.safetensors"
+    save_file(load_file(one) | {"model.layers.0.extra": np.ones(2, np.float32)}, one)
+    assert "the weights hold model.layers.0.extra, which" in refusal(broken)
+
+
+def test_names_are_as_they_are_stored(tmp_path: Path) -> None:
+    write_tiny(tmp_path, "llama")
+    tensors = load_file(tmp_path / FILE)
+    save_file({f"_orig_mod.{name}": tensor for name, tensor in tensors.items()}, tmp_path / FILE)
+    assert "the weights hold _orig_mod.model.embed_tokens.weight and" in refusal(tmp_path)
+
+
+def test_a_quantised_tied_head_is_named(tmp_path: Path) -> None:
+    import ml_dtypes
+
+    write_tiny(tmp_path, "llama", tied=True)
+    eight = load_file(tmp_path / FILE)["model.embed_tokens.weight"].astype(ml_dtypes.float8_e4m3fn)
+    change_tensors(tmp_path, {"lm_head.weight": eight})
+    assert "the tensor lm_head.weight is F8_E4M3, and only F32" in refusal(tmp_path)
+
+
+NATIVE = {"AutoConfig": "configuration_llama.LlamaConfig", "AutoModel": "x--m.LlamaForCausalLM"}
+
+
+def test_copies_of_our_classes_are_no_code_of_its_own(tmp_path: Path) -> None:
+    write_tiny(tmp_path, "llama")
+    edit_config(tmp_path, auto_map=NATIVE)
+    weights.load(tmp_path)
+    for name in ("m.LlamaBidirectionalModel", "m.Qwen2ForCausalLM", ["m.LlamaModel", None], 3):
+        edit_config(tmp_path, auto_map=NATIVE | {"AutoModelForCausalLM": name})
+        assert "code of its own (auto_map), which is never run" in refusal(tmp_path)
+
+
+def test_the_weights_say_what_dtype_they_have(tmp_path: Path) -> None:
+    import ml_dtypes
+
+    write_tiny(tmp_path, "llama", tied=True)
+    tensors = load_file(tmp_path / FILE)
+    save_file({k: v.astype(ml_dtypes.bfloat16) for k, v in tensors.items()}, tmp_path / FILE)
+    edit_config(tmp_path, dtype=None, torch_dtype=None)
+    assert weights.load(tmp_path)[0].stored_dtype == "bfloat16"
+    # a model without a head is no language model, unless it says that its head is tied
+    edit_config(tmp_path, architectures=["LlamaModel"], tie_word_embeddings=None)
+    assert "the tensor lm_head.weight is missing" in refusal(tmp_path)
+    edit_config(tmp_path, tie_word_embeddings=True)
+    weights.load(tmp_path)

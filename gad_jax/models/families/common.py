@@ -1,7 +1,7 @@
 """What all families share: the usual fields of a Hugging Face config and the usual weight names."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from gad_jax.base.errors import UserError
 from gad_jax.models.config import DecoderConfig, LayerKind, Rope
@@ -11,6 +11,7 @@ from gad_jax.models.families.rope import FULL, SLIDING
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 _ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+_SCORES, _LOGITS = "ForSequenceClassification", ("ForCausalLM", "LMHeadModel", "Model")
 
 
 class Part(NamedTuple):
@@ -64,7 +65,7 @@ def read(
         tied=fields.flag("tie_word_embeddings", tied),
         activation=_activation(fields, activation),
         stored_dtype=_stored_dtype(fields.hf),
-        head="score" if "SequenceClassification" in _architecture(fields.hf) else "vocabulary",
+        head=_head(fields),
         **switches,
     )
     fields.refuse_unread()
@@ -86,7 +87,9 @@ def _refuse_other_attention(fields: Fields, whole: bool) -> None:
 def _heads(fields: Fields, kv_heads: int | None, head_width: int | None) -> tuple[int, int, int]:
     """Returns query heads, key/value heads and the width of a head."""
     heads, width = fields.count("num_attention_heads"), fields.count("hidden_size")
-    kv_heads = fields.count("num_key_value_heads", kv_heads or heads)
+    # Missing is the family's default, null is as many as query heads.
+    null = "num_key_value_heads" in fields.hf
+    kv_heads = fields.count("num_key_value_heads", heads if null else kv_heads or heads)
     head_width = fields.count("head_dim", head_width or width // heads or MISSING)
     if heads % kv_heads or head_width % 2 or (fields.get("head_dim") is None and width % heads):
         raise UserError(
@@ -238,12 +241,31 @@ def _activation(fields: Fields, name: str) -> Any:
 
 def _stored_dtype(hf: dict[str, Any]) -> str:
     dtype = hf.get("dtype") or hf.get("torch_dtype") or "float32"
-    if dtype not in _DTYPES:
+    name = dtype.removeprefix("torch.") if isinstance(dtype, str) else dtype
+    if name not in _DTYPES:
         raise UserError(
             f"config.json: dtype={dtype!r} is not supported; use a model in {', '.join(_DTYPES)}"
         )
-    return dtype
+    return name
 
 
-def _architecture(hf: dict[str, Any]) -> str:
-    return (hf.get("architectures") or [""])[0]
+def _head(fields: Fields) -> Literal["vocabulary", "score"]:
+    """Returns the head by `architectures`; without it the network has one of the vocabulary."""
+    named = fields.get("architectures", [])
+    named = [named] if isinstance(named, str) else named
+    other = [name for name in named if not str(name).endswith((_SCORES, *_LOGITS))]
+    if other or len({str(name).endswith(_SCORES) for name in named}) > 1:
+        raise UserError(
+            f"config.json: architectures={named!r} is not supported; this decoder needs a causal "
+            f"language model (…ForCausalLM), or a score (…{_SCORES}) of one label"
+        )
+    if not named or not str(named[0]).endswith(_SCORES):
+        return "vocabulary"
+    labels = fields.get("id2label")
+    fields.only("num_labels", 1)
+    if labels is not None and len(labels) != 1:
+        raise UserError(
+            f"config.json: id2label has {len(labels)} labels, but a score has 1; use a model with "
+            "one label"
+        )
+    return "score"

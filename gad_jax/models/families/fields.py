@@ -12,26 +12,42 @@ MISSING: Any = object()
 _HARMLESS = frozenset(
     """
     architectures attention_bias attention_dropout attention_probs_dropout_prob
-    attn_implementation
-    bad_words_ids begin_suppress_tokens cache_implementation chunk_size_feed_forward
+    attn_implementation auto_map
+    bad_words_ids begin_suppress_tokens bos_token cache_implementation chunk_size_feed_forward
     classifier_dropout diversity_penalty do_sample dtype early_stopping embd_pdrop
-    encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task
+    encoder_no_repeat_ngram_size eos_token exponential_decay_length_penalty finetuning_task
+    gradient_checkpointing
     hidden_dropout id2label initializer_factor initializer_range is_decoder is_llama_config
-    keys_to_ignore_at_inference label2id length_penalty max_length max_window_layers min_length
-    mlp_bias model_parallel
+    keys_to_ignore_at_inference label2id length_penalty max_length max_sequence_length
+    max_window_layers min_length mlp_bias model_max_length model_parallel
     model_type name_or_path no_repeat_ngram_size num_beam_groups num_beams num_labels
     num_return_sequences output_attentions output_hidden_states output_router_logits
-    output_scores prefix pretraining_tp problem_type pruned_heads remove_invalid_values
-    repetition_penalty resid_pdrop return_dict return_dict_in_generate rope_interleaved
+    output_scores pad_token prefix pretraining_tp problem_type pruned_heads remove_invalid_values
+    repetition_penalty resid_pdrop return_dict return_dict_in_generate
     router_aux_loss_coef router_jitter_noise score_bias suppress_tokens task_specific_params
     temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torch_dtype
-    torchscript transformers_version typical_p unsloth_fixed unsloth_version use_bfloat16
+    torchscript transformers_version typical_p unk_token unsloth_fixed unsloth_version use_bfloat16
     use_cache
     """.split()  # noqa: SIM905
 )
 """Fields that say nothing about the forward pass of a decoder in evaluation mode. (Dropout and the
 router's loss are training's, and this project trains without them. Where a family does not read
 whether there are biases, the stored tensors decide: one that nothing takes is refused.)"""
+
+_NEUTRAL = {
+    "alibi": False,
+    "full_attn_mod": 1,
+    "interpolate_factor": 1,
+    "lm_head_bias": False,
+    "num_nextn_predict_layers": 0,
+    "parallel_attn": False,
+    "qk_layernorm": False,
+    "rope_interleaved": False,
+    "use_mrope": False,
+    "use_parallel_residual": False,
+    "use_qk_norm": False,
+}
+"""Features that some published configs name and that are off with this value."""
 
 # Identifiers of special tokens; versions; what transformers itself keeps to itself.
 _HARMLESS_PATTERN = re.compile(r"_.*|.*_token_ids?|.*_token_index|.*_version|transformers\.js_\w+")
@@ -92,7 +108,8 @@ class Fields:
     def refuse_unread(self) -> None:
         """Refuses fields that nothing has read, unless they are known to change nothing."""
         for name, value in self.hf.items():
-            if name not in self._read and not is_harmless(name) and value is not None:
+            known = name in self._read or is_harmless(name) or value == _NEUTRAL.get(name)
+            if not known and value is not None:
                 raise UserError(
                     f"config.json: the field {name}={_shortened(value)} is unknown to family "
                     f"{self.hf.get('model_type')!r}, and it may change what the network computes; "

@@ -15,9 +15,9 @@ def read(fields: Fields) -> DecoderConfig:
     """Returns the DecoderConfig of a config.json with `model_type: gemma3_text`."""
     fields.only("final_logit_softcapping")
     fields.only("attn_logit_softcapping")
-    fields.only("attention_bias", False)
+    bias = fields.flag("attention_bias", False)
     count = fields.count("num_hidden_layers")
-    every = fields.count("sliding_window_pattern", fields.get("_sliding_window_pattern", 6))
+    every = fields.count("sliding_window_pattern", 6)
     default = [FULL if (layer + 1) % every == 0 else SLIDING for layer in range(count)]
     full, sliding = rope.read_by_kind(
         fields,
@@ -34,6 +34,8 @@ def read(fields: Fields) -> DecoderConfig:
         kv_heads=4,
         head_width=256,
         activation="hidden_activation",
+        qkv_bias=bias,
+        output_bias=bias,
         qk_norm="head",
         norms="both",
         norm_offset=1.0,
@@ -47,7 +49,7 @@ def write(config: DecoderConfig) -> dict[str, Any]:
     hf = common.write(
         config,
         "Gemma3",
-        attention_bias=False,
+        attention_bias=config.qkv_bias,
         query_pre_attn_scalar=_whole(config.attention_scale**-2),
         sliding_window=common.largest_window(config) or config.max_positions,
         layer_types=common.layer_types(config),

@@ -16,7 +16,10 @@ def read(fields: Fields) -> DecoderConfig:
     """Returns the DecoderConfig of a config.json with `model_type: olmo3`."""
     count = fields.count("num_hidden_layers")
     default = [FULL if (layer + 1) % 4 == 0 else SLIDING for layer in range(count)]
-    if fields.get("rope_parameters") is None and fields.number("rope_theta", _THETA) != _THETA:
+    theta = fields.number("rope_theta", _THETA)
+    newer = fields.get("rope_parameters")
+    named = isinstance(newer, dict) and "rope_theta" in (newer.get(FULL) or {})
+    if theta != _THETA and not named:
         raise UserError(
             f"config.json: transformers 4 reads rope_theta={fields.hf['rope_theta']!r} for all "
             f"layers and transformers 5 for some; write rope_parameters for {FULL!r} and "

@@ -10,8 +10,7 @@ from gad_jax.models.families.fields import Fields
 
 def read(fields: Fields) -> DecoderConfig:
     """Returns the DecoderConfig of a config.json with `model_type: phi3`."""
-    fields.get("original_max_position_embeddings")
-    kind = LayerKind(rope.read(fields), common.window(fields) or 0)
+    kind = LayerKind(rope.read(fields, original=4096), common.window(fields) or 0)
     return common.read(fields, kinds=(kind,), epsilon=1e-5)
 
 

@@ -24,27 +24,34 @@ _KEYS = {
 }
 
 
-def read(fields: Fields, default_theta: float = 10_000.0) -> Rope:
-    """Returns the positions of a network whose layers all have the same."""
-    given = _given(fields)
-    nested = [kind for kind in (FULL, SLIDING) if isinstance(given.get(kind), dict)]
-    if nested:
-        ropes = {_rope(fields, dict(given[kind]), default_theta) for kind in nested}
-        types = set(fields.hf.get("layer_types") or [])
-        if set(given) - {FULL, SLIDING} or len(ropes) > 1 or not types <= set(nested):
-            raise UserError(
-                f"config.json: rope_parameters={given!r} gives each kind of layer positions of its "
-                f"own, which family {fields.hf.get('model_type')!r} does not have; give one set"
-            )
-        return ropes.pop()
-    return _rope(fields, given, default_theta)
+def read(fields: Fields, default_theta: float = 10_000.0, original: int | None = None) -> Rope:
+    """Returns the positions of a network whose layers all have the same.
+
+    `original` is what transformers' class has where `original_max_position_embeddings` is missing
+    at the top (phi3 alone).
+    """
+    older, newer = fields.get("rope_scaling"), fields.get("rope_parameters")
+    name, given = ("rope_scaling", older) if older else ("rope_parameters", newer or {})
+    if not isinstance(given, dict):
+        raise UserError(
+            f"config.json: {name}={given!r} must be a JSON object; fetch the model again"
+        )
+    if any(isinstance(value, dict) for value in given.values()):
+        raise UserError(
+            f"config.json: {name}={given!r} gives each kind of layer positions of its own, which "
+            f"transformers does not read for family {fields.hf.get('model_type')!r}; give one set"
+        )
+    kind, outside = given.get("rope_type") or given.get("type"), None
+    if original or kind not in (None, "default", "linear"):  # else it would be ignored
+        outside = fields.get("original_max_position_embeddings", original)
+    return _rope(fields, dict(given), default_theta, outside)
 
 
 def read_by_kind(fields: Fields, full_theta: float, sliding_theta: float) -> tuple[Rope, Rope]:
     """Returns the positions of full and of sliding layers (gemma3, olmo3).
 
-    The thetas are the family's for the older form, whose `rope_scaling` stretches the full layers
-    alone.
+    The thetas are those of settings that name none. The older form's `rope_scaling` stretches the
+    full layers alone, and changes the newer form's settings key by key.
     """
     older = fields.get("rope_scaling", {})
     newer = fields.get("rope_parameters", {})
@@ -58,9 +65,21 @@ def read_by_kind(fields: Fields, full_theta: float, sliding_theta: float) -> tup
             f"config.json: rope_parameters={newer!r} is one set for all layers; family "
             f"{fields.hf.get('model_type')!r} needs one for {FULL!r} and one for {SLIDING!r}"
         )
+    if older and "rope_type" not in older:
+        raise UserError(
+            f"config.json: rope_scaling={older!r} has no 'rope_type', and transformers reads no "
+            f"other name of the kind for family {fields.hf.get('model_type')!r}; add it"
+        )
     full = {"rope_theta": full_theta} | dict(newer.get(FULL) or {}) | older
     sliding = {"rope_theta": sliding_theta} | dict(newer.get(SLIDING) or {})
-    return _rope(fields, full, full_theta), _rope(fields, sliding, sliding_theta)
+    for given in (full, sliding):
+        if given.get("truncate") is False:
+            raise UserError(
+                "config.json: truncate=False is not read by transformers 5 for family "
+                f"{fields.hf.get('model_type')!r}; this decoder needs True there"
+            )
+    # No position of original training at the top: transformers 5 reads it in the settings alone.
+    return _rope(fields, full, full_theta, None), _rope(fields, sliding, sliding_theta, None)
 
 
 def write(config: DecoderConfig, rope: Rope) -> dict[str, Any]:
@@ -79,33 +98,27 @@ def write_newer(rope: Rope) -> dict[str, Any]:
     return scaling | {"rope_theta": rope.theta}
 
 
-def _given(fields: Fields) -> dict[str, Any]:
-    """Returns the one of the two forms that counts."""
-    older, newer = fields.get("rope_scaling"), fields.get("rope_parameters")
-    given = older or newer or {}
-    if not isinstance(given, dict):
-        name = "rope_scaling" if older else "rope_parameters"
-        raise UserError(
-            f"config.json: {name}={given!r} must be a JSON object; fetch the model again"
-        )
-    return dict(given)
-
-
-def _rope(fields: Fields, given: dict[str, Any], default_theta: float) -> Rope:
+def _rope(fields: Fields, given: dict[str, Any], default_theta: float, outside: int | None) -> Rope:
+    """Returns the positions of one set of settings; `outside`: original positions at the top."""
     kind = given.pop("rope_type", None)
     older = given.pop("type", None)
     kind = kind or older or "default"
     if fields.hf.get("model_type") == "phi3" and kind in ("su", "yarn"):
         kind = "longrope"  # as transformers reads those names there
-    if kind not in _TYPES:
+    types = ("default", "longrope") if fields.hf.get("model_type") == "phi3" else _TYPES
+    if kind not in types:
         raise UserError(
             f"config.json: rope_type={kind!r} is not supported; this decoder has "
-            f"{', '.join(map(repr, _TYPES))}"
+            f"{', '.join(map(repr, types))}"
         )
     theta = positive("rope_theta", given.pop("rope_theta", fields.get("rope_theta", default_theta)))
     if theta <= 1:
         raise UserError(f"config.json: rope_theta={theta:g} must be greater than 1")
     width = _rotary_width(fields, given.pop("partial_rotary_factor", None))
+    given.pop("finetuned", None)  # how a YaRN model came to be
+    if kind == "yarn" and given.get("factor", 1) is None:  # as transformers 5 reads it
+        most = fields.count("max_position_embeddings")
+        given["factor"] = most / _original_positions(fields, given, outside)
     given = {key: value for key, value in given.items() if value is not None}
     unknown = sorted(given.keys() - _KEYS[kind].split())
     if unknown:
@@ -113,7 +126,7 @@ def _rope(fields: Fields, given: dict[str, Any], default_theta: float) -> Rope:
             f"config.json: {unknown[0]}={given[unknown[0]]!r} of the RoPE settings means nothing "
             f"for rope_type={kind!r}; remove it, or check rope_type"
         )
-    return Rope(theta, _read_scaling(fields, kind, given, width), width)
+    return Rope(theta, _read_scaling(fields, kind, given, width, outside), width)
 
 
 def _rotary_width(fields: Fields, factor: Any) -> int:
@@ -137,7 +150,7 @@ def head_width(fields: Fields) -> int:
 
 
 def _read_scaling(
-    fields: Fields, kind: str, given: dict[str, Any], width: int
+    fields: Fields, kind: str, given: dict[str, Any], width: int, outside: int | None
 ) -> Linear | Llama3 | Yarn | LongRope | None:
     def number(name: str, default: Any = MISSING) -> float:
         value = given.get(name, default)
@@ -150,7 +163,7 @@ def _read_scaling(
     factor = 1.0 if kind == "longrope" else number("factor")
     if kind == "linear":
         return Linear(factor)
-    original = _original_positions(fields, given)
+    original = _original_positions(fields, given, outside)
     if kind == "llama3":
         low, high = number("low_freq_factor"), number("high_freq_factor")
         if high <= low:
@@ -169,7 +182,13 @@ def _read_scaling(
             number("beta_slow", 1.0),
             bool(given.get("truncate", True)),
         )
-    return _long_rope(fields, given, original, (width or head_width(fields)) // 2)
+    width = width or head_width(fields)
+    if width % 2:
+        raise UserError(
+            f"config.json: partial_rotary_factor rotates {width} numbers of a head, but LongRoPE "
+            "needs pairs of them; fetch the model again"
+        )
+    return _long_rope(fields, given, original, width // 2)
 
 
 def _yarn_attention(factor: float, given: dict[str, Any]) -> float:
@@ -182,10 +201,9 @@ def _yarn_attention(factor: float, given: dict[str, Any]) -> float:
     return magnitude(above) / magnitude(below) if above and below else magnitude(1.0)
 
 
-def _original_positions(fields: Fields, given: dict[str, Any]) -> int:
+def _original_positions(fields: Fields, given: dict[str, Any], outside: int | None) -> int:
     """Returns the positions of the original training."""
     inside = given.get("original_max_position_embeddings")
-    outside = fields.get("original_max_position_embeddings")
     if None not in (inside, outside) and inside != outside:
         raise UserError(
             f"config.json: original_max_position_embeddings is {outside!r} at the top and "

@@ -27,6 +27,9 @@ def refusal(hf: dict[str, Any]) -> str:
         {"attention_dropout": 0.1, "rope_interleaved": False, "is_llama_config": True},
         {"a_feature_of_tomorrow": None},
         {"architectures": ["LlamaForCausalLM"], "id2label": {"0": "a"}},
+        {"architectures": "LlamaForCausalLM", "max_sequence_length": 2048},
+        {"use_mrope": False, "lm_head_bias": False, "full_attn_mod": 1, "interpolate_factor": 1},
+        {"torch_dtype": "torch.float32", "gradient_checkpointing": False},
     ],
 )
 def test_what_changes_nothing_is_accepted(fields: dict[str, Any]) -> None:
@@ -46,6 +49,10 @@ def test_what_changes_nothing_is_accepted(fields: dict[str, Any]) -> None:
         ("no_rope_layers", [1, 0]),
         ("num_experts", 8),
         ("layer_norm_eps", 1e-5),
+        ("use_mrope", True),
+        ("rope_interleaved", True),
+        ("lm_head_bias", True),
+        ("full_attn_mod", 2),
     ],
 )
 def test_a_field_that_nothing_reads_is_refused_by_name(field: str, value: Any) -> None:
@@ -61,6 +68,36 @@ def test_kinds_of_values_are_checked() -> None:
     assert "quantization_config=" in refusal(LLAMA | {"quantization_config": {"bits": 4}})
     with pytest.raises(KeyError, match="hidden_size"):
         families.read({k: v for k, v in LLAMA.items() if k != "hidden_size"})
+
+
+ARCHITECTURES = [
+    ({"architectures": ["LlamaForTokenClassification"]}, "architectures=['LlamaForTokenCl"),
+    ({"architectures": ["LlamaForCausalLM", "LlamaForSequenceClassification"]}, "architectures=["),
+    ({"architectures": ["LlamaForSequenceClassification"], "num_labels": 3}, "num_labels=3"),
+    (
+        {"architectures": ["LlamaForSequenceClassification"], "id2label": {"0": "a", "1": "b"}},
+        "id2label has 2 labels, but a score has 1",
+    ),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), ARCHITECTURES)
+def test_other_heads_are_refused(fields: dict[str, Any], message: str) -> None:
+    assert message in refusal(LLAMA | fields)
+
+
+@pytest.mark.parametrize("name", ["qwen2-yarn", "qwen3-biases", "mistral", "smollm3"])
+def test_null_heads_are_as_many_as_the_queries(name: str) -> None:
+    # a missing field is the class's default: 32, 8 or 4
+    assert families.read(NETWORKS[name] | {"num_key_value_heads": None}).kv_heads == 4
+
+
+def test_gemma3_counts_layers_by_the_public_field_alone() -> None:
+    hf = NETWORKS["gemma3"] | {"sliding_window_pattern": None, "_sliding_window_pattern": 2}
+    assert families.read(hf).pattern == ()  # one of six layers is full, and there are three
+    biases = families.read(NETWORKS["gemma3"] | {"attention_bias": True})
+    assert (biases.qkv_bias, biases.output_bias) == (True, True)
+    assert families.read(families.write(biases)) == biases
 
 
 def test_a_null_is_a_missing_field() -> None:

@@ -35,8 +35,12 @@ def test_defaults_of_the_scalings() -> None:
     assert rope(rope_scaling=llama3) == Rope(1e4, Llama3(8.0, 1.0, 4.0, 2048))
     deepseek = YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}
     assert rope(rope_scaling=deepseek).scaling.attention_factor == 1.0  # type: ignore[union-attr]
-    nested = {"full_attention": {"rope_theta": 1e6, "rope_type": "default"}}
-    assert rope(rope_parameters=nested, layer_types=["full_attention"] * 2) == Rope(1e6)
+    # as transformers 5 reads a null, and with what YaRN's authors add
+    null = rope(rope_scaling=YARN | {"factor": None, "original_max_position_embeddings": 512})
+    assert null is not None
+    assert isinstance(null.scaling, Yarn)
+    assert null.scaling.factor == 4.0
+    assert rope(rope_scaling=YARN | {"finetuned": True}) == yarn
 
 
 def test_longrope_bounds_the_sequence() -> None:
@@ -70,6 +74,14 @@ REFUSED = [
         {"rope_parameters": {"full_attention": {}, "sliding_attention": {"rope_theta": 7.0}}},
         "gives each kind of layer positions of its own",
     ),
+    # transformers 4 and 5 take theta 10,000 here: a family of one set reads nothing nested
+    (
+        {
+            "rope_parameters": {"full_attention": {"rope_theta": 1e6, "rope_type": "default"}},
+            "layer_types": ["full_attention"] * 2,
+        },
+        "which transformers does not read for family 'llama'",
+    ),
 ]
 
 
@@ -88,3 +100,55 @@ def test_a_missing_factor_is_named(name: str) -> None:
         families.read(hf | {"rope_scaling": scaling})
     with pytest.raises(UserError, match=f"{name} must be a list of 3 numbers"):
         families.read(hf | {"rope_scaling": scaling | {name: [1.0, 2.0]}})
+
+
+def by_kind(name: str, **fields: Any) -> dict[str, Any]:
+    hf = {k: v for k, v in NETWORKS[name].items() if k not in ("rope_scaling", "rope_theta")}
+    return hf | fields
+
+
+OF_KINDS = [
+    # transformers 5 leaves such layers unscaled, transformers 4 refuses the config
+    ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "has no 'rope_type'"),
+    ({"rope_scaling": YARN | {"truncate": False}}, "truncate=False is not read"),
+    # transformers 5 takes max_position_embeddings instead
+    ({"rope_scaling": YARN, "original_max_position_embeddings": 16}, "original_max_position"),
+]
+
+
+@pytest.mark.parametrize("name", ["gemma3", "olmo3"])
+@pytest.mark.parametrize(("fields", "message"), OF_KINDS)
+def test_families_with_positions_by_kind_read_less(
+    name: str, fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        families.read(by_kind(name, **fields))
+    assert message in str(error.value)
+
+
+def test_thetas_of_positions_by_kind() -> None:
+    nested = {"full_attention": {"rope_type": "default"}}
+    gemma = families.read(by_kind("gemma3", rope_parameters=nested, rope_theta=6e4))
+    assert [kind.rope for kind in gemma.kinds] == [Rope(100.0), Rope(6e4)]
+    with pytest.raises(UserError, match=r"reads rope_theta=60000.0 for all layers"):
+        families.read(by_kind("olmo3", rope_parameters=nested, rope_theta=6e4))
+    nested["full_attention"]["rope_theta"] = 7e4  # type: ignore[assignment]
+    olmo = families.read(by_kind("olmo3", rope_parameters=nested, rope_theta=6e4))
+    assert [kind.rope for kind in olmo.kinds] == [Rope(5e5), Rope(7e4)]
+
+
+def test_phi3_has_original_positions_of_its_own() -> None:
+    # transformers takes 4096 where the top names none, whatever the settings say
+    hf = {k: v for k, v in NETWORKS["phi4-mini"].items() if k[:8] != "original"}
+    config = families.read(hf | {"max_position_embeddings": 131072})
+    scaling = config.kinds[0].rope and config.kinds[0].rope.scaling
+    assert isinstance(scaling, LongRope)
+    assert scaling.original_max_positions == 4096
+    inside = hf["rope_scaling"] | {"original_max_position_embeddings": 64}
+    with pytest.raises(UserError, match="is 4096 at the top and 64 in the RoPE settings"):
+        families.read(hf | {"rope_scaling": inside})
+    with pytest.raises(UserError, match="rope_type='linear' is not supported"):
+        families.read(hf | {"rope_scaling": {"type": "linear", "factor": 2.0}})
+    odd = {"type": "longrope", "short_factor": [1.0, 1.0], "long_factor": [1.0, 1.0]}
+    with pytest.raises(UserError, match="rotates 5 numbers of a head"):
+        families.read(hf | {"rope_scaling": odd, "partial_rotary_factor": 0.625})
