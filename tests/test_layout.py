@@ -12,6 +12,8 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init_
 
 UNMIRRORED = {
     "core.program": "a record; core/builders.py makes one for every step that is tested",
+    "data.encoding": "data/test_chat.py and test_turns.py: all prompts and rows come from it",
+    "data.framing": "data/test_turns.py: rows of the forms of public templates",
     "evaluate.human.settings": "declarations; evaluate/human/test_page.py",
     "evaluate.judge.settings": "declarations; evaluate/judge/test_protocol.py",
     "models.builtin.untrained": "models/test_decoder.py: every network there is an untrained one",

@@ -114,6 +114,7 @@ def _numbers(found: Found) -> dict[str, Any]:
         "finish_reasons": dict(found.reasons.most_common()),
         "faults": {fault: found.count(fault) for fault in FAULTS},
         "e-mail addresses": found.emails,
+        "thoughts": found.thoughts,
         "scripts": dict(found.scripts.most_common()),
         "teachers": dict(found.teachers.most_common()),
         "prompt_tokens": _histogram(found.prompt_tokens),
@@ -143,7 +144,8 @@ def _show(numbers: dict[str, Any], found: Found, check: Check) -> None:
     for column in ("", "lines", "share"):
         table.add_column(column, justify="left" if not column else "right")
     groups = {
-        "": numbers["faults"] | {"e-mail addresses": found.emails},
+        "": numbers["faults"]
+        | {"e-mail addresses": found.emails, "thoughts before the answer": found.thoughts},
         "ended: ": numbers["finish_reasons"],
         "script: ": numbers["scripts"],
         "teacher: ": numbers["teachers"],

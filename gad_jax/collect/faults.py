@@ -14,7 +14,7 @@ from gad_jax.base import redaction
 from gad_jax.base.errors import UserError
 from gad_jax.collect.check import FAULTS
 from gad_jax.collect.duplicates import Overlap, near_duplicates, signature, words
-from gad_jax.data import scripts
+from gad_jax.data import scripts, thoughts
 from gad_jax.data.sources.formats import parse
 from gad_jax.data.sources.rows import Invalid, Record, is_finished
 
@@ -47,6 +47,7 @@ class Found:
     scripts: Counter[str] = field(default_factory=Counter)
     teachers: Counter[str] = field(default_factory=Counter)
     emails: int = 0
+    thoughts: int = 0
     prompt_tokens: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     response_tokens: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     faults: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint8))
@@ -140,7 +141,9 @@ def _faults(prompt: str, responses: Sequence[str], record: Any, against: Overlap
     reason = record.get("finish_reason") or ""
     whole = "\n".join([prompt, *responses])
     has = {
-        "cut": reason in _CUT or not (is_finished(reason) or reason in _REFUSED),
+        "cut": reason in _CUT
+        or not (is_finished(reason) or reason in _REFUSED)
+        or any(not thoughts.split_teacher(text).finished for text in responses),
         "refused": reason in _REFUSED or any(map(_REFUSAL.match, responses)),
         "empty": not responses,
         "overlap": against.whole(prompt) or against.shares(whole),
@@ -154,6 +157,7 @@ def _count(found: Found, whole: str, responses: Sequence[str], record: Any) -> N
     found.responses += len(responses)
     found.reasons[str(record.get("finish_reason") or "not said")] += 1
     found.scripts[scripts.main_script(whole) or "none"] += 1
+    found.thoughts += any(thoughts.split_teacher(text).answer != text for text in responses)
     found.emails += _EMAIL.search(whole) is not None
     if teacher := record.get("teacher"):
         found.teachers[str(teacher)] += 1

@@ -7,9 +7,9 @@ import jax
 
 from gad_jax.base.errors import UserError
 from gad_jax.collect.settings import Collect
-from gad_jax.data.chat import Chat
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.rollout.answering import Responder
+from gad_jax.settings import template_arguments
 from gad_jax.settings.decoding import Decoding
 from gad_jax.teacher import collection
 from gad_jax.teacher import store as storing
@@ -32,6 +32,7 @@ async def collect(
     counts of the run."""
     known = {"temperature": 1.0, "max_tokens": 0} | settings.sampling
     known["max_new_tokens"] = known.pop("max_tokens")
+    arguments = template_arguments.show(known.pop("chat_template_kwargs", {}))
     mesh = make_mesh()
     try:
         decoding = Decoding(**known)
@@ -39,7 +40,7 @@ async def collect(
         raise UserError(f"--{error}") from None
     with jax.set_mesh(mesh):
         network = loading.load_student(settings.local, mesh)
-        chat = Chat.load(network.tokenizer, network.template or "none")
+        chat = network.load_chat(arguments=arguments)
         slots = settings.concurrency
         responder = Responder(network.config, network.params, chat, mesh, decoding, slots)
         budget = Terms.of(settings, settings.max_requests).budget(store.contents)
@@ -102,7 +103,7 @@ class LocalRequests(Requests):
         lines = []
         for (question, prompt), (answer,) in zip(fitting, groups, strict=True):
             completion = Completion(answer.text, "stop" if answer.finished else "length")
-            usage = Usage(len(prompt), answer.tokens)
+            usage = Usage(len(prompt), answer.tokens + answer.thought_tokens)
             reply = Reply("", self.origin, (completion,), usage)
             lines.append(storing.make_line(question, self.teacher, reply))
         await asyncio.gather(*(self.store.add(line) for line in lines))

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from gad_jax.settings import template_arguments
 from gad_jax.settings.fields import FieldError, option, section
 from gad_jax.settings.sections import Columns
 from gad_jax.teacher.settings import RequestSettings, api_parameters
@@ -12,6 +13,7 @@ LOCAL = "local:"
 
 _BATCH = ("batch_requests", "poll_seconds")
 _LOCAL_PARAMETERS = ("top_k", "seed")
+_NAMED = {"temperature", "top_p", "max_tokens", "chat_template_kwargs"}
 _LOCAL_LONGEST = 1024
 
 
@@ -49,6 +51,9 @@ class Collect(RequestSettings):
         "tokens",
     )
     parameters: str = option("", "more parameters of the API, as a JSON object")
+    chat_template_kwargs: str = option(
+        "", template_arguments.HELP + "; sent to an API in the request, as vLLM and SGLang read it"
+    )
     concurrency: int = option(16, "most requests in flight; slots of a local teacher", "requests")
     batch: bool = option(
         False, "use the provider's batch mode: cheaper, with responses within a day"
@@ -112,13 +117,15 @@ class Collect(RequestSettings):
         for name in ("max_total_tokens", "max_cost", "prompt_price", "completion_price"):
             if getattr(self, name):
                 raise FieldError(name, f"{name} is for a teacher behind an API, which has a price")
-        unknown = set(self.sampling) - {"temperature", "top_p", "max_tokens", *_LOCAL_PARAMETERS}
+        unknown = set(self.sampling) - {*_NAMED, *_LOCAL_PARAMETERS}
         if unknown:
             raise FieldError(
                 "parameters",
                 f"parameters: {', '.join(sorted(unknown))} is not known to a local teacher; it has "
                 f"{', '.join(_LOCAL_PARAMETERS)}",
             )
+        if not isinstance(self.sampling.get("chat_template_kwargs", {}), dict):
+            raise FieldError("parameters", "parameters: chat_template_kwargs must be a JSON object")
         for name in set(self.sampling) & set(_LOCAL_PARAMETERS):
             value = self.sampling[name]
             if type(value) is not int or value < 0:
@@ -139,4 +146,13 @@ class Collect(RequestSettings):
         """The API's parameters. Raises ValueError if `parameters` is not a JSON object."""
         longest = self.max_new_tokens or (_LOCAL_LONGEST if self.local else None)
         named = {"temperature": self.temperature, "top_p": self.top_p, "max_tokens": longest}
-        return api_parameters(named, self.parameters)
+        arguments = template_arguments.parse(self.chat_template_kwargs)
+        named |= {"chat_template_kwargs": arguments or None}
+        found = api_parameters(named, self.parameters)
+        if arguments and found["chat_template_kwargs"] != arguments:
+            raise FieldError(
+                "chat_template_kwargs",
+                "chat_template_kwargs is given twice, here and in parameters; keep one",
+                "parameters",
+            )
+        return found

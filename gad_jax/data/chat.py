@@ -9,25 +9,28 @@ import functools
 import hashlib
 import json
 import operator
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, SupportsIndex
 
 from gad_jax.base.errors import UserError
+from gad_jax.data import framing, thoughts, turns
+from gad_jax.data import template as templates
+from gad_jax.data.encoding import Encoder
+from gad_jax.data.framing import Framing
+from gad_jax.data.template import Message
+from gad_jax.data.thoughts import Parts
 from gad_jax.data.tokenizer import (
     Control,
-    Message,
-    check_template,
     control_tokens,
     find_end_token,
     load_tokenizer,
     make_special,
     read_chat_template,
     read_end_tokens,
-    render,
 )
+from gad_jax.data.turns import Turn
 
 Template = Literal["alpaca", "none"]
 
@@ -52,44 +55,145 @@ class Chat:
     Sampling stops at any of `end_tokens`. `end_token`, one of them, is the one that the template
     writes after an assistant turn: complete teacher responses end with it, and so do the student's
     when it follows its template. `pad_token` may equal an end token: masks come from lengths,
-    never from the pad token. `controls` are the tokens that no text may turn into.
+    never from the pad token. `turn` is what the template writes around an answer. With
+    `close_thoughts`, a prompt that ends in an open thought is closed: the student only answers.
     """
 
     directory: str
     tokenizer: Any
     template: Template
-    chat_template: str
+    jinja: templates.Template
+    turn: Turn
+    close_thoughts: bool
     end_tokens: tuple[int, ...]
     end_token: int
     pad_token: int
-    controls: dict[str, Control]
+    encoder: Encoder
 
     @classmethod
-    def load(cls, directory: str | Path, template: Template = "alpaca") -> "Chat":
+    def load(
+        cls,
+        directory: str | Path,
+        template: Template = "alpaca",
+        arguments: Mapping[str, Any] | None = None,
+        close_thoughts: bool = False,
+    ) -> "Chat":
         """Returns the chat of a Hugging Face directory; reads local files and runs no code of it.
 
-        Raises UserError when the directory has no usable tokenizer or chat template, or when the
-        template loses the user's text or does not open the assistant's turn.
+        `arguments` are those of the chat template, as `{"enable_thinking": False}`. Raises
+        UserError when the directory has no usable tokenizer or chat template, when the template
+        never reads an argument, and when it loses the user's text or does not open the assistant's
+        turn.
         """
         tokenizer = load_tokenizer(directory)
-        chat_template = read_chat_template(directory, tokenizer)
-        render_probe = functools.partial(render, directory, tokenizer, chat_template)
-        check_template(directory, render_probe)
-        end_tokens = read_end_tokens(directory, tokenizer)
-        end_token = find_end_token(directory, tokenizer, render_probe, end_tokens)
+        source = read_chat_template(directory, tokenizer)
+        jinja = templates.Template(directory, source, tokenizer.special_tokens_map, arguments)
+        return cls._of(tokenizer, template, jinja, close_thoughts)
+
+    @classmethod
+    def _of(
+        cls, tokenizer: Any, template: Template, jinja: templates.Template, close_thoughts: bool
+    ) -> "Chat":
+        turn = turns.probe(jinja)
+        if close_thoughts:
+            turn = turns.with_empty_thought(turn, jinja)
+        end_tokens = read_end_tokens(jinja.directory, tokenizer)
+        end_token = find_end_token(jinja, tokenizer, end_tokens)
         end_tokens = tuple(dict.fromkeys([*end_tokens, end_token]))
-        make_special(directory, tokenizer, end_tokens)
+        make_special(jinja.directory, tokenizer, end_tokens)
         pad_token = tokenizer.pad_token_id
         return cls(
-            directory=str(directory),
+            directory=jinja.directory,
             tokenizer=tokenizer,
             template=template,
-            chat_template=chat_template,
+            jinja=jinja,
+            turn=turn,
+            close_thoughts=close_thoughts,
             end_tokens=end_tokens,
             end_token=end_token,
             pad_token=end_token if pad_token is None else pad_token,
-            controls=control_tokens(tokenizer),
+            encoder=Encoder(tokenizer, control_tokens(tokenizer)),
         )
+
+    def with_arguments(self, arguments: Mapping[str, Any]) -> "Chat":
+        """Returns the chat with these arguments over its own, for a thought as the template has it.
+
+        Raises UserError for an argument that the template never reads.
+        """
+        jinja = self.jinja.with_arguments(self.jinja.arguments | dict(arguments))
+        return Chat._of(self.tokenizer, self.template, jinja, close_thoughts=False)
+
+    @property
+    def controls(self) -> Mapping[str, Control]:
+        """The tokens that no text may turn into, by their spelling."""
+        return self.encoder.controls
+
+    @property
+    def opens_thought(self) -> str:
+        """The tag of the thought that the answer begins in; empty if it begins in none."""
+        return "" if self.close_thoughts else self.turn.opens
+
+    @property
+    def shown_lead(self) -> str:
+        """What a response's text begins with where the template writes more than the answer."""
+        return "" if self.opens_thought else self._framing.shown
+
+    @property
+    def shown_tail(self) -> str:
+        """The blanks that the template writes between an answer and the end token."""
+        return self._framing.tail
+
+    @property
+    def stored_template(self) -> str:
+        """The chat template as an export has it: its text gives these prompts without arguments."""
+        return self.jinja.stored(self.turn.closing if self.close_thoughts else "")
+
+    def check_answers_only(self) -> str:
+        """Returns what a run should say of the template's thoughts; empty if there are none.
+
+        For a run that trains on answers without thoughts. Raises UserError where the student would
+        think before it answers, and an argument of the template says that it is not to.
+        """
+        if not self.turn.closed:
+            found = turns.closing_argument(self.jinja)
+            if found is not None:
+                name, value = found
+                raise UserError(
+                    f"{self.directory}: the chat template lets the student think before it "
+                    "answers, and the teacher's answers are trained without thoughts; pass "
+                    f"--data.chat_template_kwargs={name}={value}, or --data.thoughts=keep if the "
+                    "teacher's text has thoughts"
+                )
+        if self.turn.opens:
+            return (
+                f"the chat template's prompt ends in an open thought ({self.turn.opens}); it is "
+                f"closed with {self.turn.closing!r}, so that answers stand outside of it"
+            )
+        if self.turn.closing:
+            return (
+                f"the chat template writes an empty thought before an answer; prompts end in it "
+                f"({self.turn.closing!r}), so that the student only answers"
+            )
+        return ""
+
+    def check_vocabulary(self, vocabulary: int, name: str = "") -> None:
+        """Raises UserError where a text could become a token that the network does not have.
+
+        A special token that neither ends a response nor stands in the template is never used, so
+        it may be beyond the network: Gemma 3's image token is.
+        """
+        used = {*self.end_tokens, self.pad_token}
+        harmless = {
+            control.token
+            for text, control in self.controls.items()
+            if control.token not in used and text not in self.jinja.source
+        }
+        known = {*self.tokenizer.get_vocab().values(), *used} - harmless
+        if max(known) >= vocabulary:
+            raise UserError(
+                f"{name or self.directory}: the tokenizer knows {1 + max(known)} tokens and the "
+                f"network {vocabulary}; use the tokenizer that belongs to the weights"
+            )
 
     @property
     def vocab_size(self) -> int:
@@ -100,13 +204,19 @@ class Chat:
     def fingerprint(self) -> str:
         """A sha256 of what decides how text becomes tokens, stable across library versions."""
         probe = "Hello, world!\n\n  def f(x1):\treturn 3.14 # Grüße, 안녕, \N{GRINNING FACE}"
-        content = {
+        content: dict[str, Any] = {
             "vocabulary": sorted(self.tokenizer.get_vocab().items()),
-            "chat_template": self.chat_template,
+            "chat_template": self.jinja.digested,
             "wrapper": WRAPPERS[self.template],
             "end_tokens": [self.end_token, *self.end_tokens],
             "probe": self.encode_response(probe),
         }
+        if self.jinja.arguments:
+            content["arguments"] = self.jinja.arguments
+        if self.turn.strips:
+            content["strips"] = self.turn.strips
+        if self.turn.closing and self.close_thoughts:
+            content["closing"] = self.turn.closing
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
@@ -123,39 +233,73 @@ class Chat:
     def encode_prompts(self, conversations: Sequence[Sequence[Message]]) -> list[list[int]]:
         """Returns `encode_prompt` of each conversation; faster than one by one."""
         rendered = [self._render_prompt(messages) for messages in conversations]
-        encoded = iter(self._encode([text for text, literals in rendered if not literals]))
+        plain = [text for text, literals in rendered if not literals]
+        encoded = iter(self.encoder.encode(plain))
         return [
-            self._encode_with_literals(text, literals) if literals else next(encoded)
+            self.encoder.with_literals(text, literals) if literals else next(encoded)
             for text, literals in rendered
         ]
 
     def encode_response(self, text: str, complete: bool = True) -> list[int]:
-        """Returns the tokens of a response, followed by `end_token` when it is complete."""
+        """Returns the tokens of a response, followed by `end_token` when it is complete.
+
+        They are those that the chat template's own text of an answered turn has after the prompt.
+        Unless `close_thoughts`, thoughts at the beginning of the text become the model's own, and a
+        thought that the prompt has opened is closed before an answer without thoughts.
+        """
         return self.encode_responses([text], complete)[0]
 
     def encode_responses(self, texts: Sequence[str], complete: bool = True) -> list[list[int]]:
         """Returns `encode_response` of each text; faster than one by one."""
         for text in texts:
             _refuse_surrogates(text)
-        end = [self.end_token] if complete else []
-        return [tokens + end for tokens in self._encode(texts, literally=True)]
+        frame = self._framing
+        tail, end = (frame.tail, [self.end_token]) if complete else ("", [])
+        answers, leads = [], []
+        for text in texts:
+            parts = Parts("", text) if self.close_thoughts else thoughts.split_teacher(text)
+            answer = self.turn.strip(parts.answer if parts.finished else text)
+            answers.append(frame.lead_text + answer + tail)
+            thinks = parts.finished and parts.thoughts != ""
+            leads.append(self._thoughts(parts.thoughts) if thinks else frame.lead)
+        encoded = self.encoder.continuation(answers, frame.form)
+        return [lead + tokens + end for lead, tokens in zip(leads, encoded, strict=True)]
 
     def decode(self, tokens: Iterable[SupportsIndex]) -> str:
         """Returns the text of a response, without end tokens and other control tokens.
 
-        A response cut inside a character (byte-level tokens) loses the broken character.
+        Thoughts are in it, with their tags; `reply` parts them. A response cut inside a character
+        (byte-level tokens) loses the broken character.
         """
         ids = [operator.index(token) for token in tokens]
         ends = {*self.end_tokens, self.pad_token}
-        text = self.tokenizer.decode(
-            [token for token in ids if token not in ends],
-            skip_special_tokens=True,
-            clean_up_tokenization_spaces=False,
-        )
-        return text if ids and ids[-1] in ends else text.rstrip("\N{REPLACEMENT CHARACTER}")
+        body = [token for token in ids if token not in ends]
+        text = self.encoder.decode(body, self._framing.form)
+        text = text.removeprefix(self.shown_lead)
+        if ids and ids[-1] in ends:
+            return text.removesuffix(self.shown_tail)
+        return text.rstrip("\N{REPLACEMENT CHARACTER}")
+
+    def reply(self, tokens: Iterable[SupportsIndex]) -> Parts:
+        """Returns the thoughts and the answer of a response; cut inside a thought, it has none."""
+        return thoughts.split(self.decode(tokens), self.opens_thought)
+
+    @functools.cached_property
+    def _framing(self) -> Framing:
+        """How answers become tokens; found at the first one."""
+        prompt = self.jinja.render([turns.QUESTION], True)
+        end = self.tokenizer.convert_ids_to_tokens(self.end_token)
+        return framing.find(self.encoder, prompt, self.turn, end, self.close_thoughts)
+
+    def _thoughts(self, text: str) -> list[int]:
+        """Returns the tokens of a teacher's thoughts, between the tags of the template."""
+        opening, close = thoughts.frame(self.turn.opens, self.jinja.source)
+        before, after = self.encoder.encode(["" if self.turn.opens else opening, close])
+        return before + self.encoder.continuation([text])[0] + after
 
     def _render(self, messages: Sequence[Message]) -> str:
-        return render(self.directory, self.tokenizer, self.chat_template, messages, True)
+        closing = self.turn.closing if self.close_thoughts else ""
+        return self.jinja.render(messages, True) + closing
 
     def _render_prompt(self, messages: Sequence[Message]) -> tuple[str, dict[str, str]]:
         """Returns the rendered prompt and, mark by mark, the control strings its messages spell.
@@ -165,12 +309,12 @@ class Chat:
         messages = self._wrap(messages)
         contents = "".join(message["content"] for message in messages)
         _refuse_surrogates(contents)
-        spelled = sorted(set(self._control_pattern.findall(contents)))
+        spelled = sorted(set(self.encoder.pattern.findall(contents)))
         if not spelled:
             return self._render(messages), {}
         name = hashlib.sha256(contents.encode()).hexdigest()[:16]
         marks = {text: f"\uf8ff{name}.{number}\uf8ff" for number, text in enumerate(spelled)}
-        hide = functools.partial(self._control_pattern.sub, lambda match: marks[match[0]])
+        hide = functools.partial(self.encoder.pattern.sub, lambda match: marks[match[0]])
         hidden = [{**message, "content": hide(message["content"])} for message in messages]
         return self._render(hidden), {mark: text for text, mark in marks.items()}
 
@@ -184,64 +328,6 @@ class Chat:
         *earlier, last = (dict(message) for message in messages)
         last["content"] = WRAPPERS[self.template].replace("{instruction}", last["content"])
         return [*earlier, last]
-
-    @functools.cached_property
-    def _control_pattern(self) -> re.Pattern[str]:
-        longest_first = sorted(self.controls, key=len, reverse=True)
-        spellings = "|".join(map(re.escape, longest_first)) or "(?!)"  # which never matches
-        return re.compile(f"({spellings})")
-
-    def _encode(self, texts: Sequence[str], literally: bool = False) -> list[list[int]]:
-        """Returns the tokens of each text; `literally` takes control strings as ordinary text."""
-        if not texts:
-            return []
-        return self.tokenizer(
-            list(texts),
-            add_special_tokens=False,  # the template writes them all, BOS too
-            split_special_tokens=literally,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )["input_ids"]
-
-    def _encode_with_literals(self, text: str, literals: dict[str, str]) -> list[int]:
-        """Returns the tokens of a rendered prompt whose marks stand for spelled control strings."""
-
-        def plain(piece: str) -> list[int]:
-            return self._encode([piece], literally=True)[0]
-
-        def after_newline(piece: str) -> list[int]:
-            """Hides from SentencePiece that a text starts here; it would put a space before it."""
-            newline, tokens = self._encode(["\n", "\n" + piece], literally=True)
-            starts = tokens[: len(newline)] == newline
-            return tokens[len(newline) :] if starts else plain(piece)
-
-        whole = self._encode([text])[0]
-        for encode in (plain, after_newline):
-            if self._encode_pieces(text, {}, encode) == whole:
-                return self._encode_pieces(text, literals, encode)
-        return self._encode_pieces(text, literals, plain)
-
-    def _encode_pieces(
-        self, text: str, literals: dict[str, str], encode: Callable[[str], list[int]]
-    ) -> list[int]:
-        """Returns the tokens of a text cut at its control tokens, with the marks resolved."""
-        pieces = self._control_pattern.split(text)  # text, control, text, …, control, text
-        for place in range(1, len(pieces), 2):
-            control = self.controls[pieces[place]]
-            if control.lstrip:
-                pieces[place - 1] = pieces[place - 1].rstrip()
-            if control.rstrip:
-                pieces[place + 1] = pieces[place + 1].lstrip()
-        tokens: list[int] = []
-        for place, piece in enumerate(pieces):
-            if place % 2:
-                tokens.append(self.controls[piece].token)
-            elif piece:
-                for mark, literal in literals.items():
-                    piece = piece.replace(mark, literal)
-                tokens += encode(piece)
-        return tokens
 
 
 def _refuse_surrogates(text: str) -> None:

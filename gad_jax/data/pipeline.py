@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from gad_jax.base.errors import UserError
+from gad_jax.data import teacher_thoughts
 from gad_jax.data.chat import Chat
 from gad_jax.data.ragged import Ragged, Tokens
 from gad_jax.data.sources.rows import Row, Rows
@@ -42,7 +43,8 @@ class Lengths:
 class Stats:
     """How many rows were kept, skipped and dropped.
 
-    Lengths are those of what is kept. A response's length counts its end token.
+    Lengths are those of what is kept. A response's length counts its end token. `thoughts` counts
+    the responses that came with thoughts, dropped or not.
     """
 
     rows: int
@@ -53,6 +55,7 @@ class Stats:
     dropped_long: int = 0
     cut_responses: int = 0
     unfinished: int = 0
+    thoughts: int = 0
 
     @classmethod
     def of(cls, rows: Sequence[Row], prompts: Ragged, responses: Ragged) -> "Stats":
@@ -63,6 +66,8 @@ class Stats:
         skipped = "".join(f", {count} skipped ({reason})" for reason, count in self.skipped.items())
         if self.unfinished:
             skipped += f", {self.unfinished} responses left out (cut, refused or empty)"
+        if self.thoughts:
+            skipped += f", {self.thoughts} responses had thoughts (--data.thoughts)"
         return (
             f"{self.rows} rows with {self.responses} responses ({self.cut_responses} cut), "
             f"{self.dropped_long} dropped for a long prompt{skipped}; prompt tokens: "
@@ -136,6 +141,7 @@ class Encoded:
     prompts: Ragged
     responses: Ragged
     _chat: str
+    thoughts: int = 0
 
     def limited(self, max_prompt_tokens: int, max_response_tokens: int) -> Prepared:
         """Returns the rows whose prompts fit, with their responses cut at the limit.
@@ -163,6 +169,7 @@ class Encoded:
                 dropped_long=len(self.rows) - len(kept),
                 cut_responses=int(np.sum(whole.lengths > max_response_tokens)),
                 unfinished=self.source.unfinished,
+                thoughts=self.thoughts,
             ),
             fingerprint=_fingerprint(kept, self._chat),
             _prompts=prompts,
@@ -172,13 +179,16 @@ class Encoded:
         )
 
 
-def encode(rows: Rows, chat: Chat, max_invalid_share: float = 1.0) -> Encoded:
+def encode(
+    rows: Rows, chat: Chat, max_invalid_share: float = 1.0, drop_thoughts: bool = True
+) -> Encoded:
     """Returns the rows with their tokens.
 
-    A row is malformed if the chat template refuses its conversation. Raises UserError when a row
+    Thoughts of the teacher are dropped with `drop_thoughts`, and counted either way. A row is malformed if the chat template refuses its conversation. Raises UserError when a row
     is malformed, unless `rows` was read with `skip_invalid`; when a row has no response; and when
     more than `max_invalid_share` of the rows were skipped as malformed.
     """
+    rows, thinking = teacher_thoughts.part(rows, drop_thoughts, chat.turn.closed)
     kept: list[Row] = []
     prompts: list[Ragged] = []
     for chunk in _chunks(rows.rows):
@@ -189,7 +199,7 @@ def encode(rows: Rows, chat: Chat, max_invalid_share: float = 1.0) -> Encoded:
     _check_share(rows, _skipped(rows, refused), max_invalid_share)
     responses = [Ragged.of(_encode_responses(chunk, chat)) for chunk in _chunks(kept)]
     together = Ragged.joined(prompts), Ragged.joined(responses)
-    return Encoded(rows, tuple(kept), refused, *together, chat.fingerprint)
+    return Encoded(rows, tuple(kept), refused, *together, chat.fingerprint, thinking)
 
 
 def prepare(
@@ -199,6 +209,7 @@ def prepare(
     max_prompt_tokens: int,
     max_response_tokens: int,
     max_invalid_share: float = 1.0,
+    drop_thoughts: bool = True,
 ) -> Prepared:
     """Returns the rows with their tokens, within these limits.
 
@@ -207,7 +218,8 @@ def prepare(
     token, like a student's response that reached it; nor has one that is not complete. Raises what
     `encode` and `Encoded.limited` do.
     """
-    return encode(rows, chat, max_invalid_share).limited(max_prompt_tokens, max_response_tokens)
+    encoded = encode(rows, chat, max_invalid_share, drop_thoughts)
+    return encoded.limited(max_prompt_tokens, max_response_tokens)
 
 
 def mix(files: Sequence[Prepared], weights: Sequence[float]) -> Prepared:
@@ -227,6 +239,7 @@ def mix(files: Sequence[Prepared], weights: Sequence[float]) -> Prepared:
             dropped_long=sum(file.stats.dropped_long for file in files),
             cut_responses=sum(file.stats.cut_responses for file in files),
             unfinished=sum(file.stats.unfinished for file in files),
+            thoughts=sum(file.stats.thoughts for file in files),
         ),
         fingerprint=digest.hexdigest(),
         _prompts=prompts,

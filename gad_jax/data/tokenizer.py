@@ -3,27 +3,17 @@
 They are read once, when `chat.Chat` is loaded. Encoding is in `chat.py`.
 """
 
+import importlib.util
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gad_jax.base.errors import UserError, first_line
-
-Message = Mapping[str, str]
-"""One turn of a conversation: {"role": …, "content": …}."""
-
-Render = Callable[[Sequence[Message], bool], str]
-"""(messages, generation_prompt) → the chat template's text."""
-
-# Some templates write today's date. A prompt has to be the same tomorrow, or a resumed run would
-# see other tokens; this is the date that Llama 3.1's own template falls back to.
-_FIXED_DATE = "{%- macro strftime_now(format) %}26 Jul 2024{%- endmacro %}\n"
-
-_QUESTION = {"role": "user", "content": "gad-probe-question"}
-_ANSWER = {"role": "assistant", "content": "gad-probe-answer"}
+from gad_jax.data.template import Message, Template
+from gad_jax.data.turns import ANSWER, QUESTION
 
 
 @dataclass(frozen=True)
@@ -43,6 +33,7 @@ def load_tokenizer(directory: str | Path) -> Any:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer
 
+    _need_sentencepiece(Path(directory))
     try:
         return AutoTokenizer.from_pretrained(
             str(directory), local_files_only=True, trust_remote_code=False
@@ -54,58 +45,52 @@ def load_tokenizer(directory: str | Path) -> Any:
         ) from error
 
 
+def _need_sentencepiece(directory: Path) -> None:
+    """Raises UserError where only the library can read the tokenizer, and it is not installed."""
+    present = {path.name for path in directory.iterdir()}
+    alone = "tokenizer.model" in present and "tokenizer.json" not in present
+    if alone and importlib.util.find_spec("sentencepiece") is None:
+        raise UserError(
+            f"{directory}: tokenizer.model without tokenizer.json needs sentencepiece; run "
+            "`pip install sentencepiece protobuf`, or add the model's tokenizer.json"
+        )
+
+
 def read_chat_template(directory: str | Path, tokenizer: Any) -> str:
-    """Returns the tokenizer's chat template, dates fixed."""
+    """Returns the directory's chat template; `default` where it has several."""
+    if tokenizer.chat_template is None:
+        found = _from_processor(Path(directory) / "chat_template.json")
+        if found is not None:
+            return found
+    elif isinstance(tokenizer.chat_template, dict) and "default" not in tokenizer.chat_template:
+        raise UserError(
+            f"{directory}: none of its chat templates ({', '.join(tokenizer.chat_template)}) is "
+            "called default; write the one to use into chat_template.jinja"
+        )
     try:
-        template = tokenizer.get_chat_template()
+        return tokenizer.get_chat_template()
     except ValueError as error:
         raise UserError(
             f"{directory}: the tokenizer has no chat template; use an instruct model or add its "
             "chat_template.jinja to the directory"
         ) from error
-    return _FIXED_DATE + template if "strftime_now" in template else template
 
 
-def render(
-    directory: str | Path,
-    tokenizer: Any,
-    chat_template: str,
-    messages: Sequence[Message],
-    generation_prompt: bool,
-) -> str:
-    """Returns the chat template's text of a conversation, in transformers' sandbox."""
+def _from_processor(path: Path) -> str | None:
+    """Returns the template in chat_template.json, which models with a processor have."""
+    if not path.is_file():
+        return None
     try:
-        return tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
-            chat_template=chat_template,
-            tokenize=False,
-            add_generation_prompt=generation_prompt,
-        )
-    except Exception as error:  # a template is a program: it may raise anything
+        found = json.loads(path.read_text(encoding="utf-8"))
+        found = found["chat_template"] if isinstance(found, dict) else found
+    except (ValueError, KeyError, RecursionError):
+        found = None
+    if not isinstance(found, str):
         raise UserError(
-            f"{directory}: the chat template refuses the conversation ({first_line(error)}); "
-            "change the messages or the template"
-        ) from error
-
-
-def check_template(directory: str | Path, render: Render) -> None:
-    """Raises UserError when the template loses the user's text or leaves the answer unopened."""
-    prompt = render([_QUESTION], True)
-    if _QUESTION["content"] not in prompt:
-        raise UserError(
-            f"{directory}: the chat template drops the user's text; use the model's own template"
+            f"{path}: it has no text under chat_template; download the file again or write "
+            "chat_template.jinja"
         )
-    if prompt != render([_QUESTION], False):
-        return
-    # No header to add is right when the answer follows the user's turn at once, as in
-    # "[INST] question [/INST] answer".
-    whole = render([_QUESTION, _ANSWER], False)
-    between, answer, _ = whole.removeprefix(prompt).partition(_ANSWER["content"])
-    if not whole.startswith(prompt) or between.strip() or not answer:
-        raise UserError(
-            f"{directory}: the chat template ignores add_generation_prompt, so nothing opens the "
-            "assistant's turn; use the model's own template"
-        )
+    return found
 
 
 def read_end_tokens(directory: str | Path, tokenizer: Any) -> tuple[int, ...]:
@@ -129,9 +114,7 @@ def read_end_tokens(directory: str | Path, tokenizer: Any) -> tuple[int, ...]:
     return tuple(dict.fromkeys(tokens))
 
 
-def find_end_token(
-    directory: str | Path, tokenizer: Any, render: Render, end_tokens: Sequence[int]
-) -> int:
+def find_end_token(template: Template, tokenizer: Any, end_tokens: Sequence[int]) -> int:
     """Returns the token with which the template closes an assistant turn, else the tokenizer's eos.
 
     It is the token after the answer of a probe conversation. It need not be in `end_tokens`: those
@@ -141,19 +124,23 @@ def find_end_token(
     longest_first = sorted(texts, key=lambda token: len(texts[token]), reverse=True)
 
     def token_after_answer(messages: list[Message], candidates: Sequence[int]) -> int | None:
-        after = render(messages, False).partition(_ANSWER["content"])[2].lstrip()
+        try:
+            whole = template.render(messages, False)
+        except UserError:  # some templates want the user to speak last
+            return None
+        after = whole.partition(ANSWER["content"])[2].lstrip()
         return next((token for token in candidates if after.startswith(texts[token])), None)
 
-    found = token_after_answer([_QUESTION, _ANSWER], longest_first)
+    found = token_after_answer([QUESTION, ANSWER], longest_first)
     if found is None:  # the next turn's header may close a turn, as GLM's <|user|> does
         known = [token for token in longest_first if token in end_tokens]
-        found = token_after_answer([_QUESTION, _ANSWER, _QUESTION], known)
+        found = token_after_answer([QUESTION, ANSWER, QUESTION], known)
     if found is None:
         found = tokenizer.eos_token_id
     if found is None:
         raise UserError(
-            f"{directory}: neither the chat template nor the tokenizer names an end token; set "
-            "eos_token in tokenizer_config.json"
+            f"{template.directory}: neither the chat template nor the tokenizer names an end "
+            "token; set eos_token in tokenizer_config.json"
         )
     return found
 

@@ -7,8 +7,7 @@ from typing import Any
 import jax
 
 from gad_jax.base import files
-from gad_jax.data import sources
-from gad_jax.data.chat import Chat
+from gad_jax.data import sources, thoughts
 from gad_jax.data.sources.rows import Row
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.evaluate.answers import AnswerFile, Answers, shown_prompt
@@ -16,6 +15,7 @@ from gad_jax.evaluate.scoring import Scorer
 from gad_jax.evaluate.settings import Evaluate, split_label
 from gad_jax.metrics import overlap
 from gad_jax.rollout.answering import Responder
+from gad_jax.settings import template_arguments
 from gad_jax.settings.decoding import Decoding
 from gad_jax.training import loading
 
@@ -44,6 +44,8 @@ def answer_all(evaluate: Evaluate) -> list[Answers]:
                 about = {"label": label, "model": model, "prompts": prompts}
                 about |= {name: getattr(evaluate, name) for name in _SETTINGS}
                 about |= {"discriminator": evaluate.discriminator}
+                arguments = template_arguments.canonical(evaluate.chat_template_kwargs)
+                about |= {"chat_template_kwargs": arguments}
                 path = evaluate.directory / prompts / f"{label}.jsonl"
                 open_files.append(AnswerFile(path, rows, about))
             if not all(file.complete for file in open_files):
@@ -59,9 +61,7 @@ def _answer(evaluate: Evaluate, model: str, open_files: list[AnswerFile]) -> Non
     mesh = make_mesh()
     with jax.set_mesh(mesh):
         network = loading.load_student(model, mesh)
-        template = evaluate.template
-        template = network.template or "none" if template == "auto" else template
-        chat = Chat.load(network.tokenizer, template)
+        chat = network.load_chat(evaluate.template, evaluate.chat_template_kwargs)
         responder = Responder(network.config, network.params, chat, mesh, Decoding.of(evaluate))
         scorer = _load_scorer(evaluate, mesh) if evaluate.discriminator else None
         for file in open_files:
@@ -78,8 +78,7 @@ def _answer(evaluate: Evaluate, model: str, open_files: list[AnswerFile]) -> Non
 
 def _load_scorer(evaluate: Evaluate, mesh: jax.sharding.Mesh) -> Scorer:
     network = loading.load_from_run(evaluate.discriminator, "discriminator", mesh)
-    chat = Chat.load(network.tokenizer, network.template)
-    return Scorer(network.config, network.params, chat, mesh)
+    return Scorer(network.config, network.params, network.load_chat(), mesh)
 
 
 def _add_scores(rows: list[Row], lines: list[dict[str, Any]], scorer: Scorer) -> None:
@@ -112,7 +111,7 @@ def _lines(rows: list[Row], start: int, responder: Responder) -> list[dict[str, 
         }
     lines = []
     for number, row in enumerate(rows):
-        teacher = row.responses[0] if row.responses else None
+        teacher = thoughts.split_teacher(row.responses[0]).answer or None if row.responses else None
         line = {
             "id": row.id,
             "prompt": shown_prompt(row),

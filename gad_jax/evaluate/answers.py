@@ -2,8 +2,9 @@
 
 A line is a prompt with the teacher's answer and the student's, in the order of the set:
 `{"id", "prompt", "teacher", "teacher_tokens", "answers": [{"text", "tokens", "finished", …}]}`. An
-answer may also have its overlap with the teacher's and the discriminator's `score`. A prompt that
-was too long has no answers. NAME.json next to it has the settings that made the file.
+answer may also have its overlap with the teacher's and the discriminator's `score`. Texts, token
+counts and measures are those of answers without thoughts, which stand apart in `thoughts`. A
+prompt that was too long has no answers. NAME.json next to it has the settings that made the file.
 """
 
 import dataclasses
@@ -19,6 +20,9 @@ from gad_jax.data.sources.rows import Row
 from gad_jax.metrics import heldout, overlap
 
 Line = dict[str, Any]
+
+_BEFORE = {"chat_template_kwargs": ""}
+"""Settings that older files do not name, and what they were."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,9 +91,9 @@ class AnswerFile:
 
     def _check(self, found: dict[str, Any]) -> None:
         changed = [
-            f"{name}: {found.get(name)} → {value}"
+            f"{name}: {found.get(name, _BEFORE.get(name))} → {value}"
             for name, value in self.about.items()
-            if found.get(name) != value
+            if found.get(name, _BEFORE.get(name)) != value
         ]
         if changed:
             raise UserError(

@@ -34,6 +34,7 @@ class Scorer:
         mesh: jax.sharding.Mesh,
         rows: int = 16,
     ):
+        chat.check_vocabulary(config.vocabulary)
         self.config, self.params, self.chat, self.mesh = config, params, chat, mesh
         self.rows = buckets.round_up(rows, data_shards(mesh))
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from gad_jax.evaluate.judge.settings import TEACHER, Judge
+from gad_jax.settings import template_arguments
 from gad_jax.settings.decoding import Decoding
 from gad_jax.settings.fields import Checked, FieldError, option, section
 from gad_jax.settings.sections import Columns
@@ -32,6 +33,9 @@ class Evaluate(Checked):
     template: Literal["auto", "alpaca", "none"] = option(
         "auto", "wrapper of the instruction; auto: a run's own, none for other models"
     )
+    chat_template_kwargs: str = option(
+        "", template_arguments.HELP + "; empty: those of the run; {}: none"
+    )
     samples: int = option(1, "answers per prompt", "answers")
     temperature: float = option(0.0, "sampling temperature; 0 takes the most likely token")
     top_k: int = option(0, "sample from the k most likely tokens; 0: all", "tokens")
@@ -43,6 +47,7 @@ class Evaluate(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        template_arguments.parse(self.chat_template_kwargs)
         if not self.run and not self.model:
             raise FieldError("run", "nothing to evaluate; name a run, or students with --model")
         for name in ("model", "prompts"):

@@ -8,7 +8,6 @@ import jax
 
 from gad_jax import __version__
 from gad_jax.base import exits, files, next_command
-from gad_jax.data.chat import Chat
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.export import push
 from gad_jax.training import exporting, loading
@@ -37,7 +36,7 @@ def run(export: "Export") -> int:
             config = network.config
             if export.dtype != "same":
                 config = dataclasses.replace(config, stored_dtype=export.dtype)
-            chat = Chat.load(network.tokenizer, network.template)
+            chat = network.load_chat()
             assert network.made is not None  # it comes from a run
             made = exporting.Export(config, network.params, chat, network.made, directory)
             exporting.write(out / name, made)

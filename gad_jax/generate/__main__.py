@@ -5,7 +5,7 @@ import sys
 from typing import Literal
 
 from gad_jax.base import exits
-from gad_jax.settings import options
+from gad_jax.settings import options, template_arguments
 from gad_jax.settings.decoding import Decoding
 from gad_jax.settings.fields import Checked, FieldError, option, section
 from gad_jax.settings.sections import Columns
@@ -26,6 +26,9 @@ class Generate(Checked):
     template: Literal["auto", "alpaca", "none"] = option(
         "auto", "wrapper of the instruction; auto: that of the run, none for other models"
     )
+    chat_template_kwargs: str = option(
+        "", template_arguments.HELP + "; empty: those of the run; {}: none"
+    )
     samples: int = option(1, "answers per prompt", "answers")
     temperature: float = option(0.0, "sampling temperature; 0 takes the most likely token")
     top_k: int = option(0, "sample from the k most likely tokens; 0: all", "tokens")
@@ -36,6 +39,7 @@ class Generate(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        template_arguments.parse(self.chat_template_kwargs)
         if self.prompt and self.file:
             raise FieldError("prompt", "prompt and file are both given; give one of them", "file")
         Decoding.of(self)  # checks the rest

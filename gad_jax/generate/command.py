@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +11,9 @@ import jax
 from gad_jax.base import exits, files, next_command
 from gad_jax.base.errors import UserError
 from gad_jax.data import sources
-from gad_jax.data.chat import Chat
 from gad_jax.data.sources.rows import Rows
 from gad_jax.distributed.mesh import make_mesh
-from gad_jax.rollout.answering import Responder
+from gad_jax.rollout.answering import Answer, Responder
 from gad_jax.settings.decoding import Decoding
 from gad_jax.training import loading
 
@@ -33,14 +32,13 @@ def run(generate: "Generate") -> int:
     mesh = make_mesh()
     with jax.set_mesh(mesh):
         network = loading.load_student(generate.model, mesh)
-        template = network.template or "none" if generate.template == "auto" else generate.template
-        chat = Chat.load(network.tokenizer, template)
+        chat = network.load_chat(generate.template, generate.chat_template_kwargs)
         answer = Responder(network.config, network.params, chat, mesh, Decoding.of(generate))
         if rows is not None:
             _answer_file(generate, rows, answer)
         elif generate.prompt:
             conversation = [{"role": "user", "content": generate.prompt}]
-            print("\n\n".join(answer([conversation])[0]))
+            print("\n\n".join(_shown(answer.ask([conversation])[0])))
         else:
             _answer_interactively(network.origin, answer)
     if sys.stderr.isatty():  # a person reads it, not a program
@@ -69,8 +67,14 @@ def _answer_file(generate: "Generate", rows: Any, answer: Responder) -> None:
     lines: list[str] = []
     for start in range(0, len(rows), generate.batch):
         batch = rows.rows[start : start + generate.batch]
-        for row, answers in zip(batch, answer([r.messages for r in batch]), strict=True):
-            record = {"id": row.id, "messages": list(row.messages), "responses": answers}
+        for row, answers in zip(batch, answer.ask([r.messages for r in batch]), strict=True):
+            record = {
+                "id": row.id,
+                "messages": list(row.messages),
+                "responses": [one.text for one in answers],
+            }
+            if any(one.thoughts for one in answers):
+                record["thoughts"] = [one.thoughts for one in answers]
             lines.append(json.dumps(record, ensure_ascii=False))
             if not generate.out:
                 print(lines[-1], flush=True)
@@ -83,8 +87,17 @@ def _answer_file(generate: "Generate", rows: Any, answer: Responder) -> None:
 def _answer_interactively(origin: str, answer: Responder) -> None:
     print(f"{origin}. Each line is a new conversation; an empty one or Ctrl-D ends.")
     for line in _typed():
-        for text in answer([[{"role": "user", "content": line}]])[0]:
+        for text in _shown(answer.ask([[{"role": "user", "content": line}]])[0]):
             print(text, end="\n\n", flush=True)
+
+
+def _shown(answers: Sequence[Answer]) -> Iterator[str]:
+    """Yields the texts of answers; thoughts go to stderr, so that what is piped is the answer."""
+    for one in answers:
+        if one.thoughts:
+            cut = "" if one.text or one.finished else " (cut before an answer)"
+            print(f"[thoughts{cut}]\n{one.thoughts}\n[answer]", file=sys.stderr, flush=True)
+        yield one.text
 
 
 def _typed() -> Iterator[str]:

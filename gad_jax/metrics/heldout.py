@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from gad_jax.data import thoughts
 from gad_jax.data.pipeline import Prepared
 from gad_jax.metrics import overlap
 from gad_jax.rollout.answering import Answer, Responder
@@ -75,21 +76,25 @@ def evaluate(
         filled = [rows[i % len(rows)] for i in range(min(batch_prompts, prompts))]
         answers = responder.answers([held_out.prompt(row) for row in filled], filled)
         examples += [
-            _example(held_out, row, *group)
+            _example(responder, held_out, row, *group)
             for row, group in zip(rows, answers[: len(rows)], strict=True)
         ]
     return HeldoutResult(label, step, _mean_metrics(examples), examples)
 
 
-def _example(held_out: Prepared, row: int, answer: Answer) -> dict[str, Any]:
+def _example(responder: Responder, held_out: Prepared, row: int, answer: Answer) -> dict[str, Any]:
     """Returns a prompt with both answers, as evaluation files hold it."""
-    teacher = held_out.rows[row].responses[0]
+    whole = held_out.rows[row].responses[0]
+    teacher = thoughts.split_teacher(whole).answer
+    length = len(held_out.responses(row)[0])
+    if teacher != whole:  # thoughts may be trained on, and are not measured
+        length = len(responder.chat.encode_response(teacher))
     return {
         "prompt": held_out.rows[row].messages[-1]["content"],
         "teacher": teacher,
         "student": answer.text,
         "length": answer.tokens,
-        "teacher_length": len(held_out.responses(row)[0]),
+        "teacher_length": length,
         "finished": answer.finished,
         "rouge_l": overlap.rouge_l(teacher, answer.text),
     }

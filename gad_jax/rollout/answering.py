@@ -16,11 +16,17 @@ from gad_jax.types import Params
 
 
 class Answer(NamedTuple):
-    """One answer. `tokens` counts the end token; an answer that was cut (not finished) has none."""
+    """One answer, without the thoughts before it.
+
+    `tokens` counts the answer's tokens with the end token; an answer that was cut (not finished)
+    has none. A response that was cut inside a thought has an empty answer of no tokens.
+    """
 
     text: str
     tokens: int
     finished: bool
+    thoughts: str = ""
+    thought_tokens: int = 0
 
 
 class Responder:
@@ -38,6 +44,7 @@ class Responder:
         decoding: Decoding,
         slots: int = 0,
     ) -> None:
+        chat.check_vocabulary(config.vocabulary)
         self.config, self.params, self.chat, self.mesh = config, params, chat, mesh
         self.program = engine.RolloutProgram(
             decoding.samples,
@@ -53,6 +60,10 @@ class Responder:
 
     def __call__(self, conversations: Sequence[Conversation]) -> list[list[str]]:
         """Returns the answers to each conversation. Raises UserError for one that is too long."""
+        return [[answer.text for answer in group] for group in self.ask(conversations)]
+
+    def ask(self, conversations: Sequence[Conversation]) -> list[list[Answer]]:
+        """Returns the answers to each conversation, with their thoughts. Raises as a call does."""
         prompts = self.encode(conversations)
         for prompt in prompts:
             if len(prompt) > self.longest_prompt:
@@ -62,7 +73,7 @@ class Responder:
                 )
         numbers = range(self.answered, self.answered + len(prompts))
         self.answered += len(prompts)
-        return [[answer.text for answer in group] for group in self.answers(prompts, numbers)]
+        return self.answers(prompts, numbers)
 
     @property
     def longest_prompt(self) -> int:
@@ -91,8 +102,18 @@ class Responder:
         groups = zip(rollout.tokens, rollout.lengths, rollout.finished, strict=True)
         return [
             [
-                Answer(self.chat.decode(tokens[:length].tolist()), int(length), bool(finished))
+                self._answer(tokens[:length].tolist(), bool(finished))
                 for tokens, length, finished in zip(*group, strict=True)
             ]
             for group in groups
         ]
+
+    def _answer(self, tokens: list[int], finished: bool) -> Answer:
+        found = self.chat.reply(tokens)
+        if not found.thoughts and found.finished:
+            return Answer(found.answer, len(tokens), finished)
+        answered = len(self.chat.encoder.continuation([found.answer])[0]) + finished
+        answered = min(answered, len(tokens)) if found.finished else 0
+        return Answer(
+            found.answer, answered, finished, found.thoughts, thought_tokens=len(tokens) - answered
+        )

@@ -5,7 +5,7 @@ import sys
 from typing import Literal
 
 from gad_jax.base import exits
-from gad_jax.settings import options
+from gad_jax.settings import options, template_arguments
 from gad_jax.settings.fields import FieldError, option
 
 
@@ -24,6 +24,10 @@ class Serve:
     template: Literal["auto", "alpaca", "none"] = option(
         "auto", "wrapper of the last user message; auto: that of the run, none for other models"
     )
+    chat_template_kwargs: str = option(
+        "",
+        template_arguments.HELP + "; empty: those of the run; {}: none. A request's own add to it",
+    )
     host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 is every network")
     port: int = option(8000, "port to listen on; 0: a free one")
     key_variable: str = option(
@@ -39,6 +43,7 @@ class Serve:
     seed: int = option(0, "seed of answers whose request sets none")
 
     def __post_init__(self) -> None:
+        template_arguments.parse(self.chat_template_kwargs)
         for name in ("context", "max_new_tokens", "waiting", "tensor"):
             if getattr(self, name) < 1:
                 raise FieldError(name, f"{name}={getattr(self, name)} must be 1 or more")

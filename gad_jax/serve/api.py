@@ -6,7 +6,6 @@
 
 import asyncio
 import hmac
-import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -22,6 +21,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from gad_jax.base.errors import UserError
+from gad_jax.data import thoughts
 from gad_jax.data.chat import Chat
 from gad_jax.serve import scheduler, wire
 from gad_jax.serve.scheduler import Busy, Scheduler
@@ -50,6 +50,7 @@ class Chunk:
 
     choice: int
     text: str = ""
+    thoughts: str = ""
     logprobs: tuple[dict[str, Any], ...] = ()
     tokens: int = 0
     reason: str = ""
@@ -88,7 +89,6 @@ def make(decoding: Scheduler, terms: Terms, host: str) -> Starlette:
 class _Service:
     def __init__(self, decoding: Scheduler, terms: Terms) -> None:
         self.decoding, self.terms = decoding, terms
-        self.chat = decoding.student.chat
         self.started = int(time.time())
         self._unseeded = 0  # answers to requests without a seed
 
@@ -144,7 +144,9 @@ class _Service:
         if asked.model != self.terms.name:
             message = f"model {asked.model!r} is not served here; {self.terms.name!r} is"
             raise _Refused(404, message, "model_not_found")
-        prompt = await asyncio.to_thread(self.decoding.student.encode, asked.conversation)
+        student = self.decoding.student
+        chat = await asyncio.to_thread(student.chat_with, asked.chat_template_kwargs or {})
+        prompt = await asyncio.to_thread(student.encode, asked.conversation, chat)
         room = self.decoding.student.context - len(prompt)
         given = asked.max_completion_tokens or asked.max_tokens
         if room < (given or 1):
@@ -157,7 +159,7 @@ class _Service:
         if seed is None:
             seed = self.terms.seed + self._unseeded
             self._unseeded += choices
-        answer = _Answer(asked, self.terms.name, self.chat, len(prompt))
+        answer = _Answer(asked, self.terms.name, chat, len(prompt))
         for choice in range(choices):
             longest = given or min(self.terms.max_new_tokens, room)
             one = answer.request(choice, prompt, longest, seed)
@@ -193,6 +195,7 @@ class _Answer:
     ) -> scheduler.Request:
         """Returns the scheduler's request for one choice."""
         stream = TextStream(self.chat, self.asked.stops)
+        splitter = thoughts.Splitter(self.chat.opens_thought)
         held: list[dict[str, Any]] = []
 
         def send(chunk: Chunk) -> None:
@@ -204,14 +207,20 @@ class _Answer:
                 held.append(_logprob(self.chat, token, logprob))
             if stream.stopped:
                 one.cancelled.set()
-            if text or stream.stopped:
-                reason = "stop" if stream.stopped else ""
-                tokens = one.answered if stream.stopped else 0
-                send(Chunk(choice, text, tuple(held), tokens, reason))
+                finish("stop", text)
+                return
+            parts = splitter.push(text)
+            if parts.answer or parts.thoughts:
+                send(Chunk(choice, parts.answer, parts.thoughts, tuple(held)))
                 held.clear()
 
         def on_end(reason: scheduler.Reason) -> None:
-            send(Chunk(choice, stream.end(), tuple(held), one.answered, reason))
+            finish(reason, stream.end(finished=reason == "stop"))
+
+        def finish(reason: scheduler.Reason, text: str) -> None:
+            parts, last = splitter.push(text), splitter.end()
+            text, said = parts.answer + last.answer, parts.thoughts + last.thoughts
+            send(Chunk(choice, text, said, tuple(held), one.answered, reason))
 
         one = scheduler.Request(
             *(prompt, longest, self.asked.sampler, (seed + choice) % 2**32), on_token, on_end
@@ -247,7 +256,9 @@ class _Answer:
             "choices": [
                 {
                     "index": index,
-                    "message": {"role": "assistant", "content": "".join(p.text for p in chunks)},
+                    "message": wire.message(
+                        "".join(p.text for p in chunks), "".join(p.thoughts for p in chunks)
+                    ),
                     "logprobs": self._logprobs([one for p in chunks for one in p.logprobs]),
                     "finish_reason": chunks[-1].reason,
                 }
@@ -262,12 +273,13 @@ class _Answer:
         tokens = 0
         try:
             for choice in range(len(self._requests)):
-                yield _event(head, choice, {"role": "assistant", "content": ""})
+                yield wire.event(head, choice, {"role": "assistant", "content": ""})
             async for chunk in self.chunks():
                 tokens += chunk.tokens
                 delta = {"content": chunk.text} if chunk.text else {}
+                delta |= {"reasoning_content": chunk.thoughts} if chunk.thoughts else {}
                 logprobs = self._logprobs(chunk.logprobs)
-                yield _event(head, chunk.choice, delta, logprobs, chunk.reason or None)
+                yield wire.event(head, chunk.choice, delta, logprobs, chunk.reason or None)
         except _Refused as refused:
             yield b"data: " + bytes(refused.response().body) + b"\n\n"
             return
@@ -275,7 +287,7 @@ class _Answer:
             self.cancel()
         options = self.asked.stream_options
         if options is not None and options.include_usage:
-            yield _data(head | {"choices": [], "usage": self._usage(tokens)})
+            yield wire.data(head | {"choices": [], "usage": self._usage(tokens)})
         yield b"data: [DONE]\n\n"
 
     def _head(self, kind: str) -> dict[str, Any]:
@@ -314,18 +326,3 @@ async def _gone(request: Request) -> None:
 def _logprob(chat: Chat, token: int, logprob: float) -> dict[str, Any]:
     text = chat.tokenizer.decode([token])
     return {"token": text, "logprob": logprob, "bytes": list(text.encode()), "top_logprobs": []}
-
-
-def _event(
-    head: dict[str, Any],
-    choice: int,
-    delta: dict[str, str],
-    logprobs: Any = None,
-    reason: str | None = None,
-) -> bytes:
-    one = {"index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
-    return _data(head | {"choices": [one]})
-
-
-def _data(content: Any) -> bytes:
-    return b"data: " + json.dumps(content, ensure_ascii=False).encode() + b"\n\n"

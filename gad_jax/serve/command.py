@@ -9,7 +9,6 @@ import jax
 
 from gad_jax.base import exits, listening, redaction
 from gad_jax.base.errors import UserError
-from gad_jax.data.chat import Chat
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.serve import api
 from gad_jax.serve.scheduler import Scheduler
@@ -43,8 +42,7 @@ def _load(serve: "Serve") -> ServedStudent:
     mesh = make_mesh(tensor=serve.tensor, devices=devices)
     with jax.set_mesh(mesh):
         network = loading.load_student(serve.model, mesh)
-    template = network.template or "none" if serve.template == "auto" else serve.template
-    chat = Chat.load(network.tokenizer, template)
+    chat = network.load_chat(serve.template, serve.chat_template_kwargs)
     student = ServedStudent.make(
         network.config, network.params, chat, mesh, serve.slots, serve.context
     )

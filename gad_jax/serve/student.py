@@ -1,7 +1,7 @@
 """A student that is ready to serve: weights on their devices, tokenizer, slots and context."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,15 +11,21 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gad_jax.base import buckets
+from gad_jax.base.errors import UserError
 from gad_jax.data.chat import Chat
-from gad_jax.data.tokenizer import Message
+from gad_jax.data.template import Message
 from gad_jax.distributed import devices
 from gad_jax.models.config import DecoderConfig
 from gad_jax.rollout import memory, prefill
 from gad_jax.rollout.ring import DecodeCopy, PromptCache
+from gad_jax.settings import template_arguments
+from gad_jax.settings.fields import FieldError
 from gad_jax.types import Params
 
 LEAST_PROMPT_ROW = 64
+
+MOST_CHATS = 16
+"""Chats of requests with arguments that are kept: each is probed once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,12 +40,14 @@ class ServedStudent:
     slots: int
     context: int
     _encoding: threading.Lock = field(default_factory=threading.Lock)
+    _chats: dict[str, Chat] = field(default_factory=dict)
 
     @classmethod
     def make(
         cls, config: DecoderConfig, params: Params, chat: Chat, mesh: Mesh, slots: int, context: int
     ) -> "ServedStudent":
         """Returns the student of a network. Raises UserError if the KV cache cannot fit."""
+        chat.check_vocabulary(config.vocabulary)
         context = min(context, config.max_positions)
         slots = slots or (8 if devices.platform() == "cpu" else memory.default_slots())
         with jax.set_mesh(mesh):
@@ -49,14 +57,33 @@ class ServedStudent:
             weights = prefill.decode_copy(config, params)
         return cls(config, params, weights, chat, mesh, slots, context)
 
-    def encode(self, conversation: Sequence[Message]) -> np.ndarray:
+    def chat_with(self, arguments: Mapping[str, Any]) -> Chat:
+        """Returns the chat with a request's arguments of the template over the student's own.
+
+        Safe in any thread. Raises UserError for an argument that the template never reads.
+        """
+        if not arguments:
+            return self.chat
+        try:
+            template_arguments.check(arguments)
+        except FieldError as error:
+            raise UserError(str(error)) from None
+        name = template_arguments.show(arguments)
+        with self._encoding:
+            if name not in self._chats:
+                while len(self._chats) >= MOST_CHATS:
+                    del self._chats[next(iter(self._chats))]
+                self._chats[name] = self.chat.with_arguments(arguments)
+            return self._chats[name]
+
+    def encode(self, conversation: Sequence[Message], chat: Chat | None = None) -> np.ndarray:
         """Returns the tokens of a conversation up to where the answer begins.
 
         Safe in any thread: a lock guards the tokenizer, which is not. Raises UserError, as
         `Chat.encode_prompt`.
         """
         with self._encoding:
-            return np.asarray(self.chat.encode_prompt(conversation), np.int32)
+            return np.asarray((chat or self.chat).encode_prompt(conversation), np.int32)
 
     def prefill(self, tokens: Any) -> PromptCache:
         """Returns the prompt KV cache. The caller sets the mesh.

@@ -1,4 +1,7 @@
-"""Tokens to text, one token at a time: whole characters only, and nothing of a stop string."""
+"""Tokens to text, one token at a time: whole characters only, and nothing of a stop string.
+
+The text is that of `Chat.decode`: with the tags of thoughts, which `thoughts.Splitter` parts.
+"""
 
 from collections.abc import Sequence
 
@@ -10,13 +13,15 @@ from gad_jax.data.chat import Chat
 class TextStream:
     """The text of one answer as it grows.
 
-    Half a character, and what may be the beginning of a stop string, is held back until the next
-    tokens decide.
+    Half a character, what may be the beginning of a stop string, and the blanks that the chat
+    template writes around an answer are held back until the next tokens decide.
     """
 
     def __init__(self, chat: Chat, stops: Sequence[str] = ()) -> None:
         self._tokenizer = chat.tokenizer.backend_tokenizer
         self._decoding = DecodeStream(skip_special_tokens=True)
+        self._tags = chat.encoder.tags
+        self._lead, self._tail = chat.shown_lead, chat.shown_tail
         self._stops = tuple(stops)
         self._held = ""
         self.stopped = False
@@ -26,14 +31,24 @@ class TextStream:
         if self.stopped:
             return ""
         self._held += self._decode(token)
+        if self._lead:
+            if self._lead != self._held and self._lead.startswith(self._held):
+                return ""
+            self._held, self._lead = self._held.removeprefix(self._lead), ""
         places = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
         if places:
             self.stopped = True
             text, self._held = self._held[: min(places)], ""
             return text
-        return self._release(len(self._held) - max(map(self._beginning, self._stops), default=0))
+        held = max(map(self._beginning, self._stops), default=0)
+        if self._tail and self._held.endswith(self._tail):
+            held = max(held, len(self._tail))
+        return self._release(len(self._held) - held)
 
     def _decode(self, token: int) -> str:
+        if token in self._tags:
+            self._decoding = DecodeStream(skip_special_tokens=True)
+            return self._tags[token]
         try:
             return self._decoding.step(self._tokenizer, token) or ""
         except Exception:
@@ -41,8 +56,13 @@ class TextStream:
             self._decoding = DecodeStream(skip_special_tokens=True)
             return self._decoding.step(self._tokenizer, token) or ""
 
-    def end(self) -> str:
-        """Returns the rest, which was held back for a stop string that did not come."""
+    def end(self, finished: bool = True) -> str:
+        """Returns the rest, which was held back for a stop string that did not come.
+
+        `finished` is False for an answer that was cut.
+        """
+        if finished and self._tail:
+            self._held = self._held.removesuffix(self._tail)
         return self._release(len(self._held))
 
     def _release(self, length: int) -> str:

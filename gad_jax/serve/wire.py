@@ -1,5 +1,6 @@
-"""The requests of OpenAI's chat completions. Fields that are not supported are refused by name."""
+"""Requests and messages of OpenAI's chat completions; what is not supported is refused by name."""
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -45,7 +46,8 @@ class _StreamOptions(BaseModel):
 
 
 class ChatRequest(BaseModel):
-    """A request for chat completions: sampling as OpenAI's, and top_k and min_p as vLLM's."""
+    """A request for chat completions: sampling as OpenAI's; top_k, min_p and
+    chat_template_kwargs as vLLM's."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -63,6 +65,7 @@ class ChatRequest(BaseModel):
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
     logprobs: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
     @property
     def stops(self) -> list[str]:
@@ -101,3 +104,27 @@ def read(body: bytes) -> ChatRequest:
         if name in _UNSUPPORTED and value not in _UNSUPPORTED[name]:
             raise UserError(f"{name} is not supported; leave it out")
     return request
+
+
+def message(content: str, said: str) -> dict[str, Any]:
+    """Returns the message of a choice with its thoughts; one that only thinks has no content."""
+    if not said:
+        return {"role": "assistant", "content": content}
+    return {"role": "assistant", "reasoning_content": said, "content": content or None}
+
+
+def event(
+    head: dict[str, Any],
+    choice: int,
+    delta: dict[str, str],
+    logprobs: Any = None,
+    reason: str | None = None,
+) -> bytes:
+    """Returns a server-sent event with what a chunk adds to a choice."""
+    one = {"index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+    return data(head | {"choices": [one]})
+
+
+def data(content: Any) -> bytes:
+    """Returns a server-sent event."""
+    return b"data: " + json.dumps(content, ensure_ascii=False).encode() + b"\n\n"

@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from gad_jax.settings import template_arguments
 from gad_jax.settings.fields import Checked, FieldError, option
 
 LONGEST_PROMPT = 2048
@@ -92,6 +93,12 @@ class Data(Checked):
     template: Literal["alpaca", "none"] = option(
         "alpaca", "wrapper of the instruction inside the user turn (the paper uses alpaca)"
     )
+    chat_template_kwargs: str = option("", template_arguments.HELP, common=True)
+    thoughts: Literal["drop", "keep"] = option(
+        "drop",
+        "the teacher's thoughts (<think> …): train on the answers alone, or on both",
+        common=True,
+    )
     max_prompt_tokens: int = option(
         LONGEST_PROMPT,
         "longer prompts are dropped and counted; 0: the longest prompt of the training rows, at "
@@ -129,6 +136,9 @@ class Data(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         _ = self.heldout_part  # refuses what is not understood
+        # One text for the same arguments: a run resumes however they are written.
+        found = template_arguments.show(template_arguments.parse(self.chat_template_kwargs))
+        object.__setattr__(self, "chat_template_kwargs", found)
 
     @property
     def heldout_part(self) -> float | int | None:

@@ -1,5 +1,6 @@
 """Settings from YAML files, each value with its file and line. Imports no jax."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,6 +107,8 @@ class _Reader:
             raise UserError(
                 f"{where}: not a plain value: {reason}; write text, a number, true, false or a list"
             ) from error
+        if isinstance(value, dict) and leaf.path.endswith("chat_template_kwargs"):
+            value = json.dumps(value, default=str)
         if isinstance(value, str):
             check_text(value, where)
         return Given(fields.typed(leaf.type, value, where), where)

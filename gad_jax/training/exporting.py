@@ -82,12 +82,13 @@ def write(directory: Path, export: Export) -> None:
         )
         texts = {"README.md": card.write(subject)}
         texts[provenance.RECORD] = json.dumps(record, indent=2) + "\n"
+    stored = chat.stored_template  # with the run's arguments, and its thought closed
     carried = Carried(
         directory=Path(chat.directory),
         tokenizer=chat.tokenizer,
         end_tokens=chat.end_tokens,
         network=model,
-        chat_template=None,  # the source's own: training changed nothing in it
+        chat_template=None if stored == chat.jinja.source else stored,
     )
     writing.save(directory, export.network, export.params, carried, texts)
 

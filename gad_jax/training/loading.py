@@ -9,10 +9,11 @@ import jax
 from jax.sharding import Mesh
 
 from gad_jax.base.errors import UserError
+from gad_jax.data.chat import Chat
 from gad_jax.models import source, weights
 from gad_jax.models.config import DecoderConfig
 from gad_jax.settings import config as settings
-from gad_jax.settings import options
+from gad_jax.settings import options, template_arguments
 from gad_jax.training import state
 from gad_jax.training.checkpoint import Checkpoints
 from gad_jax.types import Params
@@ -30,8 +31,10 @@ class Made(NamedTuple):
 class Network:
     """A network with the directory that its tokenizer came from.
 
-    `template` is the prompt wrapper that it was trained with; `origin` says where it is from.
-    `made` says more of a run's network: the settings, and the step that it was taken at.
+    `template` is the prompt wrapper that it was trained with, `arguments` are those of its chat
+    template, and `close_thoughts` is whether its prompts close a thought that they open; `origin`
+    says where it is from. `made` says more of a run's network: the settings, and the step that it
+    was taken at.
     """
 
     config: DecoderConfig
@@ -40,6 +43,21 @@ class Network:
     template: Any
     origin: str
     made: Made | None = None
+    arguments: str = ""
+    close_thoughts: bool = False
+
+    def load_chat(self, template: Any = "auto", arguments: str = "") -> Chat:
+        """Returns the chat that the network was trained with, except for what is given.
+
+        `template` and `arguments` are settings of commands; `{}` stands for no arguments. Raises
+        UserError for a tokenizer or template that does not fit.
+        """
+        wrapper = (self.template or "none") if template == "auto" else template
+        given = template_arguments.parse(arguments or self.arguments)
+        close = self.close_thoughts and not arguments
+        chat = Chat.load(self.tokenizer, wrapper, given, close)
+        chat.check_vocabulary(self.config.vocabulary, str(self.tokenizer))
+        return chat
 
 
 def is_run(path: str | Path) -> bool:
@@ -98,6 +116,8 @@ def load_from_run(name: str | Path, part: str, mesh: Mesh) -> Network:
         config.data.template,
         origin,
         Made(config, restored.step, restored.meta),
+        config.data.chat_template_kwargs,
+        config.data.thoughts == "drop",
     )
 
 

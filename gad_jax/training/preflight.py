@@ -76,12 +76,8 @@ def _state_bytes(program: Program, mesh: Mesh) -> tuple[int, int]:
 
 
 def _check_sizes(config: Config, networks: tuple[DecoderConfig, DecoderConfig], chat: Chat) -> None:
-    if chat.vocab_size > networks[0].vocabulary:
-        raise UserError(
-            f"{config.student.path}: the tokenizer knows {chat.vocab_size} tokens and the "
-            f"network {networks[0].vocabulary}; use the tokenizer that belongs to the weights"
-        )
     for network in networks:
+        chat.check_vocabulary(network.vocabulary, config.student.path)
         if config.longest > network.max_positions:
             raise UserError(
                 f"data.max_prompt_tokens + rollout.max_new_tokens = {config.longest} is more than "

@@ -15,6 +15,7 @@ from gad_jax.data.pipeline import Encoded, Prepared
 from gad_jax.data.sources import mixture
 from gad_jax.distributed import processes
 from gad_jax.models import source, weights
+from gad_jax.settings import template_arguments
 from gad_jax.settings.config import Config, with_limits
 from gad_jax.settings.fields import FieldError
 from gad_jax.settings.sections import LONGEST_PROMPT
@@ -66,7 +67,10 @@ def _read(config: Config, stored: _Stored | None) -> tuple[Text, list[str]]:
     """Returns the run's text and the lines that describe it."""
     directory = source.resolve(config.student.path)
     networks = [weights.read_config(directory)]  # whose mistakes transformers would take for the
-    chat = Chat.load(directory, config.data.template)  # tokenizer's
+    arguments = template_arguments.parse(config.data.chat_template_kwargs)
+    drop = config.data.thoughts == "drop"
+    chat = Chat.load(directory, config.data.template, arguments, drop)  # tokenizer's
+    note = chat.check_answers_only() if drop else ""
     if config.discriminator.path:
         networks.append(weights.read_config(source.resolve(config.discriminator.path)))
     positions = min(network.max_positions for network in networks)
@@ -80,7 +84,8 @@ def _read(config: Config, stored: _Stored | None) -> tuple[Text, list[str]]:
         raise UserError(f"--{error}") from error
     losses = _losses(config, encoded, chosen, positions)
     prepared = [file.limited(chosen.prompt, chosen.response) for file in encoded]
-    lines = [note for file in encoded for note in file.source.notes]
+    lines = [note] if note else []
+    lines += [note for file in encoded for note in file.source.notes]
     lines += [f"{file.name}: {file.stats}" for file in prepared]
     if chosen != given:
         lines.append(
@@ -113,7 +118,8 @@ def _encode(config: Config, name: str, chat: Chat) -> Encoded:
         prompt_field=config.data.prompt,
         response_field=config.data.response,
     )
-    return pipeline.encode(rows, chat, config.data.max_invalid_share)
+    drop = config.data.thoughts == "drop"
+    return pipeline.encode(rows, chat, config.data.max_invalid_share, drop)
 
 
 def _losses(

@@ -1,7 +1,7 @@
 """A small real tokenizer for the data tests: byte-level BPE with merges and a ChatML template."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -46,6 +46,7 @@ def write_tokenizer() -> Callable[..., Path]:
     """Writes a tokenizer directory; `eos` is the tokenizer's, `ends` what generation_config says.
 
     `<|im_end|>` has the flags in `end_flags`; `chat_template` None leaves the template out.
+    `special` and `added` are further tokens, control tokens and others.
     """
     from tokenizers import AddedToken
     from transformers import PreTrainedTokenizerFast
@@ -58,9 +59,13 @@ def write_tokenizer() -> Callable[..., Path]:
         ends: str | list[str] | None = None,
         end_flags: dict[str, bool] | None = None,
         backend=None,
+        special: Sequence[str] = (),
+        added: Sequence[str] = (),
+        bos: str | None = None,
     ) -> Path:
         backend = backend or _train()
-        backend.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|bos|>"])
+        backend.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|bos|>", *special])
+        backend.add_tokens(list(added))
         backend.add_tokens(
             [
                 AddedToken(
@@ -68,7 +73,9 @@ def write_tokenizer() -> Callable[..., Path]:
                 )
             ]
         )
-        tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=eos, pad_token=pad)
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=backend, eos_token=eos, pad_token=pad, bos_token=bos
+        )
         tokenizer.chat_template = chat_template
         tokenizer.save_pretrained(directory)
         if ends is not None:

@@ -162,3 +162,59 @@ def test_code_in_the_directory_is_not_run(write_tokenizer, tmp_path):
     with pytest.raises(UserError, match=r"the tokenizer cannot be loaded \("):
         Chat.load(tmp_path)
     assert not (tmp_path / "ran").exists()
+
+
+# --- where templates and tokenizers are ---------------------------------------------------------
+
+
+def without_template(write_tokenizer, directory):
+    write_tokenizer(directory, chat_template=None)
+    return directory / "chat_template.json"
+
+
+def test_the_template_of_a_processor_is_read(write_tokenizer, tmp_path, chatml):
+    path = without_template(write_tokenizer, tmp_path)
+    path.write_text(json.dumps({"chat_template": chatml}))
+    chat = Chat.load(tmp_path, "none")
+    assert chat.jinja.source == chatml
+    assert chat.end_token == token(chat, "<|im_end|>")
+    (tmp_path / "chat_template.jinja").write_text("<|bos|>" + chatml)  # the tokenizer's own wins
+    assert Chat.load(tmp_path, "none").jinja.source == "<|bos|>" + chatml
+    (tmp_path / "chat_template.jinja").unlink()
+    path.write_text("{}")
+    with pytest.raises(UserError, match=r"chat_template.json: it has no text under chat_template"):
+        Chat.load(tmp_path)
+
+
+def test_of_named_templates_the_default_is_taken(write_tokenizer, tmp_path, chatml):
+    without_template(write_tokenizer, tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    named = [{"name": "default", "template": chatml}, {"name": "tool_use", "template": "tools"}]
+    path.write_text(json.dumps(config | {"chat_template": named}))
+    assert Chat.load(tmp_path).jinja.source == chatml
+    named[0]["name"] = "rag"
+    path.write_text(json.dumps(config | {"chat_template": named}))
+    with pytest.raises(
+        UserError, match=r"none of its chat templates \(rag, tool_use\) is called d"
+    ):
+        Chat.load(tmp_path)
+
+
+def test_tokenizer_model_alone_needs_sentencepiece(tmp_path, monkeypatch):
+    (tmp_path / "tokenizer.model").write_bytes(b"")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        UserError, match=r"needs sentencepiece; run `pip install sentencepiece prot"
+    ):
+        Chat.load(tmp_path)
+
+
+def test_a_template_without_end_is_refused_when_it_is_loaded(
+    write_tokenizer, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("gad_jax.data.template.MOST_SECONDS", 0.2)
+    loops = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    write_tokenizer(tmp_path, chat_template=loops)
+    with pytest.raises(UserError, match="takes more than"):
+        Chat.load(tmp_path)

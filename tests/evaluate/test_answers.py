@@ -117,3 +117,13 @@ def test_a_run_has_its_evaluations_in_order(tmp_path: Path) -> None:
         json.dumps({"label": "before", "step": 0, "metrics": {}, "examples": [example]})
     )
     assert "× teacher" not in summary(from_run(tmp_path)[0])
+
+
+def test_a_file_of_before_had_no_arguments_of_the_chat_template(tmp_path: Path) -> None:
+    path = tmp_path / "set" / "gad.jsonl"
+    file = AnswerFile(path, ROWS, dict(ABOUT))
+    file.begin("run, step 1")
+    file.append([line(0, 3)])
+    assert len(AnswerFile(path, ROWS, ABOUT | {"chat_template_kwargs": ""}).lines) == 1
+    with pytest.raises(UserError, match=r"chat_template_kwargs:  → \{"):
+        AnswerFile(path, ROWS, ABOUT | {"chat_template_kwargs": '{"enable_thinking": false}'})

@@ -98,9 +98,9 @@ def test_an_instruction_is_wrapped_as_it_was_in_training(
     used: list[Any] = []
     load = Chat.load.__func__
 
-    def spy(cls: Any, directory: Any, template: Any = "alpaca") -> Chat:
+    def spy(cls: Any, directory: Any, template: Any = "alpaca", *more: Any) -> Chat:
         used.append(template)
-        return load(cls, directory, template)
+        return load(cls, directory, template, *more)
 
     monkeypatch.setattr(Chat, "load", classmethod(spy))
     for model, flags in ((tiny_run, ()), ("random-tiny", ()), (tiny_run, ("--template=alpaca",))):

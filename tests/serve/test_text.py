@@ -1,5 +1,6 @@
 """Text from a stream of tokens."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,30 @@ def test_bytes_that_are_no_text_end_nothing(chat: Chat, tmp_path: Path) -> None:
     stream = TextStream(chat)
     shown = "".join(stream.push(t) for t in [ids[65], broken, broken, ids[66], broken, ids[65]])
     assert (shown + stream.end()).replace("\N{REPLACEMENT CHARACTER}", "") == "ABA"
+
+
+def test_tags_of_thoughts_and_the_templates_blanks(tmp_path: Path) -> None:
+    """The text is that of `Chat.decode`, in pieces."""
+    write_tiny(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    for number, tag in ((300, "[THINK]"), (301, "[/THINK]")):
+        tokenizer["added_tokens"].append({"id": number, "content": tag, "special": True} | flags)
+    path.write_text(json.dumps(tokenizer))
+    (tmp_path / "chat_template.jinja").write_text(
+        "{% for m in messages %}{% if m.role == 'user' %}[{{ m.content }}]"
+        "{% else %} {{ m.content.strip() }} {{ eos_token }}{% endif %}{% endfor %}"
+    )
+    chat = Chat.load(tmp_path, "none")
+    for text in ("Yes.", "[THINK]so[/THINK]Yes.", "  ", ""):
+        tokens = chat.encode_response(text)
+        assert tokens[-1] == chat.end_token
+        stream = TextStream(chat)
+        found = [*(stream.push(token) for token in tokens[:-1]), stream.end(finished=True)]
+        assert "".join(found) == chat.decode(tokens)
+    assert chat.decode(chat.encode_response("Yes.")) == "Yes."
+    assert chat.reply(chat.encode_response("[THINK]so[/THINK]Yes.")) == ("so", "Yes.", True)
+    cut = TextStream(chat)
+    tokens = chat.encode_response("Yes.", complete=False)
+    assert "".join([*map(cut.push, tokens), cut.end(finished=False)]) == "Yes."
