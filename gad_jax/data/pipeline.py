@@ -184,9 +184,10 @@ def encode(
 ) -> Encoded:
     """Returns the rows with their tokens.
 
-    Thoughts of the teacher are dropped with `drop_thoughts`, and counted either way. A row is malformed if the chat template refuses its conversation. Raises UserError when a row
-    is malformed, unless `rows` was read with `skip_invalid`; when a row has no response; and when
-    more than `max_invalid_share` of the rows were skipped as malformed.
+    Thoughts of the teacher are dropped with `drop_thoughts`, and counted either way. A row is
+    malformed if the chat template refuses its conversation. Raises UserError when a row is
+    malformed, unless `rows` was read with `skip_invalid`; when a row has no response; and when more
+    than `max_invalid_share` of the rows were skipped as malformed.
     """
     rows, thinking = teacher_thoughts.part(rows, drop_thoughts, chat.turn.closed)
     kept: list[Row] = []

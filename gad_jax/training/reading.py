@@ -66,10 +66,11 @@ def read(config: Config, store: bool = True) -> Text:
 def _read(config: Config, stored: _Stored | None) -> tuple[Text, list[str]]:
     """Returns the run's text and the lines that describe it."""
     directory = source.resolve(config.student.path)
-    networks = [weights.read_config(directory)]  # whose mistakes transformers would take for the
+    # Its mistakes would be taken for the tokenizer's by transformers.
+    networks = [weights.read_config(directory)]
     arguments = template_arguments.parse(config.data.chat_template_kwargs)
     drop = config.data.thoughts == "drop"
-    chat = Chat.load(directory, config.data.template, arguments, drop)  # tokenizer's
+    chat = Chat.load(directory, config.data.template, arguments, drop)
     note = chat.check_answers_only() if drop else ""
     if config.discriminator.path:
         networks.append(weights.read_config(source.resolve(config.discriminator.path)))
