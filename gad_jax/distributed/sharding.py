@@ -22,6 +22,7 @@ MESH_AXES: dict[str | None, str | tuple[str, ...] | None] = {
     "kv_heads": "tensor",
     "head_width": None,
     "mlp": "tensor",
+    "experts": "tensor",  # whole ones
     "vocabulary": "tensor",
     "scale": None,
     # activations; "embed" of an activation is never split, so it is written None
@@ -42,6 +43,9 @@ PARAMETER_AXES: dict[str, tuple[str | None, ...]] = {
     r"layers/(gate|up)/bias": ("layers", "mlp"),
     r"layers/down/kernel": ("layers", "mlp", "embed"),
     r"layers/(output|down)/bias": ("layers", "scale"),
+    r"layers/experts/router/kernel": ("layers", "embed", None),
+    r"layers/experts/(gate|up)/kernel": ("layers", "experts", "embed", None),
+    r"layers/experts/down/kernel": ("layers", "experts", None, "embed"),
     r"final_norm/scale": ("scale",),
     r"head/kernel": ("embed", "vocabulary"),
     r"score/kernel": ("scale", None),

@@ -84,6 +84,19 @@ class LayerKind:
     """A token sees itself and the `window` - 1 tokens before it; 0: all before it."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Experts:
+    """A mixture of experts in the place of every layer's mlp (`models/experts.py`)."""
+
+    count: int
+    per_token: int
+    """Experts that a token visits."""
+    width: int
+    """Of one expert, as `DecoderConfig.mlp_width` is of a dense mlp."""
+    normalised: bool
+    """Whether the weights of a token's experts are divided by their sum."""
+
+
 def alike(theta: float) -> tuple[LayerKind, ...]:
     """Returns `DecoderConfig.kinds` of a network whose layers all see everything."""
     return (LayerKind(Rope(theta)),)
@@ -123,6 +136,8 @@ class DecoderConfig:
     """Where a layer's norms are: before attention and mlp, after them, or both (sandwich)."""
     norm_offset: float = 0.0
     """Norms multiply by their scale plus this (gemma stores the scale less 1)."""
+    experts: Experts | None = None
+    """None: the layers' mlps are dense. Otherwise no layer has `mlp_width`."""
     activation: Literal["silu", "gelu_tanh"] = "silu"
     embedding_scale: float = 1.0
     """Embeddings are multiplied by this on their way in."""

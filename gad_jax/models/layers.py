@@ -21,10 +21,16 @@ from jaxtyping import Array, Float
 from gad_jax.distributed import sharding
 from gad_jax.models import attention
 from gad_jax.models.config import DecoderConfig
+from gad_jax.models.experts import Mixture
 from gad_jax.models.rope import Rotation, rotate
 
 Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
 """(query [n H C], key [n K C], value [n K C]) → (output [n H C], anything to collect)."""
+
+_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": jax.nn.silu,
+    "gelu_tanh": jax.nn.gelu,
+}
 
 initial_weights = nnx.initializers.normal(0.02)
 """Of networks without a checkpoint: tests and benchmarks."""
@@ -71,6 +77,8 @@ class Linear(nnx.Module):
 class Block(nnx.Module):
     """One layer: attention and gated mlp, each with norms around it and added to its input.
 
+    The mlp may be a mixture of experts.
+
     `attend` is the caller's: attention over packed rows, or over a KV cache.
     """
 
@@ -85,9 +93,12 @@ class Block(nnx.Module):
         if c.qk_norm != "none":
             widths = (c.head_width,) * 2 if c.qk_norm == "head" else (heads[1], kv[1])
             self.query_norm, self.key_norm = map(self._norm, widths)
-        self.gate = Linear(rngs, embed, mlp, bias=c.mlp_bias)
-        self.up = Linear(rngs, embed, mlp, bias=c.mlp_bias)
-        self.down = Linear(rngs, mlp, embed, bias=c.mlp_bias)
+        if c.experts:
+            self.experts = Mixture(c, c.experts, rngs)
+        else:
+            self.gate = Linear(rngs, embed, mlp, bias=c.mlp_bias)
+            self.up = Linear(rngs, embed, mlp, bias=c.mlp_bias)
+            self.down = Linear(rngs, mlp, embed, bias=c.mlp_bias)
         if c.norms != "after":
             self.attention_norm, self.mlp_norm = map(self._norm, (c.width, c.width))
         if c.norms != "before":
@@ -125,9 +136,10 @@ class Block(nnx.Module):
         return self.output(merged), collected
 
     def _mlp(self, x: Float[Array, "n D"]) -> Float[Array, "n D"]:
-        gate = self.gate(x)
-        gated = jax.nn.silu(gate) if self.config.activation == "silu" else jax.nn.gelu(gate)
-        return self.down(gated * self.up(x))
+        activate = _ACTIVATIONS[self.config.activation]
+        if self.config.experts:
+            return self.experts(x, activate)
+        return self.down(activate(self.gate(x)) * self.up(x))
 
     def _scaled(self, x: Float[Array, "n D"]) -> Float[Array, "n D"]:
         scale = self.config.residual_scale

@@ -75,6 +75,8 @@ def load(
     whose checksum is not that of SHA256SUMS.
     """
     config = read_config(directory)
+    if mesh is not None:
+        check_tensor_axis(config, mesh.shape["tensor"])
     checksums.check(Path(directory))
     tensors = _Tensors(Path(directory))
     _account(tensors, config)
@@ -88,6 +90,19 @@ def load(
         return _place(read, leaf.shape, name, mesh)
 
     return config, jax.tree_util.tree_map_with_path(one, shapes)
+
+
+def check_tensor_axis(config: DecoderConfig, size: int, flag: str = "the mesh's tensor") -> None:
+    """Raises UserError if a tensor axis of this size does not divide what it splits."""
+    split = {"key/value heads": config.kv_heads, "heads": config.heads}
+    if config.experts:
+        split["experts"] = config.experts.count
+    for what, count in split.items():
+        if count % size:
+            raise UserError(
+                f"{flag}={size} does not divide the {count} {what} of the {config.family} "
+                "network; use a divisor"
+            )
 
 
 class _Tensors:
@@ -176,10 +191,9 @@ class _Tensors:
 def _account(tensors: _Tensors, config: DecoderConfig) -> None:
     """Refuses stored tensors that no parameter takes, because they would change the network."""
     taken = set()
-    for name, entry in families.names(config).items():
-        count = config.layers if name.startswith("layers/") else 1
-        template = entry.tensor if isinstance(entry, Part) else entry
-        taken |= {template.format(layer) for layer in range(count)}
+    for entry in families.names(config).values():
+        template = families.tensor(entry)
+        taken |= {template.format(*place) for place in families.places(config, entry)}
     left = sorted(n for n in tensors.files if n not in taken and not _HARMLESS.fullmatch(n))
     if left == ["lm_head.weight"] and config.head == "score":
         return  # what the scores replace
@@ -254,38 +268,33 @@ def _reader(
     """Returns the function that reads any part of one of our parameters."""
     entry = families.names(config)[name]
     part = entry if isinstance(entry, Part) else None
-    template = part.tensor if part else str(entry)
+    template, depth = families.tensor(entry), families.tensor(entry).count("{}")
     transposed = name.endswith("kernel")
-    stacked = name.startswith("layers/")
-    expected = shape[1:] if stacked else shape
-    expected = expected[::-1] if transposed else expected
+    expected = shape[depth:][::-1] if transposed else shape[depth:]
     if part:
         expected = (part.rows, *expected[1:])
-    for layer in range(shape[0] if stacked else 1):
-        _check_tensor(tensors, template.format(layer), expected)
+    for place in families.places(config, entry):
+        _check_tensor(tensors, template.format(*place), expected)
 
-    def matrix(layer: int, index: tuple[slice, ...]) -> np.ndarray:
+    def matrix(tensor: str, index: tuple[slice, ...]) -> np.ndarray:
         index = index[::-1] if transposed else index
         if part:
             first, last, _ = index[0].indices(part.stop - part.start)
             index = (slice(part.start + first, part.start + last), *index[1:])
-        found = tensors.slice(template.format(layer))[index]
+        found = tensors.slice(tensor)[index]
         if not np.isfinite(found).all():
-            file = tensors.files[template.format(layer)]
             raise UserError(
-                f"{file}: the tensor {template.format(layer)} has numbers that are not finite; the "
-                "file is damaged, fetch the model again"
+                f"{tensors.files[tensor]}: the tensor {tensor} has numbers that are not finite; "
+                "the file is damaged, fetch the model again"
             )
         return (found.T if transposed else found).astype(dtype)
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
-        if not stacked:
-            return matrix(0, index)
-        layers = range(shape[0])[index[0]]
-        size = [len(range(n)[i]) for n, i in zip(shape[1:], index[1:], strict=True)]
-        out = np.empty((len(layers), *size), dtype)
-        for row, layer in enumerate(layers):
-            out[row] = matrix(layer, index[1:])
+        wanted = [range(n)[i] for n, i in zip(shape, index, strict=True)]
+        out = np.empty([len(each) for each in wanted], dtype)
+        for at in np.ndindex(*out.shape[:depth]):
+            place = (each[i] for each, i in zip(wanted, at, strict=False))
+            out[at] = matrix(template.format(*place), index[depth:])
         return out
 
     return read

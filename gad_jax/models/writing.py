@@ -6,7 +6,7 @@ Files are of bounded size. Reading is in `weights.py`.
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +21,6 @@ from gad_jax.distributed import devices, processes, sharding
 from gad_jax.models import checksums, families
 from gad_jax.models.carried import Carried, write_json
 from gad_jax.models.config import DecoderConfig
-from gad_jax.models.families.common import Part
 from gad_jax.types import Params
 
 SHARD_BYTES = 4 * 2**30  # a file is held in host memory while it is written
@@ -101,11 +100,14 @@ def _tensors_to_write(config: DecoderConfig, params: Params) -> Iterator[_Tensor
     leaves = {sharding.path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(params)}
     names = families.names(config)
 
-    def fetch(members: list[str], layer: int | None) -> np.ndarray:
+    @lru_cache(maxsize=1)  # the experts of a layer are fetched together
+    def whole(name: str, layer: tuple[int, ...]) -> np.ndarray:
+        return devices.fetch(leaves[name][layer] if layer else leaves[name]).astype(dtype)
+
+    def fetch(members: list[str], place: tuple[int, ...]) -> np.ndarray:
         parts = []
         for name in members:
-            leaf = leaves[name] if layer is None else leaves[name][layer]
-            host = devices.fetch(leaf).astype(dtype)
+            host = whole(name, place[:1])[place[1:]]
             parts.append(host.T if name.endswith("kernel") else host)
         # safetensors writes the buffer and ignores strides
         return np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts))
@@ -113,16 +115,13 @@ def _tensors_to_write(config: DecoderConfig, params: Params) -> Iterator[_Tensor
     tensors: dict[str, list[str]] = {}
     for name in leaves:
         if name != "score/bias":
-            entry = names[name]
-            tensors.setdefault(entry.tensor if isinstance(entry, Part) else entry, []).append(name)
+            tensors.setdefault(families.tensor(names[name]), []).append(name)
     for template, members in tensors.items():
         members.sort(key=lambda name: getattr(names[name], "start", 0))
-        stacked = members[0].startswith("layers/")
-        count = config.layers if stacked else 1
-        size = sum(leaves[name].size for name in members) // count * dtype.itemsize
-        for layer in range(count):
-            of_layer = layer if stacked else None
-            yield _Tensor(template.format(layer), size, partial(fetch, members, of_layer))
+        places = list(families.places(config, template))
+        size = sum(leaves[name].size for name in members) // len(places) * dtype.itemsize
+        for place in places:
+            yield _Tensor(template.format(*place), size, partial(fetch, members, place))
 
 
 def _write_shards(directory: Path, config: DecoderConfig, params: Params) -> None:

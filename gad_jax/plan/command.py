@@ -16,7 +16,7 @@ from gad_jax.base.errors import UserError
 from gad_jax.distributed import devices, targets
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.distributed.targets import Target
-from gad_jax.models.config import DecoderConfig
+from gad_jax.models import weights
 from gad_jax.plan import estimate, networks, programs, report, workload
 from gad_jax.plan.report import Plan
 from gad_jax.settings.config import with_limits
@@ -52,7 +52,8 @@ def make(settings: "PlanCommand", target: Target, say: Callable[[str], None]) ->
     with devices.compiling_for(target.backend):
         both = state.network_configs(settings, networks.read)
     settings = _with_limits(settings, min(network.max_positions for network in both), say)
-    _check_heads(both, settings.mesh.tensor)
+    for network in both:
+        weights.check_tensor_axis(network, settings.mesh.tensor, "--mesh.tensor")
     # A mean near the limit would be cut too often to stay the mean.
     lengths = workload.LognormalLengths(
         min(settings.plan.prompt_tokens, settings.data.max_prompt_tokens / 2),
@@ -93,13 +94,3 @@ def _check_mesh(mesh: Mesh, target: Target) -> None:
             f"{mesh.replica} × fsdp={mesh.fsdp or 'rest'} × tensor={mesh.tensor} takes {fixed}; "
             f"set --mesh.replica, --mesh.fsdp and --mesh.tensor to a product of {target.devices}"
         )
-
-
-def _check_heads(both: tuple[DecoderConfig, DecoderConfig], tensor: int) -> None:
-    for network in both:
-        for what, count in (("key/value heads", network.kv_heads), ("heads", network.heads)):
-            if count % tensor:
-                raise UserError(
-                    f"--mesh.tensor={tensor} does not divide the {count} {what} of the "
-                    f"{network.family} network; use a divisor"
-                )

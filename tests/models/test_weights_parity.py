@@ -66,9 +66,13 @@ def test_transformers_loads_what_is_saved(
     np.testing.assert_allclose(ours, theirs, atol=PARITY, rtol=0)
 
 
+WITHOUT_SCORES = {"granite", "olmoe"}
+"""transformers has no sequence classifier of these: it cannot open such a discriminator."""
+
+
 @pytest.mark.torch
 @pytest.mark.parametrize("pad_is_end", [False, True])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - WITHOUT_SCORES))
 def test_transformers_scores_as_the_discriminator_does(
     tiny: Any, tmp_path: Path, family: str, pad_is_end: bool
 ) -> None:

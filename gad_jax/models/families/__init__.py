@@ -1,6 +1,8 @@
 """The model families: one file each, and one row here. A file says how a Hugging Face config maps
 to `DecoderConfig` (both ways) and which weight belongs where."""
 
+import itertools
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -10,14 +12,17 @@ from gad_jax.models.families import (
     granite,
     llama,
     mistral,
+    mixtral,
     olmo2,
     olmo3,
+    olmoe,
     phi3,
     qwen2,
     qwen3,
+    qwen3_moe,
     smollm3,
 )
-from gad_jax.models.families.common import Names
+from gad_jax.models.families.common import Names, Part
 from gad_jax.models.families.fields import Fields
 
 FAMILIES: dict[str, ModuleType] = {
@@ -26,11 +31,14 @@ FAMILIES: dict[str, ModuleType] = {
     "llama": llama,
     "ministral": mistral,
     "mistral": mistral,
+    "mixtral": mixtral,
     "olmo2": olmo2,
     "olmo3": olmo3,
+    "olmoe": olmoe,
     "phi3": phi3,
     "qwen2": qwen2,
     "qwen3": qwen3,
+    "qwen3_moe": qwen3_moe,
     "smollm3": smollm3,
 }
 """`model_type` of config.json → module."""
@@ -52,3 +60,16 @@ def write(config: DecoderConfig) -> dict[str, Any]:
 def names(config: DecoderConfig) -> Names:
     """Returns which Hugging Face tensor holds each of the network's parameters."""
     return FAMILIES[config.family].names(config)
+
+
+def places(config: DecoderConfig, entry: str | Part) -> Iterator[tuple[int, ...]]:
+    """Yields what stands for the {} in the name of a parameter's tensors: layer, or layer and
+    expert. The leading axes of the parameter are the same."""
+    sizes = config.layers, config.experts.count if config.experts else 1
+    depth = tensor(entry).count("{}")
+    yield from itertools.product(*map(range, sizes[:depth]))
+
+
+def tensor(entry: str | Part) -> str:
+    """Returns the name of the tensor, with {} for layer and expert."""
+    return entry.tensor if isinstance(entry, Part) else entry

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from gad_jax.base.errors import UserError
-from gad_jax.models.config import DecoderConfig, LayerKind, Rope
+from gad_jax.models.config import DecoderConfig, Experts, LayerKind, Rope
 from gad_jax.models.families import rope
 from gad_jax.models.families.fields import MISSING, Fields
 from gad_jax.models.families.rope import FULL, SLIDING
@@ -25,7 +25,10 @@ class Part(NamedTuple):
 
 
 Names = dict[str, str | Part]
-"""Our parameter path → Hugging Face tensor; {} is the layer. Kernels are stored transposed."""
+"""Our parameter path → Hugging Face tensor; {} is the layer, a second one the expert.
+
+Kernels are stored transposed.
+"""
 
 
 def read(
@@ -98,6 +101,29 @@ def _heads(fields: Fields, kv_heads: int | None, head_width: int | None) -> tupl
             "fetch the model again"
         )
     return heads, kv_heads, head_width
+
+
+def experts(fields: Fields, default: tuple[int, int], width: int, normalised: bool) -> Experts:
+    """Returns the experts of a mixture; `default` are the family's count and experts per token.
+
+    Each of transformers 4 and 5 has its own name for the count.
+    """
+    counts = [(n, fields.get(n)) for n in ("num_experts", "num_local_experts")]
+    given = dict.fromkeys(count for _, count in counts if count is not None)
+    if len(given) > 1:
+        both = " and ".join(f"{name}={count!r}" for name, count in counts)
+        raise UserError(
+            f"config.json: {both} are two names of one field; remove the one that is wrong"
+        )
+    name = next((name for name, count in counts if count is not None), "num_experts")
+    count = fields.count(name, default[0])
+    per_token = fields.count("num_experts_per_tok", default[1])
+    if per_token > count:
+        raise UserError(
+            f"config.json: num_experts_per_tok={per_token}, but there are {count} experts; fetch "
+            "the model again"
+        )
+    return Experts(count, per_token, width, normalised)
 
 
 def layer_kinds(
@@ -191,7 +217,12 @@ def names(config: DecoderConfig) -> Names:
         found[f"layers/{ours}/kernel"] = f"{attention}{theirs}_proj.weight"
         if config.output_bias if ours == "output" else config.qkv_bias:
             found[f"layers/{ours}/bias"] = f"{attention}{theirs}_proj.bias"
+    if config.experts:
+        found["layers/experts/router/kernel"] = f"{mlp}gate.weight"
     for ours in ("gate", "up", "down"):
+        if config.experts:
+            found[f"layers/experts/{ours}/kernel"] = f"{mlp}experts.{{}}.{ours}_proj.weight"
+            continue
         found[f"layers/{ours}/kernel"] = f"{mlp}{ours}_proj.weight"
         if config.mlp_bias:
             found[f"layers/{ours}/bias"] = f"{mlp}{ours}_proj.bias"
