@@ -135,7 +135,7 @@ def ours(chosen: "UpdateBench", directory: Path) -> Ours:
             training, metrics = steps.seqkd_step(program, training, rows)
             jax.block_until_ready(metrics)
 
-    flops = costs.training_flops(networks[0], costs.packed_work(packed))
+    flops = costs.training_flops(networks[0], costs.packed_work(networks[0], packed))
     return Ours(step, flops, networks[0].compute_dtype)
 
 

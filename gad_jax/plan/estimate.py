@@ -13,6 +13,7 @@ from gad_jax.models.config import DecoderConfig
 from gad_jax.models.costs import Work
 from gad_jax.plan.programs import Compiled
 from gad_jax.plan.workload import Workload
+from gad_jax.rollout import ring
 from gad_jax.settings.config import Config
 from gad_jax.types import PackedRows
 
@@ -99,11 +100,13 @@ def step(
     if rates.train_discriminator or stage == "gad":
         needs += _rollout(config, generator, target, work)
         passes = training if rates.train_discriminator else 1
-        flops = passes * costs.forward_flops(discriminator, costs.processed_work(work.pairs))
+        flops = passes * costs.forward_flops(
+            discriminator, costs.processed_work(discriminator, work.pairs)
+        )
         needs.append(Cost("discriminator", flops, _update_bytes(discriminator, work.pairs, target)))
     if rates.train_generator:
         rows = work.samples if stage == "gad" else work.teacher
-        flops = costs.forward_flops(generator, costs.processed_work(rows))
+        flops = costs.forward_flops(generator, costs.processed_work(generator, rows))
         needs.append(Cost("generator", training * flops, _update_bytes(generator, rows, target)))
         if stage == "gad" and config.grpo.kl_coefficient > 0:
             needs.append(Cost("reference", flops, _read_bytes(generator, rows, target)))
@@ -139,20 +142,32 @@ def transfer_seconds(transfers: list[hlo.Collective], chip: Chip) -> float:
 def _rollout(config: Config, network: DecoderConfig, target: Target, work: Workload) -> list[Cost]:
     """Returns the costs of a rollout: the decode copy of the weights, prefill and decode.
 
-    Each iteration of the decode loop reads the weights once per tensor shard and the whole KV
-    cache. Idle slots cost as much as busy ones.
+    Each iteration of the decode loop reads the weights once per tensor shard, of a mixture those
+    of the experts that its tokens visit, and the whole KV cache. Idle slots cost as much as busy
+    ones.
     """
     size = np.dtype(np.float32).itemsize if network.compute_dtype == "float32" else 2
     asked = work.prompts.astype(np.int64)
-    prefill = Work(int(asked.sum()), int((asked * (asked + 1) // 2).sum()), len(asked))
-    weights = size * (costs.layer_weights(network) + network.width * network.vocabulary)
+    attended = network.layers * int((asked * (asked + 1) // 2).sum())
+    prefill = Work(int(asked.sum()), attended, len(asked))
+    experts = float(network.experts.count) if network.experts else None
+
+    def weights(experts: float | None) -> float:
+        layers = costs.layer_weights(network, experts)
+        return size * (layers + network.width * network.vocabulary)
+
     shards = target.devices // config.mesh.tensor
     tokens = shards * sum(call.steps * call.slots for call in work.calls)
-    positions = shards * sum(call.steps * call.slots * call.capacity for call in work.calls)
-    cache = 2 * network.layers * network.kv_heads * network.head_width * size * positions
+    positions = shards * sum(
+        call.steps * call.slots * sum(ring.layer_positions(network, call.capacity))
+        for call in work.calls
+    )
+    cache = 2 * network.kv_heads * network.head_width * size * positions
     flops = costs.forward_flops(network, Work(tokens, positions, tokens))
-    copies = weights * shards  # each data shard has a whole copy
-    moved = copies * work.iterations + cache
+    copies = weights(experts) * shards  # each data shard has a whole copy
+    moved = cache + shards * sum(
+        call.steps * weights(costs.touched_experts(network, call.slots)) for call in work.calls
+    )
     read = 4.0 * costs.parameters(network) * config.mesh.replica
     return [
         Cost("rollout: reshard", 0.0, read + copies),

@@ -32,6 +32,10 @@ KNOWN: dict[str, dict[str, Any]] = {
     | _sizes(2048, 36, 16, 2, 11008, vocab_size=151936, tie_word_embeddings=True),
     "Qwen/Qwen2.5-7B-Instruct": _QWEN | _sizes(3584, 28, 28, 4, 18944, vocab_size=152064),
     "Qwen/Qwen2.5-14B-Instruct": _QWEN | _sizes(5120, 48, 40, 8, 13824, vocab_size=152064),
+    "Qwen/Qwen3-30B-A3B": _QWEN
+    | _sizes(2048, 48, 32, 4, 6144, vocab_size=151936, head_dim=128, model_type="qwen3_moe")
+    | {"moe_intermediate_size": 768, "num_experts": 128, "num_experts_per_tok": 8}
+    | {"norm_topk_prob": True, "max_position_embeddings": 40960},
     "meta-llama/Llama-3.2-3B-Instruct": _LLAMA
     | _sizes(3072, 28, 24, 8, 8192, tie_word_embeddings=True)
     | {"rope_scaling": _STRETCH | {"factor": 32.0}},
@@ -39,7 +43,8 @@ KNOWN: dict[str, dict[str, Any]] = {
     | _sizes(4096, 32, 32, 8, 14336)
     | {"rope_scaling": _STRETCH | {"factor": 8.0}},
 }
-"""config.json of the students in configs/, so that a plan needs no network and no licence."""
+"""config.json of the students in configs/ and of a mixture of experts, so that a plan needs no
+network and no licence."""
 
 
 def read(name: str) -> DecoderConfig:

@@ -143,7 +143,9 @@ def _rollout(
     slots = min(settings.slots or memory.default_slots(), samples)
     capacity = cache_capacity(packed.longest + settings.max_new_tokens, settings.longest)
     cache = shapes(lambda: engine.start(network, settings, slots, capacity, samples))
-    sampling = (network, settings, fewer_slots(slots), weights, prompts, queue, start.key, cache)
+    sampling = (
+        network, settings, capacity, fewer_slots(slots), weights, prompts, queue, start.key, cache,
+    )  # fmt: skip
     held = {"generator": generator}
     copied = held | {"decode copy": weights}
     sampled = copied | {"prompt KV cache": prompts, "KV cache": cache}

@@ -37,7 +37,7 @@ class Profiler:
         self._first, self._last = steps
         self._directory = Path(run_dir) / "profile"
         self._networks = networks
-        self._rows: list[Work] = []
+        self._rows: list[tuple[Work, Work]] = []
         self._flops: dict[str, float] = defaultdict(float)
         self._metrics: list[dict[str, float]] = []
         self._tracing = False
@@ -57,7 +57,10 @@ class Profiler:
     def saw(self, rows: PackedRows) -> None:
         """Records the work in packed rows, while they are on the host."""
         if self._tracing:
-            self._rows.append(costs.packed_work(rows))
+            generator, discriminator = self._networks
+            self._rows.append(
+                (costs.packed_work(generator, rows), costs.packed_work(discriminator, rows))
+            )
 
     def end(self, step: int, metrics: dict[str, float]) -> None:
         """Records a traced step; after the last one, writes the page."""
@@ -85,18 +88,21 @@ class Profiler:
 
 def update_flops(
     networks: tuple[DecoderConfig, DecoderConfig],
-    rows: list[Work],
+    rows: list[tuple[Work, Work]],
     metrics: dict[str, float],
 ) -> dict[str, float]:
-    """Returns the analytic FLOPs of each part of a step that has these rows and metrics."""
+    """Returns the analytic FLOPs of each part of a step that has these rows and metrics.
+
+    `rows` are the work that each packing is for the generator and for the discriminator.
+    """
     generator, discriminator = networks
     flops: dict[str, float] = {}
     if "discriminator/loss" in metrics:
-        flops["discriminator"] = costs.training_flops(discriminator, rows[0])
+        flops["discriminator"] = costs.training_flops(discriminator, rows[0][1])
     if "generator/loss" in metrics:
-        flops["generator"] = costs.training_flops(generator, rows[-1])
+        flops["generator"] = costs.training_flops(generator, rows[-1][0])
     if "kl/reference" in metrics:
-        flops["reference"] = costs.forward_flops(generator, rows[-1])
+        flops["reference"] = costs.forward_flops(generator, rows[-1][0])
     return flops
 
 

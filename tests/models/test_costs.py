@@ -14,8 +14,9 @@ import pytest
 from gad_jax.core import forward, packing, steps
 from gad_jax.core.forward import TokenLoss
 from gad_jax.core.program import Program
+from gad_jax.distributed import sharding
 from gad_jax.models import costs, decoder
-from gad_jax.models.config import DecoderConfig, alike
+from gad_jax.models.config import DecoderConfig, Experts, LayerKind, alike
 from gad_jax.models.costs import Work
 from gad_jax.settings import config as settings
 from gad_jax.settings import sections
@@ -68,7 +69,7 @@ def test_a_forward_pass_costs_what_the_formula_says(networks) -> None:
     packed = jax.tree.map(jnp.asarray, rows(SAMPLES, together=True))
     counted = xla_flops(logprob_sum, networks[0], packed)
     # Norms, rotations, softmax and masks are some percent of the matmuls of a small network.
-    assert costs.forward_flops(NETWORK, costs.processed_work(packed)) == pytest.approx(
+    assert costs.forward_flops(NETWORK, costs.processed_work(NETWORK, packed)) == pytest.approx(
         counted, rel=0.1
     )
 
@@ -87,7 +88,7 @@ def test_a_gradient_costs_two_forward_passes_more_and_no_second_projection() -> 
         return forward.response_sums(per_token, params, rows, jnp.float32(1))[0]
 
     counted = xla_flops(jax.value_and_grad(loss), decoder.abstract(wide), first)
-    assert costs.training_flops(wide, costs.processed_work(packed)) == pytest.approx(
+    assert costs.training_flops(wide, costs.processed_work(wide, packed)) == pytest.approx(
         counted, rel=0.1
     )
 
@@ -97,9 +98,45 @@ def test_packed_work_by_hand() -> None:
     prompt = sum(range(1, ASKED))  # a token sees itself and those before
     answer = sum(range(ASKED, ASKED + ANSWERED + 1))
     tokens = PROMPTS * (ASKED - 1 + 2 * (ANSWERED + 1))
-    assert costs.packed_work(packed) == Work(
+    assert costs.packed_work(NETWORK, packed) == Work(
         tokens, PROMPTS * (prompt + 2 * answer), PROMPTS * 2 * ANSWERED
     )
+
+
+def test_a_window_bounds_what_a_token_attends_to() -> None:
+    rope = NETWORK.kinds[0].rope
+    kinds = (LayerKind(rope), LayerKind(rope, window=7))
+    network = dataclasses.replace(NETWORK, layers=3, kinds=kinds, pattern=(0, 1, 1))
+    packed = rows(2, together=True)
+    found, full = (costs.packed_work(one, packed) for one in (network, NETWORK))
+    # by hand: the first six tokens of a prompt see 1 to 6, all later ones 7
+    windowed = 7 * full.tokens - PROMPTS * sum(range(1, 7))
+    assert found.attended == full.attended + 2 * windowed
+    assert (found.tokens, found.scored) == (full.tokens, full.scored)
+    # what devices compute is every layer's lower triangle: a window is a mask there
+    done = costs.processed_work(network, packed).attended
+    assert done == 3 * costs.processed_work(NETWORK, packed).attended
+
+
+def test_a_mixture_costs_its_active_experts() -> None:
+    mixture = dataclasses.replace(NETWORK, experts=Experts(8, 2, 48, normalised=True))
+    leaves = jax.tree_util.tree_leaves_with_path(decoder.abstract(mixture)["layers"])
+    sizes = {sharding.path_name(p): leaf.size for p, leaf in leaves if leaf.ndim > 2}
+    of_experts = sum(n for name, n in sizes.items() if name.startswith("experts/"))
+    router = sizes["experts/router/kernel"]
+    active = sum(sizes.values()) - of_experts + router + (of_experts - router) * 2 / 8
+    assert costs.layer_weights(mixture) == active
+    assert costs.layer_weights(mixture, 8.0) == sum(sizes.values())
+    work = Work(10, 0, 0)
+    assert costs.forward_flops(mixture, work) == 2 * active * 10
+
+
+def test_the_experts_that_some_tokens_touch() -> None:
+    mixture = dataclasses.replace(NETWORK, experts=Experts(8, 2, 48, normalised=True))
+    assert costs.touched_experts(NETWORK, 5) == 0
+    assert costs.touched_experts(mixture, 1) == pytest.approx(2)
+    assert costs.touched_experts(mixture, 2) == pytest.approx(2 + 2 * 6 / 8)
+    assert costs.touched_experts(mixture, 1000) == pytest.approx(8)
 
 
 def test_a_step_costs_a_third_less_than_the_released_recipe(networks) -> None:

@@ -29,15 +29,16 @@ def test_utilisation_by_hand() -> None:
 
 
 def test_operations_of_each_update() -> None:
-    work = [Work(10, 55, 8), Work(6, 21, 5)]
+    work = [Work(10, 2 * 55, 8), Work(6, 2 * 21, 5)]
     # by hand: 2 layers of 4·(2·2 + 2·1)·2 = 48 and 3·4·8 = 96 weights
-    assert costs.forward_flops(NETWORK, work[1]) == 2 * 288 * 6 + 4 * 2 * 4 * 21 + 2 * 4 * 10 * 5
+    assert costs.forward_flops(NETWORK, work[1]) == 2 * 288 * 6 + 4 * 4 * 2 * 21 + 2 * 4 * 10 * 5
     both = (NETWORK, NETWORK)
     measured = dict.fromkeys(("discriminator/loss", "generator/loss", "kl/reference"), 0.0)
-    found = profiler.update_flops(both, work, measured)
+    rows = [(each, each) for each in work]
+    found = profiler.update_flops(both, rows, measured)
     assert list(found) == ["discriminator", "generator", "reference"]
     assert found["generator"] == 3 * found["reference"]
-    assert list(profiler.update_flops(both, work[1:], {"generator/loss": 1.0})) == ["generator"]
+    assert list(profiler.update_flops(both, rows[1:], {"generator/loss": 1.0})) == ["generator"]
 
 
 @pytest.mark.parametrize(
