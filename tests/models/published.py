@@ -190,6 +190,23 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "gemma3_text", (262144, 1152, 6912, 26, 4, 1), 1e6, 32768, **_GEMMA,
         cache_implementation="hybrid", sliding_window_pattern=6,
     ),
+    "Qwen3-30B-A3B": _of(
+        "qwen3_moe", (151936, 2048, 6144, 48, 32, 4), 1e6, 40960, attention_bias=False,
+        decoder_sparse_step=1, head_dim=128, max_window_layers=48, mlp_only_layers=[],
+        moe_intermediate_size=768, norm_topk_prob=True, num_experts=128, num_experts_per_tok=8,
+        output_router_logits=False, router_aux_loss_coef=0.001, sliding_window=None,
+        use_sliding_window=False,
+    ),
+    "Mixtral-8x7B-Instruct-v0.1": _of(
+        "mixtral", (32000, 4096, 14336, 32, 32, 8), 1e6, 32768, num_experts_per_tok=2,
+        num_local_experts=8, output_router_logits=False, router_aux_loss_coef=0.02,
+        sliding_window=None,
+    ),
+    "OLMoE-1B-7B-0924": _of(
+        "olmoe", (50304, 2048, 1024, 16, 16, 16), 1e4, 4096, attention_bias=False, clip_qkv=None,
+        norm_topk_prob=False, num_experts=64, num_experts_per_tok=8, output_router_logits=False,
+        router_aux_loss_coef=0.01,
+    ),
     "granite-3.3-2b": _of(
         "granite", (49159, 2048, 8192, 40, 32, 8), 1e7, 131072, attention_bias=False,
         attention_multiplier=0.015625, embedding_multiplier=12.0, logits_scaling=8.0,
