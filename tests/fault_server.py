@@ -8,17 +8,23 @@ A script gets the number of the request and its body, and returns the fault: a s
 `429`, `429 after 2`, `400 context_length_exceeded`, or one of `stall`, `reset` (before answering),
 `drop` (in the middle of a billed body), `truncate`, `html`, `no choices`, `empty`, `null`,
 `length`, `content_filter`, `same id`, `echo` (an error that quotes the key); empty answers.
+These spoil how a billed body is sent: `slow`, `chunks` (no chunked encoding), `gzip` (nor this),
+`longer` and `shorter` (than its Content-Length), `bytes` (no UTF-8 in its text).
+A script may also return a pair (status, JSON value or bytes), which is sent and not billed; or an
+object whose fields replace those of the billed reply, `choice` those of its choices, and `message`
+those of their messages.
 A request with an Idempotency-Key that was billed before gets the same body and is not billed again.
 """
 
 import asyncio
 import json
+import ssl
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-Script = Callable[[int, dict[str, Any]], str]
+Script = Callable[[int, dict[str, Any]], Any]
 
 
 class FaultServer:
@@ -37,10 +43,11 @@ class FaultServer:
         honours_n: bool = True,
         answer: Callable[[dict[str, Any]], str] | None = None,
         batch: Callable[[str, dict[str, Any], bytes], Any] | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.script = script or (lambda number, body: "")
         self.latency, self.rate, self.honours_n, self.batch = latency, rate, honours_n, batch
-        self.answer = answer
+        self.answer, self.tls = answer, tls
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.arrivals: list[float] = []
@@ -68,8 +75,10 @@ class FaultServer:
 
     async def _serve(self) -> None:
         self._stop = asyncio.Event()
-        server = await asyncio.start_server(self._connection, "127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        server = await asyncio.start_server(self._connection, "127.0.0.1", 0, ssl=self.tls)
+        self.url = (
+            f"http{'s' if self.tls else ''}://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        )
         self._ready.set()
         await self._stop.wait()
         server.close()
@@ -89,7 +98,11 @@ class FaultServer:
 
     async def _exchange(self, reader: Any, writer: Any) -> bool:
         """Answers one request; returns whether the connection stays open."""
-        head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        start = await reader.readexactly(1)
+        if start == b"\x16":  # TLS, which such a server answers as it does any other nonsense
+            writer.write(_http(400, b""))
+            return False
+        head = (start + await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         headers = {
             name.lower(): value.strip()
             for name, _, value in (line.partition(":") for line in head[1:] if line)
@@ -120,7 +133,14 @@ class FaultServer:
     async def _answer(
         self, number: int, body: dict[str, Any], headers: dict[str, str], writer: Any
     ) -> bool:
-        fault, _, detail = self.script(number, body).partition(" ")
+        scripted = self.script(number, body)
+        if isinstance(scripted, tuple):
+            status, value = scripted
+            content = value if isinstance(value, bytes) else json.dumps(value).encode()
+            writer.write(_http(status, content))
+            return True
+        fields = scripted if isinstance(scripted, dict) else {}
+        fault, _, detail = ("" if fields else scripted).partition(" ")
         if self.rate and not fault and not self._take_token():
             fault, detail = "429", "after 0.2"
         if fault.isdigit() or fault == "echo":
@@ -139,13 +159,40 @@ class FaultServer:
             writer.write(_http(200, b"<html>busy</html>", kind="text/html"))
             return True
         await asyncio.sleep(self.latency)
-        content = self._bill(body, headers, f"{fault} {detail}".strip())
+        content = self._bill(body, headers, f"{fault} {detail}".strip(), fields)
         if fault == "drop":
             writer.write(_http(200, content)[:-20])
             await writer.drain()
             return False
+        if fault in ("slow", "chunks", "gzip", "longer", "shorter", "bytes"):
+            return await self._spoil(fault, content, writer)
         writer.write(_http(200, content[:-20] if fault == "truncate" else content))
         return True
+
+    async def _spoil(self, fault: str, content: bytes, writer: Any) -> bool:
+        """Sends a billed body in an unusual or broken way."""
+        whole = _http(200, content)
+        if fault == "slow":
+            for start in range(0, len(whole), 100):
+                writer.write(whole[start : start + 100])
+                await writer.drain()
+                await asyncio.sleep(0.01)
+            return True
+        if fault == "bytes":
+            writer.write(_http(200, content.replace(b"Answer ", b"Answ\xff\xfe ")))
+            return True
+        if fault == "chunks":
+            head = b"HTTP/1.1 200 X\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n"
+            writer.write(head + content[:50] + b"zz\r\n\0\r\n")
+        elif fault == "gzip":
+            writer.write(_http(200, content, "Content-Encoding: gzip\r\n"))
+            return True
+        elif fault == "longer":
+            writer.write(_http(200, content + b" " * 40)[:-40])
+        else:
+            writer.write(_http(200, content[:-20]) + content[-20:])
+        await writer.drain()
+        return False
 
     def _take_token(self) -> bool:
         now = time.monotonic()
@@ -157,7 +204,9 @@ class FaultServer:
         self._tokens -= 1
         return True
 
-    def _bill(self, body: dict[str, Any], headers: dict[str, str], fault: str) -> bytes:
+    def _bill(
+        self, body: dict[str, Any], headers: dict[str, str], fault: str, fields: dict[str, Any]
+    ) -> bytes:
         """Returns the body of an answer, and counts its answers unless they were paid before."""
         key = headers.get("idempotency-key", "")
         if key in self._replies:
@@ -171,11 +220,13 @@ class FaultServer:
             text = self.answer(body) if self.answer else text
             text = {"empty": "", "null": None, "content_filter": None}.get(fault, text)
             reason = fault if fault in ("length", "content_filter") else "stop"
-            message = {"role": "assistant", "content": text}
-            choices.append({"index": index, "message": message, "finish_reason": reason})
+            message = {"role": "assistant", "content": text} | fields.get("message", {})
+            choice = {"index": index, "message": message, "finish_reason": reason}
+            choices.append(choice | fields.get("choice", {}))
         identity = "same" if fault == "same id" else f"reply-{self.billed}"
         usage = {"prompt_tokens": 10, "completion_tokens": 5 * len(choices)}
         reply = {"id": identity, "model": "scripted-1", "choices": choices, "usage": usage}
+        reply |= {name: fields[name] for name in fields if name not in ("choice", "message")}
         content = json.dumps(reply).encode()
         if key and fault not in ("empty", "null", "no choices"):
             self._replies[key] = content

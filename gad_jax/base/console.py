@@ -7,7 +7,6 @@ without control codes. Control characters in the text of models are replaced.
 import contextlib
 import io
 import math
-import re
 import sys
 import time
 from collections import deque
@@ -19,6 +18,8 @@ from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
+
+from gad_jax.base.redaction import printable
 
 # A part is shown if the step has all metrics that it names.
 LINE = (
@@ -40,15 +41,6 @@ LINE = (
 SIDE_BY_SIDE_WIDTH = 34
 FILE_WIDTH = 100
 SHOWN_CHARACTERS = 1200
-
-_UNPRINTABLE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"  # C0, C1, bidi, lone
-)
-
-
-def printable(text: str) -> str:
-    """Returns text that cannot move the cursor or reorder the text around it."""
-    return _UNPRINTABLE.sub("\ufffd", text)
 
 
 def step_parts(metrics: Mapping[str, float]) -> list[str]:
@@ -120,6 +112,7 @@ class Display:
     def progress(self, done: int, note: str) -> None:
         """Shows how much of the total is done, with a note: in the bar, or as a line."""
         now = time.monotonic()
+        note = printable(note)
         if self._bar is not None:
             self._bar.start()
             self._bar.update(self._task, completed=done, description="", note=note)

@@ -5,7 +5,7 @@ import sys
 import traceback
 from typing import NoReturn
 
-from gad_jax.base.redaction import redact
+from gad_jax.base.redaction import printable, redact
 
 DEBUG = "GAD_JAX_DEBUG"
 """Environment variable that shows the tracebacks of all errors; --debug sets it."""
@@ -20,7 +20,7 @@ def sentence(error: BaseException) -> str:
     shown = str(error)
     if os.environ.get(DEBUG):
         shown = "".join(traceback.format_exception(error)) + shown
-    return redact(shown)
+    return printable(redact(shown))  # a server may have sent part of it
 
 
 def first_line(error: BaseException, *, with_class: bool = False) -> str:

@@ -24,7 +24,7 @@ from gad_jax.base.errors import (
     UserError,
     sentence,
 )
-from gad_jax.base.redaction import redact, redact_logs
+from gad_jax.base.redaction import printable, redact, redact_logs
 
 
 class Exit(enum.IntEnum):
@@ -76,13 +76,13 @@ def run_guarded(main: Callable[[], int]) -> int:
         _leave(128 + signal.SIGPIPE)
     except OSError as error:
         if error.errno not in DISK_ERRORS:
-            _say(redact(traceback.format_exc().rstrip()))
+            _say(printable(redact(traceback.format_exc().rstrip())))
             _leave(Exit.UNEXPECTED)
         place = error.filename or "a file of the run"
         _say(sentence(StorageError(f"{place} could not be read or written: {error.strerror}")))
         _leave(Exit.STORAGE)
     except BaseException:
-        _say(redact(traceback.format_exc().rstrip()))
+        _say(printable(redact(traceback.format_exc().rstrip())))
         _leave(Exit.UNEXPECTED)
     raise AssertionError("not reached")
 

@@ -1,4 +1,4 @@
-"""Keeping secrets out of what is printed, logged and stored."""
+"""Keeping secrets, and codes that steer a terminal, out of what is printed, logged and stored."""
 
 import contextlib
 import logging
@@ -20,8 +20,21 @@ _PATTERNS = re.compile(
     r")|-----BEGIN [A-Z ]*PRIVATE KEY-----"
 )
 _BEARER = re.compile(r"(?i)\b(bearer\s+)[\w.~+/=-]{8,}")
-_NAMES = re.compile(r"(?i)(?:^|_)(?:KEY|TOKEN|SECRET|PASSWORD)$")
+# user:password@ in a URL, as of a proxy or a database
+_USERINFO = re.compile(r"(?<=://)([^\s/@:]*):[^\s/@]+(?=@)")
+_NAMES = re.compile(
+    r"(?i)(?:(?:^|_)(?:KEY|PAT)|(?<!MON)(?<!TUR)(?<!HOT)(?<!DON)(?<!HOC)(?<!WHIS)KEY|TOKEN|SECRET"
+    r"|CREDENTIAL|PASSWORD|PASSWD|PASSPHRASE|PASSCODE|(?:^|_|SSH|DB|PG|MY)PASS|[A-Z_]PWD)"
+    r"S?\d*(?:_(?:\d+|[A-Z]|DEV|TEST|STAGING|PROD|PRODUCTION|READ|WRITE|NEW|OLD|BACKUP|BASE64))*$"
+)
+"""Names of variables that hold a secret, as OPENAI_API_KEY, PGPASSWORD or HF_TOKEN_2."""
+
+_NO_SECRETS = {"OLDPWD"}
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"  # C0, C1, bidi, lone
+)
 _SHORTEST = 8  # a shorter value of such a variable may stand anywhere
+_SHORTEST_IN_TEXT = 12  # local servers take any key: EMPTY, none, ollama; such words are no secret
 _variables: set[str] = set()
 
 
@@ -39,11 +52,32 @@ def redact(text: str) -> str:
     """Returns the text without what has the form of a secret, and without the values of environment
     variables that are protected or named like a secret, as OPENAI_API_KEY or HF_TOKEN."""
     values = {os.environ.get(variable, "").strip() for variable in _variables} - {""}
-    named = (value for name, value in os.environ.items() if _NAMES.search(name))
+    named = (value for name, value in os.environ.items() if _is_secret(name))
     values |= {value for value in named if len(value) >= _SHORTEST}
+    text = _USERINFO.sub(rf"\1:{MASK}", _without(text, values))
+    return _BEARER.sub(rf"\1{MASK}", _PATTERNS.sub(MASK, text))
+
+
+def mask_keys(text: str) -> str:
+    """Returns a model's text without the values of protected variables. The rest stays as it is:
+    what only looks like a secret may be what the text is about."""
+    values = {os.environ.get(variable, "").strip() for variable in _variables}
+    return _without(text, {value for value in values if len(value) >= _SHORTEST_IN_TEXT})
+
+
+def _is_secret(variable: str) -> bool:
+    return _NAMES.search(variable) is not None and variable not in _NO_SECRETS
+
+
+def _without(text: str, values: set[str]) -> str:
     for value in sorted(values, key=len, reverse=True):
         text = text.replace(value, MASK)
-    return _BEARER.sub(rf"\1{MASK}", _PATTERNS.sub(MASK, text))
+    return text
+
+
+def printable(text: str) -> str:
+    """Returns text that cannot move the cursor or reorder the text around it."""
+    return _UNPRINTABLE.sub("\ufffd", text)
 
 
 def redact_logs() -> None:

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 from rich.table import Table
+from rich.text import Text
 
 from gad_jax.base import exits, files, next_command
 from gad_jax.base.console import make_console
 from gad_jax.base.errors import UserError
+from gad_jax.base.redaction import printable
 from gad_jax.collect import faults
 from gad_jax.collect.check import FAULTS, Check
 from gad_jax.collect.duplicates import Overlap
@@ -22,6 +24,7 @@ from gad_jax.data.tokenizer import load_tokenizer
 from gad_jax.models import source
 from gad_jax.settings import fields
 
+_LONGEST_NAME = 60
 _EDGES = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
@@ -38,11 +41,13 @@ def run(check: Check) -> int:
     found = faults.check(_records(check), count_tokens, Overlap(held_out), check.skip_invalid)
     numbers = _numbers(found)
     if check.json:
-        print(json.dumps(numbers, indent=1, ensure_ascii=False))
+        print(json.dumps(numbers, indent=1, ensure_ascii=True))
     else:
         _show(numbers, found, check)
     if check.out:
         _write(check, found, numbers)
+    if not found.responses:
+        raise UserError(f"none of {found.lines} lines has a response; give a teacher's file")
     _say_next(check, numbers)
     return exits.Exit.OK
 
@@ -152,10 +157,11 @@ def _show(numbers: dict[str, Any], found: Found, check: Check) -> None:
     }
     for lead, counts in groups.items():
         for name, count in counts.items():
-            table.add_row(lead + name.replace("_", " "), str(count), f"{count / found.lines:.1%}")
+            shown = Text(printable(lead + name.replace("_", " "))[:_LONGEST_NAME])
+            table.add_row(shown, str(count), f"{count / found.lines:.1%}")
         table.add_section()
     for reason, count in numbers["invalid"].items():
-        table.add_row(f"skipped: {reason}", str(count), "")
+        table.add_row(Text(printable(f"skipped: {reason}")), str(count), "")
     console.print(table)
     unit = f"tokens of {check.tokenizer}" if check.tokenizer else "tokens, 4 bytes counted as one"
     for what in ("prompt", "response"):
@@ -164,10 +170,21 @@ def _show(numbers: dict[str, Any], found: Found, check: Check) -> None:
             f"[bold]{what}s[/bold] ({unit}): mean {lengths['mean']}, 95 % up to {lengths['p95']}, "
             f"longest {lengths['longest']}"
         )
-        most = max(lengths["up_to"].values(), default=0)
-        for label, count in lengths["up_to"].items():
-            if count:
-                console.print(f"{label:>9}  {'█' * max(round(40 * count / most), 1)} {count}")
+        for label, count, bar in _bars(lengths["up_to"]):
+            console.print(f"{label:>9}  {bar} {count}")
+
+
+def _bars(counts: dict[str, int]) -> list[tuple[str, int, str]]:
+    """Returns the bins from the first to the last that is not empty, with their bars; empty bins
+    between them are there too."""
+    filled = [place for place, count in enumerate(counts.values()) if count]
+    if not filled:
+        return []
+    most = max(counts.values())
+    return [
+        (label, count, "█" * max(round(40 * count / most), count > 0))
+        for label, count in list(counts.items())[filled[0] : filled[-1] + 1]
+    ]
 
 
 def _write(check: Check, found: Found, numbers: dict[str, Any]) -> None:

@@ -38,9 +38,12 @@ def run(collect: Collect) -> int:
     repeated = len(rows) - len(wanted) // collect.samples
     print(f"{len(rows)} prompts ({repeated} repeated), {len(wanted)} responses wanted")
     path = Path(collect.out)
+    if service is not None and (unset := service.endpoint.unset_variable):
+        print(f"the environment variable {unset} is not set: requests carry no key", flush=True)
     if collect.dry_run:
         terms = Terms.of(collect, collect.max_requests)
-        collection.dry_run(path, wanted, terms, collect.tokenizer or collect.local)
+        refused = _refused_before(collect, wanted)
+        collection.dry_run(path, wanted, terms, collect.tokenizer or collect.local, refused)
         return exits.Exit.OK
     with files.lock_file(path, "--out"):
         return _collect(collect, service, teacher, wanted)
@@ -59,8 +62,10 @@ def _collect(
     open_batches = _open_batches(collect)
     store = Store.open(Path(collect.out))
     try:
-        missing = collection.missing(wanted, store.contents)
-        print(f"{len(wanted) - len(missing)} of them are in {collect.out}; asking for the others")
+        refused = _refused_before(collect, wanted)
+        missing = collection.missing(wanted, store.contents, refused)
+        there = len(wanted) - len(missing) - len(refused - store.contents.have)
+        print(f"{there} of them are in {collect.out}; asking for the others", flush=True)
         if open_batches:
             on_their_way = batching.responses(open_batches)
             print(f"{on_their_way} are on their way in batches already")
@@ -79,10 +84,29 @@ def _collect(
         store.close()
     _write_manifest(collect, teacher, store.contents, requests)
     collection.report(requests, len(missing), time.time() - started)
+    if missing and not requests.answered and requests.ended == "done":
+        raise UserError(
+            f"none of {len(missing)} responses came; "
+            f"{collection.sibling(Path(collect.out), 'failed.jsonl')} has the reasons"
+        )
     if store.contents.have:
         checked = files.fresh(collection.sibling(Path(collect.out), "checked.jsonl"))
         next_command.say("collect", "check", collect.out, f"--out={checked}")
     return exits.Exit.OK
+
+
+def _refused_before(collect: Collect, wanted: Sequence[Question]) -> set[tuple[str, int]]:
+    """Returns which of these questions earlier runs found refused, and says how many."""
+    if collect.retry_refused:
+        return set()
+    known = collection.refused_before(Path(collect.out))
+    refused = known & {(question.key, question.sample) for question in wanted}
+    if refused:
+        print(
+            f"{len(refused)} were refused in an earlier run and are not asked again; "
+            "--retry_refused asks"
+        )
+    return refused
 
 
 def _open_batches(collect: Collect) -> list[Batch]:

@@ -14,24 +14,16 @@ from gad_jax.base import redaction
 from gad_jax.base.errors import UserError
 from gad_jax.collect.check import FAULTS
 from gad_jax.collect.duplicates import Overlap, near_duplicates, signature, words
+from gad_jax.collect.refusals import is_refusal
 from gad_jax.data import scripts, thoughts
 from gad_jax.data.sources.formats import parse
-from gad_jax.data.sources.rows import Invalid, Record, is_finished
+from gad_jax.data.sources.rows import Invalid, Record, fold_reason, is_finished
 
 _CUT = ("length", "max_tokens")
-_REFUSED = ("content_filter", "refusal")
-_REFUSAL = re.compile(
-    r"(?i)^\W*(?:i['’]m (?:very )?sorry,? but|i apologi[sz]e,? but|sorry,? (?:but )?i can"
-    r"|as an ai\b|i (?:can['’]?t|cannot|won['’]t|am unable to|am not able to) "
-    r"(?:help|assist|comply|provide|do)"
-    r"|es tut mir leid,? aber|ich kann (?:dabei|damit|dir dabei|ihnen dabei) nicht"
-    r"|lo siento,? pero|je suis désolée?,? mais|mi dispiace,? ma|desculpe,? mas"
-    r"|很抱歉|抱歉，|对不起，我|申し訳ありませんが|죄송하지만|извините, но|к сожалению, я не могу)"
+_REFUSED = (
+    *("content_filter", "content_filtered", "refusal", "refused", "safety", "sensitive", "blocked"),
+    *("prohibited_content", "recitation", "blocklist", "flagged", "moderation"),
 )
-"""How a refusal begins in English, German, Spanish, French, Italian, Portuguese, Chinese, Japanese,
-Korean and Russian. A heuristic: it misses some refusals, and matches an answer that begins with an
-apology."""
-
 _EMAIL = re.compile(r"[\w.+-]+@[\w-]+\.[\w.-]*\w")
 _ENCODED_AT_ONCE = 1024
 
@@ -138,13 +130,13 @@ def _blank(text: Any) -> bool:
 
 
 def _faults(prompt: str, responses: Sequence[str], record: Any, against: Overlap) -> int:
-    reason = record.get("finish_reason") or ""
+    reason = fold_reason(str(record.get("finish_reason") or ""))
     whole = "\n".join([prompt, *responses])
     has = {
         "cut": reason in _CUT
         or not (is_finished(reason) or reason in _REFUSED)
         or any(not thoughts.split_teacher(text).finished for text in responses),
-        "refused": reason in _REFUSED or any(map(_REFUSAL.match, responses)),
+        "refused": reason in _REFUSED or any(map(is_refusal, responses)),
         "empty": not responses,
         "overlap": against.whole(prompt) or against.shares(whole),
         "secret": redaction.looks_secret(whole),

@@ -69,6 +69,9 @@ class Collect(RequestSettings):
     max_wait: float = option(
         900.0, "most time that a request waits between its attempts", "seconds"
     )
+    retry_refused: bool = option(
+        False, "ask again for prompts that the API refused in an earlier run"
+    )
     max_requests: int = option(0, "cap on the responses in the file; 0: none", "responses")
     max_total_tokens: int = option(0, "cap on the tokens paid for the file; 0: none", "tokens")
     max_cost: float = option(0.0, "cap on the cost of the file, at the prices below; 0: none")

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from gad_jax.base.errors import UserError
-from gad_jax.base.redaction import redact
-from gad_jax.teacher import wire
-from gad_jax.teacher.client import Client, PromptRefused, Unanswered, is_about_the_prompt
-from gad_jax.teacher.wire import BadResponse, BatchResponse, BatchStatus, Reply
+from gad_jax.teacher import batch_format, wire
+from gad_jax.teacher.batch_format import BatchResponse, BatchStatus
+from gad_jax.teacher.client import Client, PromptRefused, Rejected, Unanswered
+from gad_jax.teacher.failures import Follows
+from gad_jax.teacher.wire import BadResponse, BrokenOff, Reply
 
 COMPLETIONS = "/v1/chat/completions"
 """The API's name for the endpoint, whatever the base URL."""
@@ -45,7 +46,7 @@ async def create(client: Client, name: str, requests: Iterable[BatchRequest]) ->
     content = b"".join(request.line() for request in requests)
     upload = {"files": {"file": (f"{name}.jsonl", content)}, "data": {"purpose": "batch"}}
     try:
-        file = await client.request("POST", "files", wire.read_file_id, **upload)
+        file = await client.request("POST", "files", batch_format.read_file_id, **upload)
     except PromptRefused as error:
         raise UserError(f"the batch was not taken ({error}); lower --batch_requests") from None
     body = {
@@ -56,7 +57,7 @@ async def create(client: Client, name: str, requests: Iterable[BatchRequest]) ->
     }
     headers = {"Idempotency-Key": name}
     made = await client.request(
-        "POST", "batches", wire.read_batch, attempts=1, json=body, headers=headers
+        "POST", "batches", batch_format.read_batch, attempts=1, json=body, headers=headers
     )
     return made.id
 
@@ -67,7 +68,9 @@ async def find(client: Client, name: str) -> str:
     more = True
     while more:
         params = {"limit": PAGE, **after}
-        page, more = await client.request("GET", "batches", wire.read_batches, params=params)
+        page, more = await client.request(
+            "GET", "batches", batch_format.read_batches, params=params
+        )
         for batch in page:
             if (batch.metadata or {}).get(_NAME) == name:
                 return batch.id
@@ -77,7 +80,7 @@ async def find(client: Client, name: str) -> str:
 
 async def status(client: Client, batch: str) -> BatchStatus:
     """Returns the provider's status of a batch."""
-    return await client.request("GET", f"batches/{batch}", wire.read_batch)
+    return await client.request("GET", f"batches/{batch}", batch_format.read_batch)
 
 
 async def responses(client: Client, batch: BatchStatus) -> list[BatchResponse]:
@@ -87,22 +90,29 @@ async def responses(client: Client, batch: BatchStatus) -> list[BatchResponse]:
         response
         for file in files
         for response in await client.request(
-            "GET", f"files/{file}/content", wire.read_batch_responses, most_bytes=MAX_FILE_BYTES
+            "GET",
+            f"files/{file}/content",
+            batch_format.read_batch_responses,
+            most_bytes=MAX_FILE_BYTES,
         )
     ]
 
 
 def read(response: BatchResponse) -> Reply:
-    """Returns the reply in one response. Raises PromptRefused or Unanswered, as `Client.chat`."""
-    if 200 <= response.status < 300:
+    """Returns the reply in one response. Raises PromptRefused, Rejected or Unanswered, as
+    `Client.chat`."""
+    status, failure = response.status, wire.read_failure(response.body)
+    if 200 <= status < 300:
         try:
             return wire.read_reply(response.body)
+        except BrokenOff as error:
+            status, failure = error.failure.status, error.failure
         except BadResponse as error:
             raise Unanswered(str(error)) from None
-    code, message = wire.read_failure(response.body)
-    said = redact(" ".join((message or code).split()))[:300]
-    if is_about_the_prompt(response.status, code):
-        raise PromptRefused(f"status {response.status}: {said}")
-    raise Unanswered(
-        f"status {response.status}: {said}" if response.status else said or "not asked"
-    )
+    reason = f"status {status}: {failure.words}" if status else failure.words or "not asked"
+    follows = failure.follows(status)
+    if follows is Follows.PROMPT:
+        raise PromptRefused(reason)
+    if follows is Follows.DOUBT:
+        raise Rejected(reason, reason)
+    raise Unanswered(reason)

@@ -19,19 +19,19 @@ from gad_jax.base import files
 from gad_jax.base.errors import UserError
 from gad_jax.teacher import batches
 from gad_jax.teacher import store as storing
+from gad_jax.teacher.batch_format import BatchResponse, BatchStatus
 from gad_jax.teacher.batches import BatchRequest
 from gad_jax.teacher.budget import Budget
-from gad_jax.teacher.client import Client, PromptRefused, Unanswered
+from gad_jax.teacher.client import Client, PromptRefused, Rejected, Unanswered
+from gad_jax.teacher.failed_file import Failures
 from gad_jax.teacher.questions import Question, Teacher
 from gad_jax.teacher.requests import (
     CONSECUTIVE_UNANSWERED,
     LOOK_SECONDS,
     ApiRequests,
-    Failures,
     Requests,
 )
 from gad_jax.teacher.store import Store
-from gad_jax.teacher.wire import BatchResponse, BatchStatus
 
 MOST_BYTES = 100 * 2**20
 """Size limit of the requests of one batch; providers accept 200 MB."""
@@ -235,14 +235,21 @@ class BatchedRequests(ApiRequests):
             said = f" ({status.problem})" if status.problem else ""
             self._failed[f"batch {status.status}{said}"] += 1
         lines = []
+        doubts: list[tuple[Question, Rejected]] = []
         for question in batch.questions:
             if (question.key, question.sample) in self.store.contents.have:
                 continue  # an earlier run was killed while it stored this batch
-            line = self._line(
-                batch, question, responses.get(question.idempotency_key), status, failures
-            )
+            response = responses.get(question.idempotency_key)
+            try:
+                line = self._line(batch, question, response, status, failures)
+            except Rejected as error:
+                doubts.append((question, error))
+                continue
             if line is not None:
                 lines.append(line)
+        self._proven = self._proven or bool(lines)
+        for question, error in doubts:
+            self._count_rejected(question, error, failures)
         for start in range(0, len(lines), WRITTEN_TOGETHER):
             together = lines[start : start + WRITTEN_TOGETHER]
             await asyncio.gather(*(self.store.add(line) for line in together))
@@ -265,14 +272,24 @@ class BatchedRequests(ApiRequests):
         try:
             if response is None:
                 raise Unanswered(f"the batch is {status.status} and has no answer to it")
-            return storing.make_line(question, batch.teacher, batches.read(response))
+            reply = batches.read(response)
+            self.replaced += reply.replaced
+            return storing.make_line(question, batch.teacher, reply)
         except PromptRefused as error:
-            self.refused += 1
-            failures.add(question, f"refused: {error}")
+            self.refuse(question, failures, str(error))
         except Unanswered as error:
             self.unanswered += 1
             failures.add(question, f"unanswered: {error}")
         return None
+
+    def _count_rejected(self, question: Question, error: Rejected, failures: Failures) -> None:
+        """Counts a rejection against its prompt if others were answered; else it may be about
+        all, and the next run asks again."""
+        if self._proven:
+            self.refuse(question, failures, error.reason)
+        else:
+            self.unanswered += 1
+            failures.add(question, f"unanswered: {error.reason}")
 
 
 def _request(teacher: Teacher, question: Question) -> BatchRequest:

@@ -5,15 +5,18 @@
 | 408, 409, 425, 429, 5xx; dropped connection; timeout; truncated or broken response | retries |
 | `Retry-After` (seconds or a date) | waits that long, or gives up if `max_wait` is less |
 | 429, or any of these with `Retry-After` | counts as waiting, not as one of the attempts |
-| 400, 413 or 422 about this prompt (too long, filtered) | raises PromptRefused |
-| quota used up; any other 3xx or 4xx | raises UserError: other requests would fail as well |
+| an error about this prompt (too long, filtered) | raises PromptRefused |
+| 400, 403, 422 and other 4xx that may be about it | raises Rejected |
+| quota used up, wrong key or model; 3xx | raises UserError: other requests would fail as well |
+| 200 with an error in the body | as the status that its code stands for |
+| no connection, and there never was one | raises UserError within seconds |
 
-A retry carries the same Idempotency-Key: a server that honours it bills the request once.
+`failures` has the rules. A retry carries the same Idempotency-Key: a server that honours it bills
+the request once.
 """
 
 import asyncio
 import contextlib
-import email.utils
 import os
 import re
 import time
@@ -27,22 +30,31 @@ import tenacity
 from gad_jax.base import redaction
 from gad_jax.base.errors import UserError
 from gad_jax.base.redaction import redact
+from gad_jax.teacher import network
+from gad_jax.teacher.failures import Failure, Follows, said
 from gad_jax.teacher.pace import Pace
-from gad_jax.teacher.wire import BadResponse, Reply, read_failure, read_reply
+from gad_jax.teacher.retrying import Patience, Retry, RetryPolicy, retry_after
+from gad_jax.teacher.wire import BadResponse, BrokenOff, Reply, read_failure, read_reply
 
 T = TypeVar("T")
 
-RETRIED = {408, 409, 425, 429}
 BUSY = {429, 503, 529}
-ABOUT_THE_PROMPT = re.compile(
-    "context_length|string_above_max|too_long|too_large|content_filter|content_policy|invalid_prompt"
-)
-QUOTA = re.compile("insufficient_quota|billing|credit")
 MAX_RESPONSE_BYTES = 64 * 2**20
+MOST_FAULTS = 30
+"""Kinds of faults that are counted apart; a server may send a new code with each error."""
 
 
 class PromptRefused(Exception):
     """The server refuses this prompt, but may answer others."""
+
+
+class Rejected(UserError):
+    """The server rejects a request, and does not say whether others will fare the same. `reason`
+    is for the record of this prompt. If other requests are answered, only this one was refused."""
+
+    def __init__(self, sentence: str, reason: str) -> None:
+        super().__init__(sentence)
+        self.reason = reason
 
 
 class Unanswered(Exception):
@@ -77,6 +89,11 @@ class Endpoint:
         if not self.model.strip():
             raise ValueError("model must not be empty")
 
+    @property
+    def unset_variable(self) -> str:
+        """The variable of the key where it holds none; empty if it does, or none is named."""
+        return "" if not self.key_variable or self.key() else self.key_variable
+
     def key(self) -> str:
         """Returns the key, empty if there is none. Raises UserError if no HTTP header can carry it,
         without showing it."""
@@ -88,59 +105,6 @@ class Endpoint:
                 "or other characters that no key has; export it again"
             )
         return key
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long one request is retried: attempts, seconds per attempt, seconds of waiting in all.
-
-    A rejection by the rate limit does not count as an attempt: the server reaches every request in
-    time.
-    """
-
-    attempts: int = 8
-    timeout: float = 600.0
-    max_wait: float = 900.0
-    first_wait: float = 0.5
-
-
-class _Retry(Exception):
-    """An attempt failed in a way that may pass. The server may have said when to retry."""
-
-    def __init__(self, reason: str, after: float = 0.0, rate_limited: bool = False) -> None:
-        super().__init__(reason)
-        self.after, self.rate_limited = after, rate_limited
-
-
-class _RetryPolicy:
-    """When one request is retried, in the form that tenacity wants."""
-
-    def __init__(self, patience: Patience, attempts: int, hurried: Callable[[], bool]) -> None:
-        self._patience, self._attempts, self._hurried = patience, attempts, hurried
-        self._rate_limited = 0
-        self._backoff = tenacity.wait_random_exponential(patience.first_wait, max=60)
-
-    def stop(self, state: tenacity.RetryCallState) -> bool:
-        """Whether the request is given up."""
-        self._rate_limited += _failure(state).rate_limited
-        exhausted = state.attempt_number - self._rate_limited >= self._attempts
-        late = state.idle_for + state.upcoming_sleep > self._patience.max_wait
-        return exhausted or late or self._hurried()
-
-    def wait(self, state: tenacity.RetryCallState) -> float:
-        """The seconds before the next attempt."""
-        after = _failure(state).after
-        if not after:
-            return self._backoff(state)
-        # Up to ten times what the server said, if it rejects again: requests that were rejected
-        # together would otherwise come back together, and be rejected again.
-        return max(1.1 * after, min(self._backoff(state), 10 * after))
-
-
-def _failure(state: tenacity.RetryCallState) -> _Retry:
-    error = state.outcome and state.outcome.exception()
-    assert isinstance(error, _Retry)  # nothing else is retried
-    return error
 
 
 class Client:
@@ -155,15 +119,10 @@ class Client:
         self.attempts = 0
         self.faults: dict[str, int] = {}
         self._hurry = asyncio.Event()
+        self._reached = False
         key = endpoint.key()
-        local = re.match(r"https?://(localhost|127\.|\[::1\])", endpoint.base_url) is not None
-        self._http = httpx2.AsyncClient(
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=self.patience.timeout,
-            # `pace` limits the requests in flight; the default of 100 connections would cap it.
-            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=256),
-            trust_env=not local,  # a proxy does not reach this computer
-        )
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = network.make_http(endpoint.base_url, headers, self.patience.timeout)
 
     async def __aenter__(self) -> "Client":
         return self
@@ -216,10 +175,10 @@ class Client:
         `read` raises BadResponse for a body that should be requested again. Raises as `chat` does.
         """
         attempts = attempts or self.patience.attempts
-        policy = _RetryPolicy(self.patience, attempts, self._hurry.is_set)
+        policy = RetryPolicy(self.patience, attempts, self._hurry.is_set)
         retrying = tenacity.AsyncRetrying(
             sleep=self._sleep,
-            retry=tenacity.retry_if_exception_type(_Retry),
+            retry=tenacity.retry_if_exception_type(Retry),
             stop=policy.stop,
             wait=policy.wait,
             reraise=True,
@@ -227,7 +186,9 @@ class Client:
         url = f"{self.endpoint.base_url.rstrip('/')}/{path}"
         try:
             return await retrying(self._attempt, method, url, read, most_bytes, content)
-        except _Retry as error:
+        except Retry as error:
+            if error.unreached and not self._hurry.is_set():
+                raise UserError(self._unreachable(error.unreached)) from None
             tries = retrying.statistics.get("attempt_number", 1)
             raise Unanswered(f"{error}, {tries} attempts") from None
 
@@ -239,24 +200,39 @@ class Client:
         most_bytes: int,
         content: dict[str, Any],
     ) -> T:
+        headers: Mapping[str, str] = {}
         try:
             async with self.pace.place(), asyncio.timeout(self.patience.timeout):
                 if self._hurry.is_set():
-                    raise _Retry("stopped before it was sent")
+                    raise Retry("stopped before it was sent")
                 self.attempts += 1
                 status, headers, body = await self._send(method, url, most_bytes, content)
+            self._reached = True
             if not 200 <= status < 300:
-                self._raise_for(status, headers, body)
+                self._raise_for(status, headers, read_failure(body))
             reply = read(body)
         except TimeoutError:
             self._fault(f"no answer within {self.patience.timeout:g} s")
-        except httpx2.TransportError as error:
-            self._fault(f"connection lost ({type(error).__name__})")
-        except (httpx2.DecodingError, BadResponse) as error:
+        except BrokenOff as error:
+            self._raise_for(error.failure.status, headers, error.failure, in_reply=True)
+        except BadResponse as error:
             self._fault(str(error))
+        except httpx2.RequestError as error:
+            self._lost(error)
         else:
             self.pace.accepted()
             return reply
+
+    def _lost(self, error: httpx2.RequestError) -> NoReturn:
+        """Raises the exception for a request without a whole response."""
+        if isinstance(error, httpx2.DecodingError):
+            self._fault("the body cannot be decompressed")
+        base_url, unreached = self.endpoint.base_url, ""
+        if not self._reached:
+            if sentence := network.hopeless(error, base_url):
+                raise UserError(sentence + self._unset()) from None
+            unreached = network.unreached(error, base_url)
+        self._fault(f"connection lost ({type(error).__name__})", unreached=unreached)
 
     async def _send(
         self, method: str, url: str, most_bytes: int, content: dict[str, Any]
@@ -269,27 +245,54 @@ class Client:
                     raise BadResponse(f"the body is longer than {most_bytes >> 20} MiB")
         return response.status_code, response.headers, bytes(body)
 
-    def _raise_for(self, status: int, headers: Mapping[str, str], body: bytes) -> NoReturn:
-        """Raises the exception for a response with an error status."""
-        code, message = read_failure(body)
-        said = redact(" ".join(message.split()))[:300]
-        if status in RETRIED or status >= 500:
-            if status == 429 and QUOTA.search(code):
-                raise UserError(f"{self._who()}: the quota is used up ({said}); raise it")
+    def _raise_for(
+        self, status: int, headers: Mapping[str, str], failure: Failure, in_reply: bool = False
+    ) -> NoReturn:
+        """Raises the exception for a response with an error status, or with one in its body."""
+        words = f" ({failure.words})" if failure.words else ""
+        follows = failure.follows(status)
+        if follows is Follows.RETRY:
             if status in BUSY:
                 self.pace.rejected()
             after = retry_after(headers, time.time())
-            self._fault(f"status {status}", after, rate_limited=status == 429 or after > 0)
-        if is_about_the_prompt(status, code):
-            raise PromptRefused(f"status {status}: {said or code}")
-        raise UserError(
-            f"{self._who()} answered with status {status}{f' ({said})' if said else ''}"
-            f"; {self._advice(status)}"
+            reason = f"status {status}"
+            if in_reply:
+                code = said(failure.code)[:40]
+                reason = f"status 200 with an error{f' {code}' if code else ''}"
+            limited = status == 429 or after > 0
+            self._fault(reason, after, limited, words=words if in_reply and failure.message else "")
+        if follows is Follows.PROMPT:
+            raise PromptRefused(f"status {status}: {failure.words}")
+        if status == 429:
+            raise UserError(f"{self._who()}: the quota is used up{words}; raise it")
+        sentence = f"{self._who()} answered with status {status}{words}; {self._advice(status)}"
+        if follows is Follows.DOUBT:
+            raise Rejected(sentence, f"status {status}: {failure.words or 'no reason is given'}")
+        raise UserError(sentence)
+
+    def _fault(
+        self,
+        reason: str,
+        after: float = 0.0,
+        rate_limited: bool = False,
+        words: str = "",
+        unreached: str = "",
+    ) -> NoReturn:
+        known = reason in self.faults or len(self.faults) < MOST_FAULTS
+        kind = reason if known else "other faults"
+        self.faults[kind] = self.faults.get(kind, 0) + 1
+        raise Retry(reason + words, after, rate_limited, unreached) from None
+
+    def _unreachable(self, why: str) -> str:
+        return (
+            f"{self.endpoint.base_url} cannot be reached ({why}); see whether the server runs and "
+            f"the URL is right{self._unset()}"
         )
 
-    def _fault(self, reason: str, after: float = 0.0, rate_limited: bool = False) -> NoReturn:
-        self.faults[reason] = self.faults.get(reason, 0) + 1
-        raise _Retry(reason, after, rate_limited) from None
+    def _unset(self) -> str:
+        """Returns a hint that the key is not set either, where one is expected."""
+        unset = self.endpoint.unset_variable
+        return f"; the environment variable {unset} is not set either" if unset else ""
 
     def _who(self) -> str:
         return f"{self.endpoint.base_url}, model {self.endpoint.model}"
@@ -301,24 +304,10 @@ class Client:
                 return "it wants a key: name the environment variable that holds it"
             state = "is wrong or may not do this" if os.environ.get(variable) else "is not set"
             return f"the key in the environment variable {variable} {state}"
+        if status == 402:
+            return "the account cannot pay for it"
+        if status == 407:
+            return "the proxy wants a login: set it in HTTP_PROXY or HTTPS_PROXY"
         if status == 404 or 300 <= status < 400:
             return "check base URL and model (the URL usually ends in /v1)"
         return "change what it complains of"
-
-
-def is_about_the_prompt(status: int, code: str) -> bool:
-    """Whether an error is about this prompt, so that other prompts may be answered."""
-    return status in (400, 413, 422) and (status == 413 or bool(ABOUT_THE_PROMPT.search(code)))
-
-
-def retry_after(headers: Mapping[str, str], now: float) -> float:
-    """Returns the seconds that a response asks us to wait, 0 if it does not say."""
-    milliseconds, value = headers.get("retry-after-ms", ""), headers.get("retry-after", "").strip()
-    if re.fullmatch(r"\d+(\.\d+)?", milliseconds):
-        return float(milliseconds) / 1000
-    if re.fullmatch(r"\d+(\.\d+)?", value):
-        return float(value)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - now)
-    except (ValueError, TypeError):
-        return 0.0

@@ -2,26 +2,33 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 from gad_jax.base import exits
 from gad_jax.base.console import Display
+from gad_jax.base.redaction import printable, redact
+from gad_jax.data.sources.rows import FINISHED, UNFINISHED, fold_reason
 from gad_jax.data.tokenizer import load_tokenizer
 from gad_jax.models import source
-from gad_jax.teacher import batching, settings, store
+from gad_jax.teacher import batching, failed_file, settings, store
 from gad_jax.teacher.batching import Batch, BatchedRequests
 from gad_jax.teacher.budget import Budget, Caps, Prices, Use
-from gad_jax.teacher.client import Client, Endpoint, Patience
+from gad_jax.teacher.client import Client, Endpoint
+from gad_jax.teacher.failed_file import Failures, Name
 from gad_jax.teacher.pace import Pace
 from gad_jax.teacher.progress import LINE_SECONDS, Progress, cost
 from gad_jax.teacher.questions import Question, Teacher
-from gad_jax.teacher.requests import ApiRequests, ChatRequests, Failures, Requests
+from gad_jax.teacher.requests import ApiRequests, ChatRequests, Requests
+from gad_jax.teacher.retrying import Patience
 from gad_jax.teacher.settings import RequestSettings
 from gad_jax.teacher.store import Contents, Store
 
 _BYTES_PER_TOKEN = 4  # of English, roughly
 _TOKENIZED_AT_ONCE = 1024
+_NAMED = 10
+_ASSUMED_LONGEST = 1024
+"""Tokens of a response in an estimate where nothing bounds them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,9 +84,22 @@ class BatchMode:
     open: Sequence[Batch] = ()
 
 
-def missing(questions: Sequence[Question], contents: Contents) -> list[Question]:
-    """Returns the questions whose responses are not in a file yet."""
-    return [one for one in questions if (one.key, one.sample) not in contents.have]
+def missing(
+    questions: Sequence[Question], contents: Contents, refused: Container[Name] = ()
+) -> list[Question]:
+    """Returns the questions whose responses are not in a file yet, without those that are known to
+    be refused."""
+    names = [(one.key, one.sample) for one in questions]
+    return [
+        one
+        for one, name in zip(questions, names, strict=True)
+        if name not in contents.have and name not in refused
+    ]
+
+
+def refused_before(path: Path) -> set[Name]:
+    """Returns the questions that earlier runs of a file of responses found refused."""
+    return failed_file.refused(sibling(path, "failed.jsonl"))
 
 
 async def collect(
@@ -120,7 +140,7 @@ async def run_with_progress(
 ) -> None:
     """Runs the requests with a progress display, until done or told to stop. The first Ctrl-C says
     `waiting`."""
-    failures = Failures(sibling(requests.store.path, "failed.jsonl"))
+    failures = Failures(sibling(requests.store.path, "failed.jsonl"), questions)
     display = Display(line_seconds=line_seconds)
     progress = Progress(display, len(questions))
     with exits.StopRequest(waiting, "stopped; what was stored is intact") as stop:
@@ -151,15 +171,46 @@ def report(requests: Requests, wanted: int, seconds: float) -> None:
     if requests.refused or requests.unanswered:
         where = sibling(path, "failed.jsonl")
         print(f"{requests.refused} refused, {requests.unanswered} unanswered: see {where}")
+    if requests.refused_prompts:
+        names = ", ".join(requests.refused_prompts[:_NAMED])
+        more = len(requests.refused_prompts) - _NAMED
+        print(f"refused prompts: {printable(names)}{f' and {more} more' if more > 0 else ''}")
     if isinstance(requests, ApiRequests):
         faults = ", ".join(f"{count} × {reason}" for reason, count in requests.faults.items())
-        print(f"{requests.attempts} requests sent{f', faults: {faults}' if faults else ''}")
+        faults = f", faults: {printable(redact(faults))}" if faults else ""
+        print(f"{requests.attempts} requests sent{faults}")
+    _report_oddities(requests)
 
 
-def dry_run(path: Path, questions: Sequence[Question], terms: Terms, tokenizer: str) -> None:
+def _report_oddities(requests: Requests) -> None:
+    """Says what is odd about responses that are kept all the same."""
+    if requests.replaced:
+        print(
+            f"{requests.replaced} responses had characters that no text can hold (lone surrogates, "
+            "NUL or no UTF-8); they were replaced by U+FFFD"
+        )
+    known = {*FINISHED, *UNFINISHED}
+    reasons = requests.store.contents.reasons.items()
+    unknown = {name: count for name, count in reasons if fold_reason(name) not in known}
+    if unknown:
+        names = [f"{name[:40]!r} ({count})" for name, count in list(unknown.items())[:_NAMED]]
+        more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
+        print(
+            f"unknown finish reasons: {printable(', '.join(names))}{more}; training takes these "
+            "responses as whole"
+        )
+
+
+def dry_run(
+    path: Path,
+    questions: Sequence[Question],
+    terms: Terms,
+    tokenizer: str,
+    refused: Container[Name] = (),
+) -> None:
     """Prints what the missing responses of a file would cost; sends and writes nothing."""
     contents = store.scan(path)
-    open_questions = missing(questions, contents)
+    open_questions = missing(questions, contents, refused)
     counted = f"{tokenizer}'s" if tokenizer else "taken as 4 bytes each"
     prompt_tokens = _count_prompt_tokens(tokenizer, open_questions)
     if on_their_way := batching.responses(batching.open_batches(path)):
@@ -174,7 +225,10 @@ def dry_run(path: Path, questions: Sequence[Question], terms: Terms, tokenizer: 
         tokens = longest * len(open_questions)
         _print_cost(terms.prices, "the longest responses", prompt_tokens, tokens)
     else:
-        print("without --max_new_tokens, nothing bounds the responses")
+        tokens = _ASSUMED_LONGEST * len(open_questions)
+        text = f"responses of {_ASSUMED_LONGEST:,} tokens, which is a guess"
+        _print_cost(terms.prices, text, prompt_tokens, tokens)
+        print("without --max_new_tokens, nothing bounds the responses; give it to bound the cost")
 
 
 def _print_cost(prices: Prices, what: str, prompt_tokens: int, completion_tokens: int) -> None:

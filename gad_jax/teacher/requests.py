@@ -3,20 +3,24 @@
 import abc
 import asyncio
 import contextlib
-import datetime
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from typing import Any
 
-from gad_jax.base import jsonl
 from gad_jax.base.errors import UserError
 from gad_jax.teacher import store as storing
 from gad_jax.teacher.budget import Budget, Use
-from gad_jax.teacher.client import Client, PromptRefused, Unanswered
+from gad_jax.teacher.client import Client, PromptRefused, Rejected, Unanswered
+from gad_jax.teacher.failed_file import Failures
 from gad_jax.teacher.questions import Question, Teacher, most_prompt_tokens
 from gad_jax.teacher.store import Store
 
 CONSECUTIVE_UNANSWERED = 20
 """After so many consecutive requests without an answer, each retried, the server counts as dead."""
+
+CONSECUTIVE_REJECTED = 50
+"""After so many consecutive rejections in the same words, which do not say that they are about the
+prompt, the server counts as one that rejects all: a key may have been revoked."""
 
 LOOK_SECONDS = 0.1
 
@@ -29,8 +33,9 @@ class Requests(abc.ABC):
 
     def __init__(self, teacher: Teacher, store: Store, budget: Budget) -> None:
         self.teacher, self.store, self.budget = teacher, store, budget
-        self.answered = self.refused = self.unanswered = 0
+        self.answered = self.refused = self.unanswered = self.replaced = 0
         self.ended = "done"
+        self.refused_prompts: list[str] = []
 
     @property
     def faults(self) -> Mapping[str, int]:
@@ -47,7 +52,7 @@ class Requests(abc.ABC):
         self,
         questions: Sequence[Question],
         at_once: int,
-        failures: "Failures",
+        failures: Failures,
         look: Callable[["Requests"], bool],
     ) -> None:
         """Sends the questions, `at_once` at a time, until `look` returns True."""
@@ -67,6 +72,9 @@ class ApiRequests(Requests):
         super().__init__(teacher, store, budget)
         self.client, self.most_completion_tokens = client, most_completion_tokens
         self._consecutive_unanswered = 0
+        # Whether this teacher has answered such requests, so that a rejection is about its prompt.
+        name = storing.teacher_name(teacher.model, dict(teacher.parameters))
+        self._proven = name in store.contents.teachers
 
     @property
     def faults(self) -> Mapping[str, int]:
@@ -78,6 +86,12 @@ class ApiRequests(Requests):
         """How many requests were sent, retries included."""
         return self.client.attempts
 
+    def refuse(self, question: Question, failures: Failures, reason: str) -> None:
+        """Counts a prompt that the server will not answer."""
+        self.refused += 1
+        self.refused_prompts.append(question.row)
+        failures.add(question, f"refused: {reason}", final=True)
+
     def most(self, question: Question) -> Use:
         """Returns the most that the response to a question may use."""
         return Use(1, most_prompt_tokens(question.sent), self.most_completion_tokens)
@@ -87,14 +101,20 @@ class ChatRequests(ApiRequests):
     """A run that sends one question per request, many at once."""
 
     _busy = 0
+    _asking = _doubting = 0  # workers with a question, and those of them that wait in `_decide`
     _draining = False
     _error: Exception | None = None
+    _alike = ""
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self._rejected: list[Question] = []
 
     async def run(
         self,
         questions: Sequence[Question],
         at_once: int,
-        failures: "Failures",
+        failures: Failures,
         look: Callable[[Requests], bool],
     ) -> None:
         """Sends the questions. `look` is called every `LOOK_SECONDS`. When it returns True, no
@@ -125,14 +145,19 @@ class ChatRequests(ApiRequests):
         if why != "budget":  # there, the waiting requests hold a promise of their share
             self.client.hurry()
 
-    async def _work(self, queue: Iterator[Question], failures: "Failures") -> None:
+    async def _work(self, queue: Iterator[Question], failures: Failures) -> None:
         while not self._draining and (question := next(queue, None)) is not None:
+            self._asking += 1
             try:
                 await self._send_within_budget(question, failures)
+            except Rejected as error:
+                await self._decide(question, failures, error)
             except Exception as error:
                 self._drain("error", error)
+            finally:
+                self._asking -= 1
 
-    async def _send_within_budget(self, question: Question, failures: "Failures") -> None:
+    async def _send_within_budget(self, question: Question, failures: Failures) -> None:
         async with self.budget.promise(self.most(question)) as fits:
             if not fits:
                 self._drain("budget")
@@ -142,13 +167,32 @@ class ChatRequests(ApiRequests):
                 with self._in_flight():
                     await self._send(question)
             except PromptRefused as error:
-                self.refused += 1
                 self._consecutive_unanswered = 0
-                failures.add(question, f"refused: {error}")
+                self.refuse(question, failures, str(error))
             except Unanswered as error:
                 if not self._draining:
                     failures.add(question, f"unanswered: {error}")
                     self._count_unanswered(error)
+
+    async def _decide(self, question: Question, failures: Failures, error: Rejected) -> None:
+        """Counts a rejection against its prompt if any other request is answered. If each worker's
+        request is rejected, all would be."""
+        self._doubting += 1
+        while not (self._proven or self._draining) and self._doubting < self._asking:
+            await asyncio.sleep(LOOK_SECONDS)
+        self._doubting -= 1
+        if not self._proven:
+            failures.add(question, f"rejected: {error.reason}")
+            self._drain("error", error)
+            return
+        self._consecutive_unanswered = 0
+        self.refuse(question, failures, error.reason)
+        alike = re.sub(r"[0-9]+", "0", error.reason)
+        self._rejected = [*(self._rejected if alike == self._alike else []), question]
+        self._alike = alike
+        if len(self._rejected) >= CONSECUTIVE_REJECTED:
+            failures.reopen(self._rejected)
+            self._drain("error", UserError(f"{error}; {len(self._rejected)} in a row got this"))
 
     @contextlib.contextmanager
     def _in_flight(self) -> Iterator[None]:
@@ -167,7 +211,10 @@ class ChatRequests(ApiRequests):
         self.budget.settle(storing.used(line))
         await self.store.add(line)
         self._consecutive_unanswered = 0
+        self._proven = True
+        self._rejected = []
         self.answered += 1
+        self.replaced += reply.replaced
 
     def _count_unanswered(self, error: Unanswered) -> None:
         self.unanswered += 1
@@ -180,23 +227,3 @@ class ChatRequests(ApiRequests):
                 "is missing"
             )
             self._drain("error", dead)
-
-
-class Failures:
-    """A file of the questions without a response in this run, and why; absent if there are none."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        path.unlink(missing_ok=True)
-
-    def add(self, question: Question, reason: str) -> None:
-        """Adds a question. The next run retries it."""
-        row = {
-            "key": question.key,
-            "sample": question.sample,
-            "prompt_id": question.row,
-            "reason": reason,
-            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        }
-        with jsonl.Appender(self.path, sync=False) as file:
-            file.append([row])

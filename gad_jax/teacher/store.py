@@ -3,6 +3,8 @@
 A line is a training row: `{"key", "sample", "id", "prompt_id", "messages", "teacher_response",
 "finish_reason", "request_id", "model", "teacher", "system", "parameters", "usage", "time"}`. `key`
 is a hash of the request. `model` is what the server says it is; `teacher` is the requested model.
+A teacher that thinks adds "reasoning", its thought. No field holds the key, even if a server sends
+it.
 """
 
 import asyncio
@@ -17,6 +19,7 @@ from typing import Any, NamedTuple
 
 from gad_jax.base import jsonl
 from gad_jax.base.errors import StorageError, UserError
+from gad_jax.base.redaction import mask_keys, redact
 from gad_jax.teacher.budget import Use
 from gad_jax.teacher.questions import Question, Teacher, most_prompt_tokens
 from gad_jax.teacher.wire import Reply
@@ -30,43 +33,54 @@ FREE_BYTES = 2**20
 
 class Contents(NamedTuple):
     """What a file holds. `whole_bytes` is where its last whole line ends; that line may lack its
-    line feed."""
+    line feed. `teachers` are the models that answered, with their parameters, as `teacher_name`
+    writes them."""
 
     have: set[tuple[str, int]]
     used: Use
     reasons: Counter[str]
     whole_bytes: int = 0
+    teachers: frozenset[str] = frozenset()
 
 
 def make_line(question: Question, teacher: Teacher, reply: Reply) -> Line:
     """Returns the line for the reply to one sample."""
     completion = reply.completions[0]
     system_was_sent = question.sent != question.messages
-    return {
+    line = {
         "key": question.key,
         "sample": question.sample,
         "id": f"{question.key[:16]}-{question.sample}",
         "prompt_id": question.row,
         "messages": list(question.messages),
-        "teacher_response": completion.text,
-        "finish_reason": completion.finish_reason,
-        "request_id": reply.id,
-        "model": reply.model,
+        "teacher_response": mask_keys(completion.text),
+        "finish_reason": redact(completion.finish_reason),
+        "request_id": redact(reply.id),
+        "model": redact(reply.model),
         "teacher": teacher.model,
         "system": teacher.system if system_was_sent else "",
         "parameters": dict(teacher.parameters),
         "usage": reply.usage and dataclasses.asdict(reply.usage),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
     }
+    return line | ({"reasoning": mask_keys(completion.reasoning)} if completion.reasoning else {})
+
+
+def teacher_name(model: Any, parameters: Any) -> str:
+    """Returns a teacher's name in `Contents.teachers`."""
+    return json.dumps([model, parameters], sort_keys=True)
 
 
 def used(line: Line) -> Use:
-    """Returns what was billed for a line: the server's count, or else an upper bound."""
-    usage = line["usage"]
-    if usage is not None:
-        return Use(1, usage["prompt_tokens"], usage["completion_tokens"])
-    prompt = most_prompt_tokens([{"content": line["system"]}, *line["messages"]])
-    return Use(1, prompt, len(line["teacher_response"].encode()) + 1)
+    """Returns what was billed for a line: the server's counts, or else upper bounds."""
+    usage = line["usage"] or {}
+    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    if prompt is None:
+        prompt = most_prompt_tokens([{"content": line["system"]}, *line["messages"]])
+    if completion is None:
+        texts = (line["teacher_response"], line.get("reasoning", ""))
+        completion = sum(len(text.encode()) for text in texts) + 1
+    return Use(1, prompt, completion)
 
 
 def scan(path: Path) -> Contents:
@@ -75,13 +89,15 @@ def scan(path: Path) -> Contents:
     A torn last line is left out. Raises UserError for any other line that collect did not write.
     """
     contents = Contents(set(), Use(), Counter())
+    teachers: set[str] = set()
     for raw, line in _read(path):
         contents.have.add((line["key"], line["sample"]))
         contents.reasons[line["finish_reason"]] += 1
+        teachers.add(teacher_name(line.get("teacher"), line.get("parameters")))
         contents = contents._replace(
             used=contents.used.plus(used(line)), whole_bytes=contents.whole_bytes + len(raw)
         )
-    return contents
+    return contents._replace(teachers=frozenset(teachers))
 
 
 def read_responses(path: Path) -> dict[tuple[str, int], str]:

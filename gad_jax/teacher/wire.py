@@ -1,31 +1,63 @@
-"""The wire format: the responses of an OpenAI-compatible API, checked, and what is kept of them."""
+"""The wire format: the chat completions of an OpenAI-compatible API, and what is kept of them.
+
+A reply was paid, so only its choices must be readable. Servers differ in everything else: usage,
+ids, where a thought stands, whether the text is one text or a list of parts.
+"""
 
 import json
+import math
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from gad_jax.data.sources.rows import fold_reason, is_finished
+from gad_jax.teacher.failures import Failure, failure_in, find_failure
 
-from gad_jax.data.sources.rows import is_finished
+_NO_TEXT = re.compile(
+    "[\0\ud800-\udfff]"
+)  # NUL and lone surrogates, which no training row can have
+_LONGEST_NAME = 200
 
-M = TypeVar("M", bound=BaseModel)
+NOT_FINAL = {
+    *("error", "failed", "server_error", "internal_error", "network_error", "timeout"),
+    *("abort", "aborted", "cancelled", "canceled"),
+    *("insufficient_system_resource", "engine_overloaded", "overloaded"),
+}
+"""Finish reasons of a response that the server broke off; it is requested again."""
+
+_TAG = r"(?:\w{1,24}[:_])?(?:think|thinking|thought|thoughts|reasoning)"
+_OPEN = re.compile(rf"(?i)\s*(?:<{_TAG}>|\[THINK\]|◁think▷)")
+_CLOSE = re.compile(rf"(?i)(?<![`'\"“])(?:</{_TAG}>|\[/THINK\]|◁/think▷)(?![`'\"”])")
+
+_REASONING = ("reasoning_content", "reasoning", "thinking", "reasoning_text", "reasoning_details")
+_PROMPT_TOKENS = ("prompt_tokens", "input_tokens", "promptTokenCount", "prompt_token_count")
+_COMPLETION_TOKENS = (
+    *("completion_tokens", "output_tokens", "generated_tokens"),
+    *("candidatesTokenCount", "completion_token_count"),
+)
+_CACHED = ("cache_read_input_tokens", "cache_creation_input_tokens")
+"""Anthropic's, which counts them apart from input_tokens."""
+_TOTAL = ("total_tokens", "totalTokenCount", "total_token_count")
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens that were billed."""
+    """Tokens that were billed; None where the server does not say."""
 
-    prompt_tokens: int
-    completion_tokens: int
+    prompt_tokens: int | None
+    completion_tokens: int | None
 
 
 @dataclass(frozen=True)
 class Completion:
     """One completion. `finish_reason` is stop, length, content_filter, refusal or the server's own
-    word. `text` may be empty; the server bills that too."""
+    word. `text` may be empty; the server bills that too. `reasoning` is the model's thought, which
+    is no part of the answer."""
 
     text: str
     finish_reason: str
+    reasoning: str = ""
 
     @property
     def complete(self) -> bool:
@@ -35,12 +67,14 @@ class Completion:
 
 @dataclass(frozen=True)
 class Reply:
-    """The response to one chat request. `usage` is None where the server does not say."""
+    """The response to one chat request. `usage` is None where the server does not say. `replaced`
+    says whether it had characters that no text can hold, which are U+FFFD now."""
 
     id: str
     model: str
     completions: tuple[Completion, ...]
     usage: Usage | None
+    replaced: bool = False
 
 
 class BadResponse(ValueError):
@@ -48,191 +82,203 @@ class BadResponse(ValueError):
     may echo the key."""
 
 
-class _Part(BaseModel):
-    text: str = ""
+class BrokenOff(BadResponse):
+    """A response with status 200 that says in its body that it failed."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__("the body is an error")
+        self.failure = failure
 
 
-class _Message(BaseModel):
-    content: str | list[_Part] | None = None
-    refusal: str | None = None
+def load(body: bytes) -> Any:
+    """Returns the JSON value in a body; bytes that are no UTF-8 become U+FFFD. Raises
+    BadResponse."""
+    try:
+        text = body.decode(json.detect_encoding(body), errors="replace")
+        return json.loads(text, parse_int=_integer)
+    except (ValueError, RecursionError, MemoryError):
+        raise BadResponse("the body is not whole JSON") from None
 
 
-class _Choice(BaseModel):
-    message: _Message
-    finish_reason: str | None = None
-    index: int = 0
-
-
-class _Usage(BaseModel):
-    prompt_tokens: int = Field(ge=0)
-    completion_tokens: int = Field(default=0, ge=0)
-
-
-class _Chat(BaseModel):
-    id: str | None = None
-    model: str | None = None
-    choices: list[_Choice] = Field(min_length=1)
-    usage: _Usage | None = None
-
-
-class _Error(BaseModel):
-    code: str | int | None = None
-    type: str | None = None
-    message: str | None = None
-
-
-class _Failure(BaseModel):
-    error: _Error | str | None = None
-
-
-class _Named(BaseModel):
-    id: str
-
-
-class _Counts(BaseModel):
-    completed: int = 0
-    failed: int = 0
-
-
-class _Errors(BaseModel):
-    data: list[_Error] = []
-
-
-class BatchStatus(BaseModel):
-    """A provider's status of a batch."""
-
-    id: str
-    status: str
-    output_file_id: str | None = None
-    error_file_id: str | None = None
-    request_counts: _Counts | None = None
-    errors: _Errors | None = None
-    metadata: dict[str, str] | None = None
-
-    @property
-    def ended(self) -> bool:
-        """Whether the batch is over, and no more responses will come."""
-        return self.status in ("completed", "failed", "expired", "cancelled")
-
-    @property
-    def done(self) -> int:
-        """The number of requests that are processed."""
-        counts = self.request_counts
-        return counts.completed + counts.failed if counts else 0
-
-    @property
-    def problem(self) -> str:
-        """Why the whole batch failed, in the provider's words; empty where it does not say."""
-        errors = self.errors.data if self.errors else []
-        return "; ".join(error.message or str(error.code) for error in errors[:3])
-
-
-class _Batches(BaseModel):
-    data: list[BatchStatus]
-    has_more: bool = False
-
-
-class _LineResponse(BaseModel):
-    status_code: int
-    body: Any = None
-
-
-class _BatchLine(BaseModel):
-    custom_id: str
-    response: _LineResponse | None = None
-    error: _Error | None = None
-
-
-_WHAT: dict[type[BaseModel], str] = {
-    _Chat: "chat completion",
-    _Named: "file",
-    BatchStatus: "batch",
-    _Batches: "list of batches",
-    _BatchLine: "line of a batch",
-}
+def _integer(digits: str) -> int | float:
+    """Returns a number; Python refuses to read integers of thousands of digits."""
+    return int(digits) if len(digits) <= _LONGEST_NAME else math.inf
 
 
 def read_reply(body: bytes) -> Reply:
-    """Returns the reply in the body of a chat completion. Raises BadResponse."""
-    chat = _read(_Chat, body)
-    usage = chat.usage and Usage(chat.usage.prompt_tokens, chat.usage.completion_tokens)
-    choices = sorted(chat.choices, key=lambda choice: choice.index)
-    return Reply(chat.id or "", chat.model or "", tuple(map(_completion, choices)), usage or None)
-
-
-def _read(kind: type[M], body: bytes) -> M:
+    """Returns the reply in the body of a chat completion. Raises BadResponse, or BrokenOff where
+    the body says why there is no completion."""
+    chat = load(body)
+    if isinstance(chat, list) and len(chat) == 1:  # as Gemini wraps what it sends
+        chat = chat[0]
+    fields = chat if isinstance(chat, dict) else {}
+    failure = find_failure(fields)
     try:
-        return kind.model_validate_json(body)
-    except ValidationError as error:
-        raise BadResponse(_problem(kind, error)) from None  # pydantic's text quotes the body
-
-
-def read_file_id(body: bytes) -> str:
-    """Returns the provider's name for an uploaded file. Raises BadResponse."""
-    return _read(_Named, body).id
-
-
-def read_batch(body: bytes) -> BatchStatus:
-    """Returns a provider's status of a batch. Raises BadResponse."""
-    return _read(BatchStatus, body)
-
-
-def read_batches(body: bytes) -> tuple[list[BatchStatus], bool]:
-    """Returns a page of a provider's batches, and whether there are more. Raises BadResponse."""
-    page = _read(_Batches, body)
-    return page.data, page.has_more and bool(page.data)
-
-
-@dataclass(frozen=True)
-class BatchResponse:
-    """One line of a batch's output: the status and body that the endpoint would have sent. With
-    status 0, the body says why the request was not processed."""
-
-    custom_id: str
-    status: int
-    body: bytes
-
-
-def read_batch_responses(body: bytes) -> list[BatchResponse]:
-    """Returns the lines of a batch's output or of its errors. Raises BadResponse."""
-    return [
-        _to_batch_response(_read(_BatchLine, line)) for line in body.split(b"\n") if line.strip()
-    ]
-
-
-def _to_batch_response(line: _BatchLine) -> BatchResponse:
-    if line.response is None:
-        failure = {"error": line.error.model_dump() if line.error else None}
-        return BatchResponse(line.custom_id, 0, json.dumps(failure).encode())
-    return BatchResponse(
-        line.custom_id, line.response.status_code, json.dumps(line.response.body).encode()
+        choices = _choices(fields)
+    except BadResponse:
+        if failure is None:
+            raise
+        raise BrokenOff(failure) from None
+    completions = tuple(map(_completion, choices))
+    for choice, completion in zip(choices, completions, strict=True):
+        if fold_reason(completion.finish_reason) in NOT_FINAL:
+            raise BrokenOff(find_failure(choice) or failure or _reason_of(choice))
+    if failure and not any(one.text or one.reasoning for one in completions):
+        raise BrokenOff(failure)
+    texts = [text for one in completions for text in (one.text, one.reasoning)]
+    return Reply(
+        _clean_name(fields.get("id")),
+        _clean_name(fields.get("model")),
+        tuple(
+            Completion(_clean(c.text), c.finish_reason, _clean(c.reasoning)) for c in completions
+        ),
+        read_usage(fields.get("usage", fields.get("usageMetadata"))),
+        replaced=any(map(_NO_TEXT.search, texts)) or not _is_utf8(body),
     )
 
 
-def _completion(choice: _Choice) -> Completion:
-    content, reason = choice.message.content, choice.finish_reason or ""
-    text = "".join(part.text for part in content) if isinstance(content, list) else content or ""
-    if not text and choice.message.refusal:
-        return Completion(choice.message.refusal, "refusal")
-    return Completion(text, reason)
-
-
-def read_failure(body: bytes) -> tuple[str, str]:
-    """Returns code and message of an error response; empty where it has none."""
+def read_failure(body: bytes) -> Failure:
+    """Returns what an error response says; empty where its body is no JSON."""
     try:
-        error = _Failure.model_validate_json(body).error
-    except ValidationError:
-        return "", ""
-    if not isinstance(error, _Error):
-        return "", error or ""
-    return str(error.code or error.type or ""), error.message or ""
+        return failure_in(load(body))
+    except BadResponse:
+        return Failure("", "")
 
 
-def _problem(kind: type[BaseModel], error: ValidationError) -> str:
-    first: Any = error.errors(include_input=False, include_url=False, include_context=False)[0]
-    if first["type"] == "json_invalid":
-        return "the body is not whole JSON"
-    where = ".".join(map(str, first["loc"])) or "the body"
-    return (
-        f"the body is no {_WHAT.get(kind, 'answer')} ({where}: {first['type'].replace('_', ' ')})"
+def _reason_of(choice: Mapping[str, Any]) -> Failure:
+    """Returns what the finish reason of a broken choice says; SGLang's is an object."""
+    reason = choice.get("finish_reason")
+    return failure_in(
+        reason if isinstance(reason, dict) else {"message": f"finish_reason {reason}"}
     )
+
+
+def _choices(chat: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Returns the choices in the order of their index; those that are none are left out."""
+    given = chat.get("choices")
+    if not isinstance(given, list):
+        raise _bad("choices", "missing" if given is None else "no list")
+    if not given:
+        raise _bad("choices", "too short")
+    problem, found = None, []
+    for place, choice in enumerate(given):
+        message = choice.get("message") if isinstance(choice, dict) else None
+        if isinstance(message, dict) or (isinstance(choice, dict) and "text" in choice):
+            index = choice.get("index")
+            found.append((index if type(index) is int else place, place, choice))
+        else:
+            problem = problem or _bad(f"choices.{place}.message", "no object")
+    if not found:
+        assert problem is not None
+        raise problem
+    return [choice for _, _, choice in sorted(found, key=lambda one: one[:2])]
+
+
+def _bad(where: str, what: str) -> BadResponse:
+    return BadResponse(f"the body is no chat completion ({where}: {what})")
+
+
+def _completion(choice: Mapping[str, Any]) -> Completion:
+    message = choice.get("message")
+    message = message if isinstance(message, dict) else {"content": choice.get("text")}
+    text, thought = _parts(message.get("content"))
+    thoughts = [thought, *(_flat(message.get(name)) for name in _REASONING)]
+    # Some servers send a thought under two names.
+    reasoning = "\n\n".join(dict.fromkeys(one for one in thoughts if one.strip()))
+    reason = _word(choice.get("finish_reason", choice.get("finishReason", "")))
+    inside, text = split_thought(text)
+    reasoning = "\n\n".join(one for one in (reasoning, inside) if one)
+    refusal = _flat(message.get("refusal"))
+    if not text and refusal:
+        return Completion(refusal, "refusal", reasoning)
+    return Completion(text, reason, reasoning)
+
+
+def split_thought(text: str) -> tuple[str, str]:
+    """Returns the thought that stands in tags before an answer, and the answer. Where the API's
+    prompt opened the thought, the text has the closing tag alone. A thought that is not closed has
+    no answer."""
+    opened, closed = _OPEN.match(text), _CLOSE.search(text)
+    if closed is None:
+        return (text[opened.end() :].strip(), "") if opened else ("", text)
+    start = opened.end() if opened and opened.end() <= closed.start() else 0
+    return text[start : closed.start()].strip(), text[closed.end() :].lstrip()
+
+
+def _parts(content: Any) -> tuple[str, str]:
+    """Returns the text and the thoughts of a message's content: a text, a part or a list of both.
+    Parts are texts, or objects whose type says what they are."""
+    texts, thoughts = [], []
+    for part in content if isinstance(content, list) else [content]:
+        kind = str(part.get("type", "text")) if isinstance(part, dict) else "text"
+        if "think" in kind or "reason" in kind:
+            thoughts.append(_flat(part))
+        elif "tool" not in kind and "function" not in kind:
+            texts.append(_flat(part))
+    return "".join(texts), "".join(thoughts)
+
+
+def _flat(value: Any, depth: int = 0) -> str:
+    """Returns the text in a value: itself, or that of its parts."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and depth < 5:
+        return "".join(_flat(part, depth + 1) for part in value)
+    if isinstance(value, dict):
+        names = ("text", "content", "thinking", "reasoning", "summary", "refusal", "value")
+        return next((_flat(value[name], depth + 1) for name in names if value.get(name)), "")
+    return "" if value is None or isinstance(value, bool | list) else json.dumps(value)
+
+
+def _word(value: Any) -> str:
+    """Returns a finish reason. SGLang's own form is an object with a type."""
+    if isinstance(value, dict):
+        value = value.get("type", "")
+    return _clean_name(value)
+
+
+def _clean_name(value: Any) -> str:
+    """Returns an id, a model's name or a finish reason; numbers as they are written."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return ""
+    return _clean(str(value))[:_LONGEST_NAME]
+
+
+def _clean(text: str) -> str:
+    return _NO_TEXT.sub("\ufffd", text)
+
+
+def _is_utf8(body: bytes) -> bool:
+    try:
+        body.decode(json.detect_encoding(body))
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def read_usage(usage: Any) -> Usage | None:
+    """Returns what a reply says that it used, by the names of any API; None if nothing is
+    readable. A count that is missing follows from the total."""
+    if not isinstance(usage, dict):
+        return None
+    prompt, completion = _count(usage, _PROMPT_TOKENS), _count(usage, _COMPLETION_TOKENS)
+    total = _count(usage, _TOTAL)
+    if prompt is not None and "input_tokens" in usage:
+        prompt += sum(_count(usage, (name,)) or 0 for name in _CACHED)
+    if prompt is not None and completion is None and total is not None and total > prompt:
+        completion = total - prompt
+    if completion is not None and prompt is None and total is not None and total > completion:
+        prompt = total - completion
+    return None if prompt is None and completion is None else Usage(prompt, completion)
+
+
+def _count(usage: Mapping[str, Any], names: Sequence[str]) -> int | None:
+    """Returns the first of these counts that is one: an integer, a fraction (rounded up) or such a
+    number as text."""
+    for name in names:
+        value = usage.get(name)
+        if isinstance(value, str) and re.fullmatch(r"[0-9]{1,15}(\.[0-9]{1,15})?", value.strip()):
+            value = float(value)
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e15:
+            return math.ceil(value)
+    return None

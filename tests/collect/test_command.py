@@ -88,9 +88,17 @@ def test_a_prompt_that_fails_is_recorded_and_the_others_are_answered(
     reasons = {line["prompt_id"]: line["reason"] for line in failed}
     assert reasons["prompts.txt:4"].startswith("refused: status 400")
     assert reasons["prompts.txt:5"] == "unanswered: status 500, 2 attempts"
-    assert "1 refused, 1 unanswered" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "1 refused, 1 unanswered" in shown
+    assert "refused prompts: prompts.txt:4" in shown
     with FaultServer() as server:
         assert collect.main(flags(server, prompts, out)) == 0
+        assert server.billed == 1  # the refused prompt is not asked again unless told
+        assert [line["prompt_id"] for line in read(tmp_path / "out.failed.jsonl")] == [
+            "prompts.txt:4"
+        ]
+        assert "1 were refused in an earlier run" in capsys.readouterr().out
+        assert collect.main(flags(server, prompts, out, "--retry_refused")) == 0
         assert server.billed == 2
     assert not (tmp_path / "out.failed.jsonl").exists()
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from gad_jax.teacher.batch_format import BatchResponse
 from gad_jax.teacher.batches import BatchRequest, read
 from gad_jax.teacher.client import PromptRefused, Unanswered
-from gad_jax.teacher.wire import BatchResponse
 
 
 def response(status: int, body: Any) -> BatchResponse:

@@ -233,6 +233,9 @@ def test_what_a_batch_does_not_answer_is_recorded_and_retried(
     assert "the batch is failed and has no answer" in reasons["prompts.txt:17"]
     with FaultServer(batch=Provider()) as server:
         assert collect.main(batch_flags(server, prompts, out)) == 0
+        assert len(read(out)) == 19  # the refused prompt is not asked again unless told
+        assert [line["final"] for line in read(tmp_path / "out.failed.jsonl")] == [True]
+        assert collect.main(batch_flags(server, prompts, out, "--retry_refused")) == 0
     assert len(read(out)) == 20
     assert not (tmp_path / "out.failed.jsonl").exists()
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import dataclasses
+import re
+import time
 from email.utils import formatdate
 from typing import Any
 
@@ -13,6 +15,7 @@ from gad_jax.teacher.client import (
     Endpoint,
     Patience,
     PromptRefused,
+    Rejected,
     Unanswered,
     retry_after,
 )
@@ -112,6 +115,85 @@ def test_a_refused_prompt_is_only_that(fault: str) -> None:
     with FaultServer(lambda number, body: fault) as server, pytest.raises(PromptRefused):
         ask(server)
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("status", [400, 403, 418, 422])
+def test_a_rejection_that_does_not_say_whom_it_is_about(status: int) -> None:
+    with FaultServer(lambda number, body: (status, {})) as server, pytest.raises(Rejected) as no:
+        ask(server)
+    assert len(server.requests) == 1
+    assert no.value.reason == f"status {status}: no reason is given"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "says"),
+    [
+        ({"code": 502, "message": "Provider\x1b[2J returned"}, Unanswered, "Provider\ufffd[2J"),
+        ({"code": "server_error"}, Unanswered, "status 200 with an error server_error"),
+        ({"code": "content_filter", "message": "no"}, PromptRefused, "status 400: no"),
+        ({"code": 401, "message": "no"}, UserError, "TEST_KEY is not set"),
+        ({"code": "insufficient_quota", "message": "pay"}, UserError, "pay"),
+        ({"type": "invalid_request_error", "message": "odd"}, Rejected, "status 400 (odd)"),
+    ],
+)
+def test_an_error_in_a_reply_keeps_its_code_and_words(error: Any, kind: Any, says: str) -> None:
+    with (
+        FaultServer(lambda number, body: (200, {"error": error})) as server,
+        pytest.raises(kind, match=re.escape(says)),
+    ):
+        ask(server)
+    assert len(server.requests) == (4 if kind is Unanswered else 1)
+
+
+def test_a_finish_reason_error_is_not_final() -> None:
+    broken = {"choices": [{"message": {"content": "Ans"}, "finish_reason": "error"}]}
+    with FaultServer(lambda number, body: "" if number else (200, broken)) as server:
+        assert ask(server).completions[0].complete
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("fault", ["slow", "bytes"])
+def test_an_odd_body_is_read(fault: str) -> None:
+    with FaultServer(lambda number, body: fault) as server:
+        assert ask(server).replaced == (fault == "bytes")
+    assert (len(server.requests), server.billed) == (1, 1)
+
+
+@pytest.mark.parametrize("fault", ["chunks", "gzip", "longer", "shorter"])
+def test_a_spoiled_body_is_requested_again(fault: str) -> None:
+    with FaultServer(first(fault)) as server:
+        assert ask(server).completions[0].complete
+    assert (len(server.requests), server.billed) == (2, 1)
+
+
+def test_a_server_that_cannot_be_reached_ends_within_seconds() -> None:
+    async def run() -> Reply:
+        async with Client(Endpoint("http://127.0.0.1:9/v1", "m", "TEST_KEY"), Patience()) as client:
+            return await client.chat(QUESTION)
+
+    started = time.monotonic()
+    with pytest.raises(UserError, match=r"cannot be reached \(connection refused\)") as ended:
+        asyncio.run(run())
+    assert time.monotonic() - started < 10
+    assert "TEST_KEY is not set either" in str(ended.value)
+
+
+def test_kinds_of_faults_are_bounded() -> None:
+    patience = dataclasses.replace(QUICK, attempts=1)
+
+    async def run(url: str) -> dict[str, int]:
+        async with Client(Endpoint(url, "m"), patience) as client:
+            for _ in range(40):
+                with pytest.raises(Unanswered):
+                    await client.chat(QUESTION)
+            return client.faults
+
+    def script(number: int, body: Any) -> Any:
+        return 200, {"error": {"code": f"server_error_{number}"}}
+
+    with FaultServer(script) as server:
+        faults = asyncio.run(run(server.url))
+    assert (len(faults), faults["other faults"]) == (31, 10)
 
 
 @pytest.mark.parametrize("fault", ["empty", "null", "length", "content_filter"])
