@@ -23,9 +23,11 @@ CONNECT_SECONDS = 10.0
 def make_http(base_url: str, headers: dict[str, str], timeout: float) -> httpx2.AsyncClient:
     """Returns the HTTP client for requests to this address. Raises UserError if a variable of the
     environment keeps it from being made."""
-    local = _is_local(base_url)
-    needs_certificates = not local or base_url.startswith("https")
-    if needs_certificates:
+    host = re.match(r"https?://(\[[^\]]*\]|[^:/]*)", base_url)
+    # A proxy does not reach this computer. SSL_CERT_FILE counts there too, if there is TLS.
+    direct = {f"all://{host[1]}": None} if host and _is_local(base_url) else {}
+    from_environment = not direct or base_url.startswith("https")
+    if from_environment:
         _check_certificates()
     with _naming_the_variable():
         return httpx2.AsyncClient(
@@ -33,18 +35,13 @@ def make_http(base_url: str, headers: dict[str, str], timeout: float) -> httpx2.
             timeout=httpx2.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS)),
             # `Pace` limits the requests in flight; the default of 100 connections would cap it.
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=256),
-            trust_env=not local,  # a proxy does not reach this computer
-            verify=httpx2.create_ssl_context() if needs_certificates else _trusting_none(),
+            trust_env=from_environment,
+            mounts=direct,
         )
 
 
 def _is_local(base_url: str) -> bool:
     return re.match(r"https?://(localhost|127\.|\[::1\])", base_url) is not None
-
-
-def _trusting_none() -> ssl.SSLContext:
-    """Returns a context for connections without TLS, which reads no certificates."""
-    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 def _check_certificates() -> None:

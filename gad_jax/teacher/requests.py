@@ -100,7 +100,7 @@ class ApiRequests(Requests):
 class ChatRequests(ApiRequests):
     """A run that sends one question per request, many at once."""
 
-    _busy = 0
+    _busy = _in_a_row = 0
     _asking = _doubting = 0  # workers with a question, and those of them that wait in `_decide`
     _draining = False
     _error: Exception | None = None
@@ -108,7 +108,7 @@ class ChatRequests(ApiRequests):
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
-        self._rejected: list[Question] = []
+        self._rejected: dict[str, list[Question]] = {}  # by the words of the rejection
 
     async def run(
         self,
@@ -181,18 +181,19 @@ class ChatRequests(ApiRequests):
         while not (self._proven or self._draining) and self._doubting < self._asking:
             await asyncio.sleep(LOOK_SECONDS)
         self._doubting -= 1
-        if not self._proven:
+        if not self._proven or self._error is not None:
             failures.add(question, f"rejected: {error.reason}")
             self._drain("error", error)
             return
         self._consecutive_unanswered = 0
         self.refuse(question, failures, error.reason)
         alike = re.sub(r"[0-9]+", "0", error.reason)
-        self._rejected = [*(self._rejected if alike == self._alike else []), question]
+        self._in_a_row = self._in_a_row + 1 if alike == self._alike else 1
         self._alike = alike
-        if len(self._rejected) >= CONSECUTIVE_REJECTED:
-            failures.reopen(self._rejected)
-            self._drain("error", UserError(f"{error}; {len(self._rejected)} in a row got this"))
+        self._rejected.setdefault(alike, []).append(question)
+        if self._in_a_row >= CONSECUTIVE_REJECTED:
+            failures.reopen(self._rejected[alike])
+            self._drain("error", UserError(f"{error}; {self._in_a_row} in a row got this"))
 
     @contextlib.contextmanager
     def _in_flight(self) -> Iterator[None]:
@@ -212,7 +213,7 @@ class ChatRequests(ApiRequests):
         await self.store.add(line)
         self._consecutive_unanswered = 0
         self._proven = True
-        self._rejected = []
+        self._in_a_row = 0
         self.answered += 1
         self.replaced += reply.replaced
 

@@ -35,3 +35,48 @@ def test_what_looks_like_a_secret_is_hidden(monkeypatch: pytest.MonkeyPatch) -> 
     ):
         assert redaction.redact(text) == text
         assert not redaction.looks_secret(text)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("PGPASSWORD", "APIKEY", "ACCESSTOKEN", "OPENAI_API_KEY", "OPENAI_API_KEY_2", "HF_TOKEN"),
+        *("MYSQL_PWD", "SSHPASS", "DB_PASS", "GITHUB_PAT", "AWS_SECRET_ACCESS_KEY", "API_KEYS"),
+        *("CLIENT_SECRET", "HF_TOKEN_WRITE", "apikey", "dbpassword", "CREDENTIALS", "OPENAIKEY"),
+    ],
+)
+def test_a_variable_named_like_a_secret_is_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "correct-horse")
+    assert redaction.redact("it is correct-horse") == f"it is {redaction.MASK}"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("TOKENIZERS_PARALLELISM", "KEYBOARD", "MONKEY", "SSL_KEY_FILE", "COMPASS", "BYPASS"),
+        *("PATTERN", "XAUTHORITY", "SSH_AUTH_SOCK", "PGPASSFILE", "OLDPWD", "KEYMAP"),
+    ],
+)
+def test_other_variables_are_none(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "correct-horse")
+    assert redaction.redact("it is correct-horse") == "it is correct-horse"
+
+
+def test_a_password_in_a_url_is_hidden() -> None:
+    hidden = redaction.redact("http://user:correct@host:1 and postgres://:correct@host/x")
+    assert hidden == f"http://user:{redaction.MASK}@host:1 and postgres://:{redaction.MASK}@host/x"
+    assert redaction.redact("http://host:3128/a@b") == "http://host:3128/a@b"
+
+
+def test_in_a_models_text_only_the_key_itself_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redaction, "_variables", {"A_DOOR"})
+    monkeypatch.setenv("A_DOOR", KEY)
+    monkeypatch.setenv("OTHER_KEY", "function")
+    text = "a function takes sk-abcdefghijklmnop0123456789"
+    assert redaction.mask_keys(f"{text} {KEY}") == f"{text} {redaction.MASK}"
+    monkeypatch.setenv("A_DOOR", "EMPTY")  # what local servers are given
+    assert redaction.mask_keys("EMPTY is a word") == "EMPTY is a word"
+
+
+def test_text_cannot_steer_a_terminal() -> None:
+    assert redaction.printable("a\x1b[2J\x9b\r\u202e\nb\tc") == "a\ufffd[2J\ufffd\ufffd\ufffd\nb\tc"

@@ -34,6 +34,33 @@ def test_a_table_for_people(file: Path, capfd: pytest.CaptureFixture[str]) -> No
     assert said.endswith(f"gad_jax.collect check {file} {flags}\n")  # there is something to drop
 
 
+def test_the_table_shows_empty_bins_and_no_codes_for_a_terminal(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], refused: Callable[..., str]
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    odd = {"finish_reason": "a\x1b[2J\x9b[red]", "teacher": "\x1b]0;t\x07[bold]" + "x" * 200}
+    rows = [{"prompt": "a", "teacher_response": "b" * n} | odd for n in (40, 9000)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert check(path) == 0
+    said = capfd.readouterr().out
+    bins = said[said.index("responses (") :].splitlines()[1:]
+    assert [line.split()[0] for line in bins] == [
+        "16",
+        "32",
+        "64",
+        "128",
+        *["256", "512", "1024", "2048", "4096"],
+    ]
+    assert [line.split()[-1] for line in bins] == ["1", *"0000000", "1"]
+    assert "[red]" in said
+    assert check(path, "--json") == 0
+    said += capfd.readouterr().out
+    assert not set(said) & set("\x1b\x07\x9b")
+    rows = [{"prompt": f"p{n}", "teacher_response": " "} for n in range(3)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "none of 3 lines has a response" in refused(collect.main, "check", str(path))
+
+
 def test_filters_leave_a_file_that_trains_and_a_manifest(
     file: Path,
     held_out: Path,

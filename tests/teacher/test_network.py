@@ -87,6 +87,7 @@ def test_a_certificate_that_nobody_signed(tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
 
         async def run() -> str:
+            monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # which is not used here
             async with Client(Endpoint(server.url, "m")) as client:
                 return (await client.chat(QUESTION)).completions[0].text
 
