@@ -139,7 +139,7 @@ class ChatRequests(ApiRequests):
             await asyncio.sleep(LOOK_SECONDS)
 
     def _drain(self, why: str, error: Exception | None = None) -> None:
-        if not self._draining:
+        if not self._draining or (why == "error" and self.ended == "budget"):
             self.ended, self._error = why, error
         self._draining = True
         if why != "budget":  # there, the waiting requests hold a promise of their share
@@ -149,9 +149,10 @@ class ChatRequests(ApiRequests):
         while not self._draining and (question := next(queue, None)) is not None:
             self._asking += 1
             try:
-                await self._send_within_budget(question, failures)
-            except Rejected as error:
-                await self._decide(question, failures, error)
+                try:
+                    await self._send_within_budget(question, failures)
+                except Rejected as error:  # outside of the budget's promise, which others wait for
+                    await self._decide(question, failures, error)
             except Exception as error:
                 self._drain("error", error)
             finally:
@@ -178,7 +179,9 @@ class ChatRequests(ApiRequests):
         """Counts a rejection against its prompt if any other request is answered. If each worker's
         request is rejected, all would be."""
         self._doubting += 1
-        while not (self._proven or self._draining) and self._doubting < self._asking:
+        while not self._proven and self._doubting < self._asking:
+            if self._draining and self.ended != "budget":
+                break
             await asyncio.sleep(LOOK_SECONDS)
         self._doubting -= 1
         if not self._proven or self._error is not None:

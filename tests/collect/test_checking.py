@@ -43,7 +43,7 @@ def test_the_table_shows_empty_bins_and_no_codes_for_a_terminal(
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert check(path) == 0
     said = capfd.readouterr().out
-    bins = said[said.index("responses (") :].splitlines()[1:]
+    bins = said[said.index("responses (") : said.index("next:")].splitlines()[1:]
     assert [line.split()[0] for line in bins] == [
         "16",
         "32",

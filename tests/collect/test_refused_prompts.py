@@ -91,8 +91,17 @@ def test_a_key_that_is_revoked_on_the_way_refuses_no_prompt(
     assert len(read(out)) == 200
 
 
-def test_ctrl_c_does_not_wait_for_a_decision(prompts: Path, tmp_path: Path) -> None:
+def test_a_spent_budget_waits_for_the_decision(
+    prompts: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
     out = tmp_path / "out.jsonl"
     with FaultServer(refusing({"prompt 1"}, UNCLEAR[0]), latency=0.3) as server:
-        assert collect.main(flags(server, prompts, out, "--max_requests=19")) == 0
-        assert server.billed == len(read(out)) == 19
+        assert collect.main(flags(server, prompts, out, "--max_requests=18")) == 0
+        assert server.billed == len(read(out)) == 18
+        assert [line["prompt_id"] for line in read(tmp_path / "out.failed.jsonl")] == [
+            "prompts.txt:2"
+        ]
+    other = tmp_path / "other.jsonl"
+    with FaultServer(lambda number, body: UNCLEAR[0]) as server:
+        says = refused(collect.main, *flags(server, prompts, other, "--max_requests=3"))
+    assert "answered with status 400" in says
