@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gad_jax.base import exits, files, next_command
 from gad_jax.base.errors import UserError
+from gad_jax.base.redaction import printable
 from gad_jax.collect.settings import Collect
 from gad_jax.data import sources
 from gad_jax.teacher import batching, collection, questions
@@ -31,7 +32,7 @@ def run(collect: Collect) -> int:
         response_field=collect.data.response,
     )
     for note in rows.notes:
-        print(note)
+        print(printable(note))
     wanted = questions.from_rows(rows, teacher, collect.samples)
     for reason, count in rows.skipped.items():
         print(f"{count} prompts skipped: {reason}")

@@ -14,9 +14,7 @@ from typing import Any
 from gad_jax.data.sources.rows import fold_reason, is_finished
 from gad_jax.teacher.failures import Failure, failure_in, find_failure
 
-_NO_TEXT = re.compile(
-    "[\0\ud800-\udfff]"
-)  # NUL and lone surrogates, which no training row can have
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")  # NUL and lone surrogates: no training row has them
 _LONGEST_NAME = 200
 
 NOT_FINAL = {
