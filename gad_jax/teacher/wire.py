@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gad_jax.data import thoughts
 from gad_jax.data.sources.rows import fold_reason, is_finished
 from gad_jax.teacher.failures import Failure, failure_in, find_failure
 
@@ -24,9 +25,6 @@ NOT_FINAL = {
 }
 """Finish reasons of a response that the server broke off; it is requested again."""
 
-_TAG = r"(?:\w{1,24}[:_])?(?:think|thinking|thought|thoughts|reasoning)"
-_OPEN = re.compile(rf"(?i)\s*(?:<{_TAG}>|\[THINK\]|◁think▷)")
-_CLOSE = re.compile(rf"(?i)(?<![`'\"“])(?:</{_TAG}>|\[/THINK\]|◁/think▷)(?![`'\"”])")
 
 _REASONING = ("reasoning_content", "reasoning", "thinking", "reasoning_text", "reasoning_details")
 _PROMPT_TOKENS = ("prompt_tokens", "input_tokens", "promptTokenCount", "prompt_token_count")
@@ -180,40 +178,30 @@ def _completion(choice: Mapping[str, Any]) -> Completion:
     message = choice.get("message")
     message = message if isinstance(message, dict) else {"content": choice.get("text")}
     text, thought = _parts(message.get("content"))
-    thoughts = [thought, *(_flat(message.get(name)) for name in _REASONING)]
+    said = [thought, *(_flat(message.get(name)) for name in _REASONING)]
     # Some servers send a thought under two names.
-    reasoning = "\n\n".join(dict.fromkeys(one for one in thoughts if one.strip()))
+    reasoning = "\n\n".join(dict.fromkeys(one for one in said if one.strip()))
     reason = _word(choice.get("finish_reason", choice.get("finishReason", "")))
-    inside, text = split_thought(text)
-    reasoning = "\n\n".join(one for one in (reasoning, inside) if one)
+    parts = thoughts.split_teacher(text)
+    reasoning = "\n\n".join(one for one in (reasoning, parts.thoughts) if one)
+    text = parts.answer if parts.finished else ""
     refusal = _flat(message.get("refusal"))
     if not text and refusal:
         return Completion(refusal, "refusal", reasoning)
     return Completion(text, reason, reasoning)
 
 
-def split_thought(text: str) -> tuple[str, str]:
-    """Returns the thought that stands in tags before an answer, and the answer. Where the API's
-    prompt opened the thought, the text has the closing tag alone. A thought that is not closed has
-    no answer."""
-    opened, closed = _OPEN.match(text), _CLOSE.search(text)
-    if closed is None:
-        return (text[opened.end() :].strip(), "") if opened else ("", text)
-    start = opened.end() if opened and opened.end() <= closed.start() else 0
-    return text[start : closed.start()].strip(), text[closed.end() :].lstrip()
-
-
 def _parts(content: Any) -> tuple[str, str]:
     """Returns the text and the thoughts of a message's content: a text, a part or a list of both.
     Parts are texts, or objects whose type says what they are."""
-    texts, thoughts = [], []
+    texts, inside = [], []
     for part in content if isinstance(content, list) else [content]:
         kind = str(part.get("type", "text")) if isinstance(part, dict) else "text"
         if "think" in kind or "reason" in kind:
-            thoughts.append(_flat(part))
+            inside.append(_flat(part))
         elif "tool" not in kind and "function" not in kind:
             texts.append(_flat(part))
-    return "".join(texts), "".join(thoughts)
+    return "".join(texts), "".join(inside)
 
 
 def _flat(value: Any, depth: int = 0) -> str:
