@@ -6,17 +6,25 @@ nothing.
 
 import base64
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jinja2
 
 from gad_jax.base import console, jsonl
-from gad_jax.evaluate import figures
-from gad_jax.evaluate.answers import Answers, common, of_line, summary
+from gad_jax.evaluate import comparison, figures
+from gad_jax.evaluate.answers import Answers, common, of_line
+from gad_jax.metrics.statistics import UNBOUNDED, Interval, mean_interval
 
 EXAMPLES = 5
 SHOWN_CHARACTERS = 4000
+_ONE = Interval(1.0, math.nan, math.nan)
+_DIFFERENCES = (
+    "Means over prompts of this student's value minus the first student's, with 95 % intervals. "
+    "Both answered the same prompts, so an interval without 0 is a difference that another draw "
+    "of such prompts would most likely show too."
+)
 _MEASURES = {"score": "the discriminator's score", "rouge_l": "ROUGE-L", "tokens": "tokens"}
 
 
@@ -101,8 +109,7 @@ def render(report: Report) -> str:
 
 def _prompt_set(name: str, answers: Sequence[Answers], judged: Sequence[Table] | None) -> PromptSet:
     shared = common(list(answers))
-    tables = {one.label: summary(one) for one in shared} | _teacher(shared[0])
-    columns = list(dict.fromkeys(column for table in tables.values() for column in table))
+    columns, rows = comparison.shown(comparison.intervals(shared) | _teacher(shared[0]))
     drawn = [figures.overlap_by_order(shared), figures.lengths(shared)] if shared[0].lines else []
     measure, improved, damaged = _changes(shared)
     return PromptSet(
@@ -110,8 +117,8 @@ def _prompt_set(name: str, answers: Sequence[Answers], judged: Sequence[Table] |
         prompts=len(shared[0].lines),
         left_out=max(len(one.lines) for one in answers) - len(shared[0].lines),
         columns=columns,
-        rows=[(label, [_number(t.get(c)) for c in columns]) for label, t in tables.items()],
-        judged=list(judged or ()),
+        rows=rows,
+        judged=[*_differences(shared), *(judged or ())],
         figures=[_inline(figure) for figure in drawn if figure],
         measure=_MEASURES.get(measure, measure),
         improved=improved,
@@ -119,14 +126,25 @@ def _prompt_set(name: str, answers: Sequence[Answers], judged: Sequence[Table] |
     )
 
 
-def _teacher(answers: Answers) -> dict[str, dict[str, float]]:
+def _differences(answers: Sequence[Answers]) -> list[Table]:
+    """Returns the table of differences from the first student, if there are others."""
+    if len(answers) < 2 or not answers[0].lines:
+        return []
+    columns, rows = comparison.shown(comparison.differences(answers))
+    title = f"Differences from {answers[0].label}"
+    return [Table(title, columns, rows, _DIFFERENCES)]
+
+
+def _teacher(answers: Answers) -> dict[str, dict[str, Interval]]:
     """Returns the teacher's row, if its answers are known."""
     tokens = [line["teacher_tokens"] for line in answers.lines if line["teacher_tokens"]]
     if not tokens:
         return {}
-    row = {"tokens": sum(tokens) / len(tokens), "× teacher": 1.0}
+    row = {"tokens": mean_interval(tokens, bounds=UNBOUNDED), "× teacher": _ONE}
     scores = [s for line in answers.lines if (s := line.get("teacher_score")) is not None]
-    return {"teacher": row | ({"D score": sum(scores) / len(scores)} if scores else {})}
+    if scores:
+        row["D score"] = mean_interval(scores, bounds=UNBOUNDED)
+    return {"teacher": row}
 
 
 def _changes(answers: Sequence[Answers]) -> tuple[str, list[Example], list[Example]]:
@@ -176,12 +194,6 @@ def _shown(text: str) -> str:
     text = console.printable(text.strip())
     more = len(text) - SHOWN_CHARACTERS
     return text if more <= 0 else f"{text[:SHOWN_CHARACTERS]} … ({more} more characters)"
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
 
 
 def _inline(svg: str) -> str:

@@ -49,6 +49,10 @@ def test_a_comparison_says_what_changed() -> None:
     assert (one.prompts, one.left_out) == (3, 1)
     assert [label for label, _ in one.rows] == ["before", "gad", "teacher"]
     assert one.columns[:2] == ["tokens", "× teacher"]
+    assert one.rows[0][1][0].startswith("3.667 [")
+    (differences,) = one.judged
+    assert differences.title == "Differences from before"
+    assert [label for label, _ in differences.rows] == ["gad"]
     assert one.measure == "ROUGE-L"
     assert [(e.prompt, round(e.change, 3)) for e in one.improved] == [("Prompt 0", 0.556)]
     assert [(e.prompt, e.change) for e in one.damaged] == [("Prompt 1", -1.0)]

@@ -72,8 +72,8 @@ def result(ballots: Sequence[Ballot], votes: Votes) -> Result:
         voted=len(by_ballot),
         equal=sum(map(same, ballots)),
         tokens=(_tokens(judged, 0), _tokens(judged, 1)),
-        score=_percent(statistics.mean_interval(shares)),
-        length_controlled=_percent(statistics.length_controlled(shares, lengths, others)),
+        score=statistics.mean_interval(shares, bounds=statistics.SHARES).percent(),
+        length_controlled=statistics.length_controlled(shares, lengths, others).percent(),
         one_sided=statistics.one_sided(lengths, others),
         wins=all_votes.count("win"),
         ties=all_votes.count("tie"),
@@ -134,7 +134,3 @@ def _tokens(ballots: Sequence[Ballot], side: int) -> float | None:
     known = [b.sides[side].tokens for b in ballots]
     numbers = [number for number in known if number is not None]
     return float(np.mean(numbers)) if numbers else None
-
-
-def _percent(interval: Interval) -> Interval:
-    return Interval(*(100 * number for number in interval))

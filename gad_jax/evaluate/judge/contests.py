@@ -9,6 +9,7 @@ import numpy as np
 
 from gad_jax.base.errors import UserError
 from gad_jax.evaluate.answers import Answers
+from gad_jax.evaluate.comparison import seeds
 from gad_jax.evaluate.judge import protocol as protocols
 from gad_jax.evaluate.judge.settings import TEACHER, Judge
 from gad_jax.metrics import statistics
@@ -84,6 +85,8 @@ class Score:
 
     Wins and losses are contests in which both orders agree; all three counts are None for ratings.
     `first_place` is the mean score of the answer shown first: 50 for a judge without position bias.
+    `difference` is the score minus that of the first student with the same opponent, paired by
+    prompt; None for that student.
     """
 
     prompts: str
@@ -102,13 +105,15 @@ class Score:
     first_place: float
     unparsable: int
     missing: int
+    difference: Interval | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns the score for a JSON file; null where there is no number."""
         found = dataclasses.asdict(self)
-        for name in ("score", "length_controlled"):
-            numbers = getattr(self, name)._asdict()
-            found[name] = {k: None if math.isnan(v) else v for k, v in numbers.items()}
+        for name in ("score", "length_controlled", "difference"):
+            if (interval := getattr(self, name)) is not None:
+                numbers = interval._asdict()
+                found[name] = {k: None if math.isnan(v) else v for k, v in numbers.items()}
         return found
 
 
@@ -186,22 +191,43 @@ def judgement(contest: Contest, judge: Teacher, texts: Texts) -> Judgement:
 
 
 def scores(judgements: Sequence[Judgement]) -> list[Score]:
-    """Returns a score per prompt set, protocol, student and opponent, in their order."""
-    groups: dict[tuple[str, ...], list[Judgement]] = {}
+    """Returns a score per prompt set, protocol, student and opponent, in their order.
+
+    Students that are seeds of one, such as gad#1 and gad#2, get one more score for all of them.
+    """
+    groups: dict[tuple[str, ...], dict[str, list[Judgement]]] = {}
     for one in judgements:
         c = one.contest
-        groups.setdefault((c.prompts, c.protocol, c.student, c.against), []).append(one)
-    return [_score(group) for group in groups.values()]
+        students = groups.setdefault((c.prompts, c.protocol, c.against), {})
+        students.setdefault(c.student, []).append(one)
+    found: list[Score] = []
+    for students in groups.values():
+        names = list(students)
+        first = _shares(students[names[0]])
+        own = {
+            name: _score(group, None if name == names[0] else first)
+            for name, group in students.items()
+        }
+        found += own.values()
+        for name, members in seeds(names).items():
+            several = [_shares(students[member]) for member in members]
+            compared = None if names[0] in members else first
+            found.append(_over_seeds(name, [own[m] for m in members], several, compared))
+    return found
 
 
-def _score(group: Sequence[Judgement]) -> Score:
-    """Returns the score of one student: means over the samples of a prompt, then over prompts."""
+def _score(group: Sequence[Judgement], first: Mapping[int, float] | None) -> Score:
+    """Returns the score of one student: means over the samples of a prompt, then over prompts.
+
+    `first` are the shares of the student that this one is compared with.
+    """
     contest = group[0].contest
     judged = [one for one in group if one.share is not None]
-    shares = _by_prompt(judged, lambda one: one.share)
+    by_prompt = _shares(group)
+    shares = list(by_prompt.values())
     # Characters, as in AlpacaEval 2: the two answers may be counted with different tokenizers.
-    lengths = _by_prompt(judged, lambda one: len(one.contest.text))
-    others = _by_prompt(judged, lambda one: len(one.contest.other))
+    lengths = list(_by_prompt(judged, lambda one: len(one.contest.text)).values())
+    others = list(_by_prompt(judged, lambda one: len(one.contest.other)).values())
     pairs = contest.protocol == "pairwise"
     decided = [set(one.shares) for one in judged]
     wins, losses = decided.count({1.0}), decided.count({0.0})
@@ -213,8 +239,8 @@ def _score(group: Sequence[Judgement]) -> Score:
         judged=len(shares),
         tokens=_mean(_by_prompt(judged, lambda one: one.contest.tokens)),
         against_tokens=_mean(_by_prompt(judged, lambda one: one.contest.other_tokens)),
-        score=_percent(statistics.mean_interval(shares)),
-        length_controlled=_percent(statistics.length_controlled(shares, lengths, others)),
+        score=statistics.mean_interval(shares, bounds=statistics.SHARES).percent(),
+        length_controlled=statistics.length_controlled(shares, lengths, others).percent(),
         one_sided=statistics.one_sided(lengths, others),
         wins=wins if pairs else None,
         ties=len(judged) - wins - losses if pairs else None,
@@ -222,7 +248,52 @@ def _score(group: Sequence[Judgement]) -> Score:
         first_place=100 * float(np.mean([_first_place(one) for one in judged])) if judged else 50.0,
         unparsable=sum(one.unread for one in group),
         missing=len(group) - len(judged),
+        difference=None if first is None else _difference(by_prompt, first),
     )
+
+
+def _over_seeds(
+    name: str,
+    own: Sequence[Score],
+    shares: Sequence[Mapping[int, float]],
+    first: Mapping[int, float] | None,
+) -> Score:
+    """Returns one score for the seeds of a student, over the prompts that all have a verdict on."""
+    both = [number for number in shares[0] if all(number in other for other in shares)]
+    table = np.asarray([[side[number] for number in both] for side in shares])
+    if not both:
+        return dataclasses.replace(own[0], student=name, judged=0, difference=None)
+    controlled = Interval(*np.mean([one.length_controlled for one in own], axis=0).tolist())
+    difference = None
+    if first is not None:
+        moved = [_difference(side, first).value for side in shares]
+        mean = dict(zip(both, table.mean(axis=0).tolist(), strict=True))
+        difference = statistics.over_seeds(_difference(mean, first), moved)
+    tokens = [one.tokens for one in own if one.tokens is not None]
+    counts = ("wins", "ties", "losses", "unparsable", "missing")
+    sums = {
+        n: sum(getattr(one, n) for one in own) for n in counts if getattr(own[0], n) is not None
+    }
+    return dataclasses.replace(
+        own[0],
+        student=name,
+        judged=len(both),
+        tokens=float(np.mean(tokens)) if tokens else None,
+        score=statistics.seeds_interval(table, bounds=statistics.SHARES).percent(),
+        length_controlled=statistics.over_seeds(
+            controlled, [one.length_controlled.value for one in own]
+        ),
+        one_sided=any(one.one_sided for one in own),
+        first_place=float(np.mean([one.first_place for one in own])),
+        difference=difference,
+        **sums,
+    )
+
+
+def _difference(shares: Mapping[int, float], first: Mapping[int, float]) -> Interval:
+    both = [number for number in shares if number in first]
+    after, before = ([side[number] for number in both] for side in (shares, first))
+    return statistics.difference_interval(after, before, bounds=statistics.SHARES).percent()
 
 
 def _first_place(one: Judgement) -> float:
@@ -233,18 +304,18 @@ def _first_place(one: Judgement) -> float:
     return (first + 1 - second) / 2
 
 
-def _by_prompt(judgements: Sequence[Judgement], value: Any) -> list[float]:
+def _shares(judgements: Sequence[Judgement]) -> dict[int, float]:
+    return _by_prompt(judgements, lambda one: one.share)
+
+
+def _by_prompt(judgements: Sequence[Judgement], value: Any) -> dict[int, float]:
     """Returns the mean of a value over each prompt's contests; prompts without one are left out."""
     found: dict[int, list[float]] = {}
     for one in judgements:
         if (number := value(one)) is not None:
             found.setdefault(one.contest.number, []).append(number)
-    return [float(np.mean(numbers)) for numbers in found.values()]
+    return {prompt: float(np.mean(numbers)) for prompt, numbers in found.items()}
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return float(np.mean(values)) if len(values) else None
-
-
-def _percent(interval: Interval) -> Interval:
-    return Interval(*(100 * number for number in interval))
+def _mean(values: Mapping[int, float]) -> float | None:
+    return float(np.mean(list(values.values()))) if values else None

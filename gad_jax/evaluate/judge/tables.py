@@ -20,11 +20,15 @@ _RULES = {
     ),
 }
 _NOTE = (
-    "{rule} 50 is parity. Means over prompts, with 95 % bootstrap intervals. At equal length: what "
+    "{rule} 50 is parity. Means over prompts, with 95 % intervals.{compared} At equal length: what "
     "the score would be if both answers were as long as each other, by the regression of "
     "AlpacaEval 2 (arXiv:2404.04475){extrapolated}. Shown first: the mean score of the answer in "
     "the first place; 50 for a judge without position bias. Unread: verdicts that give no score; "
     "missing: contests without a verdict on both orders, which do not count."
+)
+_COMPARED = (
+    " Difference: the score minus that of {first}, paired by prompt; if 0 is outside the interval, "
+    "this judge prefers one of them."
 )
 
 
@@ -41,7 +45,8 @@ def tables(scores: Sequence[Score], judge: str) -> dict[str, list[Table]]:
 
 def _table(scores: Sequence[Score], judge: str) -> Table:
     protocol = scores[0].protocol
-    rows = [(score.student, _cells(score)) for score in scores]
+    compared = any(score.difference for score in scores)
+    rows = [(score.student, _cells(score, compared)) for score in scores]
     extrapolated = any(score.one_sided for score in scores)
     return Table(
         title=_TITLES[protocol].format(judge=judge, against=scores[0].against),
@@ -49,6 +54,7 @@ def _table(scores: Sequence[Score], judge: str) -> Table:
         rows=[(student, list(cells.values())) for student, cells in rows],
         note=_NOTE.format(
             rule=_RULES[protocol],
+            compared=_COMPARED.format(first=scores[0].student) if compared else "",
             extrapolated=(
                 "; a * marks scores where nearly all of one side's answers are longer, which is "
                 "an extrapolation"
@@ -59,7 +65,7 @@ def _table(scores: Sequence[Score], judge: str) -> Table:
     )
 
 
-def _cells(score: Score) -> dict[str, str]:
+def _cells(score: Score, compared: bool) -> dict[str, str]:
     known = score.judged > 0
     cells = {
         "score": str(score.score) if known else "–",
@@ -69,6 +75,8 @@ def _cells(score: Score) -> dict[str, str]:
             f"{score.length_controlled}{'*' if score.one_sided else ''}" if known else "–"
         ),
     }
+    if compared:
+        cells["difference"] = "–" if score.difference is None else str(score.difference)
     if score.wins is not None:
         cells["win / tie / lose"] = f"{score.wins} / {score.ties} / {score.losses}"
     return cells | {

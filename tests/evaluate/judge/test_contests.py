@@ -1,6 +1,7 @@
 """The arithmetic of contests and scores, by hand."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ def test_ten_verdicts_by_hand(tmp_path: Path) -> None:
     assert by_hand[1] == pytest.approx(62.5)
     assert score.score.value == pytest.approx(sum(by_hand) / 10)
     assert score.score.value == pytest.approx(47.4924, abs=1e-4)
-    # the standard deviation of the ten is 18.6: a standard error of 5.9
-    assert score.score.low == pytest.approx(47.5 - 1.96 * 5.9, abs=2.5)
-    assert score.score.high == pytest.approx(47.5 + 1.96 * 5.9, abs=2.5)
+    # the standard deviation of the ten is 18.6: a standard error of 5.9, in Student's interval
+    # 13.3 points. Each end also allows for what ten prompts missed: 18 points.
+    assert score.score.low == pytest.approx(47.5 - 18, abs=2.5)
+    assert score.score.high == pytest.approx(47.5 + 18, abs=2.5)
     assert (score.judged, score.tokens, score.against_tokens) == (10, 6, 4)
     assert (score.unparsable, score.missing, score.wins) == (0, 0, None)
     lines = [json.loads(x) for x in (tmp_path / "judgements.jsonl").read_text().splitlines()]
@@ -43,7 +45,9 @@ def test_a_liking_for_the_first_place_cancels(tmp_path: Path) -> None:
     with FaultServer(answer=lambda body: "[[1]]") as server:
         (gad, teacher) = scores(ask(students, settings(server, protocol="pairwise"), tmp_path))
     assert (gad.student, gad.against, teacher.student) == ("gad", "before", "teacher")
-    assert gad.score == (50, 50, 50)
+    assert gad.score.value == 50
+    # ten ties do not exclude a rare win: the bound's weight is Beta(1, 10), 0.308 at 97.5 %
+    assert (gad.score.low, gad.score.high) == pytest.approx((50 - 15.4, 50 + 15.4), abs=0.5)
     assert gad.first_place == 100
     assert (gad.wins, gad.ties, gad.losses) == (0, 10, 0)
 
@@ -79,6 +83,35 @@ def test_samples_count_as_one_prompt(tmp_path: Path) -> None:
         (score,) = scores(ask([answers("gad", count=2, samples=2)], judge, tmp_path))
     assert (score.score.value, score.judged) == (75, 2)
     assert (score.wins, score.ties, score.losses) == (3, 0, 1)
+
+
+def test_differences_are_paired_by_prompt(tmp_path: Path) -> None:
+    """Against before, gad wins all ten contests and sft the five of even prompts."""
+
+    def answer(body: dict[str, Any]) -> str:
+        first, second = shown(body)
+        student = first if not first.startswith("before") else second
+        number = int(re.findall(r"[T ](\d+)", student)[0])
+        wins = student.startswith("gad") or number % 2 == 0
+        return "[[1]]" if wins == (student == first) else "[[2]]"
+
+    students = [answers(label) for label in ("before", "gad", "sft#1", "sft#2")]
+    with FaultServer(answer=answer) as server:
+        found = scores(ask(students, settings(server, protocol="pairwise"), tmp_path))
+    by_name = {score.student: score for score in found}
+    assert list(by_name) == ["gad", "sft#1", "sft#2", "teacher", "sft (2 seeds)"]
+    assert by_name["gad"].difference is None
+    moved = by_name["sft#1"].difference
+    assert moved is not None
+    assert moved.value == -50
+    assert moved.low < -50 < moved.high < 10
+    both = by_name["sft (2 seeds)"]
+    assert both.score == by_name["sft#1"].score  # equal seeds add nothing
+    assert both.difference == moved
+    assert (both.wins, both.losses, both.judged) == (10, 10, 10)
+    stored = {one["student"]: one for one in json.loads((tmp_path / "judge.json").read_text())}
+    assert stored["gad"]["difference"] is None
+    assert stored["sft#1"]["difference"]["value"] == -50
 
 
 def test_names_are_checked(tmp_path: Path) -> None:

@@ -31,7 +31,8 @@ def test_the_command_judges_a_run(
         assert len(server.requests) == 2 * 12 * 4  # two ratings, two opponents of before
     printed = capfd.readouterr().out
     assert "m prefers the answers to those of before" in printed
-    assert "100.0 [100.0, 100.0]" in printed
+    assert "100.0 [73.5, 100.0]" in printed  # 12 wins of 12: Clopper and Pearson
+    assert "difference" in printed  # the teacher's score minus that of the first student
     page = (run / "report.html").read_text()
     assert "m rates the answers next to those of teacher" in page
     assert "12 / 0 / 0" in page
