@@ -37,7 +37,7 @@ class Kind(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--prompts", type=int, default=48)
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--only", default="", help="kinds whose name has this part")

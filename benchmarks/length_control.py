@@ -26,7 +26,7 @@ SPLITS = 5
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("path", type=Path, help="the models' judgements")
     parser.add_argument("--tune", action="store_true", help="choose the constants on random halves")
     given = parser.parse_args()
@@ -98,8 +98,8 @@ def _errors(models: Sequence[Model], prior: Prior) -> np.ndarray:
     )
 
 
-def _columns(model: Model) -> list[Sequence[float]]:
-    return [model[name] for name in ("preference", "length", "baseline_length")]
+def _columns(model: Model) -> tuple[list[float], list[float], list[float]]:
+    return model["preference"], model["length"], model["baseline_length"]
 
 
 def _shown(prior: Prior) -> str:

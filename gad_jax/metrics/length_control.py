@@ -54,8 +54,11 @@ class _Data(NamedTuple):
 
     def also(self, preference: float) -> "_Data":
         """Returns the data with one more prompt of average difficulty and equal lengths."""
-        added = (np.append(*pair) for pair in zip(self[:3], (preference, 0.0, 0.0), strict=True))
-        return _Data(*added, self.mean, self.precision)
+        y, x, difficulty = (
+            np.append(old, new)
+            for old, new in ((self.y, preference), (self.x, 0.0), (self.difficulty, 0.0))
+        )
+        return self._replace(y=y, x=x, difficulty=difficulty)
 
 
 def length_controlled(
@@ -78,7 +81,7 @@ def length_controlled(
     data = _data(preferences, lengths, other_lengths, Prior())
     value = _at_equal_length(data, _fit(data)[0])
     dispersion = _dispersion(data)
-    limit = dispersion * stats.t.ppf((1 + LEVEL) / 2, max(data.y.size - 1, 1)) ** 2
+    limit = dispersion * float(stats.t.ppf((1 + LEVEL) / 2, max(data.y.size - 1, 1))) ** 2
     loose = data._replace(precision=min(data.precision, _LOOSE) * dispersion)
     plain = loose._replace(difficulty=np.zeros_like(data.difficulty))
     low = min(_end(one, 0.0, limit) for one in (loose, plain))
