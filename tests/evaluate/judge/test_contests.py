@@ -106,8 +106,8 @@ def test_differences_are_paired_by_prompt(tmp_path: Path) -> None:
     assert moved.value == -50
     assert moved.low < -50 < moved.high < 10
     both = by_name["sft (2 seeds)"]
-    assert both.score == by_name["sft#1"].score  # equal seeds add nothing
-    assert both.difference == moved
+    assert both.score == pytest.approx(by_name["sft#1"].score)  # equal seeds add nothing
+    assert both.difference == pytest.approx(moved)
     assert (both.wins, both.losses, both.judged) == (10, 10, 10)
     stored = {one["student"]: one for one in json.loads((tmp_path / "judge.json").read_text())}
     assert stored["gad"]["difference"] is None

@@ -32,10 +32,10 @@ def test_the_command_judges_a_run(
     printed = capfd.readouterr().out
     assert "m prefers the answers to those of before" in printed
     assert "100.0 [73.5, 100.0]" in printed  # 12 wins of 12: Clopper and Pearson
-    assert "difference" in printed  # the teacher's score minus that of the first student
     page = (run / "report.html").read_text()
     assert "m rates the answers next to those of teacher" in page
     assert "12 / 0 / 0" in page
+    assert "Difference: the score minus that of" in page
     assert "http-equiv" in page
     broken = refused(evaluate.main, run, "--judge.model=m", "--judge.base_url=localhost")
     assert broken.startswith("--judge.base_url=")
