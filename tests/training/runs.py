@@ -50,5 +50,6 @@ def rows(directory):
 
 def scores(directory):
     """What ranks the checkpoints that are kept, by step."""
-    records = [json.loads(path.read_text()) for path in directory.glob("checkpoints/*/meta/*.json")]
+    paths = directory.glob("checkpoints/*/meta/record.json")
+    records = [json.loads(path.read_text()) for path in paths]
     return {record["step"]: record["score"] for record in records}
