@@ -35,10 +35,15 @@ def load_tokenizer(directory: str | Path) -> Any:
 
     _need_sentencepiece(Path(directory))
     try:
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             str(directory), local_files_only=True, trust_remote_code=False
         )
-    except Exception as error:  # as many kinds as there are tokenizer formats
+        tokenizer("A first text.")  # some damage shows only when it is used
+        return tokenizer
+    except BaseException as error:  # as many kinds as there are tokenizer formats
+        # A panic of the tokenizer's Rust code is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise UserError(
             f"{directory}: the tokenizer cannot be loaded ({first_line(error)}); the directory "
             "needs the model's tokenizer.json and tokenizer_config.json"

@@ -136,6 +136,28 @@ def test_directories_without_a_tokenizer(tmp_path):
         Chat.load(tmp_path)
 
 
+DAMAGED = [
+    {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+    {
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "[X]", "type_id": 0}}],
+            "pair": [],
+            "special_tokens": {},
+        }
+    },
+]
+
+
+@pytest.mark.parametrize("parts", DAMAGED)
+def test_a_tokenizer_that_panics_is_refused(write_tokenizer, tmp_path, parts):
+    write_tokenizer(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | parts))
+    with pytest.raises(UserError, match=r"the tokenizer cannot be loaded \("):
+        Chat.load(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
