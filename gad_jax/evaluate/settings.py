@@ -50,6 +50,7 @@ class Evaluate(Checked):
         template_arguments.parse(self.chat_template_kwargs)
         if not self.run and not self.model:
             raise FieldError("run", "nothing to evaluate; name a run, or students with --model")
+        self._refuse_settings_of_students()
         for name in ("model", "prompts"):
             labels = [split_label(text)[0] for text in getattr(self, name)]
             for label in labels:
@@ -64,6 +65,20 @@ class Evaluate(Checked):
                 if labels.count(label) > 1:
                     raise FieldError(name, f"{name} has {label!r} twice; write NAME=… before each")
         Decoding.of(self)  # checks the rest
+
+    def _refuse_settings_of_students(self) -> None:
+        """Refuses what only answers of students depend on where none are named."""
+        own = ("run", "model", "out", "judge")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            default = field.default if field.default is not dataclasses.MISSING else Columns()
+            if not self.model and field.name not in own and value != default:
+                raise FieldError(
+                    field.name,
+                    f"{field.name} is for students that answer prompts, and without --model only "
+                    "the run's own evaluations are shown; name students, such as "
+                    f"--model={self.run}",
+                )
 
     @property
     def directory(self) -> Path:

@@ -30,6 +30,8 @@ def test_mistakes_are_one_sentence(
     assert evaluate.main([f"--out={tmp_path}/out", *asked]) == 0
     capfd.readouterr()
     assert "seed: 0 → 1" in ask(*asked, "--seed=1")
+    for flag in ("--prompts=missing.jsonl", "--samples=2", "--data.prompt=q"):
+        assert "is for students that answer prompts" in ask(tmp_path, flag)
     assert refused(evaluate.main) == "nothing to evaluate; name a run, or students with --model"
 
 
