@@ -229,7 +229,7 @@ an answer that is complete.""",
 }
 
 
-_FIRST = {"granite": "", "olmo2": "5", "olmo3": "5"}
+_FIRST = {"granite": "", "olmo2": "5", "olmo3": "5", "olmoe": ""}
 """The first transformers with a sequence classifier of a family; empty: there is none yet."""
 
 
