@@ -4,7 +4,8 @@ import dataclasses
 
 from gad_jax.base import exits
 from gad_jax.settings import options
-from gad_jax.settings.fields import FieldError, option
+from gad_jax.settings.fields import FieldError, option, section
+from gad_jax.settings.sections import Columns
 
 FAULTS = ("cut", "refused", "empty", "duplicate", "near_duplicate", "overlap", "secret")
 """What a line can be dropped for."""
@@ -16,6 +17,7 @@ class Check:
 
     files: str = option("", "rows as for training; several with commas", positional=True)
     against: str = option("", "evaluation sets that must not be in the files; several with commas")
+    data: Columns = section(Columns, "columns of the files")
     tokenizer: str = option("", "model whose tokenizer counts; empty: 4 bytes count as a token")
     skip_invalid: bool = option(False, "skip and count malformed rows instead of stopping")
     json: bool = option(False, "print the numbers as JSON")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from gad_jax.collect.check import FAULTS, Check
 from gad_jax.collect.duplicates import Overlap
 from gad_jax.collect.faults import Found
 from gad_jax.data import sources
+from gad_jax.data.sources.fields import Fields
 from gad_jax.data.sources.rows import Record
 from gad_jax.data.tokenizer import load_tokenizer
 from gad_jax.models import source
@@ -38,8 +40,11 @@ def run(check: Check) -> int:
         for row in sources.read(name, need_response=False)
     ]
     count_tokens = _counter(check.tokenizer)
-    found = faults.check(_records(check), count_tokens, Overlap(held_out), check.skip_invalid)
+    against = Overlap(held_out)
+    found = faults.check(_records(check), count_tokens, against, check.skip_invalid, _fields(check))
     numbers = _numbers(found)
+    for line in found.notes.lines(check.files):
+        print(line, file=sys.stderr if check.json else sys.stdout)
     if check.json:
         print(json.dumps(numbers, indent=1, ensure_ascii=True))
     else:
@@ -65,7 +70,8 @@ def _say_next(check: Check, numbers: dict[str, Any]) -> None:
             "collect", "check", check.files, *flags, f"--out={out}", to_stderr=check.json
         )
     else:
-        flags = (f"--data.train={rows}", f"--run_dir=runs/{_stem(rows)}", "--dry_run")
+        columns = [f"--{name}={value}" for name, value in _columns(check)]
+        flags = (f"--data.train={rows}", *columns, f"--run_dir=runs/{_stem(rows)}", "--dry_run")
         next_command.say("train", *flags, to_stderr=check.json)
 
 
@@ -80,8 +86,16 @@ def _given(check: Check) -> Iterator[tuple[str, str]]:
         value = getattr(check, name)
         if value:
             yield name, fields.show(value)
+    yield from _columns(check)
     if check.drop != FAULTS:
         yield "drop", fields.show(check.drop)
+
+
+def _columns(check: Check) -> Iterator[tuple[str, str]]:
+    """Yields the settings that name columns: lines stay unchanged, so training needs them."""
+    for name in ("prompt", "response"):
+        if value := getattr(check.data, name):
+            yield f"data.{name}", value
 
 
 def _names(text: str) -> list[str]:
@@ -91,6 +105,10 @@ def _names(text: str) -> list[str]:
 def _records(check: Check) -> Iterator[Record]:
     for name in _names(check.files):
         yield from sources.records(name, "train", need_response=True)
+
+
+def _fields(check: Check) -> Fields:
+    return Fields(check.data.prompt, check.data.response)
 
 
 def _refuse_existing(check: Check) -> None:
@@ -191,7 +209,7 @@ def _write(check: Check, found: Found, numbers: dict[str, Any]) -> None:
     """Writes the kept lines in bounded memory, then the manifest; a crash leaves neither."""
     kept = found.kept(check.drop)
     with files.replacing(check.out) as file:
-        for keep, record in zip(kept, faults.valid(_records(check)), strict=True):
+        for keep, record in zip(kept, faults.valid(_records(check), _fields(check)), strict=True):
             if keep:
                 file.write(json.dumps(record, ensure_ascii=False, default=str).encode() + b"\n")
     manifest = {

@@ -15,8 +15,10 @@ from gad_jax.base.errors import UserError
 from gad_jax.collect.check import FAULTS
 from gad_jax.collect.duplicates import Overlap, near_duplicates, signature, words
 from gad_jax.collect.refusals import is_refusal
-from gad_jax.data import scripts, thoughts
+from gad_jax.data import scripts, sources, thoughts
+from gad_jax.data.sources.fields import BY_NAME, Fields
 from gad_jax.data.sources.formats import parse
+from gad_jax.data.sources.notes import Notes
 from gad_jax.data.sources.rows import Invalid, Record, fold_reason, is_finished
 
 _CUT = ("length", "max_tokens")
@@ -43,6 +45,8 @@ class Found:
     prompt_tokens: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     response_tokens: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     faults: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint8))
+    notes: Notes = field(default_factory=Notes)
+    """As which format the lines were read."""
 
     def count(self, fault: str) -> int:
         """Returns the lines that have a fault."""
@@ -58,17 +62,22 @@ def _bit(fault: str) -> int:
 
 
 def check(
-    records: Iterable[Record], count_tokens: Any, against: Overlap, skip_invalid: bool
+    records: Iterable[Record],
+    count_tokens: Any,
+    against: Overlap,
+    skip_invalid: bool,
+    fields: Fields = BY_NAME,
 ) -> Found:
     """Returns what is in the records; `count_tokens` returns the number of tokens of each text.
 
+    `fields` says where prompt and response are, if the columns' names do not.
     A malformed record raises UserError; with `skip_invalid` it is only counted, and is no line.
     """
     found = Found()
     signatures, seen, faults = [], set(), []
     prompts: list[np.ndarray] = []
     answers: list[np.ndarray] = []
-    lines = _valid(records, found, skip_invalid)
+    lines = _valid(records, found, skip_invalid, fields)
     while part := list(islice(lines, _ENCODED_AT_ONCE)):
         prompts.append(np.asarray(count_tokens([prompt for prompt, _, _ in part]), np.int64))
         texts = [text for _, responses, _ in part for text in responses]
@@ -90,13 +99,13 @@ def check(
     return found
 
 
-def valid(records: Iterable[Record]) -> Iterator[Any]:
+def valid(records: Iterable[Record], fields: Fields = BY_NAME) -> Iterator[Any]:
     """Yields the valid records, which are the lines of `check`, in its order."""
-    return (record for _, _, record in _valid(records, Found(), True))
+    return (record for _, _, record in _valid(records, Found(), True, fields))
 
 
 def _valid(
-    records: Iterable[Record], found: Found, skip_invalid: bool
+    records: Iterable[Record], found: Found, skip_invalid: bool, fields: Fields
 ) -> Iterator[tuple[str, tuple[str, ...], Any]]:
     """Yields the conversation as one text, the responses that are not empty, and the record."""
     for where, record in records:
@@ -105,9 +114,11 @@ def _valid(
             held = (
                 {**record, "teacher_response": list(texts) or None} if texts is not None else record
             )
-            row = parse(where, held, need_response=False)
+            row = parse(where, held, False, fields, found.notes)
         except Invalid as problem:
             if not skip_invalid:
+                if problem.columns:
+                    raise sources.wrong_columns(where, record, problem) from None
                 raise UserError(
                     f"{where}: {problem}; mend the row or pass --skip_invalid"
                 ) from None

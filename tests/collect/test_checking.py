@@ -120,3 +120,23 @@ def test_two_hundred_thousand_rows_in_bounded_memory(tmp_path: Path) -> None:
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     assert peak < 1e9, f"{peak / 1e9:.2f} GB"
     assert out.stat().st_size > 0.9 * path.stat().st_size
+
+
+def test_the_format_is_said_and_flags_name_other_columns(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], refused: Callable[..., str]
+) -> None:
+    pairs = [("Why is the sky blue?", "Air scatters blue light."), ("Name a fruit.", "An apple.")]
+    known, odd = tmp_path / "known.jsonl", tmp_path / "odd.jsonl"
+    for path, columns in ((known, ("question", "answer")), (odd, ("q", "a"))):
+        rows = [dict(zip(columns, pair, strict=True)) for pair in pairs]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert check(known) == 0
+    assert "read as question and answer: answer is the teacher's answer" in capfd.readouterr().out
+    assert "(its columns: q, a); name those of prompt and answer" in refused(
+        collect.main, "check", odd
+    )
+    flags = ("--data.prompt=q", "--data.response=a")
+    assert check(odd, *flags) == 0
+    said = capfd.readouterr().out
+    assert "2 lines with 2 responses" in said
+    assert f"--data.train={odd} {' '.join(flags)} " in said

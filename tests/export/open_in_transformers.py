@@ -33,7 +33,7 @@ MESSAGES = [{"role": "user", "content": "Name a fruit."}]
 # Two networks of equal float32 weights: sums in the same order here, so nothing but rounding.
 SAME = 1e-6
 NO_CLASSIFIER = {"granite", "olmo2", "olmo3", "olmoe"}
-"""Families of which some version of transformers has no sequence classifier (Granite and OLMoE: none has)."""
+"""Families of which some transformers has no sequence classifier (Granite, OLMoE: none has)."""
 # Ours sums in another order, through a few layers (tests/models/files.py: PARITY).
 SCORES = 1e-4
 

@@ -156,7 +156,7 @@ class _Reader:
     ) -> UserError:
         """Returns the error for a row; with other advice if all rows have other columns."""
         if problem.columns and not self.rows and all(map(self._like(problem), following)):
-            return _wrong_columns(where, record, problem)
+            return wrong_columns(where, record, problem)
         return UserError(f"{where}: {problem}; drop the row or pass --data.skip_invalid")
 
     def _like(self, problem: Invalid) -> Callable[[Any], bool]:
@@ -172,11 +172,12 @@ class _Reader:
     def no_rows(self, name: str) -> UserError:
         """Returns the error for a source without rows."""
         if self._first and self._first[2].columns and len(self.skipped) == 1:
-            return _wrong_columns(*self._first)
+            return wrong_columns(*self._first)
         return _no_rows(name, self.skipped, self.unfinished)
 
 
-def _wrong_columns(where: str, record: Any, problem: Invalid) -> UserError:
+def wrong_columns(where: str, record: Any, problem: Invalid) -> UserError:
+    """Returns the error for a file whose columns are not known: what they are, and the flags."""
     advice = problem.advice or (
         "name those of prompt and answer with --data.prompt=FIELD --data.response=FIELD (FIELD may "
         "be a path such as response.body.text)"
