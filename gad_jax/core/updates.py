@@ -50,6 +50,10 @@ def accumulate(
             (value, gradients), extra = jax.lax.scan(add, start, rows)
         return value, parallel.psum_over_replicas(gradients), extra
 
+    if "experts" in params.get("layers", {}):
+        # XLA's partitioner (jaxlib 0.12) aborts on a mixture inside of a manual replica axis. The
+        # gradients are then summed over the replicas in every micro-batch.
+        return in_replica(params, rows, *shared)
     split = jax.tree.map(lambda _: P(None, "replica"), rows)
     specs = (P(), split._replace(ends=P(), groups=P()), *(P() for _ in shared))
     return parallel.replica_map(in_replica, specs, P())(params, rows, *shared)

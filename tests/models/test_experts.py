@@ -13,7 +13,7 @@ import pytest
 
 from gad_jax.base.errors import UserError
 from gad_jax.core import steps
-from gad_jax.distributed import devices, mesh
+from gad_jax.distributed import devices
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.models import decoder, experts, families, weights
 from gad_jax.models.config import Experts
@@ -144,7 +144,6 @@ def gad_step(shape: tuple[int, int, int]) -> Any:
     grid = make_mesh(*shape, jax.devices()[: math.prod(shape)])
     with pytest.MonkeyPatch.context() as patch, jax.set_mesh(grid):
         patch.setattr(builders, "networks", lambda: made)
-        patch.setattr(mesh, "SHARDS_STAY", True)  # each replica apart, inside of `replica_map`
         state = builders.start(MIXTURES, grid)
         rows = (builders.rows(builders.texts(), w, 1, grid) for w in ("pairs", "samples"))
         state, metrics = steps.gad_step(MIXTURES, state, *rows)
