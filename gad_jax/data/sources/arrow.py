@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from gad_jax.base.errors import UserError, first_line
-from gad_jax.data.sources.expansion import ROW_BYTES, Expansion
-from gad_jax.data.sources.parquet import decoded, objects
+from gad_jax.data.sources import parquet
+from gad_jax.data.sources.expansion import Expansion
 from gad_jax.data.sources.rows import Record
 
 MAGIC = b"ARROW1"
@@ -21,24 +22,23 @@ def records(path: Path) -> Iterator[Record]:
             f"{path}: reading Arrow needs the package pyarrow; install it or give JSONL"
         ) from error
 
-    number = 0
     try:
         with pyarrow.memory_map(str(path)) as file:
-            expansion = Expansion(path)
-            for batch in _batches(file):
-                for start in range(0, len(batch), _ROWS):
-                    part = decoded(batch.slice(start, _ROWS))
-                    expansion.add(part.nbytes + ROW_BYTES * len(part))
-                    for record in objects(part):
-                        number += 1
-                        yield f"{path.name}:{number}", record
+            yield from parquet.rows(path, _batches(file), Expansion(path))
     except pyarrow.ArrowException as error:
         raise UserError(
             f"{path}: not a whole Arrow file ({first_line(error)}); fetch it again"
         ) from error
 
 
-def _batches(file):
+def _batches(file: Any) -> Iterator[Any]:
+    """Yields batches of at most `_ROWS` rows."""
+    for batch in _stored_batches(file):
+        for start in range(0, len(batch), _ROWS):
+            yield batch.slice(start, _ROWS)
+
+
+def _stored_batches(file: Any) -> Iterator[Any]:
     import pyarrow
 
     begin = file.read(len(MAGIC))

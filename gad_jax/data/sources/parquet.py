@@ -1,6 +1,6 @@
 """Parquet files, read a batch of rows at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +28,21 @@ def records(path: Path) -> Iterator[Record]:
         with pyarrow.parquet.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
             expansion = Expansion(path)
             _check_chunks(file.metadata, expansion)
-            number = 0
-            for batch in file.iter_batches(_BATCH_ROWS):
-                batch = decoded(batch)
-                expansion.add(batch.nbytes + ROW_BYTES * len(batch))
-                for record in objects(batch):
-                    number += 1
-                    yield f"{path.name}:{number}", record
+            yield from rows(path, file.iter_batches(_BATCH_ROWS), expansion)
     except pyarrow.ArrowException as error:
         raise UserError(
             f"{path}: not a whole Parquet file ({first_line(error)}); fetch it again"
         ) from error
+
+
+def rows(path: Path, batches: Iterable[Any], expansion: Expansion) -> Iterator[Record]:
+    """Yields (file:row, object) for each row of Arrow batches, which should be of few rows."""
+    number = 0
+    for batch in map(decoded, batches):
+        expansion.add(batch.nbytes + ROW_BYTES * len(batch))
+        for record in objects(batch):
+            number += 1
+            yield f"{path.name}:{number}", record
 
 
 def _check_chunks(metadata: Any, expansion: Expansion) -> None:

@@ -151,15 +151,14 @@ def layer_kinds(
     return kinds, tuple(kinds.index(found[kind]) for kind in types)
 
 
-def window(fields: Fields, default: int | None = None) -> int | None:
-    """Returns `sliding_window`, where null stands for none and a missing field for the default."""
-    if "sliding_window" in fields.hf and fields.get("sliding_window") is None:
-        return None
-    return (
-        None
-        if default is None and fields.get("sliding_window") is None
-        else fields.count("sliding_window", default or MISSING)
-    )
+def window(fields: Fields, default: int | None = None, switched: bool = False) -> int | None:
+    """Returns `sliding_window`, where null stands for none and a missing field for the default.
+
+    In families where it is `switched`, it counts only with `use_sliding_window`.
+    """
+    off = switched and not fields.flag("use_sliding_window", False)
+    value = fields.get("sliding_window", None if "sliding_window" in fields.hf else default)
+    return None if off or value is None else fields.count("sliding_window", value)
 
 
 def write(config: DecoderConfig, name: str, **switches: Any) -> dict[str, Any]:

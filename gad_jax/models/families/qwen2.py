@@ -18,9 +18,8 @@ def read(fields: Fields) -> DecoderConfig:
 
 def layers(fields: Fields) -> tuple[tuple[LayerKind, ...], tuple[int, ...]]:
     """Returns the kinds of layers: with `use_sliding_window`, a window from `max_window_layers`."""
-    window = common.window(fields, 4096) if fields.flag("use_sliding_window", False) else None
+    window = common.window(fields, 4096, switched=True)
     first = fields.get("max_window_layers", 28)
-    fields.get("sliding_window")
     count = fields.count("num_hidden_layers")
     default = [SLIDING if window and n >= first else FULL for n in range(count)]
     positions = rope.read(fields)

@@ -15,8 +15,7 @@ def read(fields: Fields) -> DecoderConfig:
     fields.only("mlp_only_layers", [])
     fields.only("decoder_sparse_step", 1)
     bias = fields.flag("attention_bias", False)
-    window = common.window(fields, 4096) if fields.flag("use_sliding_window", False) else None
-    fields.get("sliding_window")
+    window = common.window(fields, 4096, switched=True)
     types = [SLIDING if window else FULL] * fields.count("num_hidden_layers")
     fields.only("layer_types", types)  # transformers' class takes the window for all layers
     width = fields.count("moe_intermediate_size", 768)

@@ -22,8 +22,7 @@ def read(fields: Fields) -> DecoderConfig:
             f"config.json: no_rope_layers={has_rope!r} must be a list of {count} entries, 1 for a "
             "layer with RoPE and 0 for one without; fetch the model again"
         )
-    window = common.window(fields) if fields.flag("use_sliding_window", False) else None
-    fields.get("sliding_window")
+    window = common.window(fields, switched=True)
     types = [SLIDING if window and not each else FULL for each in has_rope]
     positions = rope.read(fields, 2e6)
     seen, order = common.layer_kinds(fields, positions, positions, window, types)
