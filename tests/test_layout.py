@@ -47,6 +47,7 @@ UNMIRRORED = {
     "training.state": "training/test_trainer.py: stages that begin, states that resume",
     "types": "pytrees without code; every test makes some",
     "world.methods": "world/test_main.py trains all of them",
+    "world.answers": "world/test_seeds.py: every method's answers come from it",
 }
 """Modules without a test file of their name, and where they are tested instead."""
 

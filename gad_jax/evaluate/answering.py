@@ -11,9 +11,9 @@ from gad_jax.data import sources, thoughts
 from gad_jax.data.sources.rows import Row
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.evaluate.answers import AnswerFile, Answers, shown_prompt
-from gad_jax.evaluate.scoring import Scorer
 from gad_jax.evaluate.settings import Evaluate, split_label
 from gad_jax.metrics import overlap
+from gad_jax.metrics.scoring import Scorer
 from gad_jax.rollout.answering import Responder
 from gad_jax.settings import template_arguments
 from gad_jax.settings.decoding import Decoding

@@ -44,6 +44,12 @@ class World:
                 raise FieldError(
                     "methods", f"methods names {name!r}; use {', '.join(METHODS)}, or all"
                 )
+        for place, name in enumerate(self.chosen):
+            missing = [need for need in METHODS[name].needs if need not in self.chosen[:place]]
+            if missing:
+                raise FieldError(
+                    "methods", f"methods names {name!r}, which needs {missing[0]!r} before it"
+                )
 
     @property
     def chosen(self) -> tuple[str, ...]:

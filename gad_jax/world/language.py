@@ -38,6 +38,7 @@ OPERANDS = {"plus": range(SIZE), "minus": range(SIZE), "times": range(1, SIZE)}
 
 NAMES = ("zero", "one", "two", "three", "four")
 """The numbers as words: an answer states its result in them."""
+_VALUES = {name: value for value in range(SIZE) for name in (NAMES[value], str(value))}
 
 LENGTHS = (3, 4)
 """Numbers of operations in an instruction."""
@@ -113,11 +114,43 @@ def _rows(
     ]
 
 
+def result(instruction: str) -> int:
+    """Returns the right result."""
+    *_, (_, _, value) = _chain(instruction)
+    return value
+
+
+def opening(instruction: str, style: str) -> str:
+    """Returns the first word of the right answer in a style."""
+    return answer(instruction, style).split(" ", 1)[0]
+
+
 def judge(instruction: str, text: str) -> Verdict:
     """Returns the oracle's verdict on an answer."""
     first = text.split(" ", 1)[0]
     style = {"it": "headline", "first": "story"}.get(first, "steps" if first.isdigit() else "")
     return Verdict(style, style != "" and text == answer(instruction, style))
+
+
+def stated(text: str) -> list[int | None]:
+    """Returns the results that an answer states: its last word, then that of its headline and of
+    its last step where it has them. None stands for a word that is no number."""
+    words = text.split() or [""]
+    found = [words[-1]]
+    if words[:2] == ["it", "is"] and len(words) > 2:
+        found.append(words[2])
+    if "so" in words[1:]:
+        found.append(words[words.index("so", 1) - 1])
+    return [_VALUES.get(word) for word in found]
+
+
+def agrees(text: str) -> bool:
+    """Returns whether all results that an answer states are one and the same number.
+
+    It takes no knowledge of the right result.
+    """
+    results = set(stated(text))
+    return len(results) == 1 and None not in results
 
 
 def _chain(instruction: str) -> Iterator[tuple[str, str, int]]:

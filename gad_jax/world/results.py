@@ -26,7 +26,25 @@ MEASURES = {
     "ROUGE-L %": lambda r: 100 * r["greedy"]["rouge_l"],
     "tokens, greedy": lambda r: r["greedy"]["tokens"],
 }
-PRINTED = ("right, greedy %", "right, sampled %", "4-gram F1 %", "tokens, greedy")
+KNOWLEDGE = {
+    "last result right, greedy %": lambda r: 100 * r["last_result"],
+    "right, given a headline %": lambda r: 100 * r["given"]["headline"],
+    "right, given steps %": lambda r: 100 * r["given"]["steps"],
+    "right, given a story %": lambda r: 100 * r["given"]["story"],
+    "best of 8 by majority %": lambda r: 100 * r["chosen"]["majority"],
+    "first of 8 without contradiction %": lambda r: 100 * r["chosen"]["agrees"],
+    "best of 8 by GAD's D %": lambda r: 100 * r["chosen"].get("discriminator", np.nan),
+}
+"""What a student can do when another one chooses the style or the sample (`knowledge.py`)."""
+
+PRINTED = (
+    "right, greedy %",
+    "right, sampled %",
+    "last result right, greedy %",
+    "right, given steps %",
+    "best of 8 by GAD's D %",
+    "4-gram F1 %",
+)
 WARM = "warm start"
 
 
@@ -36,13 +54,17 @@ def report(seeds: Sequence[int], methods: Mapping[str, str], out: Path) -> None:
     Writes results.md, results.json and results.png into the directory.
     """
     found = {
-        called: [_read(out / f"seed-{seed}" / f"{name}.json") for seed in seeds]
+        called: [_read(out / f"seed-{seed}", name) for seed in seeds]
         for name, called in {"warm": WARM, **methods}.items()
     }
     table = {
         called: {
             name: t_interval([float(value(r)) for r in repeated])
             for name, value in MEASURES.items()
+        }
+        | {
+            name: t_interval([float(value(r["knowledge"])) for r in repeated])
+            for name, value in KNOWLEDGE.items()
         }
         for called, repeated in found.items()
     }
@@ -54,7 +76,7 @@ def report(seeds: Sequence[int], methods: Mapping[str, str], out: Path) -> None:
     lines = [
         ["", *shown],
         ["---"] * (1 + len(shown)),
-        *([name, *(row[name] for row in shown.values())] for name in MEASURES),
+        *([name, *(row[name] for row in shown.values())] for name in (*MEASURES, *KNOWLEDGE)),
     ]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     files.write_atomic(out / "results.md", text + "\n")
@@ -66,11 +88,18 @@ def report(seeds: Sequence[int], methods: Mapping[str, str], out: Path) -> None:
 
 
 def _shown(cell: Interval) -> str:
+    if np.isnan(cell.value):
+        return ""
     return f"{cell.value:.1f}" if np.isnan(cell.low) else str(cell)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text("utf-8"))
+def _read(place: Path, name: str) -> dict[str, Any]:
+    """Returns the measures of a method's student, with those of what it knows."""
+    found, knowledge = (
+        json.loads((place / f"{file}.json").read_text("utf-8"))
+        for file in (name, f"{name}-knowledge")
+    )
+    return found | {"knowledge": knowledge}
 
 
 def _draw(

@@ -11,30 +11,18 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import jax
+from typing import TYPE_CHECKING
 
 from gad_jax.base import exits, files, next_command
 from gad_jax.base.errors import UserError
-from gad_jax.data import sources
-from gad_jax.data.chat import Chat
-from gad_jax.distributed.mesh import make_mesh
-from gad_jax.rollout.answering import Responder
 from gad_jax.settings import options
 from gad_jax.settings.config import Config
-from gad_jax.settings.decoding import Decoding
-from gad_jax.training import loading
-from gad_jax.world import language, oracle, results, words
-from gad_jax.world.methods import METHODS, WARM_FLAGS
+from gad_jax.world import answers, language, results, words
+from gad_jax.world.methods import JUDGE, METHODS, WARM_FLAGS, Method
 
 if TYPE_CHECKING:
     from gad_jax.world.__main__ import World
 
-SAMPLES = 4
-"""Answers to each held-out instruction at temperature 1, in addition to the greedy one."""
-
-MAX_NEW_TOKENS = 32
 POLL_SECONDS = 0.2
 
 
@@ -117,10 +105,17 @@ class _Seed:
         """Does what is missing, until all is done or a stop is requested."""
         if not (self.place / "heldout.jsonl").exists():
             self._make_world()
-        self._do("warm", WARM_FLAGS, self.place / "untrained", self.place / "public.jsonl")
-        student, rows = self.place / "warm" / "export" / "student", self.place / "teacher.jsonl"
+        warm = Method("", WARM_FLAGS)
+        self._do("warm", warm, self.place / "untrained", self.place / "public.jsonl")
         for name in self.world.chosen:
-            self._do(name, METHODS[name].flags, student, rows)
+            method = METHODS[name]
+            student = self.place / method.start / "export" / "student"
+            rows = (
+                self._chosen_rows(method.start) if method.chosen else self.place / "teacher.jsonl"
+            )
+            self._do(name, method, student, rows)
+        for name in ("warm", *self.world.chosen):
+            self._measure_knowledge(name)
 
     def _make_world(self) -> None:
         """Writes the untrained student, the training rows and, last, the held-out ones."""
@@ -139,16 +134,43 @@ class _Seed:
             text = "".join(json.dumps(row) + "\n" for row in part)
             files.write_atomic(self.place / f"{name}.jsonl", text)
 
-    def _do(self, name: str, flags: Sequence[str], student: Path, rows: Path) -> None:
+    def _chosen_rows(self, start: str) -> Path:
+        """Returns rows with the best of this student's samples by GAD's discriminator; makes them
+        where they are missing."""
+        path = self.place / f"{start}-chosen.jsonl"
+        if not (self.stop.requested or path.exists()):
+            with self.lock:
+                answers.write_chosen(
+                    self.place / start,
+                    self.place / JUDGE,
+                    self.place / "teacher.jsonl",
+                    self.number,
+                    path,
+                )
+        return path
+
+    def _measure_knowledge(self, name: str) -> None:
+        """Measures what a method's student knows, unless that is done."""
+        result = self.place / f"{name}-knowledge.json"
+        if self.stop.requested or result.exists():
+            return
+        judge = self.place / JUDGE if JUDGE in self.world.chosen else None
+        with self.lock:
+            found = answers.measure_knowledge(
+                self.place / name, judge, self.place / "heldout.jsonl", self.number
+            )
+        files.write_atomic(result, json.dumps(found, indent=1) + "\n")
+
+    def _do(self, name: str, method: Method, student: Path, rows: Path) -> None:
         """Trains by a method and measures its answers with the oracle, unless that is done."""
         result = self.place / f"{name}.json"
         if self.stop.requested or result.exists():
             return
         started = time.monotonic()
-        if not self._train(name, flags, student, rows):
+        if not self._train(name, method.flags, student, rows):
             return
         with self.lock:  # one seed at a time: the compiled programs are shared
-            found = _answers(self.place / name, self.place / "heldout.jsonl", self.number)
+            found = answers.measure(self.place / name, self.place / "heldout.jsonl", self.number)
         files.write_atomic(result, json.dumps(found, indent=1) + "\n")
         print(
             f"seed {self.number}, {name}: {(time.monotonic() - started) / 60:.1f} minutes; right: "
@@ -188,28 +210,3 @@ class _Seed:
                 f"seed {self.number}, {name}: training ended with exit code {code}; {log} says why"
             )
         return True
-
-
-def _answers(run: Path, heldout: Path, seed: int) -> dict[str, Any]:
-    """Returns the oracle's measures of a run's student: greedy, sampled, and during training."""
-    rows = sources.read(str(heldout)).rows
-    asked = [row.messages[-1]["content"] for row in rows]
-    mesh = make_mesh()
-    with jax.set_mesh(mesh):
-        network = loading.load_student(str(run / "export" / "student"), mesh)
-        chat = Chat.load(network.tokenizer, "none")
-        found = {}
-        for name, temperature, samples in (("greedy", 0.0, 1), ("sampled", 1.0, SAMPLES)):
-            how = Decoding(
-                temperature=temperature, samples=samples, max_new_tokens=MAX_NEW_TOKENS, seed=seed
-            )
-            responder = Responder(network.config, network.params, chat, mesh, how)
-            prompts = responder.encode([row.messages for row in rows])
-            groups = responder.answers(prompts, range(len(rows)))
-            texts = [[answer.text for answer in group] for group in groups]
-            lengths = [answer.tokens for group in groups for answer in group]
-            found[name] = oracle.measure(asked, texts) | {"tokens": sum(lengths) / len(lengths)}
-            if name == "greedy":
-                teacher = [row.responses[0] for row in rows]
-                found[name] |= oracle.mean_overlap(teacher, [text for (text,) in texts])
-    return found | {"curve": oracle.curve(run)}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gad_jax.world import oracle, results
+from gad_jax.world import language, oracle, results
 
 
 def result(right: int, scored: bool) -> dict[str, Any]:
@@ -27,6 +27,10 @@ def test_means_and_intervals_over_seeds(tmp_path: Path, capsys: pytest.CaptureFi
         for name, less in (("warm", 4), ("gad", 0)):
             text = json.dumps(result(right - less, scored=name == "gad"))
             (place / f"{name}.json").write_text(text)
+            chosen = {"majority": 0.5, "agrees": 0.75} | ({"discriminator": 0.25} if less else {})
+            given = dict.fromkeys(language.STYLES, right / 10)
+            knowledge = {"last_result": 1.0, "given": given, "chosen": chosen}
+            (place / f"{name}-knowledge.json").write_text(json.dumps(knowledge))
     results.report([3, 4], {"gad": "GAD"}, tmp_path)
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
@@ -38,6 +42,9 @@ def test_means_and_intervals_over_seeds(tmp_path: Path, capsys: pytest.CaptureFi
     assert cells["right, greedy %"] == ["20.0 [-107.1, 147.1]", "60.0 [-67.1, 187.1]"]
     assert cells["styles covered"] == ["1.0 [1.0, 1.0]", "1.0 [1.0, 1.0]"]
     assert cells["4-gram F1 %"] == ["100.0 [100.0, 100.0]"] * 2
+    assert cells["right, given steps %"] == ["60.0 [-67.1, 187.1]"] * 2
+    assert cells["best of 8 by majority %"] == ["50.0 [50.0, 50.0]"] * 2
+    assert cells["best of 8 by GAD's D %"] == ["25.0 [25.0, 25.0]", ""]  # none without scores
     printed = capsys.readouterr().out
     assert "mean over 2 seeds" in printed
     assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from gad_jax.base import jsonl
 from gad_jax.world import __main__ as world
 
 pytest_plugins = ["tests.run_fixtures"]
 
-SMALL = ("--seeds=1", "--rows=64", "--heldout=8", "--layers=1", "--width=24", "--workers=1")
+SMALL = ("--seeds=1", "--rows=80", "--heldout=8", "--layers=1", "--width=24", "--workers=1")
 
 
 def test_methods_are_trained_judged_and_compared(
@@ -23,19 +24,30 @@ def test_methods_are_trained_judged_and_compared(
 ) -> None:
     out = tmp_path / "world"
     more = "--flags=--optimizer.max_gradient_norm=3 --optimizer.beta2=0.95"
-    flags = (f"--out={out}", *SMALL, "--methods=seqkd", more)
+    flags = (f"--out={out}", *SMALL, "--methods=seqkd,gad,rejection_sampling", more)
     done = command("world", *flags)
     assert done.returncode == 0, done.stderr
     assert "seed 0, warm:" in done.stdout
     assert "seed 0, seqkd:" in done.stdout
     results = json.loads((out / "results.json").read_text())
-    assert [*results] == ["seeds", "warm start", "SeqKD"]
+    assert [*results] == ["seeds", "warm start", "SeqKD", "GAD", "SeqKD, then its best of 8 by D"]
     (seqkd,) = results["SeqKD"]
     # three steps: an epoch has one
     assert [point["step"] for point in seqkd["curve"]] == [0, 3]
     assert set(seqkd["greedy"]) > {"valid", "coverage", "distinct", "tokens", "ngram_1", "rouge_l"}
+    assert [*seqkd["knowledge"]["chosen"]] == ["first", "majority", "agrees", "discriminator"]
+    chosen, teacher = (
+        list(jsonl.read_rows(out / "seed-0" / f"{name}.jsonl"))
+        for name in ("seqkd-chosen", "teacher")
+    )
+    assert 0 < len(chosen) <= len(teacher)
+    prompts = {row["id"]: row["messages"] for row in teacher}
+    assert all(row["messages"] == prompts[row["id"]] for row in chosen)
+    settings = (out / "seed-0" / "rejection_sampling" / "config.yaml").read_text()
+    assert "seqkd-chosen.jsonl" in settings
+    assert "seqkd/export/student" in settings
     table = (out / "results.md").read_text().splitlines()
-    assert table[0] == "|  | warm start | SeqKD |"
+    assert table[0].startswith("|  | warm start | SeqKD | GAD |")
     assert f"| {100 * seqkd['greedy']['valid']:.1f} |" in table[2]
     settings = (out / "seed-0" / "seqkd" / "config.yaml").read_text()
     assert re.search(r"beta2: 0.95\n(?s:.*)max_gradient_norm: 3", settings)
@@ -46,14 +58,19 @@ def test_methods_are_trained_judged_and_compared(
     printed = capfd.readouterr().out
     assert "warm start" in printed
     assert "seed 0, seqkd:" not in printed
-    other = [flag.replace("--rows=64", "--rows=65") for flag in flags]
-    assert "has results with rows=64, now 65" in refused(world.main, *other)
+    other = [flag.replace("--rows=80", "--rows=81") for flag in flags]
+    assert "has results with rows=80, now 81" in refused(world.main, *other)
     settings = out / "settings.json"
     kept = json.loads(settings.read_text())
     assert "than world and --flags say now" in refused(world.main, *flags[:-1], "--flags=--x=1")
     for name, said in (("world", "of another world"), ("settings", "of other settings than world")):
         settings.write_text(json.dumps(kept | {name: "0"}))
         assert f"has results {said}" in refused(world.main, *flags)
+
+
+def test_a_method_is_refused_without_those_that_it_needs(refused: Callable[..., str]) -> None:
+    said = refused(world.main, "--methods=seqkd,rejection_sampling,gad")
+    assert "'rejection_sampling', which needs 'gad' before it" in said
 
 
 def test_more_rows_than_there_are_instructions_are_refused(refused: Callable[..., str]) -> None:

@@ -11,7 +11,7 @@ import pytest
 from gad_jax.data.chat import Chat
 from gad_jax.distributed import devices
 from gad_jax.distributed.mesh import data_shards, make_mesh
-from gad_jax.evaluate.scoring import Scorer
+from gad_jax.metrics.scoring import Scorer
 from gad_jax.models import decoder, weights
 from gad_jax.models.builtin import tiny
 from gad_jax.types import Segments
