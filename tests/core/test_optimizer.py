@@ -1,6 +1,7 @@
 """AdamW against optax's, and what a compiled update needs next to its arguments."""
 
-from typing import Any
+import dataclasses
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -52,8 +53,11 @@ def test_moments_of_a_broken_gradient_are_those_before(value: float) -> None:
     jax.tree.map(np.testing.assert_array_equal, after, before)
 
 
-def test_nothing_as_large_as_a_moment_is_stored_beside_them() -> None:
-    rule = adamw(SETTINGS, RATE)
+@pytest.mark.parametrize(("moments_dtype", "width"), [("float32", 4), ("bfloat16", 2)])
+def test_nothing_as_large_as_a_moment_is_stored_beside_them(
+    moments_dtype: Literal["float32", "bfloat16"], width: int
+) -> None:
+    rule = adamw(dataclasses.replace(SETTINGS, moments=moments_dtype), RATE)
 
     def update(params: Any, moments: Any, gradients: Any, finite: jax.Array) -> Any:
         updates, moments = rule.update(gradients, moments, params, finite=finite)
@@ -65,6 +69,49 @@ def test_nothing_as_large_as_a_moment_is_stored_beside_them() -> None:
     finite = jax.ShapeDtypeStruct((), jnp.bool_)
     compiled = jax.jit(update, donate_argnums=(0, 1)).lower(params, moments, params, finite)
     memory = compiled.compile().memory_analysis()
-    leaf = params["kernel"].size * 4
-    assert memory.alias_size_in_bytes >= 6 * leaf  # two leaves of parameters and of both moments
-    assert memory.temp_size_in_bytes < leaf / 8
+    size = params["kernel"].size
+    assert memory.alias_size_in_bytes >= 2 * size * (4 + 2 * width)  # both leaves, both moments
+    assert memory.temp_size_in_bytes < size / 2
+
+
+HALF = dataclasses.replace(SETTINGS, beta2=0.999, moments="bfloat16")
+
+
+def second_moment(settings: Optimizer, gradients: Any) -> np.ndarray:
+    """Returns the second moment after these gradients [steps n]."""
+    rule = adamw(settings, RATE)
+    params = {"kernel": jnp.zeros(gradients.shape[1])}
+
+    def step(moments: Any, gradient: jax.Array) -> tuple[Any, None]:
+        return rule.update({"kernel": gradient}, moments, params, finite=jnp.bool_(True))[1], None
+
+    moments, _ = jax.lax.scan(step, rule.init(params), gradients)
+    (found,) = (leaf["kernel"] for leaf in adam_states(moments))
+    assert found.dtype == settings.moments
+    return np.asarray(found, np.float64)
+
+
+def adam_states(moments: Any) -> list[Any]:
+    leaves = jax.tree.leaves(moments, is_leaf=lambda x: isinstance(x, optax.ScaleByAdamState))
+    return [leaf.nu for leaf in leaves if isinstance(leaf, optax.ScaleByAdamState)]
+
+
+def test_half_precision_moments_follow_those_in_float32() -> None:
+    """The gradients vanish after half of the steps: rounded to the nearest, the second moment would
+    stay where it was."""
+    scale = jnp.where(jnp.arange(1200) < 600, 0.01, 1e-4)[:, None]
+    gradients = scale * jax.random.normal(jax.random.key(3), (1200, 512))
+    wanted = second_moment(dataclasses.replace(HALF, moments="float32"), gradients)
+    found = second_moment(HALF, gradients)
+    assert np.mean(found) == pytest.approx(np.mean(wanted), rel=0.01)
+    assert np.max(np.abs(found / wanted - 1)) < 0.3  # of 512
+    assert jnp.bfloat16(0.999) * jnp.bfloat16(1.5) == 1.5  # to the nearest it would not decay
+
+
+def test_half_precision_moments_are_half_as_large_and_do_not_move_when_broken() -> None:
+    params = tree(0)
+    rule = adamw(HALF, RATE)
+    _, before = rule.update(tree(1), rule.init(params), params, finite=jnp.bool_(True))
+    assert {leaf.dtype for leaf in jax.tree.leaves(before) if leaf.ndim} == {jnp.dtype("bfloat16")}
+    _, after = rule.update(tree(2), before, params, finite=jnp.bool_(False))
+    jax.tree.map(np.testing.assert_array_equal, after, before)

@@ -112,14 +112,15 @@ def on(mesh: Mesh, config: DecoderConfig) -> Any:
     return jax.tree.map(lambda x, s: jax.device_put(x, NamedSharding(mesh, s)), params, specs)
 
 
-@pytest.mark.parametrize("head", ["vocabulary", "score"])
-def test_optimizer_moments_live_with_their_parameters(head: str) -> None:
+@pytest.mark.parametrize(("head", "dtype"), [("vocabulary", "float32"), ("score", "bfloat16")])
+def test_optimizer_moments_live_with_their_parameters(head: str, dtype: Any) -> None:
     mesh = make_mesh(1, 4, 2)
     config = dataclasses.replace(network("qwen2"), head=head)
-    optimizer = adamw(Optimizer(), 1e-3)
+    optimizer = adamw(Optimizer(moments=dtype), 1e-3)
     with jax.set_mesh(mesh):
         params = on(mesh, config)
         moments = jax.jit(optimizer.init)(params)
+        _, moments = jax.jit(optimizer.update)(params, moments, params)
         expected = sharding.with_shardings(jax.eval_shape(optimizer.init, params), mesh)
     adam = moments[1][0]
     assert isinstance(adam, optax.ScaleByAdamState)
