@@ -85,9 +85,9 @@ def _keep_top(
         enough = above >= limit
         return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
 
-    rows = (logits.shape[0], 1)
-    least, most = jnp.iinfo(jnp.int32).min, jnp.iinfo(jnp.int32).max
-    start = (jnp.full(rows, least, jnp.int32), jnp.full(rows, most, jnp.int32))
+    # The likeliest stays even where the limit is 0, as the smallest top_p are in float32.
+    most = jnp.max(ordered, axis=-1, keepdims=True)
+    start = (jnp.full_like(most, jnp.iinfo(jnp.int32).min), most)
     _, threshold = jax.lax.fori_loop(0, 32, narrow, start)
     return jnp.where(ordered >= threshold, logits, -jnp.inf)
 
@@ -123,9 +123,10 @@ class RowSamplers(NamedTuple):
         def column(values: Iterable[float], kind: type = np.float32) -> Any:
             return np.asarray(list(values), kind)
 
+        most = np.iinfo(np.int32).max  # more than any vocabulary has
         return cls(
             column(0 if sampler.greedy else sampler.temperature for sampler in samplers),
-            column((sampler.top_k for sampler in samplers), np.int32),
+            column((min(sampler.top_k, most) for sampler in samplers), np.int32),
             column(sampler.top_p for sampler in samplers),
             column(sampler.min_p for sampler in samplers),
         )

@@ -194,3 +194,22 @@ def test_a_temperature_by_which_nothing_can_be_divided_is_greedy() -> None:
         alone = jax.jit(sample_rows)(np.asarray([logits, logits]), np.float32([0.5, 0.5]), rows)
         assert alone[0][0] == logits.argmax()
         assert np.allclose(alone[1][0], logprobs[0])
+
+
+def test_the_smallest_limits_keep_the_likeliest() -> None:
+    """In float32 they are 0."""
+    extremes = (1e-300, 5e-324, 1e-45, 1e-38, 1e-30, 1e-7)
+    narrow = [Sampler(top_p=extreme) for extreme in extremes]
+    narrow += [Sampler(1e-6, top_p=extreme) for extreme in extremes]
+    wide = [Sampler(100.0, top_k=10**30, min_p=extreme) for extreme in extremes]
+    samplers = [*narrow, *wide]
+    logits = np.stack([logits_row(seed, 515) for seed in range(len(samplers))])
+    uniform = np.full(len(samplers), 0.999, np.float32)
+    tokens, logprobs = jax.jit(sample_rows)(logits, uniform, RowSamplers.of(*samplers))
+    likeliest = logits.argmax(axis=-1)
+    np.testing.assert_array_equal(tokens[: len(narrow)], likeliest[: len(narrow)])
+    np.testing.assert_allclose(logprobs[: len(narrow)], 0, atol=1e-6)
+    np.testing.assert_allclose(logprobs[len(narrow) :], -np.log(515), atol=0.2)
+    tokens, logprobs = draws(logits[0], narrow[0], uniform)
+    np.testing.assert_array_equal(tokens, likeliest[0])
+    np.testing.assert_allclose(logprobs, 0, atol=1e-6)
