@@ -111,12 +111,12 @@ class Encoder:
                 pieces[place - 1] = pieces[place - 1].rstrip()
             if control.rstrip:
                 pieces[place + 1] = pieces[place + 1].lstrip()
+        # One pass: a text may spell thousands of control tokens in thousands of pieces.
+        marks = re.compile("|".join(map(re.escape, literals)) or "(?!)")
         tokens: list[int] = []
         for place, piece in enumerate(pieces):
             if place % 2:
                 tokens.append(self.controls[piece].token)
             elif piece:
-                for mark, literal in literals.items():
-                    piece = piece.replace(mark, literal)
-                tokens += encode(piece)
+                tokens += encode(marks.sub(lambda mark: literals[mark[0]], piece))
         return tokens
