@@ -1,6 +1,7 @@
 """`python -m gad_jax.serve`: a student that answers by OpenAI's API or by JetStream's gRPC."""
 
 import dataclasses
+import re
 import sys
 from typing import Literal
 
@@ -33,6 +34,11 @@ class Serve:
     key_variable: str = option(
         "", "NAME of the environment variable whose value clients must send as their API key"
     )
+    allow_origin: str = option(
+        "",
+        "origins of other sites whose pages may ask, as https://example.org, several with commas; "
+        "*: all",
+    )
     slots: int = option(0, "requests decoded at once; 0: 8 on a CPU, 64 elsewhere", "requests")
     context: int = option(
         4096, "most of a prompt and its answer together; the model may allow less", "tokens"
@@ -51,11 +57,31 @@ class Serve:
             raise FieldError("slots", f"slots={self.slots} must be 0 or more")
         if not 0 <= self.port <= 65535:
             raise FieldError("port", f"port={self.port} must be from 0 to 65535")
-        if self.protocol == "jetstream" and self.key_variable:
+        for origin in self.origins:
+            if origin not in ("*", "null") and not re.fullmatch(r"[\w+.-]+://[^\s/]+", origin):
+                raise FieldError(
+                    "allow_origin",
+                    f"allow_origin={origin} is no origin, such as https://example.org; leave out "
+                    "path and slash at its end",
+                )
+        if self.protocol == "jetstream":
+            self._check_jetstream()
+
+    def _check_jetstream(self) -> None:
+        if self.key_variable:
             raise FieldError(
                 "key_variable",
                 "key_variable is for protocol=openai; JetStream's service has no keys",
             )
+        if self.allow_origin:
+            raise FieldError(
+                "allow_origin", "allow_origin is for protocol=openai; pages cannot ask JetStream's"
+            )
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """The origins of other sites that may ask."""
+        return tuple(part.strip() for part in self.allow_origin.split(",") if part.strip())
 
     @property
     def label(self) -> str:
@@ -69,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
         Serve,
         sys.argv[1:] if argv is None else argv,
         program="python -m gad_jax.serve",
-        description="Serves a student: OpenAI's chat completions over HTTP, or JetStream's gRPC.",
+        description="Serves a student: OpenAI's API and a chat page, or JetStream's gRPC.",
     )
 
     def run() -> int:

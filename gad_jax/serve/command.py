@@ -1,5 +1,6 @@
 """Loads the student and serves it until Ctrl-C or SIGTERM."""
 
+import gc
 import json
 import os
 import shlex
@@ -10,7 +11,7 @@ import jax
 from gad_jax.base import exits, listening, redaction
 from gad_jax.base.errors import UserError
 from gad_jax.distributed.mesh import make_mesh
-from gad_jax.serve import api
+from gad_jax.serve import api, guard
 from gad_jax.serve.scheduler import Scheduler
 from gad_jax.serve.student import ServedStudent
 from gad_jax.training import loading
@@ -52,7 +53,7 @@ def _load(serve: "Serve") -> ServedStudent:
 
 def _serve_http(serve: "Serve", key: str) -> None:
     def say(address: str) -> None:
-        print(f"{address}/v1 serves {serve.label}; Ctrl-C ends", flush=True)
+        print(f"{address}/v1 serves {serve.label}, {address}/ to chat; Ctrl-C ends", flush=True)
         print(f"next: {_request(address, serve)}", flush=True)
 
     # A port in use is reported before the model loads.
@@ -60,11 +61,22 @@ def _serve_http(serve: "Serve", key: str) -> None:
         scheduler = Scheduler(_load(serve), serve.waiting)
         terms = api.Terms(serve.label, key, serve.max_new_tokens, serve.seed)
         scheduler.start()
+        _collect_garbage_seldom()
         try:
-            listening.serve(api.make(scheduler, terms, serve.host), bound, say)
+            access = guard.Access.of(bound.getsockname()[0], serve.host, serve.origins)
+            application = api.make(scheduler, terms, access)
+            listening.serve(application, bound, say, guard.Connection)
         finally:
             scheduler.stop()
         scheduler.check()
+
+
+def _collect_garbage_seldom() -> None:
+    """Lets Python look for cycles less often, and never in what is loaded: a request of many small
+    lists made it look hundreds of times, which stalled all clients for seconds."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 20)
 
 
 def _request(address: str, serve: "Serve") -> str:

@@ -38,6 +38,7 @@ class Request:
     The scheduler's thread calls `on_token(token, log_prob)` for each token and `on_end(reason)`
     once. The reason is "stop" at an end token, which is not passed on; "length"; or "error" if
     `on_token` raises or decoding ends. Setting `cancelled` frees the slot, and ends the calls.
+    `end_tokens` are those of the student's chat unless given.
     """
 
     prompt: np.ndarray
@@ -48,6 +49,7 @@ class Request:
     on_end: Callable[[Reason], None]
     cancelled: threading.Event = field(default_factory=threading.Event)
     answered: int = 0
+    end_tokens: frozenset[int] | None = None
 
 
 class Scheduler:
@@ -196,7 +198,8 @@ class Scheduler:
         if request.cancelled.is_set():
             return "stop"
         request.answered += 1
-        if token in self.student.chat.end_tokens:
+        ends = request.end_tokens
+        if token in (self.student.chat.end_tokens if ends is None else ends):
             return "stop"
         try:
             request.on_token(token, logprob)

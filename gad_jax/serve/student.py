@@ -85,6 +85,18 @@ class ServedStudent:
         with self._encoding:
             return np.asarray((chat or self.chat).encode_prompt(conversation), np.int32)
 
+    def encode_text(self, text: str, special: bool = True) -> list[int]:
+        """Returns the tokens of a text as transformers' tokenizer has it: control tokens in it are
+        read as such, and with `special` the tokens that begin a text are added. Safe in any thread.
+        """
+        with self._encoding:
+            return self.chat.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
+
+    def count_text(self, text: str) -> int:
+        """Returns how many tokens a text has, control strings as text. Safe in any thread."""
+        with self._encoding:
+            return len(self.chat.encoder.continuation([text])[0])
+
     def prefill(self, tokens: Any) -> PromptCache:
         """Returns the prompt KV cache. The caller sets the mesh.
 

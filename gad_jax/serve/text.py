@@ -9,6 +9,9 @@ from tokenizers.decoders import DecodeStream
 
 from gad_jax.data.chat import Chat
 
+CONTEXT = 8
+"""Tokens of a plain prompt that its continuation is decoded after: more than a character has."""
+
 
 class TextStream:
     """The text of one answer as it grows.
@@ -17,11 +20,18 @@ class TextStream:
     template writes around an answer are held back until the next tokens decide.
     """
 
-    def __init__(self, chat: Chat, stops: Sequence[str] = ()) -> None:
+    def __init__(
+        self, chat: Chat, stops: Sequence[str] = (), after: Sequence[int] | None = None
+    ) -> None:
+        """`after` are the tokens of a plain prompt: its continuation is shown as it is, with the
+        blank that it begins with."""
         self._tokenizer = chat.tokenizer.backend_tokenizer
         self._decoding = DecodeStream(skip_special_tokens=True)
         self._tags = chat.encoder.tags
         self._lead, self._tail = chat.shown_lead, chat.shown_tail
+        if after is not None:
+            self._decoding = DecodeStream(ids=[*after[-CONTEXT:]], skip_special_tokens=True)
+            self._lead = self._tail = ""
         self._stops = tuple(stops)
         self._held = ""
         self.stopped = False

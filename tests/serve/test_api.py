@@ -1,6 +1,7 @@
 """OpenAI's API over a real socket, on a student that training made."""
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -172,6 +173,11 @@ def test_a_client_that_hangs_up_frees_its_slots(client: httpx2.Client, stream: b
         ({"max_tokens": 0}, 400, "max_tokens: "),
         ({"tools": [{"type": "function"}]}, 400, "tools is not supported"),
         ({"response_format": {"type": "json_object"}}, 400, "response_format is not supported"),
+        ({"repetition_penalty": 1.2}, 400, "repetition_penalty is not supported"),
+        ({"temprature": 1}, 400, "did you mean temperature?"),
+        ({"chat_template_kwargs": {"x": 1}}, 400, "never reads 'x'"),
+        ({"chat_template_kwargs": {"x": "y" * 5000}}, 400, "more than 4096 characters"),
+        ({"messages": [{"role": "user", "content": "x " * 90_000}]}, 400, "more than 1024 tokens"),
         ({"max_tokens": 1020}, 400, "and 1024 are for it and its answer of 1020"),
         ({"messages": [{"role": "user", "content": "x" * 2000}], "max_tokens": None}, 400, "1024"),
     ],
@@ -195,9 +201,131 @@ def test_what_else_clients_send(client: httpx2.Client) -> None:
     assert text_of(response.json()) == text_of(ask(client))
     assert client.post("/v1/chat/completions", content=b"{").status_code == 400
     assert client.post("/v1/chat/completions", content=b"x" * (17 << 20)).status_code == 413
-    assert client.get("/v1/models").json()["data"][0]["id"] == NAME
+    (model,) = client.get("/v1/models").json()["data"]
+    assert model["id"] == NAME
+    assert client.get(f"/v1/models/{NAME}").json() == model
     elsewhere = client.get("/health", headers={"Host": "example.org"})
     assert elsewhere.status_code == 400  # a page whose name leads here
+
+
+def complete(client: httpx2.Client, prompt: Any, **more: Any) -> dict[str, Any]:
+    asked = {"model": NAME, "prompt": prompt, "max_tokens": 24, "temperature": 0, **more}
+    response = client.post("/v1/completions", json=asked)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def texts_of(answer: dict[str, Any]) -> list[str]:
+    assert answer["object"] == "text_completion"
+    assert [one["index"] for one in answer["choices"]] == list(range(len(answer["choices"])))
+    return [one["text"] for one in answer["choices"]]
+
+
+def test_plain_prompts_are_continued(client: httpx2.Client) -> None:
+    (hello,) = texts_of(complete(client, "Hello"))
+    (other,) = texts_of(complete(client, "Question"))
+    tokens = [list(text.encode()) for text in ("Hello", "Question")]  # a token is a byte
+    assert texts_of(complete(client, ["Hello", "Question"])) == [hello, other]
+    assert texts_of(complete(client, tokens)) == [hello, other]
+    assert texts_of(complete(client, tokens[0], echo=True)) == ["Hello" + hello]
+    assert len(complete(client, "Hello", max_tokens=None)["choices"][0]["text"]) <= 16
+
+    how: dict[str, Any] = {"temperature": 1, "seed": 3, "n": 2, "max_tokens": 30}
+    several = complete(client, ["Hello", "Question"], **how)
+    assert texts_of(several)[2:] == texts_of(complete(client, "Question", **how))
+    assert several["usage"]["prompt_tokens"] == 13
+    streamed = [""] * 4
+    asked = {"model": NAME, "prompt": ["Hello", "Question"], "stream": True, **how}
+    asked |= {"stream_options": {"include_usage": True}}
+    with client.stream("POST", "/v1/completions", json=asked) as got:
+        lines = [line.removeprefix("data: ") for line in got.iter_lines() if line]
+    assert lines.pop() == "[DONE]"
+    *parts, last = map(json.loads, lines)
+    for part in parts:
+        (one,) = part["choices"]
+        streamed[one["index"]] += one["text"]
+    assert streamed == texts_of(several)
+    assert last["usage"] == several["usage"]
+
+
+def test_log_probs_of_plain_prompts(client: httpx2.Client) -> None:
+    (one,) = complete(client, "Hello", logprobs=0, ignore_eos=True)["choices"]
+    found = one["logprobs"]
+    assert len(found["tokens"]) == len(found["token_logprobs"]) == 24
+    assert all(-7 < value <= 0 for value in found["token_logprobs"])
+    assert found["text_offset"][0] == 0
+    assert sorted(found["text_offset"]) == found["text_offset"]
+
+
+def test_tokens_that_end_an_answer(client: httpx2.Client) -> None:
+    how: dict[str, Any] = {"temperature": 1, "seed": 4, "max_tokens": 60, "logprobs": True}
+    whole = ask(client, ignore_eos=True, **how)["choices"][0]
+    assert whole["finish_reason"] == "length"
+    said = [one["bytes"] for one in whole["logprobs"]["content"]]
+    assert len(said) == 60
+    stop = next(one[0] for one in said[5:] if len(one) == 1)  # the token of a byte is its value
+    cut = ask(client, ignore_eos=True, stop_token_ids=[stop, 10**6], **how)["choices"][0]
+    assert cut["finish_reason"] == "stop"
+    expected = said[: said.index([stop])]
+    assert [one["bytes"] for one in cut["logprobs"]["content"]] == expected
+
+
+@pytest.mark.parametrize(
+    "extreme",
+    [
+        {"top_k": 2**31},
+        {"top_k": 10**40},
+        {"top_p": 1e-38},
+        {"top_p": 5e-324, "min_p": 5e-324},
+        {"temperature": 5e-324},
+        {"temperature": 100, "min_p": 1},
+        {"seed": -(10**30)},
+    ],
+)
+def test_extremes_are_answered(client: httpx2.Client, extreme: dict[str, Any]) -> None:
+    (one,) = ask(client, **{"temperature": 1, "logprobs": True, **extreme})["choices"]
+    assert one["finish_reason"] in ("stop", "length")
+    assert all(-50 < token["logprob"] <= 0 for token in one["logprobs"]["content"])
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/v1/nothing", 404, "not_found"),
+        ("GET", "/v1/models/other", 404, "model_not_found"),
+        ("GET", "/v1/models/org/name", 404, "model_not_found"),
+        ("GET", "/v1/completions", 405, "method_not_allowed"),
+        ("DELETE", "/v1/models", 405, "method_not_allowed"),
+    ],
+)
+def test_what_is_not_there(
+    client: httpx2.Client, method: str, path: str, status: int, code: str
+) -> None:
+    response = client.request(method, path)
+    assert response.status_code == status
+    error = response.json()["error"]
+    assert error["code"] == code
+    assert error["type"] == "invalid_request_error"
+
+
+def test_the_page_shows_the_answer(client: httpx2.Client) -> None:
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no chromium here")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        tab = browser.new_page(viewport={"width": 390, "height": 800})
+        tab.goto(str(client.base_url))
+        tab.click("summary")
+        tab.fill("#temperature", "0")
+        tab.fill("#max_tokens", "24")
+        tab.fill("#message", "Hello")
+        tab.keyboard.press("Enter")
+        tab.wait_for_selector(".assistant:not(.busy) .text")
+        shown = tab.text_content(".assistant .text")
+        browser.close()
+    assert shown == text_of(ask(client))
 
 
 def test_a_key_few_places_and_an_orderly_end(tiny_run: Path, refused: Callable[..., str]) -> None:

@@ -17,6 +17,8 @@ def test_settings_that_cannot_be(tiny_run: Path, refused: Callable[..., str]) ->
     assert "context=0 must be 1 or more" in refused(serve.main, model, "--context=0")
     assert "lower --slots or --context" in refused(serve.main, model, "--slots=100000000")
     assert "needs so many devices" in refused(serve.main, model, "--tensor=64")
+    assert "is no origin" in refused(serve.main, "--allow_origin=https://example.org/page")
+    assert "allow_origin is for" in refused(serve.main, "--protocol=jetstream", "--allow_origin=*")
     assert "no keys" in refused(serve.main, "--protocol=jetstream", "--key_variable=A_KEY")
 
 

@@ -42,6 +42,22 @@ def test_many_ask_and_one_hangs_up() -> None:
             answers = (await asyncio.gather(*jobs))[:-1]
             assert answers[:8] == answers[8:]
             assert len(set(answers)) > 1
+            plain = await client.completions.create(
+                model="student", prompt=["Go", "on"], n=2, seed=1, logprobs=0, max_tokens=20
+            )
+            assert [one.index for one in plain.choices] == [0, 1, 2, 3]
+            assert plain.usage.prompt_tokens == 4
+            assert len(plain.choices[0].logprobs.tokens) <= 20
+            stream = await client.completions.create(
+                model="student", prompt="Go", seed=1, max_tokens=20, stream=True
+            )
+            text = "".join([part.choices[0].text async for part in stream])
+            assert text == plain.choices[0].text
+            assert (await client.models.retrieve("student")).id == "student"
+            with pytest.raises(openai.NotFoundError, match="is not served here"):
+                await client.models.retrieve("other")
+            with pytest.raises(openai.BadRequestError, match="suffix is not supported"):
+                await client.completions.create(model="student", prompt="Go", suffix="x")
             with pytest.raises(openai.BadRequestError, match="top_p"):
                 await create(messages=said("Hello"), top_p=2, **asked)
             with pytest.raises(openai.NotFoundError, match="is not served here"):
