@@ -83,7 +83,8 @@ def _request(address: str, serve: "Serve") -> str:
     """Returns a command that asks the student."""
     body = {"model": serve.label, "messages": [{"role": "user", "content": "Name a fruit."}]}
     key = f' -H "Authorization: Bearer ${serve.key_variable}"' if serve.key_variable else ""
-    return f"curl {address}/v1/chat/completions{key} -d {shlex.quote(json.dumps(body))}"
+    place = shlex.quote(f"{address}/v1/chat/completions")
+    return f"curl {place}{key} -d {shlex.quote(json.dumps(body))}"
 
 
 def _key(variable: str) -> str:

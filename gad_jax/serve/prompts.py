@@ -75,7 +75,7 @@ class Prompts:
             raise Refused(400, "the prompt is empty; give a text or tokens", "empty", "prompt")
         if not 0 <= min(prompt) <= max(prompt) < vocabulary:
             wrong = next(token for token in prompt if not 0 <= token < vocabulary)
-            message = f"token {wrong:.6g} is not in the vocabulary of {vocabulary}"
+            message = f"token {str(wrong)[:20]} is not in the vocabulary of {vocabulary}"
             raise Refused(400, message, "invalid_token", "prompt")
         self._check_room(len(prompt), limit, "prompt")
         return np.asarray(prompt, np.int32)

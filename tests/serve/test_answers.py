@@ -10,11 +10,12 @@ import pytest
 from starlette.testclient import TestClient
 
 from gad_jax.models.builtin.tiny import write_tiny
-from gad_jax.serve import answers, api
+from gad_jax.serve import answers, api, fields, wire
 from gad_jax.serve.answers import Answer
+from gad_jax.serve.errors import Refused
 from gad_jax.serve.forms import ChatForm
 from gad_jax.serve.guard import Access
-from gad_jax.serve.wire import ChatRequest
+from gad_jax.serve.wire import Asked, ChatRequest, CompletionRequest
 from tests.serve import fakes
 
 NAN = float("nan")
@@ -103,6 +104,50 @@ def test_a_stream_that_never_began_frees_its_places(decoding: fakes.Decoding) ->
         assert one.cancelled.is_set()
 
     asyncio.run(run())
+
+
+VALUES = [
+    *(None, True, False, 0, 1, -1, 2**31, 2**63, 10**400, -(10**400), 0.5, 1e-320, 1e308),
+    *("", "x", "\x00", "é" * 600, [], {}, [[]], [{}], [None], [""], [1, "a"], ["a"] * 200),
+    *([-1], [10**400], [[10**400]], [0.5], {"a": None}, {"include_usage": "x"}, [[["deep"]]]),
+    *([{"role": "user"}], [{"role": "user", "content": 5}], [{"role": 1, "content": ""}]),
+    *([{"role": "user", "content": [{"type": []}]}], [{"role": "user", "content": {}}]),
+    *([{"role": "user", "content": [[]]}], [{"role": "user", "content": "", "name": []}]),
+]
+
+
+def refusal(content: str, form: type[Asked]) -> Refused | None:
+    try:
+        wire.read(content.encode(), form)
+    except Refused as refused:
+        return refused
+    return None
+
+
+@pytest.mark.parametrize("form", [ChatRequest, CompletionRequest])
+def test_no_value_of_a_field_is_a_fault(
+    client: TestClient, decoding: fakes.Decoding, form: type[Asked]
+) -> None:
+    decoding.most = 10**6
+    chat = form is ChatRequest
+    good = asked("Hello") if chat else {"model": "m", "prompt": "Hello"}
+    path = "/v1/chat/completions" if chat else "/v1/completions"
+    names = [*form.model_fields, *fields.NEUTRAL, *fields.HARMLESS, "", "x" * 100, "\x00"]
+    taken = set()
+    for name in names:
+        for value in VALUES:
+            content = json.dumps(good | {name: value})
+            problem = refusal(content, form)
+            if problem is not None:
+                assert problem.status == 400
+                assert (problem.param or name).removesuffix("…") == name[:64], (value, problem)
+                continue
+            taken.add(name)
+            if name in form.model_fields and (chat or name not in Asked.model_fields):
+                response = client.post(path, content=content)
+                assert response.status_code in (200, 400, 404), (name, value, response.text)
+                assert response.status_code == 200 or response.json()["error"]["param"]
+    assert taken > {*form.model_fields, *fields.HARMLESS} - {"messages", "stream_options"}
 
 
 def test_seeds_are_of_the_prompt() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +13,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from gad_jax.serve import errors, guard
+from gad_jax.models.builtin.tiny import write_tiny
+from gad_jax.serve import api, errors, guard
 from gad_jax.serve.errors import Refused
 from gad_jax.serve.guard import Access, Bodies, Guard
+from tests.serve import fakes
 
 MOST = 1000
 
@@ -80,6 +83,25 @@ def test_pages_may_read_what_they_load_and_others_may_be_allowed() -> None:
     assert ask(access, Origin="https://example.org").status_code == 200
     assert ask(access, Origin="https://example.com").status_code == 403
     assert ask(Access((), ("*",)), Origin="null", Sec_Fetch_Site="cross-site").status_code == 200
+
+
+def test_a_site_that_is_allowed_passes_its_browsers_preflight(tmp_path: Path) -> None:
+    write_tiny(tmp_path)
+    decoding = fakes.Decoding(fakes.student(tmp_path), lambda prompt: "Fine.")
+    access = Access.of("127.0.0.1", "127.0.0.1", ["https://example.org"])
+    asked = {"Origin": "https://example.org", "Access-Control-Request-Method": "POST"}
+    asked |= {"Access-Control-Request-Headers": "authorization,content-type"}
+    application = api.make(decoding, api.Terms("m", "", 50, 0), access)
+    with TestClient(application, base_url="http://localhost") as client:
+        preflight = client.options("/v1/completions", headers=asked)
+        assert preflight.status_code == 200
+        assert preflight.headers["Access-Control-Allow-Origin"] == "https://example.org"
+        body = {"model": "m", "prompt": "Hello"}
+        for origin, status in (("https://example.org", 200), ("https://example.com", 403)):
+            response = client.post("/v1/completions", json=body, headers={"Origin": origin})
+            assert response.status_code == status
+            allowed = response.headers.get("Access-Control-Allow-Origin")
+            assert allowed == (origin if status == 200 else None)
 
 
 @pytest.mark.parametrize(
