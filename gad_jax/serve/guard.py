@@ -21,6 +21,8 @@ LEAST_BODY = 2**20
 MOST_BODY = 2**23
 BODY_PER_TOKEN = 64
 MOST_HELD = 2**26
+SMALL_BODY = 2**16
+"""Requests up to this size are read even where large ones hold `MOST_HELD` bytes in all."""
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 """Their answers cannot be read by pages of other origins, and they change nothing."""
@@ -117,7 +119,7 @@ class Bodies:
                     self._held += len(part)
                     if len(body) > self.most_bytes:
                         raise too_large(self.most_bytes)
-                    if self._held > MOST_HELD:
+                    if self._held > MOST_HELD and len(body) > SMALL_BODY:
                         raise Refused(429, "too many large requests at once; retry", "busy")
         except TimeoutError:
             message = f"the request took more than {BODY_SECONDS:.0f} seconds to arrive"

@@ -26,15 +26,25 @@ class TextStream:
         """`after` are the tokens of a plain prompt: its continuation is shown as it is, with the
         blank that it begins with."""
         self._tokenizer = chat.tokenizer.backend_tokenizer
-        self._decoding = DecodeStream(skip_special_tokens=True)
         self._tags = chat.encoder.tags
-        self._lead, self._tail = chat.shown_lead, chat.shown_tail
-        if after is not None:
-            self._decoding = DecodeStream(ids=[*after[-CONTEXT:]], skip_special_tokens=True)
+        if after is None:
+            self._decoding = DecodeStream(skip_special_tokens=True)
+            self._lead, self._tail = chat.shown_lead, chat.shown_tail
+        else:
+            ids = self._whole_end(after)
+            self._decoding = DecodeStream(ids=ids or None, skip_special_tokens=True)
             self._lead = self._tail = ""
         self._stops = tuple(stops)
         self._held = ""
         self.stopped = False
+
+    def _whole_end(self, tokens: Sequence[int]) -> list[int]:
+        """Returns the last tokens without half characters, which would be shown with the answer."""
+        for place in range(max(len(tokens) - CONTEXT, 0), len(tokens)):
+            end = [*tokens[place:]]
+            if "\N{REPLACEMENT CHARACTER}" not in self._tokenizer.decode(end):
+                return end
+        return []
 
     def push(self, token: int) -> str:
         """Returns the text that a token adds: none after a stop string, which sets `stopped`."""

@@ -1,9 +1,13 @@
 """Text from a stream of tokens."""
 
+import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from gad_jax.data.chat import Chat
 from gad_jax.models.builtin.tiny import write_tiny
@@ -85,3 +89,29 @@ def test_tags_of_thoughts_and_the_templates_blanks(tmp_path: Path) -> None:
     cut = TextStream(chat)
     tokens = chat.encode_response("Yes.", complete=False)
     assert "".join([*map(cut.push, tokens), cut.end(finished=False)]) == "Yes."
+
+
+def test_a_plain_prompt_is_continued_with_its_blank(tmp_path: Path) -> None:
+    """SentencePiece takes the blank from the beginning of a text, which is none here."""
+    write_tiny(tmp_path)
+    words = {"<unk>": 0, "▁Hello": 1, "▁world": 2, "!": 3}
+    tokenizer = Tokenizer(models.BPE(words, [], unk_token="<unk>"))
+    steps = [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(steps)
+    chat = Chat.load(tmp_path, "none")
+    spaced = dataclasses.replace(
+        chat, tokenizer=PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    )
+    for after, expected in (([1], " world!"), ([], "world!")):
+        stream = TextStream(spaced, after=after)
+        assert "".join(stream.push(token) for token in (2, 3)) + stream.end() == expected
+
+
+def test_any_tokens_can_follow_any_prompt(chat: Chat) -> None:
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        prompt, tokens = random.integers(0, 300, (2, 12)).tolist()
+        stream = TextStream(chat, ("never said",), after=prompt)
+        text = "".join([*map(stream.push, tokens), stream.end()])
+        plain = bytes(token for token in tokens if token < 256).decode("ascii", "ignore")
+        assert [c for c in text if c.isascii()] == [*plain]
