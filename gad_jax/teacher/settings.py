@@ -8,7 +8,8 @@ from typing import Any
 from gad_jax.settings.fields import FieldError
 
 _OURS = ("model", "messages", "n", "stream")
-_LONGEST = ("max_completion_tokens", "max_tokens")  # the API's names, new and old
+LONGEST = ("max_completion_tokens", "max_tokens")
+"""What the API calls the limit of a response, the new name and the old one."""
 
 
 class RequestSettings(abc.ABC):
@@ -62,7 +63,7 @@ def api_parameters(named: Mapping[str, Any], more: str) -> dict[str, Any]:
 
 def longest_response(parameters: Mapping[str, Any]) -> int:
     """Returns the most tokens that a response can have; 0 if the parameters do not say."""
-    return next((parameters[name] for name in _LONGEST if name in parameters), 0)
+    return next((parameters[name] for name in LONGEST if name in parameters), 0)
 
 
 def _read(text: str) -> dict[str, Any]:
@@ -79,7 +80,7 @@ def _read(text: str) -> dict[str, Any]:
             raise FieldError(
                 "parameters", f"parameters: {name} has a flag of its own or is not for you to set"
             )
-    for name in _LONGEST:
+    for name in LONGEST:
         if name in given and not (type(given[name]) is int and given[name] > 0):
             raise FieldError("parameters", f"parameters: {name} must be an integer greater than 0")
     return given

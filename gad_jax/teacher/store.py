@@ -15,7 +15,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from gad_jax.base import jsonl
 from gad_jax.base.errors import StorageError, UserError
@@ -25,6 +25,7 @@ from gad_jax.teacher.questions import Question, Teacher, most_prompt_tokens
 from gad_jax.teacher.wire import Reply
 
 Line = dict[str, Any]
+S = TypeVar("S", bound="Store")
 
 _BEGINNING = b'{"key": "'
 FREE_BYTES = 2**20
@@ -100,9 +101,9 @@ def scan(path: Path) -> Contents:
     return contents._replace(teachers=frozenset(teachers))
 
 
-def read_responses(path: Path) -> dict[tuple[str, int], str]:
-    """Returns the text of each response by key and sample. Raises UserError as `scan` does."""
-    return {(line["key"], line["sample"]): line["teacher_response"] for _, line in _read(path)}
+def read_lines(path: Path) -> Iterator[Line]:
+    """Yields the lines of a file in their order. Raises UserError as `scan` does."""
+    return (line for _, line in _read(path))
 
 
 def _read(path: Path) -> Iterator[tuple[bytes, Line]]:
@@ -159,7 +160,7 @@ class Store:
     _writing: asyncio.Lock = dataclasses.field(default_factory=asyncio.Lock)
 
     @classmethod
-    def open(cls, path: Path) -> "Store":
+    def open(cls: type[S], path: Path) -> S:
         """Returns the store in a file, which is made if needed; cuts off a torn last line."""
         contents = scan(path)
         try:

@@ -101,14 +101,19 @@ class Votes:
     """The file of votes; the caller holds its lock. Opening it cuts off a torn last line, unless
     `read_only`, which needs no lock.
 
-    Raises UserError for any other line that is not a vote.
+    `broken` are the numbers of other lines that are no votes, which do not count. Raises UserError
+    where the first line is none: then the file is not one of votes.
     """
 
     def __init__(self, path: Path, read_only: bool = False):
         self.path = path
         self._writing = threading.Lock()
         raw = jsonl.read_lines(path) if path.exists() else []
-        self.lines = [_parse(line, path, number) for number, line in enumerate(raw, start=1)]
+        parsed = [_parse(line) for line in raw]
+        if parsed and parsed[0] is None:
+            raise UserError(f"{path}:1: not a vote; give another --votes, or delete that line")
+        self.lines = [vote for vote in parsed if vote is not None]
+        self.broken = [number for number, vote in enumerate(parsed, start=1) if vote is None]
         if path.exists() and not read_only:
             jsonl.cut_torn_line(path)
 
@@ -155,11 +160,13 @@ class Votes:
         return list(dict.fromkeys(vote["annotator"] for vote in list(self.lines)))
 
 
-def _parse(raw: bytes, path: Path, number: int) -> Vote:
+def _parse(raw: bytes) -> Vote | None:
+    """Returns a vote, None for any other line."""
     try:
         vote = json.loads(raw)
-        if all(isinstance(vote[name], str) for name in _STRINGS):
-            return vote
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise UserError(f"{path}:{number}: not a vote; give another --votes, or delete that line")
+        students = vote.get("students", [])
+    except (ValueError, AttributeError, RecursionError):
+        return None
+    named = isinstance(students, list) and all(isinstance(name, str) for name in students)
+    texts = all(isinstance(vote.get(name), str) for name in _STRINGS)
+    return vote if named and texts and vote.get("choice") in CHOICES else None

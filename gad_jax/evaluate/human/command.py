@@ -54,7 +54,7 @@ def _report(human: Human, several: Sequence[Ballot], votes: Votes) -> None:
     people = len(found.annotators)
     title = f"{first} against {second}: {people} annotator{'' if people == 1 else 's'}"
     console.Display().table(title, results.table(found))
-    print("\n".join(results.sentences(found)))
+    print("\n".join(results.sentences(found, len(votes.broken))))
     path = human.path.with_suffix(".json")
     files.write_atomic(path, json.dumps(found.to_json(), indent=1) + "\n")
     print(path)

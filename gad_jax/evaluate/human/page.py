@@ -14,7 +14,7 @@ import jinja2
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
@@ -113,10 +113,13 @@ class _Page:
         if origin is not None and origin != f"http://{request.headers.get('host')}":
             return self._render(403, problem="This vote came from another page.")
         body = b""
-        async for part in request.stream():
-            body += part
-            if len(body) > LONGEST_BODY:
-                return self._render(413, problem="This vote is too long.")
+        try:
+            async for part in request.stream():
+                body += part
+                if len(body) > LONGEST_BODY:
+                    return self._render(413, problem="This vote is too long.")
+        except ClientDisconnect:  # nobody sees the answer, but a traceback would be logged
+            return self._render(400, problem="This vote did not come whole.")
         form = {
             name: values[-1] for name, values in parse_qs(body.decode("utf-8", "replace")).items()
         }

@@ -101,8 +101,8 @@ def table(found: Result) -> dict[str, dict[str, str]]:
     }
 
 
-def sentences(found: Result) -> list[str]:
-    """Returns sentences with what the table does not show."""
+def sentences(found: Result, broken: int = 0) -> list[str]:
+    """Returns sentences with what the table does not show; `broken` lines are no votes."""
     people = ", ".join(f"{name} {count}" for name, count in found.annotators.items()) or "none"
     agreement = (
         "unknown: it needs prompts with two annotators, and votes that differ"
@@ -116,6 +116,8 @@ def sentences(found: Result) -> list[str]:
     ]
     if not math.isnan(found.left):
         said.append(f"the answer shown first got {found.left:.1f} % (50: no position bias)")
+    if broken:
+        said.append(f"{broken} lines of the file are no votes and do not count")
     if found.one_sided and found.voted:
         said.append("* nearly all of one side's answers are longer: an extrapolation")
     return said

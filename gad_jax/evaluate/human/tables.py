@@ -13,7 +13,7 @@ def tables(groups: Sequence[Sequence[Answers]], path: Path) -> dict[str, list[Ta
     """Returns the tables of each prompt set, one for each pair of students with votes; none if the
     file of votes is missing. Votes on answers that have changed since do not count.
 
-    Raises UserError for a line that is not a vote.
+    Raises UserError for a file that is not one of votes.
     """
     if not path.is_file():
         return {}
@@ -27,14 +27,14 @@ def tables(groups: Sequence[Sequence[Answers]], path: Path) -> dict[str, list[Ta
             several = ballots(group, students) if both else []
             result = results.result(several, votes) if several else None
             if result is not None and result.voted:
-                found.setdefault(group[0].prompts, []).append(_table(result))
+                found.setdefault(group[0].prompts, []).append(_table(result, len(votes.broken)))
     return found
 
 
-def _table(result: results.Result) -> Table:
+def _table(result: results.Result, broken: int) -> Table:
     rows = results.table(result)
     first, second = result.students
-    said = results.sentences(result)
+    said = results.sentences(result, broken)
     return Table(
         title=f"People prefer the answers of {first} to those of {second}",
         columns=list(rows[first]),

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,10 +14,25 @@ from gad_jax.evaluate.judge import protocol as protocols
 from gad_jax.evaluate.judge.settings import TEACHER, Judge
 from gad_jax.metrics import statistics
 from gad_jax.metrics.statistics import Interval
-from gad_jax.teacher.questions import Question, Teacher, request_key
+from gad_jax.teacher.questions import Messages, Question, Teacher, request_key
+from gad_jax.teacher.settings import LONGEST
 
-Texts = Mapping[tuple[str, int], str]
-"""The judge's texts, by the key of the request and the number of its retry."""
+Texts = Mapping[str, Sequence["Said"]]
+"""The judge's replies so far in their order, by `reply_key`."""
+
+
+class Said(NamedTuple):
+    """The text of a reply, and why it ended."""
+
+    text: str
+    finish_reason: str
+
+
+def reply_key(judge: Teacher, messages: Messages) -> str:
+    """Returns the key of a question's replies. The limit of their length is left out: a reply that
+    ended before it does not depend on it, so another limit pays for none again."""
+    free = {name: value for name, value in judge.parameters.items() if name not in LONGEST}
+    return request_key(Teacher(judge.model, judge.system, free), messages)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +54,15 @@ class Contest:
     other: str
     tokens: int | None
     other_tokens: int | None
+
+    @property
+    def shown(self) -> tuple[str, str, str]:
+        """The texts that the judge sees, in any order."""
+        return self.request, self.text, self.other
+
+    def share(self, said: Said) -> float | None:
+        """Returns the share of the answer in the first place, None if the reply cannot be read."""
+        return protocols.share(self.protocol, said.text, self.shown, said.finish_reason)
 
     def questions(self, judge: Teacher, repeat: int = 0) -> tuple[Question, Question]:
         """Returns the two questions: with the answer in the first place, and in the second."""
@@ -179,13 +203,13 @@ def judgement(contest: Contest, judge: Teacher, texts: Texts) -> Judgement:
     shares: list[float | None] = []
     unread = 0
     for question in contest.questions(judge):
-        said: float | None = None
-        repeat = 0
-        while said is None and (question.key, repeat) in texts:
-            said = protocols.share(contest.protocol, texts[question.key, repeat])
-            unread += said is None
-            repeat += 1
-        shares.append(said)
+        found: float | None = None
+        for said in texts.get(reply_key(judge, question.sent), ()):
+            found = contest.share(said)
+            if found is not None:
+                break
+            unread += 1
+        shares.append(found)
     first, second = shares
     return Judgement(contest, (first, None if second is None else 1 - second), unread)
 

@@ -2,22 +2,36 @@
 
 Verdicts are collected like a teacher's responses (`gad_jax.teacher`), in a file whose lines are
 named by the content of the request. So a crash, a rerun or another student pays for none again.
+Verdicts that cannot be read are requested again, a bounded number of times in each run.
 """
 
 import asyncio
+import dataclasses
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from gad_jax.base import files
 from gad_jax.base.errors import UserError
-from gad_jax.evaluate.judge.contests import Contest, Judgement, Texts, judgement, scores
+from gad_jax.base.redaction import printable, redact
+from gad_jax.evaluate.judge.contests import (
+    Contest,
+    Judgement,
+    Said,
+    Texts,
+    judgement,
+    reply_key,
+    scores,
+)
+from gad_jax.evaluate.judge.reading import Unreadable, Verdicts
 from gad_jax.evaluate.judge.settings import Judge
-from gad_jax.teacher import collection
+from gad_jax.teacher import collection, store
 from gad_jax.teacher.collection import Service
 from gad_jax.teacher.questions import Question, Teacher
-from gad_jax.teacher.store import Store, read_responses
+
+_SHOWN_CHARACTERS = 200
 
 
 def judge(contests: Sequence[Contest], settings: Judge, directory: Path) -> list[Judgement]:
@@ -26,6 +40,8 @@ def judge(contests: Sequence[Contest], settings: Judge, directory: Path) -> list
     Writes verdicts.jsonl, judgements.jsonl (a line per contest) and judge.json (the scores) in
     `directory`. A stop request or a spent budget ends the requests. What is missing then is
     counted, and the next run requests it.
+
+    Raises UserError when too many verdicts in a row cannot be read.
     """
     path = directory / "verdicts.jsonl"
     try:
@@ -35,50 +51,121 @@ def judge(contests: Sequence[Contest], settings: Judge, directory: Path) -> list
     model = Teacher(settings.model, "", settings.sampling)
     directory.mkdir(parents=True, exist_ok=True)
     with files.lock_file(path, "--out"):
-        for repeat in range(settings.repeats + 1):
-            texts = read_responses(path)
-            missing = _missing(contests, model, texts, repeat)
-            if settings.dry_run:
-                collection.dry_run(path, missing, service.terms, tokenizer="")
-                break
-            if missing and not _collect(service, model, missing, path, repeat):
-                break
-        texts = read_responses(path)
+        asking = _Asking(service, model, contests, settings, path)
+        if settings.dry_run:
+            _, first = asking.missing(0)
+            collection.dry_run(path, first, service.terms, tokenizer="")
+        else:
+            asking.run()
+        texts = read(path)
     found = [judgement(contest, model, texts) for contest in contests]
     if not settings.dry_run:
         _write(found, directory)
     return found
 
 
-def _missing(
-    contests: Sequence[Contest], judge: Teacher, texts: Texts, repeat: int
-) -> list[Question]:
-    """Returns the questions of this round: first those without a verdict, in later rounds those
-    whose verdicts so far cannot be read."""
-    found: dict[str, Question] = {}
-    for contest in contests:
-        shares = judgement(contest, judge, texts).shares
-        for question, share in zip(contest.questions(judge, repeat), shares, strict=True):
-            before = all((question.key, number) in texts for number in range(repeat))
-            if share is None and before and (question.key, repeat) not in texts:
-                found[question.key] = question
-    return list(found.values())
+def read(path: Path) -> Texts:
+    """Returns the replies in a file of verdicts."""
+    found: dict[str, list[Said]] = {}
+    for line in store.read_lines(path):
+        said = Said(str(line.get("teacher_response", "")), line["finish_reason"])
+        teacher = Teacher(line.get("teacher", ""), "", line.get("parameters") or {})
+        key = reply_key(teacher, tuple(line["messages"]))
+        found.setdefault(key, []).append(said)
+    return found
 
 
-def _collect(
-    service: Service, judge: Teacher, missing: list[Question], path: Path, repeat: int
-) -> bool:
-    """Requests verdicts; returns whether neither the user nor the budget stopped that."""
-    retried = ", a retry: the last ones could not be read" if repeat else ""
-    print(f"asking {judge.model} for {len(missing)} verdicts{retried}", flush=True)
-    started = time.monotonic()
-    store = Store.open(path)
-    try:
-        requests = asyncio.run(collection.collect(service, judge, store, missing))
-    finally:
-        store.close()
-    collection.report(requests, len(missing), time.monotonic() - started)
-    return requests.ended == "done"
+@dataclasses.dataclass
+class _Asking:
+    """The requests of one run. `began` counts the replies that each question had before it."""
+
+    service: Service
+    model: Teacher
+    contests: Sequence[Contest]
+    settings: Judge
+    path: Path
+    _proven: bool = False
+
+    def run(self) -> None:
+        """Requests what has no verdict, then what cannot be read. A question that had replies
+        before this run is asked at least once more: the judge may have been mended."""
+        for repeat in range(self.settings.repeats + 1):
+            known, missing = self.missing(repeat)
+            new = [one for one in missing if one.sample == 0]
+            again = [one for one in missing if one.sample > 0]
+            self._proven = self._proven or known
+            for questions in (new, again):
+                if questions and not self._collect(questions):
+                    return
+
+    def missing(self, repeat: int) -> tuple[bool, list[Question]]:
+        """Returns whether any verdict can be read, and the questions of a round: in the first all
+        without one, later those whose replies so far cannot be read and are few enough."""
+        texts = read(self.path)
+        readable = False
+        found: dict[str, Question] = {}
+        for contest in self.contests:
+            shares = judgement(contest, self.model, texts).shares
+            readable = readable or any(share is not None for share in shares)
+            for question, share in zip(contest.questions(self.model), shares, strict=True):
+                replies = len(texts.get(reply_key(self.model, question.sent), ()))
+                due = repeat == 0 or 1 <= replies <= self.settings.repeats
+                if share is None and due:
+                    found[question.key] = dataclasses.replace(question, sample=replies)
+        return readable, sorted(found.values(), key=lambda one: one.sample > 0)
+
+    def _collect(self, questions: list[Question]) -> bool:
+        """Requests verdicts; returns whether neither the user, nor the budget, nor replies that
+        cannot be read stopped that."""
+        retry = questions[0].sample > 0
+        retried = ", a retry: the last ones could not be read" if retry else ""
+        print(f"asking {self.model.model} for {len(questions)} verdicts{retried}", flush=True)
+        started = time.monotonic()
+        verdicts = Verdicts.open(self.path)
+        verdicts.watch(self.contests, self.model, self._proven)
+        try:
+            requests = asyncio.run(
+                collection.collect(self.service, self.model, verdicts, questions)
+            )
+        except Unreadable as error:
+            if not retry or not verdicts.proven:
+                raise UserError(self._unreadable(verdicts)) from error
+            print(f"{verdicts.in_a_row} retries in a row could not be read; no more in this run")
+            return False
+        finally:
+            verdicts.close()
+        self._proven = verdicts.proven
+        collection.report(requests, len(questions), time.monotonic() - started)
+        if verdicts.unread:
+            print(
+                f"{verdicts.unread} of these verdicts could not be read, such as "
+                f"{_shown(verdicts.last)}"
+            )
+        return requests.ended == "done"
+
+    def _unreadable(self, verdicts: Verdicts) -> str:
+        reasons = Counter(said.finish_reason for said in verdicts.replies)
+        cut = max(reasons, key=lambda one: reasons[one], default="") == "length"
+        advice = (
+            "it was cut, so raise --judge.max_new_tokens"
+            if cut
+            else "a verdict is read from one line that has nothing else, so correct the judge"
+        )
+        return (
+            f"{self.model.model}: {verdicts.in_a_row} verdicts in a row could not be read, the "
+            f"last one {_shown(verdicts.last)}; {advice} or give another --judge.model, and the "
+            "same command asks for these again"
+        )
+
+
+def _shown(said: Said) -> str:
+    """Returns a reply as one line that may be printed, with its finish reason if it was cut."""
+    text = printable(redact(" ".join(said.text.split())))
+    if len(text) > _SHOWN_CHARACTERS:  # the verdict may be at either end
+        half = _SHOWN_CHARACTERS // 2
+        text = f"{text[:half]} … {text[-half:]}"
+    reason = printable(redact(said.finish_reason))[:40]
+    return f"{text!r}" + (f" (finish reason {reason})" if reason not in ("", "stop") else "")
 
 
 def _write(found: Sequence[Judgement], directory: Path) -> None:

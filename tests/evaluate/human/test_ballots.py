@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gad_jax.base.errors import StorageError, UserError
+from gad_jax.evaluate.human import results
 from gad_jax.evaluate.human.ballots import Votes, ballots, order
 from tests.evaluate.human.harness import answers, pairs, vote
 
@@ -48,6 +49,27 @@ def test_votes_survive_a_torn_line(tmp_path: Path) -> None:
     path.write_bytes(b"no vote\n" + whole)
     with pytest.raises(UserError, match=r"votes\.jsonl:1: not a vote"):
         Votes(path)
+
+
+def test_a_broken_vote_costs_itself(tmp_path: Path) -> None:
+    path = tmp_path / "votes.jsonl"
+    several = pairs()
+    for ballot in several[:2]:
+        vote(Votes(path), ballot, "ann", "gad")
+    first, second = path.read_text().splitlines()
+    good = json.loads(first)
+    broken = [
+        *("{", "[]", "7", '{"a":' * 9000, json.dumps(good | {"choice": "both"})),
+        *(json.dumps(good | {"students": [["gad"]]}), json.dumps(good | {"annotator": 1})),
+        json.dumps({name: good[name] for name in good if name != "choice"}),
+    ]
+    path.write_text("\n".join([first, *broken, second]) + "\n")
+    votes = Votes(path)
+    assert [v["id"] for v in votes.lines] == ["q0", "q1"]
+    assert votes.broken == list(range(2, 2 + len(broken)))
+    found = results.result(several, votes)
+    assert found.voted == 2
+    assert "8 lines of the file are no votes" in " ".join(results.sentences(found, 8))
 
 
 def test_a_vote_that_cannot_be_kept_does_not_count(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -61,7 +62,8 @@ def test_what_cannot_be_read_is_retried_and_counted(tmp_path: Path) -> None:
         # of prompt 3 both orders three times, of prompt 4 both once
         assert (score.judged, score.unparsable, score.missing) == (8, 8, 2)
         ask([answers("gad")], settings(server), tmp_path)
-        assert len(server.requests) == sent + 2  # what was refused is tried again, once a run
+        # what was refused is tried again, once a run, and so is what could not be read
+        assert len(server.requests) == sent + 2 + 2
     kept = [n for n in range(10) if n not in (3, 5)]
     by_hand = [50 * sum(a / (a + b) for a, b in RATINGS[n]) for n in kept]
     assert score.score.value == pytest.approx(sum(by_hand) / 8)
@@ -120,3 +122,65 @@ def test_a_damaged_file_of_verdicts_is_named(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"verdicts\.jsonl:1: not a line that collect wrote"):
             ask([answers("gad")], settings(server), tmp_path)
         assert len(server.requests) == 21
+
+
+def test_a_judge_that_cannot_be_read_is_given_up_and_asked_again_when_mended(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    students = [answers("gad", count=60)]
+    hostile = "I refuse.\x1b[2J sk-proj-SENTINEL0123456789abcdef"
+    with FaultServer(answer=lambda body: hostile) as server:
+        judge = settings(server, concurrency=2)
+        with pytest.raises(
+            UserError, match=r"m: 2[0-9] verdicts in a row could not be read"
+        ) as said:
+            ask(students, judge, tmp_path)
+        assert "the last one 'I refuse." in str(said.value)
+        assert "\x1b" not in str(said.value)
+        assert "SENTINEL" not in str(said.value)
+        paid = server.billed
+        assert 20 <= paid <= 24  # those in flight are kept, too
+    assert (tmp_path / "verdicts.jsonl").read_bytes().count(b"\n") == paid
+    with FaultServer(answer=lambda body: "8 7") as server:
+        (score,) = scores(ask(students, settings(server), tmp_path))
+        assert (server.billed, score.judged, score.unparsable) == (120, 60, paid)
+        ask(students, settings(server), tmp_path)
+        assert server.billed == 120
+    assert f"{paid} verdicts, a retry" in capsys.readouterr().out
+
+
+def test_a_cut_verdict_is_unread_and_a_longer_limit_pays_for_the_cut_ones_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def cut(number: int, body: dict[str, Any]) -> str:
+        return "length" if "Prompt 2?" in body["messages"][0]["content"] else ""
+
+    with FaultServer(cut, answer=rates) as server:
+        (score,) = scores(ask([answers("gad")], settings(server, repeats=0), tmp_path))
+        assert (score.judged, score.unparsable, server.billed) == (9, 2, 20)
+    assert "2 of these verdicts could not be read, such as" in (said := capsys.readouterr().out)
+    assert "(finish reason length)" in said
+    with FaultServer(answer=rates) as server:
+        longer = settings(server, max_new_tokens=2000)
+        (score,) = scores(ask([answers("gad")], longer, tmp_path))
+        assert (score.judged, score.missing, server.billed) == (10, 0, 2)
+    with (
+        FaultServer(lambda number, body: "length", answer=rates) as server,
+        pytest.raises(UserError, match=r"it was cut, so raise --judge\.max_new_tokens"),
+    ):
+        ask([answers("gad", count=10)], settings(server, temperature=0.5), tmp_path)
+
+
+def test_retries_of_a_judge_that_reads_most_end_quietly(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def half(body: dict[str, Any]) -> str:
+        number = int(re.findall(r"Prompt (\d+)", body["messages"][0]["content"])[0])
+        return "8 7" if number % 2 else "no"
+
+    with FaultServer(answer=half) as server:
+        one_by_one = settings(server, concurrency=1)
+        (score,) = scores(ask([answers("gad", count=30)], one_by_one, tmp_path))
+        assert (score.judged, score.missing) == (15, 15)
+        assert 60 + 20 <= server.billed <= 60 + 22
+    assert "retries in a row could not be read; no more in this run" in capsys.readouterr().out
