@@ -1,10 +1,12 @@
 """Files that survive a crash: atomic writes, locks on run directories, cleanup of partial files."""
 
 import contextlib
+import fcntl
 import itertools
 import json
 import os
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,10 +30,75 @@ def lock_run(run_dir: str | os.PathLike[str], flag: str = "--run_dir") -> Iterat
 
 @contextlib.contextmanager
 def lock_file(path: str | os.PathLike[str], flag: str) -> Iterator[None]:
-    """Locks a file, which need not exist yet, as `lock_run` locks a directory."""
-    path = Path(path)
-    with _lock(str(path), path.with_name(f".{path.name}.lock"), flag):
-        yield
+    """Locks a file, which need not exist yet, as `lock_run` locks a directory.
+
+    Symbolic and hard links of the file are locked with it: the lock is next to the real file, and
+    on its inode. If the file is made later, `hold` locks the inode then.
+    """
+    real = Path(os.path.realpath(path))
+    if kind := irregular(real):
+        raise UserError(f"{flag}: {path} is {kind} and no file; name a regular file")
+    with _lock(str(path), real.with_name(f".{real.name}.lock"), flag):
+        _held[real] = None
+        try:
+            if not hold(real):
+                raise UserError(
+                    f"{path} is in use by another process under another name; stop that run, or "
+                    f"choose another {flag}"
+                )
+            yield
+        finally:
+            descriptor = _held.pop(real)
+            if descriptor is not None:
+                os.close(descriptor)
+
+
+_held: dict[Path, int | None] = {}
+"""The files that `lock_file` holds, and a descriptor with the lock of the inode."""
+
+
+def hold(path: str | os.PathLike[str]) -> bool:
+    """Locks the inode of a file that `lock_file` holds and that may not have existed before.
+    Returns False if another process has it. Does nothing for other files."""
+    real = Path(os.path.realpath(path))
+    if real not in _held or _held[real] is not None or not real.exists():
+        return True
+    descriptor = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return False
+    except OSError:  # a file system without such locks
+        os.close(descriptor)
+        return True
+    _held[real] = descriptor
+    return True
+
+
+_KINDS = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def irregular(path: str | os.PathLike[str]) -> str:
+    """Returns what a path is if it is there and no regular file: reading it may never end. Empty
+    for a regular file, and for nothing."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return ""
+    return next((kind for test, kind in _KINDS if test(mode)), "")
+
+
+def need_regular(path: str | os.PathLike[str]) -> None:
+    """Raises UserError for what is there and no regular file."""
+    if kind := irregular(path):
+        raise UserError(f"{path} is {kind} and no file; give a regular file in its place")
 
 
 @contextlib.contextmanager

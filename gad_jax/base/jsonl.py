@@ -20,7 +20,9 @@ def encode(row: Mapping[str, Any]) -> bytes:
 
 
 def read_lines(path: str | os.PathLike[str]) -> list[bytes]:
-    """Returns the whole lines of a file without their line feeds; a torn last line is left out."""
+    """Returns the whole lines of a file without their line feeds; a torn last line is left out.
+    Raises UserError for a pipe, a device or a directory."""
+    files.need_regular(path)
     return Path(path).read_bytes().split(b"\n")[:-1]
 
 

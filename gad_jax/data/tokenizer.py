@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gad_jax.base.errors import UserError, first_line
+from gad_jax.data import tokenizer_file
 from gad_jax.data.template import Message, Template
 from gad_jax.data.turns import ANSWER, QUESTION
 
@@ -34,6 +35,7 @@ def load_tokenizer(directory: str | Path) -> Any:
     from transformers import AutoTokenizer
 
     _need_sentencepiece(Path(directory))
+    tokenizer_file.check(Path(directory) / "tokenizer.json")
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             str(directory), local_files_only=True, trust_remote_code=False

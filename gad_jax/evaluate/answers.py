@@ -9,13 +9,14 @@ prompt that was too long has no answers. NAME.json next to it has the settings t
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gad_jax.base import files, jsonl
-from gad_jax.base.errors import UserError
+from gad_jax.base.errors import UserError, first_line
 from gad_jax.data.sources.rows import Row
 from gad_jax.metrics import heldout, overlap
 
@@ -48,7 +49,7 @@ class AnswerFile:
         self.about = about
         self.lines: list[Line] = []
         if self.about_path.exists():
-            self._check(json.loads(self.about_path.read_text(encoding="utf-8")))
+            self._check(_about(self.about_path))
             self.lines = self._read()
         elif path.exists():
             raise UserError(
@@ -106,10 +107,7 @@ class AnswerFile:
         """Returns the lines; a torn last line is left out."""
         if not self.path.exists():
             return []
-        try:
-            lines = [json.loads(line) for line in jsonl.read_lines(self.path) if line]
-        except ValueError as error:
-            raise UserError(f"{self.path} has a line that is no JSON; delete the file") from error
+        lines = _read_lines(self.path)
         for line, row in zip(lines, self.rows, strict=False):
             if (line["id"], line["prompt"]) != (row.id, shown_prompt(row)):
                 raise UserError(
@@ -127,7 +125,7 @@ def shown_prompt(row: Row) -> str:
 
 def from_run(run: Path) -> list[Answers]:
     """Returns a run's evaluations at the starts and ends of its stages, in order."""
-    results = [heldout.read(path) for path in (run / "evaluations").glob("*.json")]
+    results = [_evaluation(path) for path in (run / "evaluations").glob("*.json")]
     order = {"before": -1}
     results.sort(key=lambda result: (result.step, order.get(result.label, 0)))
     ends = [r for r in results if not r.label.startswith("step ")] or results
@@ -135,6 +133,19 @@ def from_run(run: Path) -> list[Answers]:
         Answers(result.label, "held-out prompts", f"{run}, step {result.step}", _lines(result))
         for result in ends
     ]
+
+
+def _evaluation(path: Path) -> heldout.HeldoutResult:
+    files.need_regular(path)
+    try:
+        found = heldout.read(path)
+        _lines(found)  # all that is used of it
+        return found
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{path} is not a whole evaluation ({first_line(error, with_class=True)}); remove it, "
+            "and the same run makes it again"
+        ) from error
 
 
 def from_directory(directory: Path) -> list[Answers]:
@@ -146,10 +157,55 @@ def from_directory(directory: Path) -> list[Answers]:
     for path in sorted(directory.glob("*/*.jsonl"), key=_begun):
         about_path = path.with_suffix(".json")
         if about_path.exists():
-            about = json.loads(about_path.read_text(encoding="utf-8"))
-            lines = tuple(json.loads(line) for line in jsonl.read_lines(path) if line)
-            found.append(Answers(about["label"], about["prompts"], about.get("origin", ""), lines))
+            about = _about(about_path)
+            found.append(
+                Answers(
+                    str(about.get("label", path.stem)),
+                    str(about.get("prompts", path.parent.name)),
+                    str(about.get("origin", "")),
+                    tuple(_read_lines(path)),
+                )
+            )
     return found
+
+
+def _about(path: Path) -> dict[str, Any]:
+    """Returns the settings that made a file of answers."""
+    files.need_regular(path)
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        about = None
+    if not isinstance(about, dict):
+        raise UserError(f"{path} is no JSON object; delete it and the file of answers next to it")
+    return about
+
+
+_FORM = {"id": str, "prompt": str, "teacher": str | None, "teacher_tokens": int | None}
+_ANSWER = {"text": str, "tokens": int}
+
+
+def _read_lines(path: Path) -> list[Line]:
+    """Returns the lines of a file of answers; a torn last line is left out."""
+    lines = []
+    for number, raw in enumerate(jsonl.read_lines(path), start=1):
+        if not raw:
+            continue
+        try:
+            line = json.loads(raw)
+            whole = _has(line, _FORM) and all(_has(one, _ANSWER) for one in line["answers"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            whole = False
+        if not whole:
+            raise UserError(f"{path}:{number}: no JSON, or not a line of answers; delete the file")
+        lines.append(line)
+    return lines
+
+
+def _has(value: Any, form: Mapping[str, Any]) -> bool:
+    return isinstance(value, dict) and all(
+        name in value and isinstance(value[name], kind) for name, kind in form.items()
+    )
 
 
 def _begun(path: Path) -> tuple[str, float, str]:

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from gad_jax.base.errors import UserError, first_line
+from gad_jax.base.files import irregular
 from gad_jax.models.builtin import smollm2, tiny
 
 _BUILT_IN = {smollm2.NAME: smollm2.fetch, tiny.NAME: tiny.fetch}
@@ -34,7 +35,8 @@ _HUB_PATTERNS = [
 ]
 # Other formats live in folders; `consolidated` holds the same weights a second time.
 _HUB_IGNORED = ["*/*", "consolidated*.safetensors"]
-_TEXTS = (".json", ".jinja", ".txt")
+_TEXTS = (".json", ".jinja", ".txt", ".model", ".tiktoken")
+_MORE_TEMPLATES = "additional_chat_templates/*.jinja"
 # The largest tokenizer.json known has 35 MB; a config.json, even with lists, less than one.
 _MOST_BYTES = {"config.json": 2**24, "generation_config.json": 2**24}
 _UNSAFE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -58,6 +60,8 @@ def resolve(name: str) -> Path:
             f"{name!r} is a file; name the Hugging Face directory that holds config.json, "
             "*.safetensors and the tokenizer"
         )
+    if name and (kind := irregular(path)):
+        raise UserError(f"{name!r} is {kind}; name the Hugging Face directory of a model")
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         return _check(_download(name), name)
     if name.startswith((".", "~")) or "/" in name or "\\" in name:
@@ -109,7 +113,8 @@ def _download(name: str) -> Path:
 def _check(directory: Path, name: str) -> Path:
     """Returns `directory` if it is a whole Hugging Face model; UserError says what is missing."""
     files = {path.name for path in directory.iterdir()}
-    for file in sorted(files):
+    more = (path.relative_to(directory) for path in directory.glob(_MORE_TEMPLATES))
+    for file in (*sorted(files), *more):
         _check_file(directory / file, name)
     if "config.json" not in files:
         raise UserError(
@@ -137,7 +142,7 @@ def _check(directory: Path, name: str) -> Path:
 
 def _check_file(path: Path, name: str) -> None:
     """Raises UserError for what would be read and is no file, or a text of an absurd size."""
-    wanted = path.name.endswith((".safetensors", *_TEXTS)) or path.name == "tokenizer.model"
+    wanted = path.name.endswith((".safetensors", *_TEXTS))
     if not wanted or (path.is_symlink() and not path.exists()):  # a broken link: reported later
         return
     if not path.is_file():

@@ -1,25 +1,33 @@
 """Settings from YAML files, each value with its file and line. Imports no jax."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
 from yaml.constructor import SafeConstructor
 
+from gad_jax.base import files
 from gad_jax.base.errors import UserError, first_line
 from gad_jax.base.redaction import looks_secret
 from gad_jax.settings import fields, renamed
 from gad_jax.settings.fields import Given, Leaf
+
+_MOST_BYTES = 2**18
+_MOST_VALUES = 10_000
+_MOST_DEPTH = 50
 
 
 def find(config: str) -> Path:
     """The file that `--config` names: configs/NAME.yaml here or in the package, or a path."""
     folders = (Path("configs"), Path(__file__).parents[1] / "configs")
     named = [folder / f"{config}.yaml" for folder in folders if Path(config).name == config]
-    for path in (*named, Path(config).expanduser()):
+    for path in (*named, Path(os.path.expanduser(config))):
         if path.is_file():
             return path
+        if kind := files.irregular(path):
+            raise UserError(f"--config={config}: {path} is {kind} and no file; give a YAML file")
     names = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
     guess = fields.did_you_mean(Path(config).name.removesuffix(".yaml"), names)
     raise UserError(
@@ -36,7 +44,9 @@ def read(kind: type, path: Path, accept_old_names: bool = False) -> dict[str, Gi
     """
     path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        root = yaml.compose(_text(path), Loader=yaml.SafeLoader)
+    except RecursionError as error:
+        raise UserError(f"{path}: nested too deeply; correct the file") from error
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         reason = " ".join(filter(None, (error.context, error.problem)))
@@ -48,6 +58,29 @@ def read(kind: type, path: Path, accept_old_names: bool = False) -> dict[str, Gi
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     return {} if root is None else dict(_Reader(kind, str(path), accept_old_names).values(root))
+
+
+def _text(path: Path) -> str:
+    if (size := path.stat().st_size) > _MOST_BYTES:
+        raise UserError(
+            f"{path}: has {size} bytes, and a file of settings has less than {_MOST_BYTES}; give "
+            "such a file"
+        )
+    return path.read_text(encoding="utf-8")
+
+
+def _count(node: yaml.Node, depth: int = 0, known: dict[int, int] | None = None) -> int:
+    """Returns how many values a node stands for with its aliases written out. Raises ValueError
+    for one that is nested too deeply, also in itself."""
+    known = {} if known is None else known
+    if depth > _MOST_DEPTH:
+        raise ValueError(f"nested more than {_MOST_DEPTH} times")
+    if id(node) not in known:
+        inside = node.value if isinstance(node, yaml.SequenceNode) else []
+        if isinstance(node, yaml.MappingNode):
+            inside = [one for pair in node.value for one in pair]
+        known[id(node)] = 1 + sum(_count(one, depth + 1, known) for one in inside)
+    return known[id(node)]
 
 
 class _Reader:
@@ -101,6 +134,8 @@ class _Reader:
         """The typed value of a node."""
         where = f"{self.place(node)}: {leaf.path}"
         try:
+            if _count(node) > _MOST_VALUES:  # by aliases of aliases, a few lines may hold billions
+                raise ValueError(f"more than {_MOST_VALUES} values")
             value = SafeConstructor().construct_document(node)
         except (yaml.YAMLError, ValueError) as error:
             reason = getattr(error, "problem", None) or error

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from gad_jax.base import jsonl
+from gad_jax.base import files, jsonl
 from gad_jax.base.errors import StorageError, UserError
 from gad_jax.base.redaction import mask_keys, redact
 from gad_jax.teacher.budget import Use
@@ -167,6 +167,7 @@ class Store:
             file = jsonl.Appender(path, contents.whole_bytes)
         except OSError as error:
             raise StorageError(f"{path} cannot be written: {error.strerror}") from error
+        files.hold(path)  # which may be new
         return cls(path, contents, file)
 
     def close(self) -> None:

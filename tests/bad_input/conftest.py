@@ -29,6 +29,7 @@ ADVICE = (
         "raise",
         "lower",
         "rename",
+        "replace",
         "remove",
         "check",
         "free",

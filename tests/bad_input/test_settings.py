@@ -6,6 +6,12 @@ import pytest
 
 from gad_jax import train
 
+BILLIONS = (
+    b"data: {train: [&a0 [x, x], "
+    + b", ".join(b"&a%d [*a%d, *a%d, *a%d]" % (n, n - 1, n - 1, n - 1) for n in range(1, 30))
+    + b"]}\n"
+)
+
 CONFIGS = {
     "a text for a number": (b"batch:\n  prompts: many\n", "c.yaml:2: batch.prompts: an integer"),
     "a truth for a number": (b"seed: true\n", "c.yaml:1: seed: an integer is needed; got true"),
@@ -29,6 +35,20 @@ CONFIGS = {
         "c.yaml:2: student.path: this",
     ),
     "a loop of aliases": (b"seed: &a [*a]\n", "c.yaml:1: seed: "),
+    "aliases of aliases": (BILLIONS, "c.yaml:1: data.train: not a plain value: more than 10000"),
+    "aliases in an object": (
+        b"data: {chat_template_kwargs: {a: &a {b: [1, 1]}, c: &c [*a, *a], d: &d [*c, *c], e: ["
+        + b"*d, " * 9000
+        + b"]}}\n",
+        "c.yaml:1: data.chat_template_kwargs: not a plain value: more than 10000 values",
+    ),
+    "nested lists": (b"seed: " + b"[" * 20_000, "c.yaml: nested too deeply"),
+    "nested names": (b"{a: " * 20_000, "c.yaml: nested too deeply"),
+    "a list nested a little": (
+        b"seed: " + b"[" * 60 + b"]" * 60 + b"\n",
+        "c.yaml:1: seed: not a plain value: nested more than 50 times",
+    ),
+    "a large file": (b"#" * 300_000, "c.yaml: has 300000 bytes, and a file of settings has less"),
 }
 
 

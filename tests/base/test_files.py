@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from gad_jax.base.errors import UserError
-from gad_jax.base.files import clear_partials, lock_run, write_atomic
+from gad_jax.base.files import (
+    clear_partials,
+    hold,
+    irregular,
+    lock_file,
+    lock_run,
+    need_regular,
+    write_atomic,
+)
 from tests.base.processes import finish, start
 
 HOLD = """
@@ -71,3 +79,57 @@ def test_what_a_killed_write_left_is_cleared(tmp_path: Path) -> None:
     clear_partials(tmp_path)
     assert [path.name for path in deep.iterdir()] == ["record.json"]
     assert (tmp_path / ".student.partial").is_dir()
+
+
+def test_links_of_a_locked_file_are_locked(tmp_path: Path) -> None:
+    """The flock of another descriptor conflicts in one process as it does in two."""
+    real, other = tmp_path / "a.jsonl", tmp_path / "elsewhere"
+    other.mkdir()
+    real.write_text("")
+    (tmp_path / "soft.jsonl").symlink_to(real)
+    (other / "soft.jsonl").symlink_to("../soft.jsonl")
+    os.link(real, other / "hard.jsonl")
+    (tmp_path / "folder").symlink_to(other)
+    names = ("a.jsonl", "soft.jsonl", "elsewhere/soft.jsonl", "folder/hard.jsonl")
+    for first in names:
+        with lock_file(tmp_path / first, "--out"):
+            for second in names:
+                with (
+                    pytest.raises(UserError, match=r"is in use by .*; stop that run, or choose"),
+                    lock_file(tmp_path / second, "--out"),
+                ):
+                    pass
+            with lock_file(tmp_path / "b.jsonl", "--out"):
+                pass
+    assert real.read_text() == ""
+    with lock_run(other), pytest.raises(UserError, match="in use"), lock_run(tmp_path / "folder"):
+        pass
+
+
+def test_a_file_that_was_made_later_is_held_too(tmp_path: Path) -> None:
+    path, link = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    with lock_file(path, "--out"):
+        assert hold(path)  # nothing is there
+        path.write_text("")
+        assert hold(path)
+        assert hold(path)
+        os.link(path, link)
+        with pytest.raises(UserError, match="under another name"), lock_file(link, "--out"):
+            pass
+    with lock_file(link, "--out"):
+        assert hold(path)  # nobody has it locked by this name
+    assert hold(tmp_path / "never locked")
+
+
+def test_what_is_no_regular_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_text("")
+    for name, kind in (("pipe", "a pipe"), (".", "a directory"), ("/dev/null", "a device")):
+        assert irregular(tmp_path / name) == kind
+        with pytest.raises(UserError, match=f"is {kind} and no file"):
+            need_regular(tmp_path / name)
+        with pytest.raises(UserError, match=f"is {kind} and no"), lock_file(tmp_path / name, "-o"):
+            pass
+    for name in ("file", "missing", "a\0b"):
+        assert irregular(tmp_path / name) == ""
+        need_regular(tmp_path / name)

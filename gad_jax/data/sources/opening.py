@@ -8,6 +8,7 @@ import zlib
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from gad_jax.base import files
 from gad_jax.base.errors import UserError, first_line
 from gad_jax.data.sources.expansion import ROW_BYTES, Expansion
 
@@ -36,8 +37,9 @@ _OTHER = (
 
 def head(path: Path) -> bytes:
     """Returns the first bytes of a file as it is stored; raises UserError for no regular file."""
-    if path.exists() and not path.is_file():
-        raise UserError(f"{path}: a pipe or a device, which is read once only; write it to a file")
+    if kind := files.irregular(path):
+        what = kind if kind == "a directory" else "a pipe or a device, which is read once only"
+        raise UserError(f"{path}: {what}; write it to a file")
     with open(path, "rb") as file:
         return file.read(512)
 

@@ -38,11 +38,34 @@ def records(path: Path) -> Iterator[Record]:
 def rows(path: Path, batches: Iterable[Any], expansion: Expansion) -> Iterator[Record]:
     """Yields (file:row, object) for each row of Arrow batches, which should be of few rows."""
     number = 0
-    for batch in map(decoded, batches):
+    for batch in batches:
         expansion.add(batch.nbytes + ROW_BYTES * len(batch))
-        for record in objects(batch):
+        for record in _unfolded(batch, expansion) if _folds(batch.schema) else objects(batch):
             number += 1
             yield f"{path.name}:{number}", record
+
+
+_FOLDED = ("dictionary", "run_end_encoded", "_view")
+
+
+def _folds(schema: Any) -> bool:
+    """Returns whether one stored text may stand for many rows."""
+    return any(word in str(kind) for kind in schema.types for word in _FOLDED)
+
+
+def _unfolded(batch: Any, expansion: Expansion) -> Iterator[Any]:
+    """Yields the rows of such a batch one at a time, and counts their texts."""
+    for number in range(len(batch)):
+        for record in objects(batch.slice(number, 1)):
+            expansion.add(_characters(record))
+            yield record
+
+
+def _characters(value: Any) -> int:
+    if isinstance(value, dict | list):
+        inside = value.values() if isinstance(value, dict) else value
+        return sum(map(_characters, inside), len(value))
+    return len(value) if isinstance(value, str | bytes) else 0
 
 
 def _check_chunks(metadata: Any, expansion: Expansion) -> None:
@@ -54,17 +77,6 @@ def _check_chunks(metadata: Any, expansion: Expansion) -> None:
             most = max(_FREE_CHUNK_BYTES, MOST_TIMES * chunk.total_compressed_size)
             if chunk.total_uncompressed_size > most:
                 expansion.add(2**63)
-
-
-def decoded(batch: Any) -> Any:
-    """Returns an Arrow batch that holds the texts of its dictionaries in each of its rows."""
-    import pyarrow
-
-    for number, column in enumerate(batch.columns):
-        if pyarrow.types.is_dictionary(column.type):
-            whole = column.dictionary_decode()
-            batch = batch.set_column(number, batch.schema.names[number], whole)
-    return batch
 
 
 def objects(batch: Any) -> list[Any]:

@@ -26,7 +26,9 @@ def matching(pattern: str) -> list[Path]:
     """Returns the files that a pattern such as `data/*.jsonl` matches, in the order of names."""
     if not re.search(r"[*?\[]", pattern):
         return []
-    return sorted(path for path in map(Path, glob.glob(pattern, recursive=True)) if path.is_file())
+    return sorted(
+        path for path in map(Path, glob.glob(pattern, recursive=True)) if not path.is_dir()
+    )
 
 
 def in_directory(directory: Path, split: str) -> list[Path]:
@@ -57,4 +59,4 @@ def _is_data(path: Path) -> bool:
     """Returns whether a file of a directory holds rows: not what describes or caches them."""
     described = path.name in _METADATA or path.name.endswith("manifest.json")
     cached = path.name.startswith(("cache-", "."))
-    return suffix(path) is not None and path.is_file() and not (described or cached)
+    return suffix(path) is not None and not path.is_dir() and not (described or cached)

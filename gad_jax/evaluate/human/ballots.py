@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from gad_jax.base import jsonl
+from gad_jax.base import files, jsonl
 from gad_jax.base.errors import StorageError, UserError
 from gad_jax.evaluate.answers import Answers
 
@@ -142,6 +142,7 @@ class Votes:
             try:
                 with jsonl.Appender(self.path) as file:
                     file.append([vote])
+                files.hold(self.path)  # which may be new
             except OSError as error:
                 raise StorageError(f"the vote could not be kept in {self.path}: {error}") from error
             self.lines.append(vote)
