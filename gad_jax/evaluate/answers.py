@@ -191,12 +191,13 @@ def _read_lines(path: Path) -> list[Line]:
     for number, raw in enumerate(jsonl.read_lines(path), start=1):
         if not raw:
             continue
+        line, whole = None, False
         try:
             line = json.loads(raw)
             whole = _has(line, _FORM) and all(_has(one, _ANSWER) for one in line["answers"])
         except (ValueError, KeyError, TypeError, RecursionError):
             whole = False
-        if not whole:
+        if line is None or not whole:
             raise UserError(f"{path}:{number}: no JSON, or not a line of answers; delete the file")
         lines.append(line)
     return lines
