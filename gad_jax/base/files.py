@@ -37,7 +37,10 @@ def lock_file(path: str | os.PathLike[str], flag: str) -> Iterator[None]:
     """
     real = Path(os.path.realpath(path))
     if kind := irregular(real):
-        raise UserError(f"{flag}: {path} is {kind} and no file; name a regular file")
+        raise UserError(
+            f"{flag}: {path} cannot be read or written: it is {kind} and no file; name a regular "
+            "file"
+        )
     with _lock(str(path), real.with_name(f".{real.name}.lock"), flag):
         _held[real] = None
         try:

@@ -24,7 +24,8 @@ _BEARER = re.compile(r"(?i)\b(bearer\s+)[\w.~+/=-]{8,}")
 _USERINFO = re.compile(r"(?<=://)([^\s/@:]*):[^\s/@]+(?=@)")
 _NAMES = re.compile(
     r"(?i)(?:(?:^|_)(?:KEY|PAT)|(?<!MON)(?<!TUR)(?<!HOT)(?<!DON)(?<!HOC)(?<!WHIS)KEY|TOKEN|SECRET"
-    r"|CREDENTIAL|PASSWORD|PASSWD|PASSPHRASE|PASSCODE|(?:^|_|SSH|DB|PG|MY)PASS|[A-Z_]PWD)"
+    r"|CREDENTIAL|PASSWORD|PASSWD|PASSPHRASE|PASSCODE|(?:^|_|SSH|DB|PG|MY)PASS|[A-Z_]PWD"
+    r"|(?:^|_)(?:AUTH|AUTHORIZATION|BEARER|COOKIE|JWT|OTP))"
     r"S?\d*(?:_(?:\d+|[A-Z]|DEV|TEST|STAGING|PROD|PRODUCTION|READ|WRITE|NEW|OLD|BACKUP|BASE64))*$"
 )
 """Names of variables that hold a secret, as OPENAI_API_KEY, PGPASSWORD or HF_TOKEN_2."""
@@ -34,7 +35,10 @@ _UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"  # C0, C1, bidi, lone
 )
 _SHORTEST = 8  # a shorter value of such a variable may stand anywhere
-_SHORTEST_IN_TEXT = 12  # local servers take any key: EMPTY, none, ollama; such words are no secret
+_SHORTEST_IN_TEXT = 6
+_NO_KEYS = {"EMPTY", "none", "ollama", "lm-studio", "not-needed", "no-key-required", "dummy"}
+"""Keys that local servers are given, which take any. Such words may stand in a text."""
+
 _variables: set[str] = set()
 
 
@@ -61,7 +65,7 @@ def redact(text: str) -> str:
 def mask_keys(text: str) -> str:
     """Returns a model's text without the values of protected variables. The rest stays as it is:
     what only looks like a secret may be what the text is about."""
-    values = {os.environ.get(variable, "").strip() for variable in _variables}
+    values = {os.environ.get(variable, "").strip() for variable in _variables} - _NO_KEYS
     return _without(text, {value for value in values if len(value) >= _SHORTEST_IN_TEXT})
 
 

@@ -90,6 +90,10 @@ def _collect(
             f"none of {len(missing)} responses came; "
             f"{collection.sibling(Path(collect.out), 'failed.jsonl')} has the reasons"
         )
+    if missing and not store.contents.have and requests.ended == "budget":
+        raise UserError(
+            f"none of {len(missing)} responses came: the caps allow not even one; raise them"
+        )
     if store.contents.have:
         checked = files.fresh(collection.sibling(Path(collect.out), "checked.jsonl"))
         next_command.say("collect", "check", collect.out, f"--out={checked}")

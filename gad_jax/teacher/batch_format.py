@@ -2,13 +2,25 @@
 
 import json
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, ValidationError
 
+from gad_jax.base.redaction import printable, redact
 from gad_jax.teacher.wire import BadResponse, load
 
 M = TypeVar("M", bound=BaseModel)
+
+
+def _as_printed(name: str) -> str:
+    """Raises ValueError for a name that could not be stored as it is."""
+    if printable(redact(name)) != name:
+        raise ValueError("it holds a secret, or codes that steer a terminal")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_as_printed)]
+"""A provider's name for a file or a batch. It is stored, and a part of URLs."""
 
 
 class _Error(BaseModel):
@@ -18,7 +30,7 @@ class _Error(BaseModel):
 
 
 class _Named(BaseModel):
-    id: str
+    id: Name
 
 
 class _Counts(BaseModel):
@@ -33,10 +45,10 @@ class _Errors(BaseModel):
 class BatchStatus(BaseModel):
     """A provider's status of a batch."""
 
-    id: str
+    id: Name
     status: str
-    output_file_id: str | None = None
-    error_file_id: str | None = None
+    output_file_id: Name | None = None
+    error_file_id: Name | None = None
     request_counts: _Counts | None = None
     errors: _Errors | None = None
     metadata: dict[str, str] | None = None

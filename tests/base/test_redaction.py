@@ -43,6 +43,7 @@ def test_what_looks_like_a_secret_is_hidden(monkeypatch: pytest.MonkeyPatch) -> 
         *("PGPASSWORD", "APIKEY", "ACCESSTOKEN", "OPENAI_API_KEY", "OPENAI_API_KEY_2", "HF_TOKEN"),
         *("MYSQL_PWD", "SSHPASS", "DB_PASS", "GITHUB_PAT", "AWS_SECRET_ACCESS_KEY", "API_KEYS"),
         *("CLIENT_SECRET", "HF_TOKEN_WRITE", "apikey", "dbpassword", "CREDENTIALS", "OPENAIKEY"),
+        *("NPM_AUTH", "SERVICE_JWT", "HTTP_AUTHORIZATION", "SESSION_COOKIE"),
     ],
 )
 def test_a_variable_named_like_a_secret_is_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,6 +77,10 @@ def test_in_a_models_text_only_the_key_itself_is_hidden(monkeypatch: pytest.Monk
     assert redaction.mask_keys(f"{text} {KEY}") == f"{text} {redaction.MASK}"
     monkeypatch.setenv("A_DOOR", "EMPTY")  # what local servers are given
     assert redaction.mask_keys("EMPTY is a word") == "EMPTY is a word"
+    monkeypatch.setenv("A_DOOR", "ollama")
+    assert redaction.mask_keys("ollama is a program") == "ollama is a program"
+    monkeypatch.setenv("A_DOOR", "k3y-9z")  # short, and yet nobody's word
+    assert redaction.mask_keys("it is k3y-9z") == f"it is {redaction.MASK}"
 
 
 def test_text_cannot_steer_a_terminal() -> None:

@@ -91,3 +91,40 @@ def test_thoughts_are_stored_apart(prompts: Path, tmp_path: Path) -> None:
     assert {line["reasoning"] for line in lines} == {"why"}
     manifest = json.loads((tmp_path / "out.manifest.json").read_text())
     assert manifest["completion_tokens"] >= 20 * len("why")  # the thought was paid too
+
+
+def test_a_short_key_that_a_server_echoes_everywhere_is_stored_nowhere(
+    prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    key = "k3y-9z"
+    monkeypatch.setenv(VARIABLE, key)
+    reply = {
+        "id": f"id-{key}",
+        "model": f"m {key}",
+        "usage": {"prompt_tokens": key},
+        "choice": {"finish_reason": f"\x1b[2J{key}"},
+        "message": {"content": f"Bearer {key}", "reasoning_content": f"I got {key}"},
+    }
+    errors = [
+        (500, {"error": {"code": key, "type": key, "message": f"\x1b]0;{key}\x07"}}),
+        (400, {"error": {"code": key, "message": f"the prompt is too long, {key}"}}),
+        (200, {"error": {"code": key, "message": key}}),
+    ]
+    script = lambda number, body: errors[number // 4] if number % 4 == 1 else reply  # noqa: E731
+    with FaultServer(lambda n, body: script(n, body) if n < 12 else reply) as server:
+        collect.main(flags(server, prompts, tmp_path / "out.jsonl", "--attempts=3"))
+    stored = "".join(path.read_text() for path in tmp_path.glob("out*"))
+    shown = "".join(capfd.readouterr())
+    assert "teacher_response" in stored
+    assert key not in stored + shown
+    assert "\x1b" not in shown
+
+
+def test_caps_that_allow_no_response_end_with_a_sentence(
+    prompts: Path, tmp_path: Path, refused: Any
+) -> None:
+    with FaultServer() as server:
+        caps = ("--max_total_tokens=2", "--max_new_tokens=1")
+        said = refused(collect.main, *flags(server, prompts, tmp_path / "out.jsonl", *caps))
+        assert server.requests == []
+    assert said.endswith("responses came: the caps allow not even one; raise them")

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
+from gad_jax.base.redaction import printable
 from gad_jax.data.sources.fields import Columns
 from gad_jax.data.sources.rows import FINISHED, UNFINISHED, fold_reason, is_blank, shortened
 
@@ -83,7 +84,7 @@ class Notes:
         if self._reasons:
             found = ", ".join(f"{reason!r} ({n})" for reason, n in self._reasons.most_common(5))
             lines.append(f"{name}: unknown finish reasons, taken for finished: {found}")
-        return tuple(lines)
+        return tuple(map(printable, lines))
 
 
 def unused(columns: Columns) -> list[str]:
