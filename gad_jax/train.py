@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gad_jax.base import exits, files, next_command
+from gad_jax.base.console import LogHandler
 from gad_jax.base.errors import LostProcessError
 from gad_jax.settings import options
 from gad_jax.settings.config import Config, default_file
@@ -76,7 +77,7 @@ def _run(config: Config, dry_run: bool, given: Sequence[str]) -> int:
             else:
                 path = processes.from_first(lambda: claim(config))
                 if processes.is_first():
-                    print(f"# {path}\n{options.to_yaml(config)}", flush=True)
+                    print(settings_shown(config, path), flush=True)
                 processes.require_shared(Path(path))
                 finished = _train(config, stop)
                 if processes.is_first():
@@ -89,6 +90,12 @@ def _run(config: Config, dry_run: bool, given: Sequence[str]) -> int:
         processes.stop()
     exits.watchdog(0.0)
     return exits.Exit.OK
+
+
+def settings_shown(config: Config, path: str) -> str:
+    """Returns what the console shows of a run's settings; all of them are in its config.yaml."""
+    changed = options.to_yaml(config, changed_only=True)
+    return f"# {path} has all settings; not at their defaults are\n{changed}"
 
 
 def _say_next(config: Config, given: Sequence[str], finished: bool) -> None:
@@ -130,7 +137,7 @@ def _train(config: Config, stop: exits.StopRequest) -> bool:
 
 
 def _quiet_logs() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[LogHandler()])
     for noisy in ("jax", "orbax", "httpx", "huggingface_hub"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # Orbax warns of every wait, and logs with a traceback what it raises afterwards;

@@ -6,11 +6,12 @@ without control codes. Control characters in the text of models are replaced.
 
 import contextlib
 import io
+import logging
 import math
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 
 from rich.console import Console, Group, RenderableType
@@ -38,6 +39,17 @@ LINE = (
     "{tokens_per_second/update:,.0f} trained tokens/s",
     "{seconds/step:.1f} s/step",
 )
+# What a terminal shows where LINE is too wide, the most important first: those that fit.
+SHORT = (
+    "reward {reward/mean:+.2f}",
+    "{response/length_ratio:.2f}× teacher",
+    "D acc {discriminator/accuracy:.2f}",
+    "G {generator/loss:.3f}",
+    "{seconds/step:.1f} s",
+    "cut {response/cut_share:.0%}",
+    "KL {kl/reference:.3f}",
+    "D {discriminator/loss:.3f}",
+)
 SIDE_BY_SIDE_WIDTH = 34
 FILE_WIDTH = 100
 SHOWN_CHARACTERS = 1200
@@ -45,13 +57,29 @@ SHOWN_CHARACTERS = 1200
 
 def step_parts(metrics: Mapping[str, float]) -> list[str]:
     """Returns the parts of a step's line whose metrics are all given."""
+    return _parts(LINE, metrics)
+
+
+def _parts(templates: Sequence[str], metrics: Mapping[str, float]) -> list[str]:
     parts = []
-    for template in LINE:
+    for template in templates:
         try:
             parts.append(template.format_map(metrics))
         except KeyError:
             continue
     return parts
+
+
+def fitting_parts(metrics: Mapping[str, float], width: int) -> list[str]:
+    """Returns the parts of a step's line that fit the width, with two blanks between them."""
+    parts = step_parts(metrics)
+    if len("  ".join(parts)) <= width:
+        return parts
+    kept: list[str] = []
+    for part in _parts(SHORT, metrics):
+        if len("  ".join([*kept, part])) <= width:
+            kept.append(part)
+    return kept
 
 
 def format_seconds(seconds: float) -> str:
@@ -76,6 +104,15 @@ def make_console() -> Console:
     return console
 
 
+class LogHandler(logging.StreamHandler):
+    """A handler on what sys.stderr is at the time, so that lines come above a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes a record."""
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 class Display:
     """The console of one command. A run calls `step`; other work calls `progress`.
 
@@ -88,7 +125,10 @@ class Display:
         self._line_seconds = line_seconds
         self._line_at = time.monotonic()
         self._total = 0
+        self._done = 0
         self._stage = "starting"
+        self._label = ""  # of what the run is busy with
+        self._said = False  # that this step compiles
         self._recent: deque[float] = deque(maxlen=20)
         self._bar: Progress | None = None
         if self.console.is_terminal and not self.console.is_dumb_terminal:
@@ -105,7 +145,7 @@ class Display:
 
     def start(self, done: int, total: int) -> None:
         """Sets how many steps are done, and how many there are in all."""
-        self._total = total
+        self._done, self._total = done, total
         if self._bar is not None:
             self._bar.update(self._task, completed=done, total=total)
 
@@ -121,24 +161,29 @@ class Display:
             self.console.print(f"{done} of {self._total}  {note}", soft_wrap=True, markup=False)
 
     def step(self, step: int, stage: str, metrics: Mapping[str, float]) -> None:
-        """Shows a step. The time left is estimated from the stage's last `seconds/step`."""
+        """Shows a step. The time left is estimated from the stage's last `seconds/step`, of steps
+        that compiled nothing."""
+        self._done, self._said = step, False
         if stage != self._stage:  # steps of another stage take another time
             self._stage = stage
             self._recent.clear()
-        self._recent.extend([metrics["seconds/step"]] if "seconds/step" in metrics else [])
+        if "seconds/step" in metrics and not metrics.get("compiles"):
+            self._recent.append(metrics["seconds/step"])
         mean = sum(self._recent) / len(self._recent) if self._recent else math.nan
         left = format_seconds(mean * (self._total - step))
-        parts = step_parts(metrics)
         if self._bar is None:
+            parts = step_parts(metrics)
             parts = [f"step {step}/{self._total}", stage, *parts, f"left {left}"]
             self.console.print("  ".join(parts), soft_wrap=True, markup=False, highlight=False)
             return
         line = Text(f"step {step}/{self._total}  ", style="bold")
         line.append(f"{stage}  ", style="cyan")
+        parts = fitting_parts(metrics, self.console.width - len(line))
         line.append("  ".join(parts), style="not bold")
         self._bar.start()
-        self.console.print(line)
-        self._bar.update(self._task, completed=step, description=stage, note=f"{left} left")
+        self.console.print(line, no_wrap=True, overflow="ellipsis")
+        note = f"{left} left"
+        self._bar.update(self._task, completed=step, description=stage, note=note, refresh=True)
 
     def notice(self, sentence: str) -> None:
         """Shows a sentence that stands out between the lines of the steps."""
@@ -149,12 +194,28 @@ class Display:
         """Shows what the run does inside the `with`, when that is not a step."""
         if self._bar is None:
             self.console.print(label, soft_wrap=True, markup=False, highlight=False)
-            yield
-            return
-        self._bar.start()
-        self._bar.update(self._task, description=label, refresh=True)
+        self._label, self._said = label, False
+        if self._bar is not None:
+            self._bar.start()
+            self._bar.update(self._task, description=label, refresh=True)
         yield
-        self._bar.update(self._task, description=self._stage)
+        self._label, self._said = "", False
+        if self._bar is not None:
+            self._bar.update(self._task, description=self._stage)
+
+    def compiling(self) -> None:
+        """Shows that XLA compiles: in the bar until something else is shown, or as one line of the
+        step. Does nothing before the first step is due, after the last, or once closed."""
+        doing = self._label or (f"step {self._done + 1}" if self._done < self._total else "")
+        if self._said or not doing:
+            return
+        self._said = True
+        if self._bar is not None:
+            self._bar.start()
+            self._bar.update(self._task, description=f"{doing}: compiling", refresh=True)
+        elif not self._label:
+            text = f"{doing}/{self._total}  compiling"
+            self.console.print(text, soft_wrap=True, markup=False, highlight=False)
 
     def table(self, title: str, rows: Mapping[str, Mapping[str, float | str]]) -> None:
         """Shows rows by name, with a column for each quantity that any row has."""
@@ -189,6 +250,7 @@ class Display:
 
     def close(self) -> None:
         """Removes the progress bar."""
+        self._total = self._done
         if self._bar is not None:
             self._bar.stop()
 

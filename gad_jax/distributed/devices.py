@@ -3,7 +3,7 @@
 import contextlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
@@ -89,13 +89,18 @@ class CompileCounter:
     """Counts the programs that XLA compiled (or took from its cache on disk) in this process."""
 
     _EVENT = "/jax/core/compile/backend_compile_duration"
+    _LOWERED = "/jax/core/compile/jaxpr_to_mlir_module_duration"  # what comes right before
 
     def __init__(self) -> None:
         self.count = 0
         self.seconds = 0.0
+        self.begins: Callable[[], None] = lambda: None
+        """Called when XLA begins with a program."""
         jax.monitoring.register_event_duration_secs_listener(self._listen)
 
     def _listen(self, event: str, duration_secs: float, **_: Any) -> None:
         if event == self._EVENT:
             self.count += 1
             self.seconds += duration_secs
+        elif event == self._LOWERED:
+            self.begins()

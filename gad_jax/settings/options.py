@@ -109,17 +109,21 @@ def load(kind: type[T], config: str | Path) -> T:
     return fields.build(kind, given)
 
 
-def to_yaml(config: Any) -> str:
-    """All settings as YAML; `load` reads them back equal."""
+def to_yaml(config: Any, changed_only: bool = False) -> str:
+    """All settings as YAML; `load` reads them back equal. With `changed_only`, those that are not
+    at their defaults, which is for people."""
     tree: dict[str, Any] = {}
+    defaults = {leaf.path: leaf.value for leaf in fields.leaves(type(config))}
     for leaf in fields.leaves(type(config), config):
+        if changed_only and leaf.value == defaults[leaf.path]:
+            continue
         *sections, name = leaf.path.split(".")
         branch = tree
         for section in sections:
             branch = branch.setdefault(section, {})
         value = os.fspath(leaf.value) if isinstance(leaf.value, Path) else leaf.value
         branch[name] = list(value) if isinstance(value, tuple) else value
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True) if tree else ""
 
 
 def differences(a: T, b: T) -> list[str]:

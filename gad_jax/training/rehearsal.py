@@ -36,7 +36,7 @@ def rehearse(
 
     def begin() -> str:
         setup.refuse_other_settings(config)
-        print(options.to_yaml(config), flush=True)
+        print(options.to_yaml(config, changed_only=True), flush=True)
         return claim(tiny)
 
     try:

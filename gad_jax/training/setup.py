@@ -114,6 +114,7 @@ def build(config: Config, mesh: Mesh) -> Trainer:
         health_state=resumed.health if resumed else {},
     )
     tracker.start(trainer.step, trainer.total_steps)
+    trainer.iteration.compiles.begins = tracker.compiling
     return trainer
 
 

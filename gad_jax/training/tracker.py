@@ -128,6 +128,11 @@ class Tracker:
         """Shows what the run does inside the `with`, when that is not a step."""
         return self._display.busy(label) if self._enabled else contextlib.nullcontext()
 
+    def compiling(self) -> None:
+        """Shows that XLA compiles, which the next steps need not."""
+        if self._enabled:
+            self._display.compiling()
+
     def close(self) -> None:
         """Closes the files and removes the progress bar."""
         if self._enabled:

@@ -1,8 +1,10 @@
 """Lines, bars and tables, in files and in terminals."""
 
 import io
+import logging
 import os
 import pty
+import re
 import subprocess
 import sys
 import time
@@ -10,7 +12,7 @@ import time
 import pytest
 from rich.console import Console
 
-from gad_jax.base.console import Display, printable
+from gad_jax.base.console import Display, LogHandler, fitting_parts, printable
 
 STEP = {
     "generator/loss": 0.01234,
@@ -40,14 +42,24 @@ def shown(console: Console) -> str:
 
 
 IN_TERMINAL = """
-from gad_jax.base.console import Display
+import logging, sys
+from gad_jax.base.console import Display, LogHandler
+logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[LogHandler()])
 display = Display()
 display.start(0, 4)
 with display.busy("evaluating: before"):
     pass
+display.compiling()
 display.step(1, "gad", {"generator/loss": 0.5, "seconds/step": 60.0})
 print("a line of another part")
+logging.info("a log of another part")
+step = {"reward/mean": 0.5, "response/length_ratio": 1.0, "discriminator/accuracy": 0.5}
+step |= {"generator/loss": 0.5, "seconds/step": 60.0, "response/cut_share": 0.5}
+step |= {"kl/reference": 0.1, "discriminator/loss": 0.7, "reward/std": 1.0}
+step |= {"generator/gradient_norm": 1.0, "tokens_per_second/rollout": 1e4, "margin": 1.0}
+display.step(2, "gad", step)
 display.close()
+display.compiling()
 """
 
 
@@ -76,6 +88,44 @@ def test_the_time_left_is_that_of_the_stage() -> None:
     assert lefts == ["0:15:00", "0:10:00", "0:00:49"]
 
 
+def test_steps_that_compile_say_so_and_do_not_count_for_the_time_left() -> None:
+    console = plain()
+    display = Display(console)
+    display.start(0, 10)
+    display.compiling()
+    display.compiling()
+    display.step(1, "gad", {"seconds/step": 100.0, "compiles": 7.0})
+    display.step(2, "gad", {"seconds/step": 5.0, "compiles": 0.0})
+    display.compiling()
+    with display.busy("evaluating"):
+        display.compiling()
+    display.step(3, "gad", {"seconds/step": 90.0, "compiles": 1.0})
+    display.step(10, "gad", {"seconds/step": 5.0})
+    display.compiling()  # of the export
+    assert shown(console).splitlines() == [
+        *("step 1/10  compiling", "step 1/10  gad  100.0 s/step  left –"),
+        *("step 2/10  gad  5.0 s/step  left 0:00:40", "step 3/10  compiling", "evaluating"),
+        *("step 3/10  gad  90.0 s/step  left 0:00:35", "step 10/10  gad  5.0 s/step  left 0:00:00"),
+    ]
+
+
+def test_a_line_of_a_terminal_has_what_fits() -> None:
+    for width in (20, 40, 60, 80, 100):
+        line = "  ".join(fitting_parts(STEP, width))
+        assert width - 14 < len(line) <= width or width > 80
+        assert line.startswith("reward -0.12")
+    assert fitting_parts(STEP, 300)[0] == "G loss 0.0123"
+    assert fitting_parts({"generator/loss": 0.5}, 80) == ["G loss 0.5000"]
+    assert fitting_parts(STEP, 5) == []
+
+
+def test_a_log_goes_to_what_stderr_is_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    handler, stream = LogHandler(), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    handler.emit(logging.makeLogRecord({"msg": "a warning"}))
+    assert stream.getvalue() == "a warning\n"
+
+
 def in_terminal(code: str) -> str:
     """Returns what a program writes to a terminal of 80 columns."""
     master, slave = pty.openpty()
@@ -95,7 +145,31 @@ def test_a_terminal_has_a_bar_and_keeps_its_cursor() -> None:
     assert "1/4" in text
     assert "0:03:00 left" in text
     assert "a line of another part" in text
+    assert "step 1: compiling" in text
     assert "\x1b[?25l" not in text
+    left = scrollback(text)
+    assert [line[:8] for line in left] == ["step 1/4", "a line o", "a log of", "step 2/4"]
+    assert "━" not in "".join(left)  # no bar that nothing moves any more
+    assert max(map(len, left)) <= 80
+
+
+def scrollback(text: str) -> list[str]:
+    """Returns the lines that a terminal has at the end, without those that are blank."""
+    lines, row, column = [""], 0, 0
+    for code, letter in re.findall(r"(\x1b\[[0-9;?]*[A-Za-z])|(.)", text, re.DOTALL):
+        if code.endswith("K"):
+            lines[row] = lines[row][:column] if code in ("\x1b[K", "\x1b[0K") else ""
+        elif code.endswith("A"):
+            row -= int(code[2:-1] or 1)
+        elif letter == "\r":
+            column = 0
+        elif letter == "\n":
+            row, column = row + 1, 0
+            lines += [""] * (row + 1 - len(lines))
+        elif letter:
+            line = lines[row].ljust(column)
+            lines[row], column = line[:column] + letter + line[column + 1 :], column + 1
+    return [line.rstrip() for line in lines if line.strip()]
 
 
 def test_tables_and_answers_fit_the_width() -> None:

@@ -192,3 +192,9 @@ def test_flags_of_the_documentation_are_understood() -> None:
     assert len(commands) >= 10
     for command in commands:
         read(*command.split(), default="quickstart")
+
+
+def test_only_what_is_changed_is_shown() -> None:
+    assert options.to_yaml(Config(), changed_only=True) == ""
+    config = options.read(Config, ["--gad.steps=7", "--seed=3"], program="train", description="")
+    assert options.to_yaml(config, changed_only=True) == "seed: 3\ngad:\n  steps: 7\n"
