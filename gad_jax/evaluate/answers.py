@@ -125,7 +125,7 @@ def shown_prompt(row: Row) -> str:
 
 def from_run(run: Path) -> list[Answers]:
     """Returns a run's evaluations at the starts and ends of its stages, in order."""
-    results = [_evaluation(path) for path in (run / "evaluations").glob("*.json")]
+    results = evaluations(run)
     order = {"before": -1}
     results.sort(key=lambda result: (result.step, order.get(result.label, 0)))
     ends = [r for r in results if not r.label.startswith("step ")] or results
@@ -133,6 +133,11 @@ def from_run(run: Path) -> list[Answers]:
         Answers(result.label, "held-out prompts", f"{run}, step {result.step}", _lines(result))
         for result in ends
     ]
+
+
+def evaluations(run: Path) -> list[heldout.HeldoutResult]:
+    """Returns a run's evaluations in any order. Raises UserError for a damaged file."""
+    return [_evaluation(path) for path in sorted((run / "evaluations").glob("*.json"))]
 
 
 def _evaluation(path: Path) -> heldout.HeldoutResult:

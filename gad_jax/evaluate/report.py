@@ -12,8 +12,9 @@ from pathlib import Path
 
 import jinja2
 
-from gad_jax.base import console, jsonl
+from gad_jax.base import console
 from gad_jax.evaluate import comparison, figures
+from gad_jax.evaluate import runs as of_runs
 from gad_jax.evaluate.answers import Answers, common, of_line
 from gad_jax.metrics.statistics import UNBOUNDED, Interval, mean_interval
 
@@ -68,6 +69,7 @@ class Report:
     """The content of a report."""
 
     title: str
+    runs: list[tuple[str, str]]
     origins: list[tuple[str, str]]
     sets: list[PromptSet]
     curves: list[str]
@@ -85,13 +87,10 @@ def collect(
         for name in dict.fromkeys(one.prompts for one in answers)
     ]
     labels = dict.fromkeys(one.label for one in answers)
-    rows = {
-        label: jsonl.read_rows(run / "metrics.jsonl")
-        for label, run in runs.items()
-        if (run / "metrics.jsonl").is_file()
-    }
+    rows = {label: found for label, run in runs.items() if (found := of_runs.rows(run))}
     return Report(
-        title=" · ".join(labels),
+        title=of_runs.title(runs.values(), labels),
+        runs=[(of_runs.name(run), of_runs.about(run)) for run in runs.values()],
         origins=list({one.label: one.origin for one in answers}.items()),
         sets=sets,
         curves=[_inline(figure) for figure in figures.curves(rows)] if rows else [],
