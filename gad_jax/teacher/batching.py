@@ -55,6 +55,7 @@ class Batch:
     @classmethod
     def load(cls, path: Path) -> "Batch":
         """Returns the batch in a file. Raises UserError for any other file."""
+        files.need_regular(path)
         try:
             record = json.loads(path.read_bytes())
             questions = [

@@ -108,6 +108,7 @@ def read_lines(path: Path) -> Iterator[Line]:
 
 def _read(path: Path) -> Iterator[tuple[bytes, Line]]:
     """Yields the whole lines, raw and parsed."""
+    files.need_regular(path)
     if not path.exists():
         return
     with _open(path) as file:

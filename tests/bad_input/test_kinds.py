@@ -48,6 +48,7 @@ def place(tmp_path, monkeypatch):
     tiny.write_tiny(tmp_path / "model")
     Path("rows.jsonl").write_text(ROW)
     Path("answers/set").mkdir(parents=True)
+    Path("run/o.batches").mkdir(parents=True)
     Path("answers/set/gad.json").write_text('{"label": "gad", "prompts": "set"}')
     Path("answers/set/old.jsonl").write_text("")
     Path("done/evaluations").mkdir(parents=True)
@@ -93,6 +94,16 @@ GIVEN = {
     "export": ("export.__main__", ["x"], "x"),
     "collect --prompts": ("collect.__main__", ["--prompts=x", "--model=m", "--out=o.jsonl"], "x"),
     "collect --out": ("collect.__main__", ["--prompts=rows.jsonl", "--model=m", "--out=x"], "x"),
+    "collect --dry_run": (
+        "collect.__main__",
+        ["--prompts=rows.jsonl", "--model=m", "--out=x", "--dry_run"],
+        "x",
+    ),
+    "collect, a batch": (
+        "collect.__main__",
+        ["--prompts=rows.jsonl", "--model=m", "--out=run/o.jsonl", "--batch"],
+        "run/o.batches/x.json",
+    ),
     "collect check": ("collect.__main__", ["check", "x"], "x"),
     "collect check --against": ("collect.__main__", ["check", "rows.jsonl", "--against=x"], "x"),
     "collect prepare": (

@@ -56,7 +56,10 @@ _VERDICT = re.compile(
 _CHOICE = re.compile(r"(?i)\[\[\s*(1|2|a|b|c|tie)\s*\]\]")
 _SHARES = {"1": 1.0, "a": 1.0, "2": 0.0, "b": 0.0, "tie": 0.5, "c": 0.5}
 _TAG = re.compile(r"(?i)<\s*/?\s*(?:answer|request)")
-_WIDE = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20, 0x66B: 0x2E}
+_WIDE = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {
+    **dict.fromkeys((0x3000, 0xFEFF, 0x200B, 0x2060), 0x20),  # blanks, also those without a width
+    0x66B: 0x2E,  # the decimal mark of Arabic
+}
 
 
 def question(
