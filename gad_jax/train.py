@@ -57,6 +57,7 @@ def _run(config: Config, dry_run: bool, given: Sequence[str]) -> int:
     from gad_jax.training import rehearsal, setup
 
     _quiet_logs()
+    shown = options.changed_yaml(config, given)
     limits = config.limits
     exits.watchdog(60 * limits.other_minutes)
     with exits.StopRequest() as stop, contextlib.ExitStack() as held:
@@ -71,13 +72,16 @@ def _run(config: Config, dry_run: bool, given: Sequence[str]) -> int:
         try:
             processes.require_same("settings", options.to_yaml(config))
             if dry_run:
-                went_well = rehearsal.rehearse(config, stop, claim, _train)
+                went_well = rehearsal.rehearse(config, stop, claim, _train, shown)
                 if went_well and processes.is_first():
                     next_command.say("train", *next_command.without(given, "--dry_run"))
             else:
                 path = processes.from_first(lambda: claim(config))
                 if processes.is_first():
-                    print(settings_shown(config, path), flush=True)
+                    print(
+                        f"# {path} has all settings; not at their defaults are:\n{shown}",
+                        flush=True,
+                    )
                 processes.require_shared(Path(path))
                 finished = _train(config, stop)
                 if processes.is_first():
@@ -90,12 +94,6 @@ def _run(config: Config, dry_run: bool, given: Sequence[str]) -> int:
         processes.stop()
     exits.watchdog(0.0)
     return exits.Exit.OK
-
-
-def settings_shown(config: Config, path: str) -> str:
-    """Returns what the console shows of a run's settings; all of them are in its config.yaml."""
-    changed = options.to_yaml(config, changed_only=True)
-    return f"# {path} has all settings; not at their defaults are\n{changed}"
 
 
 def _say_next(config: Config, given: Sequence[str], finished: bool) -> None:

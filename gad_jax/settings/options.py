@@ -9,7 +9,7 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -109,14 +109,25 @@ def load(kind: type[T], config: str | Path) -> T:
     return fields.build(kind, given)
 
 
-def to_yaml(config: Any, changed_only: bool = False) -> str:
-    """All settings as YAML; `load` reads them back equal. With `changed_only`, those that are not
-    at their defaults, which is for people."""
-    tree: dict[str, Any] = {}
+def to_yaml(config: Any) -> str:
+    """All settings as YAML; `load` reads them back equal."""
+    return _yaml(fields.leaves(type(config), config))
+
+
+def changed_yaml(config: Any, argv: Sequence[str] = ()) -> str:
+    """The settings that are not at their defaults, or that these flags set, as YAML for people."""
+    flags = {argument.partition("=")[0] for argument in argv}
     defaults = {leaf.path: leaf.value for leaf in fields.leaves(type(config))}
-    for leaf in fields.leaves(type(config), config):
-        if changed_only and leaf.value == defaults[leaf.path]:
-            continue
+    return _yaml(
+        leaf
+        for leaf in fields.leaves(type(config), config)
+        if leaf.value != defaults[leaf.path] or leaf.flag in flags
+    )
+
+
+def _yaml(leaves: Iterable[fields.Leaf]) -> str:
+    tree: dict[str, Any] = {}
+    for leaf in leaves:
         *sections, name = leaf.path.split(".")
         branch = tree
         for section in sections:

@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 from gad_jax.base.exits import StopRequest
 from gad_jax.distributed import processes
 from gad_jax.distributed.mesh import make_mesh
-from gad_jax.settings import options
 from gad_jax.settings.config import Config
 from gad_jax.training import preflight, reading, setup, stages, state
 from gad_jax.training.checkpoint import Checkpoints
@@ -25,18 +24,19 @@ def rehearse(
     stop: StopRequest,
     claim: Callable[[Config], str],
     train: Callable[[Config, StopRequest], bool],
+    shown: str,
 ) -> bool:
     """Checks a run without beginning it, then takes a step of each of its stages with tiny networks
     in a directory next to the run's, which shows that devices and storage can be used.
 
-    Returns whether it came to its end and found nothing that would make the run a bad one."""
+    `shown` are the settings to print. Returns whether it came to its end and found nothing that would make the run a bad one."""
     scratch = Path(f"{config.run_dir}.dry_run")
     mesh = make_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor)
     tiny = _tiny_run(config, str(scratch), mesh)
 
     def begin() -> str:
         setup.refuse_other_settings(config)
-        print(options.to_yaml(config, changed_only=True), flush=True)
+        print(shown, flush=True)
         return claim(tiny)
 
     try:

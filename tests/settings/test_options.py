@@ -195,6 +195,8 @@ def test_flags_of_the_documentation_are_understood() -> None:
 
 
 def test_only_what_is_changed_is_shown() -> None:
-    assert options.to_yaml(Config(), changed_only=True) == ""
+    assert options.changed_yaml(Config()) == ""
     config = options.read(Config, ["--gad.steps=7", "--seed=3"], program="train", description="")
-    assert options.to_yaml(config, changed_only=True) == "seed: 3\ngad:\n  steps: 7\n"
+    assert options.changed_yaml(config) == "seed: 3\ngad:\n  steps: 7\n"
+    given = [f"--batch.prompts={Config().batch.prompts}", "--seed", "3"]  # one is the default
+    assert options.changed_yaml(config, given).startswith("seed: 3\nbatch:\n  prompts: ")
