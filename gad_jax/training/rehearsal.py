@@ -29,7 +29,8 @@ def rehearse(
     """Checks a run without beginning it, then takes a step of each of its stages with tiny networks
     in a directory next to the run's, which shows that devices and storage can be used.
 
-    `shown` are the settings to print. Returns whether it came to its end and found nothing that would make the run a bad one."""
+    `shown` are the settings to print. Returns whether it came to its end and found nothing that
+    would make the run a bad one."""
     scratch = Path(f"{config.run_dir}.dry_run")
     mesh = make_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor)
     tiny = _tiny_run(config, str(scratch), mesh)
