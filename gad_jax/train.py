@@ -78,10 +78,7 @@ def _run(config: Config, dry_run: bool, given: Sequence[str]) -> int:
             else:
                 path = processes.from_first(lambda: claim(config))
                 if processes.is_first():
-                    print(
-                        f"# {path} has all settings; not at their defaults are:\n{shown}",
-                        flush=True,
-                    )
+                    print(f"# {path} has all settings; these are set:\n{shown}", flush=True)
                 processes.require_shared(Path(path))
                 finished = _train(config, stop)
                 if processes.is_first():
