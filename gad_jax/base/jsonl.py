@@ -110,24 +110,6 @@ class Appender:
         self.close()
 
 
-def truncate_rows(path: str | os.PathLike[str], step: int) -> int:
-    """Cuts a metrics.jsonl after the rows of steps up to `step`; returns how many rows are left.
-
-    A torn line ends the file too.
-    """
-    kept, size = 0, 0
-    with open(path, "r+b") as file:
-        for line in file:
-            try:
-                if not line.endswith(b"\n") or json.loads(line)["step"] > step:
-                    break
-            except (ValueError, KeyError, TypeError):
-                break
-            kept, size = kept + 1, size + len(line)
-        file.truncate(size)
-    return kept
-
-
 def amend_last_row(path: str | os.PathLike[str], step: int, metrics: Mapping[str, float]) -> None:
     """Adds metrics to the last row of a metrics.jsonl if it is that of `step`, all at once."""
     lines = Path(path).read_bytes().splitlines(keepends=True)

@@ -12,7 +12,7 @@ from gad_jax.evaluate.judge import tables, verdicts
 from gad_jax.evaluate.judge.contests import contests, scores
 from gad_jax.evaluate.report import Table
 from gad_jax.evaluate.settings import Evaluate, split_label
-from gad_jax.training.loading import is_run, split_step
+from gad_jax.training import selection
 
 # The columns that fit a terminal's width; the report has all.
 _SHOWN = (
@@ -88,5 +88,5 @@ def _judge(
 def _runs(evaluate: Evaluate) -> dict[str, Path]:
     """Returns the students that are runs, or steps of runs, by name."""
     named = (split_label(text) for text in evaluate.model)
-    found = {label: split_step(value)[0] for label, value in named}
-    return {label: run for label, run in found.items() if is_run(run)}
+    found = {label: selection.parse(value).run for label, value in named}
+    return {label: run for label, run in found.items() if selection.is_run(run)}

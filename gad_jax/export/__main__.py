@@ -15,7 +15,9 @@ class Export:
     """What to write, and where."""
 
     run: str = option(
-        dataclasses.MISSING, "run directory, or one step: RUN/checkpoints/STEP", positional=True
+        dataclasses.MISSING,
+        "run directory (its newest checkpoint), or RUN@best, RUN@last, RUN@STEP",
+        positional=True,
     )
     out: str = option("", "directory to write into; empty: RUN/export")
     part: Literal["all", "student", "discriminator"] = option("all", "which network")

@@ -10,7 +10,7 @@ from gad_jax import __version__
 from gad_jax.base import exits, files, next_command
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.export import push
-from gad_jax.training import exporting, loading
+from gad_jax.training import exporting, loading, selection
 
 if TYPE_CHECKING:
     from gad_jax.export.__main__ import Export
@@ -21,9 +21,9 @@ PARTS = {"student": "generator", "discriminator": "discriminator"}
 
 def run(export: "Export") -> int:
     """Writes the chosen networks; returns the exit code."""
-    directory, _ = loading.split_step(export.run)
+    directory = selection.parse(export.run).run
     out = Path(export.out) if export.out else directory / "export"
-    if loading.is_run(directory):
+    if selection.is_run(directory):
         files.make_writable(out, "--out")
     chosen = PARTS if export.part == "all" else {export.part: PARTS[export.part]}
     repositories = push.repositories(export.push, list(chosen)) if export.push else {}

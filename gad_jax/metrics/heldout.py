@@ -12,10 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from gad_jax.base.errors import UserError, first_line
 from gad_jax.data import thoughts
 from gad_jax.data.pipeline import Prepared
 from gad_jax.metrics import overlap
 from gad_jax.rollout.answering import Answer, Responder
+
+_FIELDS = {"prompt", "teacher", "student"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,13 +46,27 @@ class HeldoutResult:
 
 
 def read(path: Path) -> HeldoutResult:
-    """Returns an evaluation from its file."""
-    return parse(path.read_text(encoding="utf-8"))
+    """Returns an evaluation from its file. Raises UserError where that is damaged."""
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} is no evaluation of a run ({first_line(error)}); move it away, and the run "
+            "makes it again if it is at that step"
+        ) from error
 
 
 def parse(text: str) -> HeldoutResult:
-    """Returns an evaluation from its file's text."""
-    return HeldoutResult(**json.loads(text))
+    """Returns an evaluation from its file's text. Raises ValueError where that is none."""
+    try:
+        result = HeldoutResult(**json.loads(text))
+        whole = result.examples and all(example.keys() >= _FIELDS for example in result.examples)
+        _ = [float(number) for number in (result.step, *result.metrics.values())]
+        if whole and "evaluation/length_ratio" in result.metrics:
+            return result
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"it is cut or damaged: {first_line(error)}") from error
+    raise ValueError("fields are missing")
 
 
 def evaluate(

@@ -43,7 +43,7 @@ class Health(Checked):
     )
     cut: Alarm = section(
         Alarm,
-        "GAD: share of cut responses, above the larger of the teacher's and the start's",
+        "GAD: share of the responses that ended, of the teacher's and at the start, that are cut",
         action="stop",
         limit=0.5,
         steps=50,

@@ -56,6 +56,10 @@ class Checkpoint(Checked):
     keep_best: bool = option(
         True, "also keep the checkpoint with the best evaluation of acceptable length"
     )
+    export: Literal["best", "last"] = option(
+        "best",
+        "which checkpoint a run exports at its end; best: that of keep_best, the last without one",
+    )
     best_metric: Literal["rouge_l", "ngram_1", "ngram_2", "ngram_3", "ngram_4"] = option(
         "rouge_l", "what makes an evaluation the best: overlap with the teacher's held-out answers"
     )

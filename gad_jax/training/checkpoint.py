@@ -23,38 +23,23 @@ import jax
 import orbax.checkpoint as ocp
 
 from gad_jax.base import files
-from gad_jax.base.errors import StorageError, UserError, first_line
+from gad_jax.base.errors import LostProcessError, StorageError, UserError, first_line
 from gad_jax.distributed import processes
 from gad_jax.training import digest, restoring, sums
 from gad_jax.training.orbax_errors import SaveErrors, quiet
 from gad_jax.training.restoring import Meta, Restored
+from gad_jax.training.retention import Marks, Retention
 
 logger = logging.getLogger(__name__)
-
-
-class _Retention:
-    """Orbax preservation policy: the newest checkpoints and the best one."""
-
-    def __init__(self, newest: int, best: Callable[[list[int]], int | None]) -> None:
-        self._newest = newest
-        self._best = best
-
-    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
-        """Returns for each checkpoint, oldest first, whether it stays."""
-        del context
-        steps = [checkpoint.step for checkpoint in checkpoints]
-        return [step in self.kept(steps) for step in steps]
-
-    def kept(self, steps: list[int]) -> set[int | None]:
-        """Returns those of the steps, which ascend, that stay."""
-        return {*steps[-self._newest :], self._best(steps)}
 
 
 class Checkpoints:
     """The checkpoints of one run, in `directory`; every process of the run makes one.
 
-    The newest `keep` are kept and, with `keep_best`, the one with the highest score. An older step
-    is deleted only when the step that replaces it is complete.
+    The newest `keep` are kept and, with `keep_best`, the one with the highest score (`Retention`
+    says which scores compare: those with the same `ranking` in `meta`). `is_good(meta)` is whether
+    no alarm was near; the last such step is kept. An older step is deleted only when the step that
+    replaces it is complete.
 
     With `background`, `save` returns while the state is being written, and the step may donate it:
     Orbax copies the arrays first, which costs one more state in host memory until the write is
@@ -75,17 +60,19 @@ class Checkpoints:
         keep_best: bool = True,
         background: bool | None = None,
         read_only: bool = False,
+        is_good: Callable[[Meta], bool] = lambda _: True,
     ) -> None:
         self.directory = Path(directory).absolute()
         self._background = jax.default_backend() != "cpu" if background is None else background
         self._read_only = read_only
         self._other = "" if read_only else "; or choose another --run_dir"
         self._check_directory()
-        self._keep = keep
+        self._keep, self._keep_best = keep, keep_best
+        self._is_good = is_good
         self._errors = SaveErrors()
         self._pending: int | None = None
         self._bytes = 0
-        self._retention = _Retention(keep, self._best_of if keep_best else lambda _: None)
+        self._retention = Retention(keep, keep_best)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._retention,
             cleanup_tmp_directories=not read_only,
@@ -99,12 +86,11 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             self.directory, options=options, item_handlers=handlers
         )
-        self._scores: dict[int | None, float | None] = {}
         for step in self.steps():
             with contextlib.suppress(
                 UserError, *restoring.UNREADABLE
             ):  # `restore` deals with those.
-                self._scores[step] = restoring.read_record(self.directory / str(step))["score"]
+                self._mark(restoring.read_record(self.directory / str(step)))
 
     def steps(self) -> list[int]:
         """Returns the steps that are completely written, ascending."""
@@ -121,21 +107,34 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """Returns the complete step with the highest score (of equals the newest), or None."""
-        return self._best_of(self.steps())
+        return self._retention.best(self.steps())
 
-    def require_space(self, nbytes: int) -> None:
-        """Raises StorageError where the disk is too small for the checkpoints of a run whose state
-        has `nbytes`: those kept and the one being written."""
-        files = (path for path in self.directory.rglob("*") if path.is_file())
-        present = sum(path.stat().st_size for path in files)
-        needed = nbytes * (self._keep + 1) - present
+    def score(self, step: int) -> float | None:
+        """Returns the score of a complete step."""
+        return self._retention.marks.get(step, Marks()).score
+
+    def would_be_best(self, score: float | None, meta: Meta) -> bool:
+        """Returns whether a step that is saved now would be the best."""
+        return self._retention.beats(score, meta, self._agreed_steps())
+
+    def require_space(self, nbytes: int, others: int = 0, best: bool = True) -> None:
+        """Raises StorageError where the disk is too small for a run whose state has `nbytes`: the
+        checkpoints that stay, the one being written, and `others`, the bytes of the export.
+
+        `best` is False for a run without evaluations, which has no best checkpoint."""
+        kept = self._retention.most - (self._keep_best and not best)
+        steps = [self.directory / str(step) for step in self.steps()]
+        sizes = (path.stat().st_size for step in steps for path in step.rglob("*"))
+        needed = nbytes * (kept + 1) - min(sum(sizes), nbytes * kept) + others
         free = shutil.disk_usage(self.directory).free
         if needed > free:
+            export = f", the export of {others / 1e9:.2f}" if others else ""
             raise StorageError(
                 f"{self.directory} has {free / 1e9:.2f} GB free and this run needs "
-                f"{needed / 1e9:.2f} (checkpoint.keep={self._keep} and one more, of "
-                f"{nbytes / 1e9:.2f} GB each); free some, lower --checkpoint.keep or choose "
-                "another --run_dir"
+                f"{needed / 1e9:.2f} more: {kept + 1} checkpoints of {nbytes / 1e9:.2f} GB stand "
+                f"side by side (checkpoint.keep={self._keep}, the last one before an alarm, "
+                f"{'the best, ' if kept > max(self._keep, 2) else ''}the one being written)"
+                f"{export}; free some, lower --checkpoint.keep or choose another --run_dir"
             )
 
     def read_meta(self, step: int) -> Meta:
@@ -179,7 +178,7 @@ class Checkpoints:
             "state": ocp.args.PyTreeSave(leaves),
             "meta": ocp.args.JsonSave(digest.sealed(record)),
         }
-        self._scores[step] = score
+        self._mark(record)
         try:
             with quiet():
                 self._manager.save(step, args=ocp.args.Composite(**items))
@@ -189,16 +188,21 @@ class Checkpoints:
             self.wait()
         return True
 
-    def rescore(self, step: int, score: float | None) -> None:
-        """Gives a complete step another score, in its record too."""
+    def rescore(self, step: int, score: float | None, about: Meta | None = None) -> None:
+        """Gives a complete step another score, in its record too, and adds to its `meta`.
+
+        A step that is not the best any more is removed."""
         score = None if score is None or math.isnan(score) else float(score)
-        if (
-            processes.is_first()
-            and (record := restoring.read_record(self.directory / str(step)))["score"] != score
-        ):
+        record = restoring.read_record(self.directory / str(step))
+        meta = record["meta"] | (about or {})
+        changed = record | {"score": score, "meta": meta}
+        processes.all_of(True)  # have read it
+        if processes.is_first() and changed != record:
             path = self.directory / str(step) / "meta" / restoring.RECORD
-            files.write_atomic(path, json.dumps(digest.sealed(record | {"score": score})))
-        self._scores[step] = score
+            files.write_atomic(path, json.dumps(digest.sealed(changed)))
+        good = self._retention.marks.get(step, Marks()).good
+        self._retention.mark(step, score, meta, good)
+        self._remove_surplus()
 
     def wait(self) -> None:
         """Returns when no save is in progress. Raises StorageError if the last one failed."""
@@ -263,7 +267,7 @@ class Checkpoints:
             return
         suffix = time.strftime("corrupt-%Y%m%dT%H%M%S", time.gmtime())
         for step, reason in damaged.items():
-            self._scores.pop(step, None)
+            self._retention.marks.pop(step, None)
             target = self.directory / f"{step}.{suffix}"
             if processes.is_first():
                 (self.directory / str(step)).rename(target)
@@ -283,9 +287,9 @@ class Checkpoints:
         processes.all_of(True)
         self._manager.reload()
 
-    def _best_of(self, steps: list[int]) -> int | None:
-        scored = [(score, step) for step in steps if (score := self._scores.get(step)) is not None]
-        return max(scored)[1] if scored else None
+    def _mark(self, record: Meta) -> None:
+        meta = record["meta"] if isinstance(record["meta"], dict) else {}
+        self._retention.mark(record["step"], record["score"], meta, self._is_good(meta))
 
     def _check_directory(self) -> None:
         if not self._read_only:
@@ -299,10 +303,12 @@ class Checkpoints:
                 f"({error.strerror}){self._other or '; is it that of a run?'}"
             ) from error
 
-    def _failed_save(self, error: Exception) -> StorageError:
+    def _failed_save(self, error: Exception) -> StorageError | LostProcessError:
         """Forgets the save that failed and returns the error to raise."""
         step, self._pending = self._pending, None
-        self._scores.pop(step, None)
+        self._retention.marks.pop(step or 0, None)
+        if (lost := processes.lost_peer(error)) is not None:
+            return LostProcessError(lost)
         free = shutil.disk_usage(self.directory).free
         return StorageError(
             f"checkpoint {self.directory / str(step)} could not be written "

@@ -1,21 +1,32 @@
 """A run's evaluations on held-out prompts: one file each in RUN/evaluations."""
 
-from collections.abc import Callable, Sequence
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from jax.sharding import Mesh
 
 from gad_jax.base import files
+from gad_jax.base.errors import UserError, first_line
 from gad_jax.data.chat import Chat
 from gad_jax.data.pipeline import Prepared
 from gad_jax.distributed import processes
 from gad_jax.metrics import heldout
 from gad_jax.models.config import DecoderConfig
 from gad_jax.rollout.answering import Responder
+from gad_jax.settings.config import Config
 from gad_jax.settings.decoding import Decoding
 from gad_jax.settings.operation import Evaluation
 from gad_jax.training.tracker import Tracker
 from gad_jax.types import Params
+
+
+def measured(config: Config, held_out: Prepared | None) -> str:
+    """Returns a text that is the same for evaluations whose scores compare."""
+    prompts = min(config.evaluation.prompts or 2**31, len(held_out) if held_out else 0)
+    longest = config.evaluation.max_new_tokens or config.rollout.max_new_tokens
+    return f"{prompts} of {held_out.fingerprint if held_out else ''}, up to {longest} tokens"
 
 
 class Evaluations:
@@ -42,16 +53,20 @@ class Evaluations:
     def make(
         self, label: str, step: int, generator: Params, keep_going: Callable[[], bool]
     ) -> heldout.HeldoutResult | None:
-        """Returns the evaluation with this label; a stored one is read again.
+        """Returns the evaluation with this label at a step; a stored one is read again.
+
+        One that is damaged is moved away and made anew.
 
         Returns None without held-out rows, and where `keep_going` said no between two batches.
         """
         if self.held_out is None:
             return None
         path = self._path(label)
-        stored = processes.from_first(lambda: path.read_text("utf-8") if path.exists() else None)
+        stored = processes.from_first(lambda: self._stored(path, step))
         if stored is not None:
-            return heldout.parse(stored)
+            result = heldout.parse(stored)
+            self.tracker.recall(result, self.options.examples)
+            return result
         prompts = min(self.options.prompts or len(self.held_out), len(self.held_out))
         with self.tracker.busy(f"evaluating {label}: {prompts} held-out prompts"):
             decoding = Decoding(temperature=0.0, max_new_tokens=self.max_new_tokens)
@@ -74,11 +89,57 @@ class Evaluations:
 
     def compare(self, labels: Sequence[str]) -> None:
         """Shows the evaluations with these labels next to each other, those that were made."""
-        if not processes.is_first():
+        if processes.is_first():
+            results = self._readable([self._path(label) for label in labels])
+            if len({len(result.examples) for result in results}) > 1:  # the setting was changed
+                results = [
+                    dataclasses.replace(r, label=f"{r.label} ({len(r.examples)} prompts)")
+                    for r in results
+                ]
+            self.tracker.comparison(results, self.options.examples)
+
+    def recall(self, step: int, ends: Mapping[str, int]) -> None:
+        """Writes the evaluations up to a step, which the run resumes after, to TensorBoard.
+
+        `ends` are the steps of evaluations by label. One of another step, which was the last of its
+        stage before the stage's length was changed, becomes the evaluation of that step.
+        """
+        if not processes.is_first() or not step:
             return
-        paths = [path for label in labels if (path := self._path(label)).exists()]
-        results = [heldout.read(path) for path in paths]
-        self.tracker.comparison(results, self.options.examples)
+        results = self._readable(sorted(self.directory.glob("*.json")))
+        for result in sorted(results, key=lambda result: result.step):
+            if result.step != ends.get(result.label, result.step):
+                self._path(result.label).unlink()
+                result = dataclasses.replace(result, label=f"step {result.step}")
+                files.write_atomic(self._path(result.label), result.to_json())
+            if result.step <= step:
+                self.tracker.recall(result, self.options.examples)
+
+    def _readable(self, paths: Sequence[Path]) -> list[heldout.HeldoutResult]:
+        """Returns the evaluations in these files; says which are left out as damaged."""
+        results = []
+        for path in paths:
+            try:
+                results += [heldout.read(path)] if path.exists() else []
+            except UserError as error:
+                self.tracker.notice(f"left out: {error}")
+        return results
+
+    def _stored(self, path: Path, step: int) -> str | None:
+        """Returns the text of the evaluation that is stored for a step, if there is one."""
+        if not path.exists():
+            return None
+        try:
+            text = path.read_text(encoding="utf-8")
+            if heldout.parse(text).step == step:
+                return text
+            reason = "it is of another step"
+        except (OSError, ValueError) as error:
+            reason = first_line(error)
+        moved = f"{path.name}.corrupt-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}"
+        path.rename(path.with_name(moved))
+        self.tracker.notice(f"{path} is made anew ({reason}); as it was, it is {moved}")
+        return None
 
     def _path(self, label: str) -> Path:
         return self.directory / f"{label.replace(' ', '-')}.json"

@@ -24,6 +24,7 @@ class Monitor(NamedTuple):
     """Which quantity a monitor reads and what it says; its limit is in `Health`.
 
     `relative` computes what the limit is for from the smoothed value and that of the stage's start.
+    `minus` is taken from the quantity; `of_rest` divides both by what could still be lost.
     `side` is the network that the action `pause` keeps from training.
     """
 
@@ -33,6 +34,7 @@ class Monitor(NamedTuple):
     advice: str
     below: bool = False
     minus: str = ""
+    of_rest: bool = False
     relative: Callable[[float, float], float] | None = None
     gad_only: bool = True
 
@@ -47,6 +49,12 @@ def _times_at_least_one(value: float, start: float) -> float:
 
 def _more(value: float, start: float) -> float:
     return value - max(start, 0.0)
+
+
+def _more_of_rest(value: float, start: float) -> float:
+    """As `_more`, of what the start left: it reaches 1 wherever the start was."""
+    start = max(start, 0.0)
+    return (value - start) / (1 - start) if start < 1 else 0.0
 
 
 _SLOWER = "lower gad.generator_learning_rate or raise grpo.kl_coefficient"
@@ -69,10 +77,11 @@ MONITORS: dict[str, Monitor] = {
     "cut": Monitor(
         "response/cut_share",
         "generator",
-        "{value:.0%} more responses than usual do not end before the limit",
+        "{value:.0%} of the responses that used to end do not end before the limit",
         "responses run away, or rollout.max_new_tokens is too low for them; " + _SLOWER,
         minus="response/teacher_cut_share",
-        relative=_more,
+        of_rest=True,
+        relative=_more_of_rest,
     ),
     "empty": Monitor(
         "response/empty_share",
@@ -286,5 +295,7 @@ def _read(monitor: Monitor, metrics: Mapping[str, float]) -> float | None:
     elif skipped:  # the numbers of a skipped step are not reliable
         return None
     if monitor.minus:
-        value -= metrics.get(monitor.minus, 0.0)
+        other = metrics.get(monitor.minus, 0.0)
+        rest = 1 - other if monitor.of_rest else 1.0
+        value = (value - other) / rest if rest > 0 else math.nan
     return value if math.isfinite(value) else None

@@ -10,17 +10,19 @@ from jax.sharding import Mesh
 
 from gad_jax.base.errors import UserError
 from gad_jax.data.chat import Chat
+from gad_jax.distributed import processes
 from gad_jax.models import source, weights
 from gad_jax.models.config import DecoderConfig
 from gad_jax.settings import config as settings
 from gad_jax.settings import options, template_arguments
-from gad_jax.training import state
+from gad_jax.training import origins, selection, state
 from gad_jax.training.checkpoint import Checkpoints
 from gad_jax.types import Params
 
 
 class Made(NamedTuple):
-    """How a run's network came about; `meta` is what the run stored with the step."""
+    """How a run's network came about: the settings, with models for the runs that it began from
+    (`origins.effective`), and `meta`, which the run stored with the step."""
 
     config: settings.Config
     step: int
@@ -60,24 +62,11 @@ class Network:
         return chat
 
 
-def is_run(path: str | Path) -> bool:
-    """Returns whether the path is a run directory."""
-    return (Path(path) / "config.yaml").is_file()
-
-
-def split_step(path: str | Path) -> tuple[Path, int | None]:
-    """Returns the run directory and the step of `RUN` or `RUN/checkpoints/STEP`."""
-    path = Path(path)
-    if path.parent.name == "checkpoints" and path.name.isdigit():
-        return path.parent.parent, int(path.name)
-    return path, None
-
-
 def load_student(name: str, mesh: Mesh) -> Network:
     """Returns the student called `name`: a model as in `--student.path`, a run, or one of its
-    steps. Raises UserError for a name that is none of these."""
-    run, _ = split_step(name)
-    if is_run(run):
+    steps (`selection.WAYS`). Raises UserError for a name that is none of these."""
+    named = selection.parse(name)
+    if selection.is_run(named.run) or named.run != Path(name):
         return load_from_run(name, "generator", mesh)
     directory = source.resolve(name)
     config, params = weights.load(directory, mesh)
@@ -88,13 +77,15 @@ def load_student(name: str, mesh: Mesh) -> Network:
 
 def load_from_run(name: str | Path, part: str, mesh: Mesh) -> Network:
     """Returns the generator or the discriminator of a run's newest intact checkpoint, or of the
-    step that `name` ends in. Raises UserError when the run has none."""
-    run, step = split_step(name)
-    if not is_run(run):
+    one that `name` ends in. Raises UserError when the run has none."""
+    named = selection.parse(name)
+    run = named.run
+    if not selection.is_run(run):
         raise UserError(
             f"{run} is not a run directory: it has no config.yaml; name a --run_dir of train"
         )
-    config = options.load(settings.Config, run / "config.yaml")
+    config = origins.effective(options.load(settings.Config, run / "config.yaml"), run)
+    step = processes.from_first(lambda: selection.step(named))
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of what read_only implies
     checkpoints = Checkpoints(run / "checkpoints", read_only=True)
     generator, discriminator = state.network_configs(config)
@@ -108,7 +99,8 @@ def load_from_run(name: str | Path, part: str, mesh: Mesh) -> Network:
         return {part: found}
 
     restored = checkpoints.restore(expected, step, subset=True)
-    origin = f"{run}, step {restored.step} ({restored.meta['stage']})"
+    best = ", the best" if named.which == "best" else ""
+    origin = f"{run}, step {restored.step} ({restored.meta['stage']}){best}"
     return Network(
         generator if part == "generator" else discriminator,
         restored.state[part],

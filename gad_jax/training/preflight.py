@@ -3,12 +3,14 @@
 import math
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from gad_jax.base.errors import UserError
 from gad_jax.core.program import Program
 from gad_jax.data.chat import Chat
 from gad_jax.distributed import devices, processes
+from gad_jax.models import decoder
 from gad_jax.models.config import DecoderConfig
 from gad_jax.rollout import memory
 from gad_jax.settings.config import Config
@@ -39,7 +41,9 @@ def check(
             f"{available / 1e9:.2f} GB; use more devices for --mesh.fsdp or --mesh.tensor, or a "
             "smaller --student.path; python -m gad_jax.plan says what fits"
         )
-    checkpoints.require_space(total)
+    checkpoints.require_space(
+        total, _export_bytes(networks[0]) if config.export else 0, bool(config.data.heldout)
+    )
     _check_sizes(config, networks, chat)
     cache = memory.check_cache(networks[0], config.rollout.slots, config.longest, mesh)
     if processes.is_first():
@@ -73,6 +77,13 @@ def _state_bytes(program: Program, mesh: Mesh) -> tuple[int, int]:
     leaves = jax.tree.leaves(whole)
     total = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
     return total, devices.device_bytes(whole)
+
+
+def _export_bytes(network: DecoderConfig) -> int:
+    """Returns the size of the student's directory, nearly all of which are weights."""
+    leaves = jax.tree.leaves(decoder.abstract(network))
+    itemsize = jnp.dtype(network.stored_dtype).itemsize
+    return sum(math.prod(leaf.shape) for leaf in leaves) * itemsize
 
 
 def _check_sizes(config: Config, networks: tuple[DecoderConfig, DecoderConfig], chat: Chat) -> None:

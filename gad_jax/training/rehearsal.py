@@ -12,7 +12,7 @@ from gad_jax.base.exits import StopRequest
 from gad_jax.distributed import processes
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.settings.config import Config
-from gad_jax.training import preflight, reading, setup, stages, state
+from gad_jax.training import origins, preflight, reading, setup, stages, state
 from gad_jax.training.checkpoint import Checkpoints
 
 TINY_TENSOR = 2
@@ -43,7 +43,8 @@ def rehearse(
     try:
         processes.from_first(begin)
         processes.require_shared(scratch / "config.yaml")
-        text = reading.read(config, store=False)
+        run = Path(config.run_dir)
+        text = reading.read(origins.replaced(config, _origins(config, run)), store=False)
         networks = state.network_configs(text.config)
         spans = stages.spans(text.config, text.rows, networks)
         checkpoints = Checkpoints(scratch / "checkpoints", keep=config.checkpoint.keep)
@@ -63,6 +64,12 @@ def rehearse(
             verdict = "the run would start, but see the warnings: much of the data would be lost"
         print(f"{verdict}: {mesh.size} devices ({shape}); the run has {steps}")
     return finished and not text.losses
+
+
+def _origins(config: Config, run: Path) -> origins.Origins:
+    """Returns where the networks of the run come from, or would."""
+    stored = (run / origins.FILE).exists()
+    return processes.together(lambda: (origins.read if stored else origins.find)(config, run))
 
 
 def _tiny_run(config: Config, directory: str, mesh: Mesh) -> Config:

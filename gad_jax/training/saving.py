@@ -1,15 +1,21 @@
 """What a run saves with its state, and how it finds both again."""
 
+import json
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
+from gad_jax.base import files
 from gad_jax.base.errors import UserError
 from gad_jax.core.layout import Shape
+from gad_jax.distributed import processes
 from gad_jax.metrics import heldout
+from gad_jax.settings.alarms import Health
 from gad_jax.settings.operation import Checkpoint
 from gad_jax.training import health, state
 from gad_jax.training.checkpoint import Checkpoints
+from gad_jax.training.restoring import Meta
 from gad_jax.training.stages import Span
 from gad_jax.types import TrainState
 
@@ -22,14 +28,40 @@ class Resumed(NamedTuple):
     shapes: set[Shape]
 
 
+class Best(NamedTuple):
+    """The best checkpoint: the one with the highest score of its stage."""
+
+    step: int
+    score: float
+    metric: str
+
+    def __str__(self) -> str:
+        return f"step {self.step} ({self.metric} {self.score:.4f})"
+
+
+def is_good(settings: Health) -> Callable[[Meta], bool]:
+    """Returns the function that says whether a checkpoint is from before an alarm that stops."""
+    stopping = [name for name in health.MONITORS if getattr(settings, name).action == "stop"]
+    return lambda meta: all(health.is_well(meta.get("health", {}), name) for name in stopping)
+
+
 class Saver:
-    """Saves and restores a run, whose `rows` have this `fingerprint`."""
+    """Saves and restores a run, whose `rows` have this `fingerprint`.
+
+    `measured` says what its evaluations measure: scores of others do not compare with theirs.
+    """
 
     def __init__(
-        self, checkpoints: Checkpoints, options: Checkpoint, fingerprint: str, rows: int
+        self,
+        checkpoints: Checkpoints,
+        options: Checkpoint,
+        fingerprint: str,
+        rows: int,
+        measured: str = "",
     ) -> None:
         self.checkpoints, self.options = checkpoints, options
         self.fingerprint, self.rows = fingerprint, rows
+        self.measured = measured
 
     def save(
         self,
@@ -45,15 +77,52 @@ class Saver:
             "health": health_state,
             "shapes": sorted(shapes),  # a resumed run packs as this one would have
         }
-        self.checkpoints.save(step, train_state, meta, self.score(result))
+        score = self.score(result)
+        if score is not None and self.checkpoints.would_be_best(score, meta):
+            best = Best(step, score, self.options.best_metric)
+        else:
+            best = self.best()
+        meta["best"] = best._asdict() if best else None
+        self.checkpoints.save(step, train_state, meta, score)
 
-    def meta(self, step: int, stage: str) -> dict[str, Any]:
+    def meta(self, step: int, stage: str) -> Meta:
         """Returns what is known of the network at a step: its stage, and the rows behind it."""
-        return {"step": step, "stage": stage, "data": self.fingerprint, "rows": self.rows}
+        options = self.options
+        band = options.best_min_length_ratio, options.best_max_length_ratio
+        ranking = [stage, options.best_metric, *band, self.measured]
+        about = {"step": step, "stage": stage, "data": self.fingerprint, "rows": self.rows}
+        return about | {"ranking": json.dumps(ranking)}
 
-    def rescore(self, step: int, result: heldout.HeldoutResult) -> None:
+    def best(self) -> Best | None:
+        """Returns the best of the complete checkpoints, None where none has a score."""
+        step = self.checkpoints.best()
+        score = None if step is None else self.checkpoints.score(step)
+        if step is None or score is None:
+            return None
+        return Best(step, score, self.options.best_metric)
+
+    def improves(self, result: heldout.HeldoutResult | None, step: int, stage: str) -> bool:
+        """Returns whether a checkpoint of this step would be the best and is to be kept."""
+        meta = self.meta(step, stage)
+        return self.options.keep_best and self.checkpoints.would_be_best(self.score(result), meta)
+
+    def rescore(self, step: int, stage: str, result: heldout.HeldoutResult) -> None:
         """Ranks a saved step by an evaluation that was made later."""
-        self.checkpoints.rescore(step, self.score(result))
+        score, meta = self.score(result), self.meta(step, stage)
+        best = Best(step, score or 0.0, self.options.best_metric)
+        about: Meta = {"ranking": meta["ranking"]}
+        if self.checkpoints.would_be_best(score, meta):
+            about["best"] = best._asdict()
+        self.checkpoints.rescore(step, score, about)
+
+    def report(self, step: int, total_steps: int, stage: str) -> None:
+        """Writes status.json, which is for people and scripts: no command reads it."""
+        if processes.is_first():
+            best = self.best()
+            status = {"step": step, "total_steps": total_steps, "stage": stage}
+            status |= {"best": best._asdict() if best else None}
+            path = self.checkpoints.directory.parent / "status.json"
+            files.write_atomic(path, json.dumps(status) + "\n")
 
     def score(self, result: heldout.HeldoutResult | None) -> float | None:
         """Returns what ranks a checkpoint, if its answers are of acceptable length."""

@@ -4,6 +4,7 @@
 """
 
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -19,59 +20,134 @@ from gad_jax.rollout.engine import RolloutProgram
 from gad_jax.rollout.sampling import Sampler
 from gad_jax.settings import options
 from gad_jax.settings.config import CAN_CHANGE, Config
-from gad_jax.training import exporting, preflight, reading, stages, state
+from gad_jax.training import (
+    continuing,
+    evaluating,
+    exporting,
+    loading,
+    origins,
+    preflight,
+    reading,
+    saving,
+    selection,
+    stages,
+    state,
+)
 from gad_jax.training.checkpoint import Checkpoints
 from gad_jax.training.deadline import Deadline, stop_time
 from gad_jax.training.evaluating import Evaluations
 from gad_jax.training.exporting import Export
 from gad_jax.training.iteration import Iteration
 from gad_jax.training.loading import Made
+from gad_jax.training.origins import Origin
 from gad_jax.training.profiler import Profiler
 from gad_jax.training.saving import Resumed, Saver
+from gad_jax.training.stages import Span
 from gad_jax.training.tracker import Tracker
 from gad_jax.training.trainer import Trainer
+from gad_jax.types import Params
 
 Networks = tuple[DecoderConfig, DecoderConfig]
 """The configs of generator and discriminator."""
 
 
+_DIRECTORIES = ("checkpoints", "evaluations", "samples", "tensorboard", "export")
+_FILES = ("config.yaml", "metrics.jsonl", "status.json", reading.HELD_OUT, origins.FILE)
+
+
 def claim(config: Config) -> str:
     """Stores the settings in the run directory; returns their file.
 
-    What a failed start with other settings left is replaced. Raises UserError where the directory
-    holds a run with other settings.
+    What a failed start with other settings left is replaced. The settings of a run that has
+    checkpoints are stored by `build`, once they are known to fit it. Raises UserError where the
+    directory holds a run with other settings, or a file where a directory must be.
     """
-    path = Path(config.run_dir) / "config.yaml"
-    files.clear_partials(path.parent)
-    if refuse_other_settings(config):
-        shutil.rmtree(path.parent / "evaluations", ignore_errors=True)
-        (path.parent / reading.HELD_OUT).unlink(missing_ok=True)
+    run = Path(config.run_dir)
+    path = run / "config.yaml"
+    _check_places(run)
+    files.clear_partials(run)
+    replaces = refuse_other_settings(config)
+    if _saved(run):
+        origins.read(config, run)
+        return str(path)
+    if origins.pin(config, run) or replaces:
+        shutil.rmtree(run / "evaluations", ignore_errors=True)
+        (run / reading.HELD_OUT).unlink(missing_ok=True)
     files.write_atomic(path, options.to_yaml(config))
     return str(path)
+
+
+def _saved(run: Path) -> bool:
+    """Returns whether a run has checkpoints, damaged ones included."""
+    return any(step.name.isdigit() for step in run.glob("checkpoints/*"))
+
+
+def _check_places(run: Path) -> None:
+    """Raises UserError for a file where the run keeps a directory, and the other way round."""
+    for name in (*_DIRECTORIES, *_FILES):
+        place = run / name
+        if place.is_dir() if name in _FILES else place.exists() and not place.is_dir():
+            kinds = ("file", "directory") if name in _DIRECTORIES else ("directory", "file")
+            raise UserError(
+                f"{place} is a {kinds[0]}, and a run has a {kinds[1]} of that name; move it away, "
+                "or choose another --run_dir"
+            )
 
 
 def refuse_other_settings(config: Config) -> bool:
     """Returns whether the directory has other settings but no checkpoint: it may be replaced.
 
-    Raises UserError where it has a checkpoint of a run with other settings, or of a run whose
-    settings are not there to compare.
+    Raises UserError where it has a checkpoint of a run whose settings differ in what the steps so
+    far depend on, or of a run whose settings are not there to compare.
     """
     run = Path(config.run_dir)
     path = run / "config.yaml"
-    saved = any(step.name.isdigit() for step in run.glob("checkpoints/*"))
+    saved = _saved(run)
     if saved and not path.exists():
         raise UserError(
             f"{config.run_dir} holds the checkpoints of a run but not its config.yaml; copy the "
             "file back, or choose another --run_dir"
         )
-    changed = [] if not path.exists() else options.differences(options.load(Config, path), config)
-    changed = [line for line in changed if not line.startswith(CAN_CHANGE)]
-    if changed and saved:
-        raise UserError(
-            f"{config.run_dir} holds a run with other settings ({'; '.join(changed)}); "
-            "choose another --run_dir, or give the settings that it has"
-        )
-    return bool(changed)
+    if not path.exists():
+        return False
+    old = options.load(Config, path)
+    changed = [x for x in options.differences(old, config) if not x.startswith(CAN_CHANGE)]
+    if saved and changed:
+        records = selection.read_records(run / "checkpoints")
+        if records:
+            changed = continuing.refused(old, config, records[max(records)]["meta"]["stage"])
+        if changed:
+            raise UserError(
+                f"{config.run_dir} holds a run with other settings ({'; '.join(changed)}); "
+                "choose another --run_dir, or give the settings that it has"
+            )
+    return bool(changed) and not saved
+
+
+def _take_up(
+    config: Config, data: Prepared, networks: Networks, spans: tuple[Span, ...]
+) -> list[str]:
+    """Stores the settings of a run that resumes; returns what to say of lengths that changed.
+
+    Raises UserError for lengths that do not fit the steps that are done.
+    """
+    run = Path(config.run_dir)
+
+    def newest() -> list[object] | None:
+        records = selection.read_records(run / "checkpoints")
+        if not (records and (run / "config.yaml").exists()):
+            return None
+        return [records[max(records)]["meta"]["stage"], max(records)]
+
+    found = processes.from_first(newest)
+    if found is None:
+        return []
+    before = options.load(Config, run / "config.yaml")
+    lines = continuing.check(stages.spans(before, data, networks), spans, *found)
+    processes.all_of(True)  # have read it
+    if processes.is_first() and options.differences(before, config):
+        files.write_atomic(run / "config.yaml", options.to_yaml(config))
+    return lines
 
 
 def build(config: Config, mesh: Mesh) -> Trainer:
@@ -79,20 +155,33 @@ def build(config: Config, mesh: Mesh) -> Trainer:
 
     Raises UserError for settings, data and models that do not fit each other.
     """
+    given, directory = config, Path(config.run_dir)
+    taken = origins.read(config, directory)
+    config = origins.effective(config, directory)
     config, chat, data, held_out, _ = reading.read(config)
     networks = state.network_configs(config)
     spans = stages.spans(config, data, networks)
-    directory = Path(config.run_dir)
+    lines = _take_up(given, data, networks, spans)
     checkpoints = Checkpoints(
         directory / "checkpoints",
         keep=config.checkpoint.keep,
         keep_best=config.checkpoint.keep_best,
+        is_good=saving.is_good(config.health),
     )
     preflight.check(config, networks, spans, chat, mesh, checkpoints)
     stop_by = stop_time(config.checkpoint.must_save_by, config.checkpoint.margin_minutes)
-    saver = Saver(checkpoints, config.checkpoint, data.fingerprint, len(data.rows))
+    measured = evaluating.measured(config, held_out)
+    saver = Saver(checkpoints, config.checkpoint, data.fingerprint, len(data.rows), measured)
     resumed = saver.restore(spans, mesh, config.run_dir)
-    train_state = resumed.state if resumed else state.load(config.student.path, config.seed, mesh)
+    if resumed is None:
+        lines += origins.sentences(taken, given)
+        student = _weights(taken.get("student"), mesh)
+        train_state = state.load(config.student.path, config.seed, mesh, student)
+    else:
+        train_state = resumed.state
+    if processes.is_first() and lines:
+        print("\n".join(lines), flush=True)
+    judge = _weights(origins.discriminator(taken, given), mesh)
     tracker = Tracker(directory, enabled=processes.is_first())
     trainer = Trainer(
         mesh=mesh,
@@ -107,7 +196,7 @@ def build(config: Config, mesh: Mesh) -> Trainer:
         limits=config.limits,
         max_skips=config.optimizer.max_skips,
         evaluate_every=config.evaluation.every,
-        load_discriminator=partial(state.load_discriminator, config, networks[1], mesh),
+        load_discriminator=partial(state.load_discriminator, config, networks[1], mesh, judge),
         row_ids=[row.id for row in data.rows],
         state=train_state,
         step=int(train_state.step),
@@ -115,20 +204,38 @@ def build(config: Config, mesh: Mesh) -> Trainer:
     )
     tracker.start(trainer.step, trainer.total_steps)
     trainer.iteration.compiles.begins = tracker.compiling
+    trainer.evaluations.recall(trainer.step, {f"after {span.stage}": span.end for span in spans})
     return trainer
 
 
+def _weights(origin: Origin | None, mesh: Mesh) -> Callable[[], Params] | None:
+    """Returns the function that reads a network of another run; None where there is none."""
+    if origin is None:
+        return None
+    return lambda: loading.load_from_run(origin.path, origin.part, mesh).params
+
+
 def export_student(config: Config, trainer: Trainer) -> None:
-    """Writes the student as a Hugging Face directory, unless it has been written before."""
-    directory = Path(config.run_dir) / "export" / "student"
-    meta = trainer.saver.meta(trainer.step, trainer.spans[-1].stage)
-    export = Export(
-        network=trainer.networks[0],
-        params=trainer.state.generator,
-        chat=trainer.iteration.chat,
-        made=Made(config, trainer.step, meta),
-        run=Path(config.run_dir),
+    """Writes the student as a Hugging Face directory, unless it has been written before.
+
+    That is the best checkpoint or the last, as `checkpoint.export` says. All processes call it, at
+    the end: other networks than the student leave the memory.
+    """
+    run = Path(config.run_dir)
+    directory = run / "export" / "student"
+    step, why = processes.from_first(lambda: list(_exported(config, trainer)))
+    if processes.is_first() and why:
+        print(why, flush=True)
+    params, last = trainer.state.generator, trainer.spans[-1].stage
+    made = Made(origins.effective(config, run), step, trainer.saver.meta(step, last))
+    trainer.state = trainer.state._replace(
+        generator_optimizer=None, discriminator=None, discriminator_optimizer=None, reference=None
     )
+    if step != trainer.step:
+        found = loading.load_from_run(run / "checkpoints" / str(step), "generator", trainer.mesh)
+        assert found.made is not None  # it comes from a run
+        params, made = found.params, found.made
+    export = Export(trainer.networks[0], params, trainer.iteration.chat, made, run)
     found = processes.from_first(directory.exists)
     if not exporting.is_current(directory, export):
         if found and processes.is_first():
@@ -138,6 +245,30 @@ def export_student(config: Config, trainer: Trainer) -> None:
         print(
             f"the student is in {directory}; python -m gad_jax.generate --model {directory} asks it"
         )
+
+
+def _exported(config: Config, trainer: Trainer) -> tuple[int, str]:
+    """Returns the step that a finished run exports, and why, where there is a choice."""
+    options = config.checkpoint
+    if not (config.data.heldout and options.keep_best):
+        return trainer.step, ""
+    best = trainer.saver.best()
+    if best is None:
+        return trainer.step, (
+            f"exported: the last step, {trainer.step}; no evaluation at a checkpoint had answers "
+            f"of {options.best_min_length_ratio:g} to {options.best_max_length_ratio:g} times the "
+            "teacher's length"
+        )
+    where = f"the best by {best.metric} ({best.score:.4f})"
+    if best.step == trainer.step:
+        return trainer.step, f"exported: step {trainer.step}, the last and {where}"
+    if options.export == "last":
+        named = f"{config.run_dir}@best"
+        return trainer.step, f"exported: step {trainer.step}, the last; {named} names {where}"
+    return best.step, (
+        f"exported: step {best.step}, {where} with answers of acceptable length; the last is step "
+        f"{trainer.step}, which --checkpoint.export=last takes"
+    )
 
 
 def _iteration(

@@ -89,9 +89,13 @@ def make_program(
     )
 
 
-def load(student_path: str, seed: int, mesh: Mesh) -> TrainState:
-    """Returns the state before the first stage: the student's weights, and nothing else yet."""
-    _, params = weights.load(source.resolve(student_path), mesh)
+def load(
+    student_path: str, seed: int, mesh: Mesh, taken: Callable[[], Params] | None = None
+) -> TrainState:
+    """Returns the state before the first stage: the student's weights, and nothing else yet.
+
+    `taken` returns weights of another run in place of those in the directory."""
+    params = taken() if taken else weights.load(source.resolve(student_path), mesh)[1]
     return TrainState(
         step=devices.put(np.int32(0), mesh),
         key=_put_key(seed, mesh),
@@ -170,9 +174,17 @@ def abstract(program: Program, mesh: Mesh) -> TrainState:
     )
 
 
-def load_discriminator(config: settings.Config, network: DecoderConfig, mesh: Mesh) -> Params:
-    """Returns the weights that the discriminator starts from; a fresh head unless they have one."""
-    _, params = weights.load(source.resolve(discriminator_path(config)), mesh)
+def load_discriminator(
+    config: settings.Config,
+    network: DecoderConfig,
+    mesh: Mesh,
+    taken: Callable[[], Params] | None = None,
+) -> Params:
+    """Returns the weights that the discriminator starts from; a fresh head unless they have one.
+
+    `taken` is as for `load`."""
+    directory = source.resolve(discriminator_path(config))
+    params = dict(taken()) if taken else weights.load(directory, mesh)[1]
     params.pop("head", None)
     if "score" not in params:
         key = jax.random.fold_in(jax.random.key(config.seed), 1)

@@ -5,17 +5,18 @@ Metrics are named part/quantity, such as generator/loss, and are floats on the h
 """
 
 import contextlib
-import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from rich.console import Console
 
 from gad_jax.base.console import Display
-from gad_jax.base.jsonl import Appender, amend_last_row, json_numbers, truncate_rows
+from gad_jax.base.jsonl import Appender, amend_last_row, json_numbers
+from gad_jax.training import metric_rows
+from gad_jax.training.events import Events
 
 
 @runtime_checkable
@@ -39,9 +40,8 @@ class Evaluation(Protocol):
 class Tracker:
     """The writers of one run, in `run_dir`: metrics.jsonl, tensorboard/, samples/ and the console.
 
-    A killed process loses no logged row, and at most the last second of TensorBoard's events. In a
-    run of several processes only the first writes: in the others `enabled` is False and nothing
-    happens.
+    A killed process loses no logged row. In a run of several processes only the first writes: in
+    the others `enabled` is False and nothing happens.
     """
 
     def __init__(
@@ -53,28 +53,36 @@ class Tracker:
     ) -> None:
         self._run_dir = Path(run_dir)
         self._enabled = enabled
-        self._next_step = 0
-        self._tensorboard: Any = None  # a SummaryWriter, made when first needed
         if enabled:
             self._run_dir.mkdir(parents=True, exist_ok=True)
-            self._rows = Appender(self._run_dir / "metrics.jsonl", sync=False)
+            self._path = self._run_dir / "metrics.jsonl"
+            self._rows = Appender(self._path, sync=False)
+            self._events = Events(self._run_dir / "tensorboard")
             self._display = Display(console)
 
     def start(self, step: int, total_steps: int) -> None:
         """Sets the step that the run begins after, 0 or that of the checkpoint it resumes from.
 
         Rows that an earlier process logged after that step are dropped: those steps run again.
+        TensorBoard's files are written anew from the rows that are left.
         """
-        if self._enabled:
-            truncate_rows(self._run_dir / "metrics.jsonl", step)
-            self._next_step = step + 1
-            self._display.start(step, total_steps)
+        if not self._enabled:
+            return
+        written_at = self._path.stat().st_mtime
+        self._rows.close()
+        rows, notice = metric_rows.resume(self._path, step)
+        self._rows = Appender(self._path, sync=False)
+        self._events.rebuild(rows, written_at)
+        self._display.start(step, total_steps)
+        if notice:
+            self._display.notice(notice)
 
     def log(self, step: int, stage: str, metrics: Mapping[str, float]) -> None:
         """Writes the metrics of a step. A number that is not finite is null in metrics.jsonl."""
         if not self._enabled:
             return
-        self._rows.append([{"step": step, "stage": stage} | json_numbers(metrics)])
+        with naming(self._path):
+            self._rows.append([{"step": step, "stage": stage} | json_numbers(metrics)])
         self._scalars(step, metrics)
         self._display.step(step, stage, metrics)
 
@@ -83,8 +91,8 @@ class Tracker:
         if not self._enabled:
             return
         self._rows.close()
-        amend_last_row(self._run_dir / "metrics.jsonl", step, metrics)
-        self._rows = Appender(self._run_dir / "metrics.jsonl", sync=False)
+        amend_last_row(self._path, step, metrics)
+        self._rows = Appender(self._path, sync=False)
         self._scalars(step, metrics)
 
     def evaluation(self, result: Evaluation, examples: int) -> None:
@@ -94,14 +102,22 @@ class Tracker:
         if result.step == 0:  # No step will log the numbers of the student as it was.
             self._scalars(0, result.metrics)
         self.table(f"{result.label}, step {result.step}", {result.label: _columns(result)})
-        self._examples(result.step, result.label, [result], examples)
+        self._examples(result.step, result.label, [result], examples, shown=True)
+
+    def recall(self, result: Evaluation, examples: int) -> None:
+        """Writes what an evaluation that was made before has in TensorBoard and samples/."""
+        if not self._enabled:
+            return
+        if result.step == 0:
+            self._scalars(0, result.metrics)
+        self._examples(result.step, result.label, [result], examples, shown=False)
 
     def comparison(self, results: Sequence[Evaluation], examples: int) -> None:
         """Shows evaluations of a run in one table, and their answers to the same prompts."""
         if self._enabled and results:
             rows = {result.label: _columns(result) for result in results}
             self.table("held-out prompts", rows)
-            self._examples(results[-1].step, "comparison", results, examples)
+            self._examples(results[-1].step, "comparison", results, examples, shown=True)
 
     def table(self, title: str, rows: Mapping[str, Mapping[str, float | str]]) -> None:
         """Shows a table: rows by name, each with its quantities by name."""
@@ -115,9 +131,10 @@ class Tracker:
         directory = self._run_dir / "samples"
         directory.mkdir(exist_ok=True)
         path = directory / f"{step:06d}-{re.sub('[^a-z0-9]+', '-', name.lower())}.md"
-        path.write_text(markdown, encoding="utf-8", errors="backslashreplace")
-        self._writer.add_text(name, path.read_text(encoding="utf-8"), step)
-        self._writer.flush()
+        with naming(path):
+            path.write_text(markdown, encoding="utf-8", errors="backslashreplace")
+        with naming(self._events.directory):
+            self._events.text(step, name, path.read_text(encoding="utf-8"))
 
     def notice(self, sentence: str) -> None:
         """Shows an important sentence."""
@@ -138,40 +155,39 @@ class Tracker:
         if self._enabled:
             self._display.close()
             self._rows.close()
-            if self._tensorboard is not None:
-                self._tensorboard.close()
+            with naming(self._events.directory):
+                self._events.close()
 
     def _scalars(self, step: int, metrics: Mapping[str, float]) -> None:
-        for name, value in metrics.items():
-            if math.isfinite(value):
-                self._writer.add_scalar(name, float(value), step)
-        self._writer.flush()
+        with naming(self._events.directory):
+            self._events.scalars(step, metrics)
 
-    def _examples(self, step: int, name: str, results: Sequence[Evaluation], count: int) -> None:
-        """Shows and writes the first prompts with the teacher's answer and one per result."""
+    def _examples(
+        self, step: int, name: str, results: Sequence[Evaluation], count: int, shown: bool
+    ) -> None:
+        """Writes the first prompts with the teacher's answer and one per result; `shown` is whether
+        the console shows them too. Results may have different numbers of prompts."""
         documents = []
-        for number, example in enumerate(results[-1].examples[:count]):
+        fewest = min(len(result.examples) for result in results)
+        for number, example in enumerate(results[-1].examples[: min(count, fewest)]):
             texts = {"teacher": example["teacher"]}
             texts |= {result.label: result.examples[number]["student"] for result in results}
-            self._display.side_by_side(example["prompt"], texts)
+            if shown:
+                self._display.side_by_side(example["prompt"], texts)
             documents += [_markdown(name, text) for name, text in texts.items()]
             documents.insert(-len(texts), _markdown("prompt", example["prompt"]))
         if documents:
             self.text(step, name, "\n".join(documents))
 
-    @property
-    def _writer(self) -> Any:
-        if self._tensorboard is None:
-            from tensorboardX import SummaryWriter  # Imports protobuf, which takes a while.
 
-            self._tensorboard = SummaryWriter(
-                str(self._run_dir / "tensorboard"),
-                purge_step=self._next_step,
-                flush_secs=1,
-                # Names have seconds only, and a file of the same name would be overwritten.
-                filename_suffix=f".{os.getpid()}.{self._next_step}",
-            )
-        return self._tensorboard
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Names the file of an error that does not: writing to a file that is open raises such ones."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 COLUMNS = {

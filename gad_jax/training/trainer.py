@@ -134,11 +134,15 @@ class Trainer:
             self.tracker.notice(f"step {self.step}: {event.sentence}")
         ending = [event for event in events if event.action == "stop"]
         too_many_skips = metrics["skips/consecutive"] >= self.max_skips
-        if self._save_due(span) or too_many_skips or ending:
+        improves = self.saver.improves(result, self.step, span.stage)
+        if self._save_due(span) or improves or too_many_skips or ending:
             self.saver.save(
                 self.step, span.stage, self.state, self.health_state, self.iteration.shapes, result
             )
             self.deadline.saved()
+            self.saver.report(self.step, self.total_steps, span.stage)
+        if improves:
+            self._name_best(result)
         checkpoints = self.saver.checkpoints
         if too_many_skips:
             rows = span.batches[self.step - 1 - span.start].indices
@@ -157,4 +161,13 @@ class Trainer:
         label = span.evaluation_due(self.step, self.evaluate_every)
         if label and (result := self._evaluate(label, stop)):
             self.tracker.amend(self.step, result.metrics)
-            self.saver.rescore(self.step, result)
+            self.saver.rescore(self.step, span.stage, result)
+            self.saver.report(self.step, self.total_steps, span.stage)
+
+    def _name_best(self, result: heldout.HeldoutResult | None) -> None:
+        assert result is not None
+        options, score = self.saver.options, self.saver.score(result)
+        self.tracker.notice(
+            f"best checkpoint so far: step {self.step}, {options.best_metric} {score:.4f}, answers "
+            f"{result.metrics['evaluation/length_ratio']:.2f} times the teacher's length"
+        )
