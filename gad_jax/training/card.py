@@ -17,6 +17,7 @@ from gad_jax.data.sources import mixture
 from gad_jax.models import provenance
 from gad_jax.settings import fields
 from gad_jax.settings.config import CAN_CHANGE, STAGES, Config
+from gad_jax.training import origins
 
 PAPER = "2511.10643"
 METHODS = {
@@ -123,6 +124,8 @@ def _made(subject: Subject) -> str:
         "prompts": rows,
         "fingerprint of data and tokenizer": _code(subject.data),
     }
+    if place := origins.public(subject.run, subject.part):
+        table["weights taken from"] = place
     lines = [f"| {name} | {value} |" for name, value in table.items()]
     return "\n".join(["## How it was made", "", "| | |", "|---|---|", *lines])
 

@@ -98,8 +98,10 @@ def read(config: Config, run: Path) -> Origins:
         text = (run / FILE).read_text(encoding="utf-8")
         found = {part: Origin(**fields) for part, fields in json.loads(text).items()}
         if all(names[part] == origin.name for part, origin in found.items()):
-            return found
-        reason = "names other networks than config.yaml"
+            needed = [part for part, name in names.items() if name and selection.names_run(name)]
+            if set(needed) <= found.keys():
+                return found
+        reason = "is damaged: it names other networks than config.yaml"
     except FileNotFoundError:
         if not any(name and selection.names_run(name) for name in names.values()):
             return {}
@@ -143,6 +145,17 @@ def sentences(origins: Origins, config: Config) -> list[str]:
                 f"{origin.template}, and this run has {config.data.template}"
             )
     return said
+
+
+def public(run: Path, part: str) -> str:
+    """Returns where a network of the run comes from, without the other run's place; '' for a
+    model."""
+    try:
+        stored = json.loads((run / FILE).read_text(encoding="utf-8"))
+        origin = Origin(**stored[part])
+    except (OSError, ValueError, TypeError, KeyError):
+        return ""
+    return f"`{Path(origin.run).name}`, step {origin.step} ({origin.stage})"
 
 
 def _find(part: str, name: str, own: Path) -> Origin:

@@ -1,6 +1,7 @@
 """Whole runs of the tiny model in this process, for the tests of training/."""
 
 import json
+from pathlib import Path
 
 import jax
 
@@ -29,15 +30,28 @@ def settings(directory, *flags):
     return options.read(Config, chosen, program="test", description="")
 
 
-def run(config, stop_at=None, stop=StopAt):
+def run(config, stop_at=None, stop=StopAt, compare=False):
     """Runs until the step, or to the end; returns the trainer, closed."""
     mesh = make_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor)
     with jax.set_mesh(mesh):
         trainer = setup.build(config, mesh)
         try:
             trainer.finished = trainer.run(stop(trainer, stop_at))
+            if trainer.finished and compare:
+                trainer.compare()
         finally:
             trainer.close()
+    return trainer
+
+
+def start(config, stop_at=None):
+    """As the command does: claims the directory, runs, and at the end compares and exports."""
+    Path(config.run_dir).mkdir(parents=True, exist_ok=True)  # the lock makes it
+    setup.claim(config)
+    trainer = run(config, stop_at, compare=True)
+    if trainer.finished:
+        with jax.set_mesh(trainer.mesh):
+            setup.export_student(config, trainer)
     return trainer
 
 
