@@ -26,13 +26,14 @@ def resume(path: Path, step: int) -> Resumed:
     content = path.read_bytes() if path.exists() else b""
     lines = content.split(b"\n")[:-1]
     found = [(row, line) for line in lines if (row := _parse(line)) is not None]
-    kept = [(row, line) for row, line in _ascending(found) if row["step"] <= step]
+    in_order = _ascending(found)
+    kept = [(row, line) for row, line in in_order if row["step"] <= step]
     rows = [row for row, _ in kept]
     missing = sorted(set(range(1, step + 1)) - {row["step"] for row in rows})
     notice = ""
     if missing:
         notice = f"{path.name} has no rows of {_spans(missing)}"
-        if len(found) < len(lines) or len(kept) < len([r for r, _ in found if r["step"] <= step]):
+        if len(in_order) < len(lines):
             copy = f"{path.name}.corrupt-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}"
             files.write_atomic(path.with_name(copy), content)
             notice = f"{path.name} was damaged: the rows of {_spans(missing)} are lost, the others "
