@@ -39,7 +39,6 @@ UNMIRRORED = {
     "settings.decoding": "declarations; settings/test_options.py",
     "settings.operation": "declarations; settings/test_options.py",
     "settings.sections": "declarations; settings/test_config.py",
-    "training.evaluating": "training/test_trainer.py: an evaluation needs a run",
     "training.format_1": "training/test_checkpoint.py reads a checkpoint of that format",
     "training.loading": "generate and export load checkpoints with it",
     "training.rehearsal": "test_train.py: dry runs of one and two processes",

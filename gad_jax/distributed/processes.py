@@ -164,13 +164,16 @@ def lost_peer(error: BaseException) -> str | None:
     """Returns the sentence for an error that means that another process ended, else None.
 
     The transports (Gloo, NCCL, gRPC) have no error type for it: they raise ValueError or
-    RuntimeError, whose text begins with a status code.
+    RuntimeError, whose text begins with a status code. Orbax raises TimeoutError where the others
+    do not come to a barrier of a save.
     """
     signs = r"(?is)gloo|nccl|connection|heartbeat|coordination|socket closed|barrier"
     text = " ".join(str(error).split())
     ours = isinstance(error, UserError) or not isinstance(error, (ValueError, RuntimeError))
     status = re.match(r"[A-Z_]{4,}: ", text)
-    if jax.process_count() == 1 or ours or not status or not re.search(signs, text):
+    waited = isinstance(error, TimeoutError) and "barrier" in text
+    lost = waited or (not ours and status and re.search(signs, text))
+    if jax.process_count() == 1 or not lost:
         return None
     return (
         f"process {jax.process_index()} of {jax.process_count()} lost another one, whose output "

@@ -307,8 +307,9 @@ class Checkpoints:
         """Forgets the save that failed and returns the error to raise."""
         step, self._pending = self._pending, None
         self._retention.marks.pop(step or 0, None)
-        if (lost := processes.lost_peer(error)) is not None:
-            return LostProcessError(lost)
+        for cause in filter(None, (error, error.__cause__, error.__context__)):
+            if (lost := processes.lost_peer(cause)) is not None:
+                return LostProcessError(lost)
         free = shutil.disk_usage(self.directory).free
         return StorageError(
             f"checkpoint {self.directory / str(step)} could not be written "

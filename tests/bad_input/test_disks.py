@@ -13,6 +13,7 @@ from gad_jax import train
 from gad_jax.distributed import devices
 from gad_jax.export import __main__ as export
 from gad_jax.generate import __main__ as generate
+from gad_jax.training.tracker import Tracker
 from tests import compiling
 from tests.bad_input.rows import line
 
@@ -71,6 +72,36 @@ def test_a_disk_that_is_too_small_is_noticed_before_the_first_step(refuses, tmp_
         assert not (run / "evaluations").exists()
     assert "GB free and this run needs" in said
     assert "lower --checkpoint.keep" in said
+
+
+def fill(disk):
+    """Takes all that is free."""
+    with contextlib.suppress(OSError), open(disk / "filler", "ab", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
+def test_a_disk_that_fills_while_the_run_is_on(ends, tmp_path, monkeypatch):
+    """After the checks of the start: in the middle of step 2, before its row is written."""
+    disk, log = tmp_path / "disk", Tracker.log
+
+    def log_when_full(self, step, stage, metrics):
+        if step == 2 and not (disk / "filler").exists():
+            fill(disk)
+        # Enough to outgrow what the files' last blocks have left.
+        log(self, step, stage, metrics | {f"more/{number}": 0.1 for number in range(300)})
+
+    monkeypatch.setattr(Tracker, "log", log_when_full)
+    flags = ["--config=tiny", f"--run_dir={disk / 'run'}", "--stage=gad", "--data.heldout="]
+    flags += ["--gad.steps=2", "--checkpoint.every=1", "--export=false"]
+    with mounted(disk, "size=24m"):
+        code, said = ends(train, *flags)
+        assert (code, sorted(os.listdir(disk / "run" / "checkpoints"))) == (12, ["1"]), said
+        assert "No space left on device" in said
+        assert str(disk / "run") in said
+        (disk / "filler").unlink()
+        assert ends(train, *flags)[0] == 0
+        assert sorted(os.listdir(disk / "run" / "checkpoints")) == ["1", "2"]
 
 
 def test_a_file_size_limit_is_a_full_disk(tmp_path):

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax
 import pytest
 
 from gad_jax.base.errors import UserError
@@ -28,6 +29,16 @@ def test_one_process_agrees_with_itself(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"does not see .*nothing of process 0; put --run_dir"):
         processes.require_shared(tmp_path / "nothing", wait_seconds=0.0)
     assert processes.lost_peer(ValueError("UNKNOWN: Gloo AllGather failed: closed")) is None
+
+
+def test_a_process_that_ended_during_a_save_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    late = TimeoutError("Timed out while waiting for async_write_complete barrier.")
+    assert processes.lost_peer(late) is None  # alone
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert "lost another one, whose output says why (Timed out" in (processes.lost_peer(late) or "")
+    assert processes.lost_peer(ValueError("UNKNOWN: Gloo AllGather failed: closed"))
+    for ours in (TimeoutError("disk"), OSError("No space left"), UserError("UNKNOWN: barrier")):
+        assert processes.lost_peer(ours) is None
 
 
 def test_without_a_cluster_nothing_is_joined() -> None:

@@ -199,14 +199,15 @@ def test_a_score_may_come_later(tmp_path: Path, mesh: Mesh) -> None:
     checkpoints.save(1, state, {"stage": "gad"}, score=0.1)
     checkpoints.save(2, state, {"stage": "gad"})
     checkpoints.rescore(2, 0.2)
-    checkpoints.rescore(2, 0.2)
+    assert checkpoints.steps() == [2]  # nothing else would remove what was the best before
+    checkpoints.rescore(2, 0.2, {"best": 2})
     assert checkpoints.best() == 2
     checkpoints.close()
     again = Checkpoints(tmp_path, keep=1)
     assert again.best() == 2
-    assert again.read_meta(2) == {"stage": "gad"}
+    assert again.read_meta(2) == {"stage": "gad", "best": 2}
     assert host(again.restore(lambda _: abstract(state)).state) == host(state)
-    again.save(3, state, {})
+    again.save(3, state, {"stage": "gad"})
     assert again.steps() == [2, 3]
     again.rescore(2, float("nan"))
     assert again.best() is None
@@ -227,6 +228,35 @@ def test_a_removal_that_was_cut_short_is_finished(tmp_path: Path, mesh: Mesh) ->
     assert again.save(5, state, {})
     assert again.steps() == [1, 5]
     again.close()
+
+
+def test_the_room_for_all_that_stands_side_by_side_is_asked_for(
+    tmp_path: Path, mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two newest, the best and the one being written, and the export; less what is there."""
+
+    def room(nbytes: int) -> None:
+        usage = shutil.disk_usage(tmp_path)._replace(free=nbytes)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    size = 10**9
+    room(4 * size + 5)
+    checkpoints.require_space(size, 5)
+    with pytest.raises(StorageError, match=r"4 checkpoints of 1.00 GB .* the best, the one being"):
+        checkpoints.require_space(size, 6)
+    checkpoints.require_space(size + 1, 2, best=False)
+    room(10**9)
+    checkpoints.save(1, make_state(mesh), {})
+    (tmp_path / "0.corrupt-20261128T000000").mkdir()
+    (tmp_path / "0.corrupt-20261128T000000" / "data").write_bytes(bytes(10**6))
+    state = sum(path.stat().st_size for path in (tmp_path / "1").rglob("*"))
+    room(4 * 10**6 - state)
+    checkpoints.require_space(10**6)
+    room(4 * 10**6 - state - 1)  # what is set aside as damaged stays
+    with pytest.raises(StorageError, match="free some, lower"):
+        checkpoints.require_space(10**6)
+    checkpoints.close()
 
 
 GOLDEN = Path(__file__).parents[1] / "golden"
