@@ -109,7 +109,7 @@ def _train(config: Config, stop: exits.StopRequest) -> bool:
     from gad_jax.base.cache import program_dir
     from gad_jax.distributed import processes
     from gad_jax.distributed.mesh import make_mesh
-    from gad_jax.training import setup
+    from gad_jax.training import finishing, setup
 
     jax.config.update("jax_compilation_cache_dir", str(program_dir()))
     mesh = make_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor)
@@ -122,7 +122,7 @@ def _train(config: Config, stop: exits.StopRequest) -> bool:
             trainer.compare()
         trainer.close()
         if finished and config.export:
-            setup.export_student(config, trainer)
+            finishing.export_student(config, trainer)
         elif not finished and processes.is_first():
             print(
                 f"stopped after step {trainer.step} of {trainer.total_steps}, which is saved; "

@@ -23,7 +23,6 @@ from gad_jax.settings.config import CAN_CHANGE, Config
 from gad_jax.training import (
     continuing,
     evaluating,
-    exporting,
     loading,
     origins,
     preflight,
@@ -36,9 +35,7 @@ from gad_jax.training import (
 from gad_jax.training.checkpoint import Checkpoints
 from gad_jax.training.deadline import Deadline, stop_time
 from gad_jax.training.evaluating import Evaluations
-from gad_jax.training.exporting import Export
 from gad_jax.training.iteration import Iteration
-from gad_jax.training.loading import Made
 from gad_jax.training.origins import Origin
 from gad_jax.training.profiler import Profiler
 from gad_jax.training.saving import Resumed, Saver
@@ -156,32 +153,22 @@ def build(config: Config, mesh: Mesh) -> Trainer:
     Raises UserError for settings, data and models that do not fit each other.
     """
     given, directory = config, Path(config.run_dir)
-    taken = origins.read(config, directory)
-    config = origins.effective(config, directory)
-    config, chat, data, held_out, _ = reading.read(config)
+    taken = origins.read(given, directory)
+    config, chat, data, held_out, _ = reading.read(origins.effective(given, directory))
     networks = state.network_configs(config)
     spans = stages.spans(config, data, networks)
     lines = _take_up(given, data, networks, spans)
-    checkpoints = Checkpoints(
-        directory / "checkpoints",
-        keep=config.checkpoint.keep,
-        keep_best=config.checkpoint.keep_best,
-        is_good=saving.is_good(config.health),
-    )
-    preflight.check(config, networks, spans, chat, mesh, checkpoints)
+    saver = _saver(config, data, held_out)
+    preflight.check(config, networks, spans, chat, mesh, saver.checkpoints)
     stop_by = stop_time(config.checkpoint.must_save_by, config.checkpoint.margin_minutes)
-    measured = evaluating.measured(config, held_out)
-    saver = Saver(checkpoints, config.checkpoint, data.fingerprint, len(data.rows), measured)
     resumed = saver.restore(spans, mesh, config.run_dir)
     if resumed is None:
         lines += origins.sentences(taken, given)
-        student = _weights(taken.get("student"), mesh)
-        train_state = state.load(config.student.path, config.seed, mesh, student)
-    else:
-        train_state = resumed.state
     if processes.is_first() and lines:
         print("\n".join(lines), flush=True)
-    judge = _weights(origins.discriminator(taken, given), mesh)
+    student, judge = taken.get("student"), origins.discriminator(taken, given)
+    first = partial(state.load, config.student.path, config.seed, mesh, _weights(student, mesh))
+    train_state = resumed.state if resumed else first()
     tracker = Tracker(directory, enabled=processes.is_first())
     trainer = Trainer(
         mesh=mesh,
@@ -196,7 +183,9 @@ def build(config: Config, mesh: Mesh) -> Trainer:
         limits=config.limits,
         max_skips=config.optimizer.max_skips,
         evaluate_every=config.evaluation.every,
-        load_discriminator=partial(state.load_discriminator, config, networks[1], mesh, judge),
+        load_discriminator=partial(
+            state.load_discriminator, config, networks[1], mesh, _weights(judge, mesh)
+        ),
         row_ids=[row.id for row in data.rows],
         state=train_state,
         step=int(train_state.step),
@@ -208,67 +197,23 @@ def build(config: Config, mesh: Mesh) -> Trainer:
     return trainer
 
 
+def _saver(config: Config, data: Prepared, held_out: Prepared | None) -> Saver:
+    options = config.checkpoint
+    checkpoints = Checkpoints(
+        Path(config.run_dir) / "checkpoints",
+        keep=options.keep,
+        keep_best=options.keep_best,
+        is_good=saving.is_good(config.health),
+    )
+    measured = evaluating.measured(config, held_out)
+    return Saver(checkpoints, options, data.fingerprint, len(data.rows), measured)
+
+
 def _weights(origin: Origin | None, mesh: Mesh) -> Callable[[], Params] | None:
     """Returns the function that reads a network of another run; None where there is none."""
     if origin is None:
         return None
     return lambda: loading.load_from_run(origin.path, origin.part, mesh).params
-
-
-def export_student(config: Config, trainer: Trainer) -> None:
-    """Writes the student as a Hugging Face directory, unless it has been written before.
-
-    That is the best checkpoint or the last, as `checkpoint.export` says. All processes call it, at
-    the end: other networks than the student leave the memory.
-    """
-    run = Path(config.run_dir)
-    directory = run / "export" / "student"
-    step, why = processes.from_first(lambda: list(_exported(config, trainer)))
-    if processes.is_first() and why:
-        print(why, flush=True)
-    params, last = trainer.state.generator, trainer.spans[-1].stage
-    made = Made(origins.effective(config, run), step, trainer.saver.meta(step, last))
-    trainer.state = trainer.state._replace(
-        generator_optimizer=None, discriminator=None, discriminator_optimizer=None, reference=None
-    )
-    if step != trainer.step:
-        found = loading.load_from_run(run / "checkpoints" / str(step), "generator", trainer.mesh)
-        assert found.made is not None  # it comes from a run
-        params, made = found.params, found.made
-    export = Export(trainer.networks[0], params, trainer.iteration.chat, made, run)
-    found = processes.from_first(directory.exists)
-    if not exporting.is_current(directory, export):
-        if found and processes.is_first():
-            print(f"{directory} is not of these settings and checkpoints; it is replaced")
-        exporting.write(directory, export)
-    if processes.is_first():
-        print(
-            f"the student is in {directory}; python -m gad_jax.generate --model {directory} asks it"
-        )
-
-
-def _exported(config: Config, trainer: Trainer) -> tuple[int, str]:
-    """Returns the step that a finished run exports, and why, where there is a choice."""
-    options = config.checkpoint
-    if not (config.data.heldout and options.keep_best):
-        return trainer.step, ""
-    best = trainer.saver.best()
-    if best is None:
-        return trainer.step, (
-            f"exported: the last step, {trainer.step}; no evaluation at a checkpoint had answers "
-            f"of {options.best_min_length_ratio:g} to {options.best_max_length_ratio:g} times the "
-            "teacher's length"
-        )
-    where = f"the best by {best.metric} ({best.score:.4f})"
-    if best.step == trainer.step:
-        return trainer.step, f"exported: step {trainer.step}, the last and {where}"
-    if options.export == "last":
-        named = f"{config.run_dir}@best"
-        return trainer.step, f"exported: step {trainer.step}, the last; {named} names {where}"
-    return best.step, (
-        f"exported: step {best.step}, {where} with answers of acceptable length; the last is step "
-        f"{trainer.step}, which --checkpoint.export=last takes"
-    )
 
 
 def _iteration(

@@ -9,7 +9,7 @@ from gad_jax.base import exits
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.settings import options
 from gad_jax.settings.config import Config
-from gad_jax.training import setup
+from gad_jax.training import finishing, setup
 
 VARYING = ("seconds/", "tokens_per_second/", "compiles")
 
@@ -51,7 +51,7 @@ def start(config, stop_at=None):
     trainer = run(config, stop_at, compare=True)
     if trainer.finished:
         with jax.set_mesh(trainer.mesh):
-            setup.export_student(config, trainer)
+            finishing.export_student(config, trainer)
     return trainer
 
 

@@ -1,18 +1,12 @@
 """Settings that a run directory accepts, and those that it refuses."""
 
-import json
-
-import jax
 import pytest
-from safetensors.numpy import load_file
 
 from gad_jax.base.errors import UserError
-from gad_jax.distributed.mesh import make_mesh
 from gad_jax.settings import options
 from gad_jax.settings.config import Config
-from gad_jax.training import loading, setup
-from gad_jax.training.checkpoint import Checkpoints
-from tests.training.runs import settings, start
+from gad_jax.training import setup
+from tests.training.runs import settings
 
 
 def test_settings_that_would_change_a_run_are_refused(tmp_path):
@@ -29,35 +23,6 @@ def test_a_start_that_failed_does_not_bind_the_next_one(tmp_path):
     setup.claim(settings(tmp_path, "--gad.steps=3"))
     assert not (tmp_path / "evaluations").exists()
     assert options.load(Config, tmp_path / "config.yaml").gad.steps == 3
-
-
-def test_the_export_is_the_best_checkpoint(tmp_path, capsys):
-    config = settings(tmp_path, "--checkpoint.every=1", "--evaluation.every=1")
-    start(config)
-    assert "exported: step 4, the last and the best by rouge_l" in capsys.readouterr().out
-    last = load_file(tmp_path / "export" / "student" / "model.safetensors")
-    checkpoints = Checkpoints(tmp_path / "checkpoints")
-    checkpoints.rescore(3, 0.5)
-    checkpoints.close()
-
-    start(config)
-    printed = capsys.readouterr().out
-    assert "exported: step 3, the best by rouge_l (0.5000) with answers of acceptable" in printed
-    assert "the last is step 4, which --checkpoint.export=last takes" in printed
-    best = load_file(tmp_path / "export" / "student" / "model.safetensors")
-    assert any((last[name] != best[name]).any() for name in last)
-    assert "| stage, step | gad, 3 |" in (tmp_path / "export" / "student" / "README.md").read_text()
-    mesh = make_mesh()
-    with jax.set_mesh(mesh):
-        named = loading.load_student(f"{tmp_path}@best", mesh)
-        assert named.origin == f"{tmp_path}, step 3 (gad), the best"
-        assert loading.load_student(f"{tmp_path}@last", mesh).origin.endswith("step 4 (gad)")
-    assert json.loads((tmp_path / "status.json").read_text())["best"]["step"] == 3
-
-    start(settings(tmp_path, "--checkpoint.every=1", "--checkpoint.export=last"))
-    assert f"step 4, the last; {tmp_path}@best names the best" in capsys.readouterr().out
-    again = load_file(tmp_path / "export" / "student" / "model.safetensors")
-    assert all((last[name] == again[name]).all() for name in last)
 
 
 def test_files_and_directories_in_each_others_places_are_named(tmp_path):

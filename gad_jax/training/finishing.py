@@ -1,0 +1,66 @@
+"""What a finished run leaves: its student, of the best checkpoint or of the last."""
+
+from pathlib import Path
+
+from gad_jax.distributed import processes
+from gad_jax.settings.config import Config
+from gad_jax.training import exporting, loading, origins
+from gad_jax.training.exporting import Export
+from gad_jax.training.loading import Made
+from gad_jax.training.trainer import Trainer
+
+
+def export_student(config: Config, trainer: Trainer) -> None:
+    """Writes the student as a Hugging Face directory, unless it has been written before.
+
+    That is the best checkpoint or the last, as `checkpoint.export` says. All processes call it, at
+    the end: other networks than the student leave the memory.
+    """
+    run = Path(config.run_dir)
+    directory = run / "export" / "student"
+    step, why = processes.from_first(lambda: list(_exported(config, trainer)))
+    if processes.is_first() and why:
+        print(why, flush=True)
+    params, last = trainer.state.generator, trainer.spans[-1].stage
+    made = Made(origins.effective(config, run), step, trainer.saver.meta(step, last))
+    trainer.state = trainer.state._replace(
+        generator_optimizer=None, discriminator=None, discriminator_optimizer=None, reference=None
+    )
+    if step != trainer.step:
+        found = loading.load_from_run(run / "checkpoints" / str(step), "generator", trainer.mesh)
+        assert found.made is not None  # it comes from a run
+        params, made = found.params, found.made
+    export = Export(trainer.networks[0], params, trainer.iteration.chat, made, run)
+    found = processes.from_first(directory.exists)
+    if not exporting.is_current(directory, export):
+        if found and processes.is_first():
+            print(f"{directory} is not of these settings and checkpoints; it is replaced")
+        exporting.write(directory, export)
+    if processes.is_first():
+        print(
+            f"the student is in {directory}; python -m gad_jax.generate --model {directory} asks it"
+        )
+
+
+def _exported(config: Config, trainer: Trainer) -> tuple[int, str]:
+    """Returns the step that a finished run exports, and why, where there is a choice."""
+    options = config.checkpoint
+    if not (config.data.heldout and options.keep_best):
+        return trainer.step, ""
+    best = trainer.saver.best()
+    if best is None:
+        return trainer.step, (
+            f"exported: the last step, {trainer.step}; no evaluation at a checkpoint had answers "
+            f"of {options.best_min_length_ratio:g} to {options.best_max_length_ratio:g} times the "
+            "teacher's length"
+        )
+    where = f"the best by {best.metric} ({best.score:.4f})"
+    if best.step == trainer.step:
+        return trainer.step, f"exported: step {trainer.step}, the last and {where}"
+    if options.export == "last":
+        named = f"{config.run_dir}@best"
+        return trainer.step, f"exported: step {trainer.step}, the last; {named} names {where}"
+    return best.step, (
+        f"exported: step {best.step}, {where} with answers of acceptable length; the last is step "
+        f"{trainer.step}, which --checkpoint.export=last takes"
+    )
