@@ -17,7 +17,7 @@ class Generate(Checked):
 
     model: str = option(
         "smollm2-135m-instruct",
-        "run directory, RUN/checkpoints/STEP, Hugging Face directory, hub id, or a built-in model",
+        "run directory, RUN@best, RUN@STEP, Hugging Face directory, hub id, or a built-in model",
     )
     prompt: str = option("", "one instruction; without prompt and file, you type them")
     file: str = option("", "JSONL or Parquet rows with messages or prompt, as for training")

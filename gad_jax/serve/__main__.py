@@ -16,7 +16,7 @@ class Serve:
 
     model: str = option(
         "smollm2-135m-instruct",
-        "run directory, RUN/checkpoints/STEP, Hugging Face directory, hub id, or a built-in model",
+        "run directory, RUN@best, RUN@STEP, Hugging Face directory, hub id, or a built-in model",
     )
     protocol: Literal["openai", "jetstream"] = option(
         "openai", "openai: chat completions over HTTP; jetstream: JetStream's gRPC service"

@@ -25,7 +25,8 @@ class Student(Checked):
 
     path: str = option(
         "smollm2-135m-instruct",
-        "local Hugging Face directory, hub id (org/name), smollm2-135m-instruct or random-tiny",
+        "local Hugging Face directory, hub id (org/name), smollm2-135m-instruct, random-tiny, or "
+        "another run's student: RUN, RUN@best or RUN@STEP",
         common=True,
         filled=True,
     )
@@ -44,7 +45,10 @@ class Discriminator(Checked):
     """The second network: scores [prompt, response] with a scalar head."""
 
     path: str = option(
-        "", "model it starts from, as in --student.path; empty: the student's", common=True
+        "",
+        "model it starts from, as in --student.path, or another run's discriminator; empty: the "
+        "student's",
+        common=True,
     )
     objective: Literal["bradley_terry", "cross_entropy"] = option(
         "bradley_terry", "its loss; cross_entropy is the paper's ablation"
