@@ -5,11 +5,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from gad_jax.base import jsonl
 from gad_jax.base.errors import UserError
 from gad_jax.evaluate.answers import evaluations
 from gad_jax.settings import options
 from gad_jax.settings.config import Config
+from gad_jax.training import metric_rows
 
 METRICS = "metrics.jsonl"
 
@@ -43,7 +43,7 @@ def title(runs: Iterable[Path], labels: Iterable[str]) -> str:
 def rows(run: Path) -> list[dict[str, Any]]:
     """Returns the rows of a run's metrics.jsonl, none if it is not there; first the evaluation
     before training, which no step has."""
-    found = jsonl.read_rows(run / METRICS) if (run / METRICS).is_file() else []
+    found = metric_rows.read(run / METRICS) if (run / METRICS).is_file() else []
     if not found:
         return []
     stage = found[0]["stage"]

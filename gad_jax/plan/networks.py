@@ -7,6 +7,7 @@ from huggingface_hub import hf_hub_download
 
 from gad_jax.models import families, source, weights
 from gad_jax.models.config import DecoderConfig
+from gad_jax.training import origins
 
 _QWEN = {"model_type": "qwen2", "rope_theta": 1e6, "rms_norm_eps": 1e-6}
 _QWEN |= {"max_position_embeddings": 32768, "tie_word_embeddings": False, "dtype": "bfloat16"}
@@ -48,10 +49,11 @@ network and no licence."""
 
 
 def read(name: str) -> DecoderConfig:
-    """Returns the shape of the network called `name`, as in `--student.path`.
+    """Returns the shape of the network called `name`, as in `--student.path`; of a run, its model.
 
     For a hub id, only config.json is fetched. Raises UserError for an unknown name.
     """
+    name = origins.model_of(name)
     if name in KNOWN:
         return families.read(KNOWN[name])
     if (Path(name) / "config.json").is_file():

@@ -90,7 +90,7 @@ class Evaluations:
     def compare(self, labels: Sequence[str]) -> None:
         """Shows the evaluations with these labels next to each other, those that were made."""
         if processes.is_first():
-            results = self._readable([self._path(label) for label in labels])
+            results = self._of_same_rows(self._readable([self._path(label) for label in labels]))
             if len({len(result.examples) for result in results}) > 1:  # the setting was changed
                 results = [
                     dataclasses.replace(r, label=f"{r.label} ({len(r.examples)} prompts)")
@@ -114,6 +114,17 @@ class Evaluations:
                 files.write_atomic(self._path(result.label), result.to_json())
             if result.step <= step:
                 self.tracker.recall(result, self.options.examples)
+
+    def _of_same_rows(self, results: list[heldout.HeldoutResult]) -> list[heldout.HeldoutResult]:
+        """Returns the evaluations of the rows that the last one has, or of the first of them."""
+        kept = []
+        for result in results:
+            pairs = zip(result.examples, results[-1].examples, strict=False)
+            if all(one["prompt"] == other["prompt"] for one, other in pairs):
+                kept.append(result)
+            else:
+                self.tracker.notice(f"left out of the comparison: {result.label}, of other rows")
+        return kept
 
     def _readable(self, paths: Sequence[Path]) -> list[heldout.HeldoutResult]:
         """Returns the evaluations in these files; says which are left out as damaged."""

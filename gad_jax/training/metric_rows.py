@@ -48,6 +48,13 @@ def resume(path: Path, step: int) -> Resumed:
     return Resumed(rows, notice)
 
 
+def read(path: Path) -> list[dict[str, Any]]:
+    """Returns the rows of a file that are intact, and leaves it as it is."""
+    lines = path.read_bytes().split(b"\n")[:-1]
+    found = [(row, line) for line in lines if (row := _parse(line)) is not None]
+    return [row for row, _ in _ascending(found)]
+
+
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         row = json.loads(line)

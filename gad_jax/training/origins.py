@@ -119,6 +119,14 @@ def effective(config: Config, run: Path) -> Config:
     return replaced(config, read(config, run))
 
 
+def model_of(name: str) -> str:
+    """Returns the model that a run's student goes back to, or the name where it is no run's."""
+    named = selection.parse(name)
+    if not selection.is_run(named.run):
+        return name
+    return effective(options.load(Config, named.run / "config.yaml"), named.run).student.path
+
+
 def discriminator(origins: Origins, config: Config) -> Origin | None:
     """Returns where the discriminator's weights come from: without a name, the student's origin."""
     if config.discriminator.path:

@@ -48,7 +48,7 @@ Networks = tuple[DecoderConfig, DecoderConfig]
 """The configs of generator and discriminator."""
 
 
-_DIRECTORIES = ("checkpoints", "evaluations", "samples", "tensorboard", "export")
+_DIRECTORIES = ("checkpoints", "evaluations", "samples", "tensorboard", "export", "export/student")
 _FILES = ("config.yaml", "metrics.jsonl", "status.json", reading.HELD_OUT, origins.FILE)
 
 
@@ -83,11 +83,13 @@ def _check_places(run: Path) -> None:
     """Raises UserError for a file where the run keeps a directory, and the other way round."""
     for name in (*_DIRECTORIES, *_FILES):
         place = run / name
-        if place.is_dir() if name in _FILES else place.exists() and not place.is_dir():
-            kinds = ("file", "directory") if name in _DIRECTORIES else ("directory", "file")
+        wanted = "directory" if name in _DIRECTORIES else "file"
+        found = "directory" if place.is_dir() else "file" if place.is_file() else "broken link"
+        if (place.exists() or place.is_symlink()) and found != wanted:
+            what = "device" if place.exists() and found == "broken link" else found
             raise UserError(
-                f"{place} is a {kinds[0]}, and a run has a {kinds[1]} of that name; move it away, "
-                "or choose another --run_dir"
+                f"{place} is a {what}, and a run has a {wanted} of that name; move it away, or "
+                "choose another --run_dir"
             )
 
 

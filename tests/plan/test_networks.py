@@ -32,6 +32,11 @@ def test_a_directory_needs_config_json_alone(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "llama"
 
 
+def test_a_run_has_the_shape_of_the_model_that_it_goes_back_to(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("student:\n  path: random-tiny\n")
+    assert networks.read(f"{tmp_path}@best") == networks.read("random-tiny")
+
+
 def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(UserError, match="did you mean 'random-tiny'"):
         networks.read("random-tyni")

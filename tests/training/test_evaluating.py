@@ -124,6 +124,15 @@ def test_evaluations_of_other_prompts_are_compared_with_their_numbers(run: Run) 
     assert run.texts() == [(4, "comparison")]
 
 
+def test_an_evaluation_of_other_rows_is_left_out_of_the_comparison(run: Run) -> None:
+    other = result("before", 0)
+    other.examples[1]["prompt"] = "another question"
+    run.store(other, result("after warmup", 2), result("after gad", 4))
+    run.evaluations.compare(["before", "after warmup", "after gad"])
+    assert "left out of the comparison: before, of other rows" in shown(run.console)
+    assert "before 0" not in shown(run.console)
+
+
 def test_a_damaged_evaluation_is_left_out_of_the_comparison_with_a_word(run: Run) -> None:
     run.store(result("before", 0), result("after gad", 4))
     run.path("before").write_text("{")

@@ -55,6 +55,8 @@ def test_the_rows_around_a_damaged_one_stay(tmp_path: Path, damage: str) -> None
     path = tmp_path / "metrics.jsonl"
     content = line(1) + line(2) + DAMAGES[damage] + b"".join(map(line, range(4, 8)))
     path.write_bytes(content)
+    assert [row["step"] for row in metric_rows.read(path)] == [1, 2, 4, 5, 6, 7]
+    assert path.read_bytes() == content
     rows, notice = metric_rows.resume(path, 6)
     assert [row["step"] for row in rows] == steps(path) == [1, 2, 4, 5, 6]
     copies = [file for file in tmp_path.iterdir() if ".corrupt-" in file.name]

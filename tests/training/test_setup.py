@@ -1,5 +1,7 @@
 """Settings that a run directory accepts, and those that it refuses."""
 
+import os
+
 import pytest
 
 from gad_jax.base.errors import UserError
@@ -36,4 +38,12 @@ def test_files_and_directories_in_each_others_places_are_named(tmp_path):
         with pytest.raises(UserError, match=f"/{name} is a directory, and a run has a file of "):
             setup.claim(settings(tmp_path))
         (tmp_path / name).rmdir()
+    (tmp_path / "samples").symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match="/samples is a broken link, and a run has a directory of"):
+        setup.claim(settings(tmp_path))
+    (tmp_path / "samples").unlink()
+    os.mkfifo(tmp_path / "metrics.jsonl")  # opening it would wait for ever
+    with pytest.raises(UserError, match=r"/metrics.jsonl is a device, and a run has a file of"):
+        setup.claim(settings(tmp_path))
+    (tmp_path / "metrics.jsonl").unlink()
     setup.claim(settings(tmp_path))
