@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from gad_jax.base.errors import StorageError
 from gad_jax.distributed import processes
 from gad_jax.settings.config import Config
 from gad_jax.training import exporting, loading, origins
@@ -27,9 +28,14 @@ def export_student(config: Config, trainer: Trainer) -> None:
         generator_optimizer=None, discriminator=None, discriminator_optimizer=None, reference=None
     )
     if step != trainer.step:
-        found = loading.load_from_run(run / "checkpoints" / str(step), "generator", trainer.mesh)
-        assert found.made is not None  # it comes from a run
-        params, made = found.params, found.made
+        try:
+            best = loading.load_from_run(run / "checkpoints" / str(step), "generator", trainer.mesh)
+            assert best.made is not None  # it comes from a run
+            params, made = best.params, best.made
+        except StorageError as error:
+            made = made._replace(step=trainer.step, meta=trainer.saver.meta(trainer.step, last))
+            if processes.is_first():
+                print(f"warning: the last step, {trainer.step}, is exported in its place: {error}")
     export = Export(trainer.networks[0], params, trainer.iteration.chat, made, run)
     found = processes.from_first(directory.exists)
     if not exporting.is_current(directory, export):
@@ -60,7 +66,8 @@ def _exported(config: Config, trainer: Trainer) -> tuple[int, str]:
     if options.export == "last":
         named = f"{config.run_dir}@best"
         return trainer.step, f"exported: step {trainer.step}, the last; {named} names {where}"
+    stage = trainer.saver.checkpoints.read_meta(best.step)["stage"]
     return best.step, (
-        f"exported: step {best.step}, {where} with answers of acceptable length; the last is step "
-        f"{trainer.step}, which --checkpoint.export=last takes"
+        f"exported: step {best.step} ({stage}), {where} with answers of acceptable length; the "
+        f"last is step {trainer.step}, which --checkpoint.export=last takes"
     )

@@ -1,6 +1,7 @@
 """What a finished run exports."""
 
 import json
+import shutil
 
 import jax
 from safetensors.numpy import load_file
@@ -22,7 +23,7 @@ def test_the_export_is_the_best_checkpoint(tmp_path, capsys):
 
     start(config)
     printed = capsys.readouterr().out
-    assert "exported: step 3, the best by rouge_l (0.5000) with answers of acceptable" in printed
+    assert "exported: step 3 (gad), the best by rouge_l (0.5000) with answers of accept" in printed
     assert "the last is step 4, which --checkpoint.export=last takes" in printed
     best = load_file(tmp_path / "export" / "student" / "model.safetensors")
     assert any((last[name] != best[name]).any() for name in last)
@@ -38,3 +39,8 @@ def test_the_export_is_the_best_checkpoint(tmp_path, capsys):
     assert f"step 4, the last; {tmp_path}@best names the best" in capsys.readouterr().out
     again = load_file(tmp_path / "export" / "student" / "model.safetensors")
     assert all((last[name] == again[name]).all() for name in last)
+
+    shutil.rmtree(tmp_path / "checkpoints" / "3" / "state")
+    start(config)
+    assert "warning: the last step, 4, is exported in its place: " in capsys.readouterr().out
+    assert "| stage, step | gad, 4 |" in (tmp_path / "export" / "student" / "README.md").read_text()
