@@ -73,8 +73,7 @@ def tear_a_row() -> None:
     def torn(self: Tracker, step: int, stage: str, metrics: dict[str, float]) -> None:
         rows.append(step)
         if len(rows) == 2:
-            self._rows.write(f'{{"step": {step}, "stage": "{stage}", "gener')
-            self._rows.flush()
+            self._rows.write(f'{{"step": {step}, "stage": "{stage}", "gener'.encode())
             os.kill(os.getpid(), signal.SIGKILL)
         log(self, step, stage, metrics)
 
