@@ -9,14 +9,19 @@ import dataclasses
 import logging
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gad_jax.base import exits, files, next_command
+from gad_jax.base import exits, files, next_command, shortage
 from gad_jax.base.console import LogHandler
 from gad_jax.base.errors import LostProcessError
 from gad_jax.settings import options
 from gad_jax.settings.config import Config, default_file
 from gad_jax.settings.fields import option
+
+if TYPE_CHECKING:
+    from gad_jax.training.trainer import Trainer
 
 DESCRIPTION = (
     "Distils a student from a teacher's text: warm-up, then generative adversarial distillation, "
@@ -117,9 +122,10 @@ def _train(config: Config, stop: exits.StopRequest) -> bool:
         trainer = setup.build(config, mesh)
         if trainer.step > 0 and processes.is_first():
             print(f"resuming after step {trainer.step} of {trainer.total_steps}", flush=True)
-        finished = trainer.run(stop)
-        if finished:
-            trainer.compare()
+        with shortage.explained(partial(_memory_advice, config, trainer)):
+            finished = trainer.run(stop)
+            if finished:
+                trainer.compare()
         trainer.close()
         if finished and config.export:
             finishing.export_student(config, trainer)
@@ -129,6 +135,13 @@ def _train(config: Config, stop: exits.StopRequest) -> bool:
                 "the same command resumes from there"
             )
     return finished
+
+
+def _memory_advice(config: Config, trainer: "Trainer") -> str:
+    from gad_jax.training import preflight
+
+    rollout = trainer.iteration.rollout
+    return preflight.advice(config, trainer.networks, trainer.spans, rollout, trainer.mesh)
 
 
 def _quiet_logs() -> None:

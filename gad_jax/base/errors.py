@@ -53,3 +53,7 @@ class StorageError(RuntimeError):
 
 class LostProcessError(RuntimeError):
     """Another process of the run ended; exit code 14."""
+
+
+class OutOfMemoryError(RuntimeError):
+    """Memory ran out while something was computed; exit code 15."""

@@ -16,10 +16,12 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from gad_jax.base import shortage
 from gad_jax.base.errors import (
     CollapseError,
     LostProcessError,
     NumericsError,
+    OutOfMemoryError,
     StorageError,
     UserError,
     sentence,
@@ -33,11 +35,13 @@ class Exit(enum.IntEnum):
 
     OK = 0
     USER = 2
+    DOES_NOT_FIT = 3
     NUMERICS = 10
     COLLAPSE = 11
     STORAGE = 12
     UNEXPECTED = 13
     LOST_PROCESS = 14
+    OUT_OF_MEMORY = 15
 
 
 EXIT_CODES: dict[type[Exception], Exit] = {
@@ -46,6 +50,7 @@ EXIT_CODES: dict[type[Exception], Exit] = {
     CollapseError: Exit.COLLAPSE,
     StorageError: Exit.STORAGE,
     LostProcessError: Exit.LOST_PROCESS,
+    OutOfMemoryError: Exit.OUT_OF_MEMORY,
 }
 DISK_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO),
@@ -74,17 +79,26 @@ def run_guarded(main: Callable[[], int]) -> int:
     except BrokenPipeError:  # as `| head` leaves us
         _say("stopped: whatever read the output has ended")
         _leave(128 + signal.SIGPIPE)
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
-            _say(printable(redact(traceback.format_exc().rstrip())))
-            _leave(Exit.UNEXPECTED)
-        place = error.filename or "a file of the run"
-        _say(sentence(StorageError(f"{place} could not be read or written: {error.strerror}")))
-        _leave(Exit.STORAGE)
-    except BaseException:
-        _say(printable(redact(traceback.format_exc().rstrip())))
-        _leave(Exit.UNEXPECTED)
+    except BaseException as error:
+        code, said = _unexpected(error)
+        _say(said)
+        _leave(code)
     raise AssertionError("not reached")
+
+
+def _unexpected(error: BaseException) -> tuple[int, str]:
+    """Returns the code and the words of an error that is none of ours: a disk that is full, memory
+    that ran out, or something that nobody thought of, with its traceback."""
+    ran_out = shortage.what_ran_out(error)
+    if ran_out is not None:
+        shown = OutOfMemoryError(f"{ran_out}; {shortage.GENERAL}")
+        shown.__cause__ = error  # for --debug
+        return Exit.OUT_OF_MEMORY, sentence(shown)
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        place = error.filename or "a file of the run"
+        words = f"{place} could not be read or written: {error.strerror}"
+        return Exit.STORAGE, sentence(StorageError(words))
+    return Exit.UNEXPECTED, printable(redact(traceback.format_exc().rstrip()))
 
 
 def _say(line: str) -> None:

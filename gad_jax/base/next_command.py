@@ -9,20 +9,37 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
-def say(command: str, *arguments: str, to_stderr: bool = False) -> None:
+def say(command: str, *arguments: str, to_stderr: bool = False, width: int = 0) -> None:
     """Prints the next command; `to_stderr` where standard output is for other programs.
 
-    `say("evaluate", "runs/mine")` prints `next: python -m gad_jax.evaluate runs/mine`.
+    `say("evaluate", "runs/mine")` prints `next: python -m gad_jax.evaluate runs/mine`. With a
+    `width`, a longer command continues on further lines, as a shell reads it.
     """
     stream = sys.stderr if to_stderr else sys.stdout
-    print(f"next: {line(command, *arguments)}", file=stream, flush=True)
+    said = f"next: {line(command, *arguments)}"
+    if width:
+        said = _wrapped(["next:", *_program(command), *map(shlex.quote, arguments)], width)
+    print(said, file=stream, flush=True)
+
+
+def _wrapped(words: Sequence[str], width: int) -> str:
+    lines = [words[0]]
+    for word in words[1:]:
+        if len(f"{lines[-1]} {word} \\") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(f"  {word}")
+    return " \\\n".join(lines)
 
 
 def line(command: str, *arguments: str) -> str:
     """Returns a command, quoted for a shell, by `gad-jax` or `python -m` as this one was called."""
+    return shlex.join([*_program(command), *arguments])
+
+
+def _program(command: str) -> list[str]:
     as_script = Path(sys.argv[0]).name == "gad-jax"
-    program = ["gad-jax", command] if as_script else ["python", "-m", f"gad_jax.{command}"]
-    return shlex.join([*program, *arguments])
+    return ["gad-jax", command] if as_script else ["python", "-m", f"gad_jax.{command}"]
 
 
 def without(argv: Sequence[str], flag: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
@@ -14,6 +13,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from gad_jax.base import host_memory
 from gad_jax.distributed.sharding import MESH_AXES
 
 
@@ -57,11 +57,11 @@ def device_bytes(tree: Any) -> int:
 
 
 def device_memory() -> int:
-    """Returns the memory of a device in bytes; on a CPU the machine's, shared by its devices."""
+    """Returns the memory of a device in bytes; on a CPU what this process may have, shared by its
+    devices."""
     devices = jax.local_devices()
     known = (devices[0].memory_stats() or {}).get("bytes_limit")
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return known or machine // len(devices)
+    return known or host_memory.limit().bytes // len(devices)
 
 
 def peak_memory() -> int:

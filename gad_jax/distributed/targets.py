@@ -6,55 +6,7 @@ import re
 from typing import Any
 
 from gad_jax.base.errors import UserError, first_line
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """One device, by its data sheet. Rates are per second, sizes and rates of bytes decimal.
-
-    `link` is what a device sends to its neighbours in a node or slice, in one direction;
-    `network` what it has between nodes. Three are for the predicted time only: `attainable`, the
-    share of the peak that large training steps usually reach, an assumption; and the seconds that
-    things take however small they are, 0 where nobody has measured them: `layer_latency`, a layer
-    in the decode loop, whose kernels start one after the other, and `transfer_latency`, a transfer.
-    """
-
-    platform: str
-    flops: float
-    memory: float
-    bandwidth: float
-    link: float
-    network: float
-    attainable: float
-    layer_latency: float
-    source: str
-    transfer_latency: float = 0.0
-
-
-CHIPS = {
-    "h100": Chip(
-        "cuda", 989.4e12, 84.94e9, 3.352e12, 450e9, 50e9, 0.45, 5e-5,
-        "NVIDIA H100 SXM data sheet: dense bfloat16, HBM3, NVLink 4, one 400 Gb/s NIC per GPU",
-        6e-6,  # two of them on NVLink, by nccl-tests (NVIDIA/nccl issue 1259)
-    ),
-    "h200": Chip(
-        "cuda", 989.4e12, 150.7e9, 4.8e12, 450e9, 50e9, 0.45, 5e-5,
-        "NVIDIA H200 SXM data sheet: dense bfloat16, HBM3e, NVLink 4, one 400 Gb/s NIC per GPU",
-        6e-6,
-    ),
-    "v5e": Chip(
-        "tpu", 197e12, 16.9e9, 819e9, 200e9, 25e9, 0.5, 0.0,
-        "Google Cloud TPU v5e system architecture",
-    ),
-    "v5p": Chip(
-        "tpu", 459e12, 102.0e9, 2.765e12, 600e9, 25e9, 0.5, 0.0,
-        "Google Cloud TPU v5p system architecture",
-    ),
-    "v6e": Chip(
-        "tpu", 918e12, 33.6e9, 1.638e12, 448e9, 25e9, 0.5, 0.0,
-        "Google Cloud TPU v6e system architecture",
-    ),
-}  # fmt: skip
+from gad_jax.distributed.chips import CHIPS, REFUSED, gpu_description
 
 PLUGINS = {
     "cuda": "pip install jax==0.11.2, then pip install --no-deps jax-cuda13-pjrt==0.11.2 "
@@ -100,38 +52,47 @@ def parse(text: str) -> Target:
     Raises UserError for anything else.
     """
     kind, _, size = text.partition(":")
-    examples = "h100:2x8 (nodes × GPUs), h200:1x8, v5e:4x4, v5p:2x2x4, v6e:4x4 or cpu:8"
+    examples = "h100:2x8 (nodes × GPUs), rtx4090:1x1, v5e:4x4, v5p:2x2x4, v6e:4x4 or cpu:8"
+    if kind.lower() in REFUSED:
+        raise UserError(f"--target={text}: {kind} is not planned for: {REFUSED[kind.lower()]}")
     if kind != "cpu" and kind not in CHIPS:
         known = ", ".join([*CHIPS, "cpu"])
         raise UserError(f"--target={text}: {kind!r} is not one of {known}; write {examples}")
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", size):
         raise UserError(f"--target={text}: a size is needed after the colon; write {examples}")
     shape = tuple(int(part) for part in size.split("x"))
-    needed = {"h100": (2,), "h200": (2,), "v5e": (2,), "v6e": (2,), "v5p": (3,), "cpu": (1,)}
-    if len(shape) not in needed[kind]:
+    needed = {"cpu": 1, "v5p": 3}.get(kind, 2)
+    if len(shape) != needed:
         raise UserError(
-            f"--target={text}: {kind} needs {needed[kind][0]} numbers and has {len(shape)}; "
+            f"--target={text}: {kind} needs {needed} number{'s' * (needed > 1)} and has "
+            f"{len(shape)}; "
             f"write {examples}"
         )
     return Target(text, kind, shape)
 
 
-def prepare_environment(target: Target) -> None:
-    """Sets what jax reads when it is imported; call it before."""
+def prepare_environment(target: Target | None) -> None:
+    """Sets what jax reads when it is imported; call it before. None stands for any GPUs."""
     os.environ["JAX_PLATFORMS"] = "cpu"
-    if target.platform == "tpu":  # libtpu compiles, and is not to look for devices or a cloud
+    if (
+        target and target.platform == "tpu"
+    ):  # libtpu compiles, and is not to look for devices or a cloud
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
         os.environ.setdefault("TPU_ACCELERATOR_TYPE", f"{target.kind}-{target.devices}")
         os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
         os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # plans run side by side
         os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    flag = "--xla_force_host_platform_device_count"
-    flags = os.environ.get("XLA_FLAGS", "")
-    if target.kind == "cpu" and flag not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {flag}={target.devices}"
-    elif target.platform == "cuda":  # with 0, XLA wants defaults of kernels that have none
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_autotune_level=4"
+    count = "--xla_force_host_platform_device_count"
+    flags = [os.environ.get("XLA_FLAGS", "")]
+    if target is None:  # as many as a node has, to lay arrays out on
+        flags.append(f"{count}=8")
+    elif target.kind == "cpu" and count not in flags[0]:
+        flags.append(f"{count}={target.devices}")
+    if target is None or target.platform == "cuda":
+        # with 0, XLA wants defaults of kernels that have none
+        flags.append("--xla_gpu_autotune_level=4")
+    os.environ["XLA_FLAGS"] = " ".join(flags)
 
 
 def devices(target: Target) -> list[Any]:
@@ -152,7 +113,7 @@ def devices(target: Target) -> list[Any]:
         if target.platform == "cuda":
             size = "x".join(map(str, (1, *target.shape)))
             topology = topologies.get_topology_desc(
-                "", "cuda", topology=size, target_config=_gpu_description(target.kind)
+                "", "cuda", topology=size, target_config=gpu_description(target.kind)
             )
         else:
             topology = topologies.get_topology_desc(target.name, "tpu")
@@ -163,30 +124,3 @@ def devices(target: Target) -> list[Any]:
             "the rest of requirements.txt"
         ) from error
     return list(topology.devices)
-
-
-def _gpu_description(kind: str) -> str:
-    """Returns what XLA's GPU compiler asks a device for, as text proto, for compute capability 9.0.
-
-    Numbers are those that the CUDA runtime reports for the SXM boards.
-    """
-    chip, name = CHIPS[kind], {"h100": "NVIDIA H100 80GB HBM3", "h200": "NVIDIA H200"}[kind]
-    return f"""
-gpu_device_info {{
-  cuda_compute_capability {{ major: 9 feature_extension: ACCELERATED_FEATURES }}
-  core_count: 132 fpus_per_core: 128
-  threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: 2048
-  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536
-  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448
-  shared_memory_per_core: 233472 l2_cache_size: 52428800
-  clock_rate_ghz: 1.98 memory_bandwidth: {int(chip.bandwidth)}
-  device_memory_size: {int(chip.memory)} device_address_bits: 64
-  name: "{name}" device_vendor: "NVIDIA Corporation"
-  driver_version: "13.0.0" runtime_version: "13.0.0" compile_time_toolkit_version: "13.0.0"
-  dnn_version: "9.10.0"
-}}
-platform_name: "CUDA"
-device_description_str: "{name}"
-"""

@@ -2,18 +2,21 @@
 
 import math
 import sys
+from functools import partial
 from typing import Any
 
 import jax
 
-from gad_jax.base import files
+from gad_jax.base import files, shortage
 from gad_jax.data import sources, thoughts
+from gad_jax.data.chat import Chat
 from gad_jax.data.sources.rows import Row
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.evaluate.answers import AnswerFile, Answers, shown_prompt
 from gad_jax.evaluate.settings import Evaluate, split_label
 from gad_jax.metrics import overlap
 from gad_jax.metrics.scoring import Scorer
+from gad_jax.rollout import memory
 from gad_jax.rollout.answering import Responder
 from gad_jax.settings import template_arguments
 from gad_jax.settings.decoding import Decoding
@@ -62,18 +65,37 @@ def _answer(evaluate: Evaluate, model: str, open_files: list[AnswerFile]) -> Non
     with jax.set_mesh(mesh):
         network = loading.load_student(model, mesh)
         chat = network.load_chat(evaluate.template, evaluate.chat_template_kwargs)
-        responder = Responder(network.config, network.params, chat, mesh, Decoding.of(evaluate))
-        scorer = _load_scorer(evaluate, mesh) if evaluate.discriminator else None
-        for file in open_files:
-            file.begin(network.origin)
-            while not file.complete:
-                start = len(file.lines)
-                rows = file.rows[start : start + evaluate.batch]
-                lines = _lines(rows, start, responder)
-                if scorer is not None:
-                    _add_scores(rows, lines, scorer)
-                file.append(lines)
-                _say(f"{file.path}: {len(file.lines)} of {len(file.rows)}")
+        advice = partial(
+            memory.advice,
+            network.config,
+            evaluate.samples * evaluate.batch,
+            network.config.max_positions,
+            "--batch",
+            "lower --max_new_tokens",
+        )
+        with shortage.explained(advice):
+            _complete(evaluate, network, chat, mesh, open_files)
+
+
+def _complete(
+    evaluate: Evaluate,
+    network: loading.Network,
+    chat: Chat,
+    mesh: jax.sharding.Mesh,
+    open_files: list[AnswerFile],
+) -> None:
+    responder = Responder(network.config, network.params, chat, mesh, Decoding.of(evaluate))
+    scorer = _load_scorer(evaluate, mesh) if evaluate.discriminator else None
+    for file in open_files:
+        file.begin(network.origin)
+        while not file.complete:
+            start = len(file.lines)
+            rows = file.rows[start : start + evaluate.batch]
+            lines = _lines(rows, start, responder)
+            if scorer is not None:
+                _add_scores(rows, lines, scorer)
+            file.append(lines)
+            _say(f"{file.path}: {len(file.lines)} of {len(file.rows)}")
 
 
 def _load_scorer(evaluate: Evaluate, mesh: jax.sharding.Mesh) -> Scorer:

@@ -3,16 +3,19 @@
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 
-from gad_jax.base import exits, files, next_command
+from gad_jax.base import exits, files, next_command, shortage
 from gad_jax.base.errors import UserError
 from gad_jax.data import sources
 from gad_jax.data.sources.rows import Rows
 from gad_jax.distributed.mesh import make_mesh
+from gad_jax.models.config import DecoderConfig
+from gad_jax.rollout import memory
 from gad_jax.rollout.answering import Answer, Responder
 from gad_jax.settings.decoding import Decoding
 from gad_jax.training import loading
@@ -33,17 +36,24 @@ def run(generate: "Generate") -> int:
     with jax.set_mesh(mesh):
         network = loading.load_student(generate.model, mesh)
         chat = network.load_chat(generate.template, generate.chat_template_kwargs)
-        answer = Responder(network.config, network.params, chat, mesh, Decoding.of(generate))
-        if rows is not None:
-            _answer_file(generate, rows, answer)
-        elif generate.prompt:
-            conversation = [{"role": "user", "content": generate.prompt}]
-            print("\n\n".join(_shown(answer.ask([conversation])[0])))
-        else:
-            _answer_interactively(network.origin, answer)
+        with shortage.explained(partial(_memory_advice, generate, network.config)):
+            answer = Responder(network.config, network.params, chat, mesh, Decoding.of(generate))
+            if rows is not None:
+                _answer_file(generate, rows, answer)
+            elif generate.prompt:
+                conversation = [{"role": "user", "content": generate.prompt}]
+                print("\n\n".join(_shown(answer.ask([conversation])[0])))
+            else:
+                _answer_interactively(network.origin, answer)
     if sys.stderr.isatty():  # a person reads it, not a program
         next_command.say("serve", "--model", generate.model, to_stderr=True)
     return exits.Exit.OK
+
+
+def _memory_advice(generate: "Generate", config: DecoderConfig) -> str:
+    slots = generate.samples * (generate.batch if generate.file else 1)
+    longest = config.max_positions
+    return memory.advice(config, slots, longest, "--batch", "lower --samples and --max_new_tokens")
 
 
 def _read(generate: "Generate") -> Rows:

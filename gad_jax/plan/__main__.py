@@ -8,26 +8,36 @@ from gad_jax.base import exits, next_command
 from gad_jax.distributed import targets
 from gad_jax.settings import options
 from gad_jax.settings.config import Config, default_file
-from gad_jax.settings.fields import FieldError, option, section
+from gad_jax.settings.fields import Checked, FieldError, option, section
 
 DESCRIPTION = (
     "Ahead-of-time compiles every program of a run for hardware you do not have. Reports per "
-    "device the memory, the communication and whether it fits, with advice if it does not."
+    "device the memory, the communication and whether it fits, with advice if it does not; "
+    "without --target, the smallest GPU that holds the run."
 )
 
 
 @dataclasses.dataclass(frozen=True)
-class PlanOptions:
+class PlanOptions(Checked):
     """The plan's own settings; those of the run are the same as in `python -m gad_jax.train`."""
 
     target: str = option(
-        "cpu:8", "hardware: h100:2x8 (nodes × GPUs), h200:1x8, v5e:4x4, v5p:2x2x4, v6e:4x4, cpu:8"
+        "",
+        "hardware: h100:2x8 (nodes × GPUs), rtx4090:1x1, v5e:4x4, v5p:2x2x4, v6e:4x4, cpu:8; "
+        "empty: the smallest GPU that holds the run",
     )
     prompt_tokens: float = option(150.0, "mean length of prompts, before the cut", "tokens")
     response_tokens: float = option(385.0, "mean length of responses, before the cut", "tokens")
+    rows: int = option(
+        0, "training rows, for the hours of the run; 0: those of a local file", "rows", minimum=0
+    )
+    price_per_hour: float = option(
+        0.0, "price of one device, for the cost of the run; 0: not known", minimum=0
+    )
     json: bool = option(False, "print JSON instead of tables")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("prompt_tokens", "response_tokens"):
             if getattr(self, name) < 1:
                 raise FieldError(name, f"{name}={getattr(self, name)} must be 1 or more")
@@ -41,7 +51,7 @@ class PlanCommand(Config):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns the exit code, 0 only if the run fits."""
+    """Runs the command; returns the exit code: 0 if the run fits, 3 if it does not."""
     given = sys.argv[1:] if argv is None else argv
     settings = options.parse(
         PlanCommand,
@@ -52,15 +62,22 @@ def main(argv: list[str] | None = None) -> int:
     )
 
     def run() -> int:
-        target = targets.parse(settings.plan.target)
+        target = targets.parse(settings.plan.target) if settings.plan.target else None
         # jax reads these variables when the body imports it.
         targets.prepare_environment(target)
-        from gad_jax.plan import command
+        from gad_jax.plan import command, tables
 
         code = command.run(settings, target)
         if code == exits.Exit.OK:
             flags = _without_plan(given)
-            next_command.say("train", *flags, "--dry_run", to_stderr=settings.plan.json)
+            mesh = settings.mesh
+            if target is None and mesh.replica * mesh.fsdp * mesh.tensor > 1:
+                flags = [*_without(flags, "--mesh."), "--mesh.replica=1", "--mesh.fsdp=1"]
+                flags += ["--mesh.tensor=1"] if mesh.tensor > 1 else []
+            flags.append("--dry_run")
+            to_stderr = settings.plan.json
+            width = 0 if to_stderr else tables.width()
+            next_command.say("train", *flags, to_stderr=to_stderr, width=width)
         return code
 
     return exits.run_guarded(run)
@@ -68,14 +85,20 @@ def main(argv: list[str] | None = None) -> int:
 
 def _without_plan(given: Sequence[str]) -> list[str]:
     """Returns the run's own flags."""
+    kept = _without([_long(each) for each in next_command.without(given, "--json")], "--plan.")
+    return next_command.without(kept, "--dry_run")
+
+
+def _without(given: Sequence[str], prefix: str) -> list[str]:
+    """Returns the flags whose names do not begin so; a value may follow its flag."""
     kept: list[str] = []
     skip = False
-    for argument in next_command.without(given, "--json"):
-        name, equals, _ = _long(argument).partition("=")
-        if not skip and not name.startswith("--plan."):
+    for argument in given:
+        name, equals, _ = argument.partition("=")
+        if not skip and not name.startswith(prefix):
             kept.append(argument)
-        skip = not skip and name.startswith("--plan.") and not equals
-    return next_command.without(kept, "--dry_run")
+        skip = not skip and name.startswith(prefix) and not equals
+    return kept
 
 
 def _long(flag: str) -> str:

@@ -4,8 +4,8 @@ Every program of the run is compiled for the target. Memory and transfers come f
 FLOPs are analytic, and seconds follow from data sheets.
 """
 
+import dataclasses
 import json
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -17,28 +17,53 @@ from gad_jax.distributed import devices, targets
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.distributed.targets import Target
 from gad_jax.models import weights
-from gad_jax.plan import estimate, networks, programs, report, workload
+from gad_jax.plan import cards, duration, estimate, networks, programs, report, tables, workload
+from gad_jax.plan.cards import Answer
 from gad_jax.plan.report import Plan
 from gad_jax.settings.config import with_limits
 from gad_jax.settings.operation import Mesh
 from gad_jax.settings.sections import LONGEST_PROMPT, LONGEST_RESPONSE
-from gad_jax.training import state
+from gad_jax.training import levers, state
 
 if TYPE_CHECKING:
     from gad_jax.plan.__main__ import PlanCommand
 
 
-def run(settings: "PlanCommand", target: Target) -> int:
-    """Prints the plan; returns the exit code, 0 only if the run fits."""
+def run(settings: "PlanCommand", target: Target | None) -> int:
+    """Prints the plan, without a target the smallest card; returns the exit code, 0 if it fits."""
     notes = Console(stderr=True, highlight=False)
-    plan = make(settings, target, lambda what: notes.print(f"compiling {what}", markup=False))
+
+    def say(what: str) -> None:
+        notes.print(what, markup=False)
+
+    console = Console(highlight=False, markup=False, width=tables.width())
+    if target is None:
+        answer = smallest(settings, say)
+        if settings.plan.json:
+            print(json.dumps(cards.to_json(answer, settings.plan.price_per_hour), indent=1))
+        else:
+            tables.show_answer(answer, settings.plan.price_per_hour, console)
+        return exits.Exit.OK if answer.cards else exits.Exit.DOES_NOT_FIT
+    plan = make(settings, target, say)
     if settings.plan.json:
         print(json.dumps(report.to_json(plan), indent=1))
     else:
-        # A file or pipe has no width: 160 keeps every table on whole lines.
-        width = None if sys.stdout.isatty() else 160
-        report.show(plan, Console(highlight=False, markup=False, width=width))
-    return exits.Exit.OK if plan.fits else exits.Exit.USER
+        tables.show(plan, console)
+    return exits.Exit.OK if plan.fits else exits.Exit.DOES_NOT_FIT
+
+
+def smallest(settings: "PlanCommand", say: Callable[[str], None]) -> Answer:
+    """Returns the smallest card that holds the run; `say` is told what is being compiled."""
+    one = cards.on_one(settings)
+    if settings.mesh.replica * settings.mesh.fsdp * settings.mesh.tensor > 1:
+        say("for one card, so with --mesh.replica=1 --mesh.fsdp=1 --mesh.tensor=1")
+    with devices.compiling_for("gpu"):
+        both = state.network_configs(one, networks.read)
+        one = _with_limits(one, min(network.max_positions for network in both), say)
+        work = workload.draw(one, _lengths(one), targets.parse("h100:1x1"))
+        return cards.choose(
+            one, both, work, lambda name: make(one, targets.parse(f"{name}:1x1"), say)
+        )
 
 
 def make(settings: "PlanCommand", target: Target, say: Callable[[str], None]) -> Plan:
@@ -54,19 +79,32 @@ def make(settings: "PlanCommand", target: Target, say: Callable[[str], None]) ->
     settings = _with_limits(settings, min(network.max_positions for network in both), say)
     for network in both:
         weights.check_tensor_axis(network, settings.mesh.tensor, "--mesh.tensor")
-    # A mean near the limit would be cut too often to stay the mean.
-    lengths = workload.LognormalLengths(
-        min(settings.plan.prompt_tokens, settings.data.max_prompt_tokens / 2),
-        min(settings.plan.response_tokens, settings.rollout.max_new_tokens / 2),
+    work = workload.draw(settings, _lengths(settings), target)
+    compiled = programs.compile_all(
+        settings, both, mesh, target, work, lambda what: say(f"compiling {what} for {target.name}")
     )
-    work = workload.draw(settings, lengths, target)
-    compiled = programs.compile_all(settings, both, mesh, target, work, say)
     chip = estimate.chip_of(target)
     steps = [
         estimate.step(settings, stage, both, target, chip, work, compiled)
         for stage in settings.stages
     ]
-    return Plan(target, chip, dict(mesh.shape), compiled, steps, work)
+    taken = duration.of(duration.steps_of(settings, settings.plan.rows), steps)
+    price = settings.plan.price_per_hour
+    plan = Plan(target, chip, dict(mesh.shape), compiled, steps, work, taken, price)
+    if plan.fits:
+        return plan
+    with devices.compiling_for(target.backend):
+        room = int(report.USABLE * chip.memory)
+        fit = levers.fit(settings, both, mesh, cards.lengths_of(work), room)
+    return dataclasses.replace(plan, instead=fit.flags if fit.need.total <= room else "")
+
+
+def _lengths(settings: "PlanCommand") -> workload.LognormalLengths:
+    """Returns the mean lengths; one near the limit would be cut too often to stay the mean."""
+    return workload.LognormalLengths(
+        min(settings.plan.prompt_tokens, settings.data.max_prompt_tokens / 2),
+        min(settings.plan.response_tokens, settings.rollout.max_new_tokens / 2),
+    )
 
 
 def _with_limits(

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from gad_jax.distributed import ceilings, hlo
-from gad_jax.distributed.targets import CHIPS, Chip, Target
+from gad_jax.distributed.chips import CHIPS, Chip
+from gad_jax.distributed.targets import Target
 from gad_jax.models import costs
 from gad_jax.models.config import DecoderConfig
 from gad_jax.models.costs import Work

@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from gad_jax.base.errors import UserError
+from gad_jax.base.shortage import gigabytes
 from gad_jax.distributed import devices
+from gad_jax.models import costs
 from gad_jax.models.config import DecoderConfig
 from gad_jax.rollout.queue import cache_capacity
 from gad_jax.rollout.ring import layer_positions
@@ -52,3 +54,20 @@ def check_cache(
             f"the decode cache may need {size}, and a device has {memory / 1e9:.1f} GB; {advice}"
         )
     return f"decode cache: at most {size}"
+
+
+def advice(config: DecoderConfig, slots: int, longest: int, flag: str, others: str) -> str:
+    """Returns what to set where decoding ran out of memory: how many slots fit, by arithmetic.
+
+    The weights are there twice, as they were read and as decoding reads them. `flag` sets the
+    `slots`; `others` names what else lowers memory.
+    """
+    size = jnp.dtype(config.compute_dtype).itemsize
+    weights = (4 + size) * costs.parameters(config)
+    each = cache_bytes(config, 1, longest)
+    room = devices.device_memory() - weights
+    fit = min(int(room // each), slots - 1)
+    held = f"the weights take {gigabytes(weights)} and each answer at once {gigabytes(each)}"
+    if fit < 1:
+        return f"{held}: use a smaller --model, or {others}"
+    return f"{held}: set {flag}={1 << (fit.bit_length() - 1)}, or {others}"

@@ -4,11 +4,12 @@ import gc
 import json
 import os
 import shlex
+from functools import partial
 from typing import TYPE_CHECKING
 
 import jax
 
-from gad_jax.base import exits, listening, redaction
+from gad_jax.base import exits, listening, redaction, shortage
 from gad_jax.base.errors import UserError
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.serve import api, guard
@@ -23,14 +24,23 @@ if TYPE_CHECKING:
 def run(serve: "Serve") -> int:
     """Serves by the chosen protocol; returns the exit code."""
     key = _key(serve.key_variable)
-    if serve.protocol == "jetstream":
-        # An optional package: if it is missing, say so before the model loads.
-        from gad_jax.serve import jetstream
+    with shortage.explained(partial(_memory_advice, serve)):
+        if serve.protocol == "jetstream":
+            # An optional package: if it is missing, say so before the model loads.
+            from gad_jax.serve import jetstream
 
-        jetstream.serve(_load(serve), serve)
-    else:
-        _serve_http(serve, key)
+            jetstream.serve(_load(serve), serve)
+        else:
+            _serve_http(serve, key)
     return exits.Exit.OK
+
+
+def _memory_advice(serve: "Serve") -> str:
+    slots = f" (now {serve.slots})" if serve.slots else ""
+    return (
+        f"lower --slots{slots} or --context (now {serve.context}), raise --tensor, or use a "
+        "smaller --model"
+    )
 
 
 def _load(serve: "Serve") -> ServedStudent:

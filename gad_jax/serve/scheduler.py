@@ -15,6 +15,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from gad_jax.base import shortage
 from gad_jax.distributed import devices
 from gad_jax.rollout import live
 from gad_jax.rollout.live import Live
@@ -117,7 +118,8 @@ class Scheduler:
             with jax.set_mesh(self.student.mesh):
                 self._decode()
         except Exception as error:
-            logger.exception("decoding ended")
+            if shortage.what_ran_out(error) is None:  # which `check` raises, for one sentence
+                logger.exception("decoding ended")
             self._error = error
         finally:
             with self._changed:

@@ -101,7 +101,7 @@ class Config(Checked):
     checkpoint: Checkpoint = section(Checkpoint, "checkpoints")
     health: Health = section(Health, "alarms for a run that goes wrong, and what they do")
     mesh: Mesh = section(Mesh, "device mesh")
-    limits: Limits = section(Limits, "time limits")
+    limits: Limits = section(Limits, "limits of time and memory")
     profile: Profile = section(Profile, "profiling")
 
     def __post_init__(self) -> None:

@@ -110,7 +110,7 @@ class Mesh(Checked):
 
 @dataclass(frozen=True)
 class Limits(Checked):
-    """When a run that hangs is ended."""
+    """When a run that hangs is ended, or one that needs more memory than there is refused."""
 
     step_minutes: float = option(
         30.0,
@@ -126,6 +126,9 @@ class Limits(Checked):
     )
     heartbeat_seconds: int = option(
         60, "a process silent for longer counts as dead", "seconds", above=0
+    )
+    memory: Literal["refuse", "warn"] = option(
+        "refuse", "what is done before a run whose programs, by estimate, need more memory"
     )
     join_seconds: int = option(
         300, "longest wait for the other processes at the start and at the end", "seconds", above=0

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from gad_jax.base import host_memory
 from gad_jax.core import packing, steps
 from gad_jax.core.layout import Shape, fewest_micro_batches
 from gad_jax.data import scripts
@@ -76,6 +77,8 @@ class Iteration:
         rollout, metrics = None, {}
         if span.samples_student:
             rollout, metrics = self._sample(batch, state, step)
+            if devices.platform() == "cpu":  # the layers of the decode copy, too small to be mapped
+                host_memory.give_back()
         sampled = time.perf_counter()
 
         # The stage's step, which updates both networks or one of them.

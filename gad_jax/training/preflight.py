@@ -4,19 +4,28 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
+from gad_jax.base import host_memory
 from gad_jax.base.errors import UserError
-from gad_jax.core.program import Program
+from gad_jax.base.shortage import gigabytes
 from gad_jax.data.chat import Chat
 from gad_jax.distributed import devices, processes
 from gad_jax.models import decoder
 from gad_jax.models.config import DecoderConfig
 from gad_jax.rollout import memory
-from gad_jax.settings.config import Config
-from gad_jax.training import state
+from gad_jax.rollout.engine import RolloutProgram
+from gad_jax.settings.config import Config, with_limits
+from gad_jax.training import footprint, levers
 from gad_jax.training.checkpoint import Checkpoints
+from gad_jax.training.footprint import Lengths
 from gad_jax.training.stages import Span
+
+CLOSE = 0.95
+"""A program that needs a larger share of the free memory is warned of."""
+LESS = 0.9
+"""Settings that ran out of memory need to be followed by some that need this share of it."""
 
 
 def check(
@@ -32,8 +41,8 @@ def check(
     Raises UserError or StorageError where memory or disk are too small, or where settings,
     tokenizer and networks do not fit each other.
     """
-    sizes = [_state_bytes(span.program, mesh) for span in spans]
-    total, needed = map(max, zip(*sizes, strict=True))
+    sizes = [footprint.sizes(span.program, mesh) for span in spans]
+    total, needed = max(size.total for size in sizes), max(size.device for size in sizes)
     available = devices.device_memory()
     if needed > available:
         raise UserError(
@@ -46,10 +55,11 @@ def check(
     )
     _check_sizes(config, networks, chat)
     cache = memory.check_cache(networks[0], config.rollout.slots, config.longest, mesh)
+    largest = _check_memory(config, networks, expected_lengths(config, spans), mesh)
     if processes.is_first():
         print(
             f"weights and moments: {needed / 1e9:.2g} GB a device of {available / 1e9:.1f} GB; "
-            f"a checkpoint: {total / 1e9:.2g} GB\n{cache}",
+            f"a checkpoint: {total / 1e9:.2g} GB\n{cache}\n{largest}",
             flush=True,
         )
         print("\n".join(_steps(config, spans)), flush=True)
@@ -71,12 +81,62 @@ def _steps(config: Config, spans: tuple[Span, ...]) -> list[str]:
     return lines
 
 
-def _state_bytes(program: Program, mesh: Mesh) -> tuple[int, int]:
-    """Returns the bytes of a stage's state, in all and on one device."""
-    whole = state.abstract(program, mesh)
-    leaves = jax.tree.leaves(whole)
-    total = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
-    return total, devices.device_bytes(whole)
+def expected_lengths(config: Config, spans: tuple[Span, ...]) -> Lengths:
+    """Returns the lengths of the run's first step, with samples as long as the teacher's text."""
+    batch = spans[-1].batches[0]
+    prompts = np.asarray([len(prompt) for prompt in batch.prompts])
+    responses = np.asarray([len(response) for response in batch.responses])
+    return Lengths(prompts, np.repeat(responses[:, None], config.rollout.samples + 1, axis=1))
+
+
+def advice(
+    config: Config,
+    networks: tuple[DecoderConfig, DecoderConfig],
+    spans: tuple[Span, ...],
+    rollout: RolloutProgram,
+    mesh: Mesh,
+) -> str:
+    """Returns what to set after memory ran out in a run, though it may have seemed to fit."""
+    config = with_limits(config, rollout.longest - rollout.max_new_tokens, rollout.max_new_tokens)
+    lengths = expected_lengths(config, spans)
+    needed = footprint.largest(config, networks, mesh, lengths).total
+    room = min(int(devices.device_memory() * CLOSE), int(needed * LESS))
+    return levers.advice(config, networks, mesh, lengths, room)
+
+
+def _check_memory(
+    config: Config,
+    networks: tuple[DecoderConfig, DecoderConfig],
+    lengths: Lengths,
+    mesh: Mesh,
+) -> str:
+    """Returns a sentence on the largest program, by estimate, and a warning if it is a close fit.
+
+    Raises UserError where it is larger than the memory, unless the settings ask for a warning.
+    """
+    need = footprint.largest(config, networks, mesh, lengths)
+    there, source = devices.device_memory(), "a device has"
+    # On a CPU, what the process holds already (libraries) counts too.
+    held = 0
+    if devices.platform() == "cpu":
+        limit = host_memory.limit()
+        source = f"{limit.source} gives a device"
+        held = host_memory.used() // jax.local_device_count()
+    said = (
+        f"{need.program} needs about {gigabytes(need.total + held)} a device by estimate, and "
+        f"{source} {gigabytes(there)}"
+    )
+    short = need.total + held - there
+    if short > 0:
+        what = levers.advice(config, networks, mesh, lengths, there - held)
+        said = f"{said}, {gigabytes(short)} too little; {what}"
+        if config.limits.memory == "refuse":
+            raise UserError(f"{said}; --limits.memory=warn tries all the same")
+        return f"warning: {said}"
+    free = host_memory.available() // jax.local_device_count() if held else there
+    if need.total > CLOSE * free:
+        return f"warning: {said}, of which {gigabytes(free)} are free; it may run out of memory"
+    return f"largest program: {said}"
 
 
 def _export_bytes(network: DecoderConfig) -> int:

@@ -13,8 +13,7 @@ from typing import Any
 import jax
 
 from gad_jax.base import files
-from gad_jax.distributed import ceilings, devices
-from gad_jax.distributed.targets import CHIPS
+from gad_jax.distributed import ceilings, chips, devices
 from gad_jax.models import costs
 from gad_jax.models.config import DecoderConfig
 from gad_jax.models.costs import Work
@@ -177,10 +176,7 @@ def summary(
 
 def _peak_flops() -> float:
     """Returns the peak FLOP/s of all devices: by data sheet, or measured where there is none."""
-    device = jax.devices()[0]
-    kind = device.device_kind.lower()
-    names = {"h100": "h100", "h200": "h200", "v5 lite": "v5e", "v5p": "v5p", "v6": "v6e"}
-    known = next((CHIPS[chip] for name, chip in names.items() if name in kind), None)
+    known = chips.of_device(jax.devices()[0].device_kind)
     if known is not None:
         return known.flops * jax.device_count()
     return ceilings.measure(seconds=0.5).flops_per_second  # simulated devices share the machine

@@ -34,6 +34,8 @@ sys.exit(run_guarded(main))
             "f.jsonl could not be read or written: ",
         ),
         ("raise OSError(2, 'No such file', 'x')", 13, "FileNotFoundError: [Errno 2] No such file"),
+        ("raise OutOfMemoryError('8 GB failed')", 15, "8 GB failed"),
+        ("raise MemoryError", 15, "out of memory: an allocation failed; "),
         ("raise ValueError('surprise')", 13, "ValueError: surprise"),
         ("raise KeyboardInterrupt", 130, "interrupted"),
     ],

@@ -14,6 +14,8 @@ from gad_jax.distributed import targets
         ("v5p:2x2x4", 16, 16, "tpu"),
         ("v6e:4x4", 16, 16, "tpu"),
         ("cpu:8", 8, 8, "cpu"),
+        ("rtx4090:1x1", 1, 1, "cuda"),
+        ("a100-40:2x4", 8, 4, "cuda"),
     ],
 )
 def test_known_targets(text: str, devices: int, per_node: int, platform: str) -> None:
@@ -24,7 +26,9 @@ def test_known_targets(text: str, devices: int, per_node: int, platform: str) ->
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("a100:8", "'a100' is not one of h100, h200, v5e, v5p, v6e, cpu"),
+        ("b100:8", "'b100' is not one of rtx4090, l4, .*, h100, .*, v5e, v5p, v6e, cpu"),
+        ("a100:1x8", "40 and with 80 GB; write a100-40 or a100-80"),
+        ("MI300X:1x1", "loads the libraries of an installed ROCm .* plan for h200"),
         ("h100", "a size is needed"),
         ("h100:0x8", "a size is needed"),
         ("h100:8", "h100 needs 2 numbers and has 1"),
@@ -50,3 +54,13 @@ def test_flags_that_only_fit_a_real_gpu_are_overruled(monkeypatch: pytest.Monkey
     monkeypatch.setattr("os.environ", environment := {"XLA_FLAGS": "--xla_gpu_autotune_level=0"})
     targets.prepare_environment(targets.parse("h100:1x8"))
     assert environment["XLA_FLAGS"].split()[-1] == "--xla_gpu_autotune_level=4"
+
+
+def test_without_a_target_there_is_a_node_and_the_compiler_of_gpus(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("os.environ", environment := {"XLA_FLAGS": "--mine"})
+    targets.prepare_environment(None)
+    assert environment["XLA_FLAGS"].split() == [
+        *("--mine", "--xla_force_host_platform_device_count=8", "--xla_gpu_autotune_level=4")
+    ]

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from gad_jax.distributed import targets
+from gad_jax.distributed.chips import CHIPS
 from gad_jax.distributed.hlo import Collective
-from gad_jax.distributed.targets import CHIPS
 from gad_jax.models.config import DecoderConfig, alike
 from gad_jax.plan import estimate, workload
 from gad_jax.plan.programs import Compiled

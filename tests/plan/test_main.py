@@ -5,20 +5,21 @@ import json
 import jax
 import pytest
 
-from gad_jax.distributed import devices, targets
+from gad_jax.distributed import chips, devices
 from gad_jax.plan import __main__ as plan
 
 pytest_plugins = ["tests.run_fixtures"]
 
-FLAGS = ("--config=tiny", "--stage=gad")  # and the default target, cpu:8
+RUN = ("--config=tiny", "--stage=gad")
+FLAGS = (*RUN, "--target=cpu:8")
 
 
 def test_a_run_that_is_too_large_is_told_what_to_change(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = targets.Chip("cpu", 1e12, 1e6, 1e9, 1e9, 1e9, 0.5, 0.0, "a device of one megabyte")
+    small = chips.Chip("cpu", 1e12, 1e6, 1e9, 1e9, 1e9, 0.5, 0.0, "a device of one megabyte")
     monkeypatch.setattr("gad_jax.plan.estimate.chip_of", lambda _: small)
-    assert plan.main(list(FLAGS)) == 2
+    assert plan.main(list(FLAGS)) == 3
     out = capsys.readouterr().out
     assert "It does not fit: gad: G and D update needs 0." in out
     assert "- split or reduce what is computed at once: a smaller --batch.micro_batch" in out
@@ -27,7 +28,7 @@ def test_a_run_that_is_too_large_is_told_what_to_change(
 def test_every_iteration_of_the_decode_loop_takes_the_latency_of_its_layers(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    slow = targets.Chip("cpu", 1e12, 1e12, 1e9, 1e9, 1e9, 0.5, 0.25, "a device that hesitates")
+    slow = chips.Chip("cpu", 1e12, 1e12, 1e9, 1e9, 1e9, 0.5, 0.25, "a device that hesitates")
     monkeypatch.setattr("gad_jax.plan.estimate.chip_of", lambda _: slow)
     short = ("--response_tokens=1", "--rollout.max_new_tokens=2")
     assert plan.main([*FLAGS, *short, "--json"]) == 0
@@ -54,7 +55,7 @@ def test_a_program_that_the_compiler_refuses_does_not_fit(
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: needs 40G\nof 31G")
 
     monkeypatch.setattr("jax.stages.Lowered.compile", too_large)
-    assert plan.main(list(FLAGS)) == 2
+    assert plan.main(list(FLAGS)) == 3
     out = capsys.readouterr().out
     assert "It does not fit: the compiler refused " in out
     assert "(RESOURCE_EXHAUSTED: needs 40G)" in out
@@ -64,16 +65,22 @@ def test_a_program_that_the_compiler_refuses_does_not_fit(
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--target=h10:8"], "'h10' is not one of h100, h200"),
-        (["--mesh.fsdp=3"], "has 8 devices and the mesh replica=1 × fsdp=3 × tensor=1 takes 3"),
-        (["--mesh.tensor=4"], "--mesh.tensor=4 does not divide the 2 key/value heads"),
+        (["--target=h10:8"], "'h10' is not one of rtx4090, l4"),
+        (
+            ["--target=cpu:8", "--mesh.fsdp=3"],
+            "has 8 devices and the mesh replica=1 × fsdp=3 × tensor=1 takes 3",
+        ),
+        (
+            ["--target=cpu:8", "--mesh.tensor=4"],
+            "--mesh.tensor=4 does not divide the 2 key/value heads",
+        ),
         (["--response_tokens=0"], "response_tokens=0.0 must be 1 or more"),
         (["--targe=cpu:8"], "did you mean"),
         (["--student.path=nothing-here"], "'nothing-here' is neither a built-in model"),
     ],
 )
 def test_mistakes(refused, flags: list[str], sentence: str) -> None:
-    assert sentence in refused(plan.main, *FLAGS, *flags)
+    assert sentence in refused(plan.main, *RUN, *flags)
 
 
 def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch, refused) -> None:

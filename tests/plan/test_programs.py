@@ -8,7 +8,7 @@ import pytest
 
 from gad_jax.plan import __main__ as plan
 
-FLAGS = ("--config=tiny", "--stage=gad")  # and the default target, cpu:8
+FLAGS = ("--config=tiny", "--stage=gad", "--target=cpu:8")
 
 
 @pytest.fixture(scope="module")

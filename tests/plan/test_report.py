@@ -5,14 +5,14 @@ import io
 import pytest
 from rich.console import Console
 
-from gad_jax.distributed import targets
+from gad_jax.distributed import chips, targets
 from gad_jax.distributed.hlo import Collective
-from gad_jax.plan import report, workload
+from gad_jax.plan import report, tables, workload
 from gad_jax.plan.programs import Compiled
 from gad_jax.settings.config import Config
 from gad_jax.settings.sections import Batch, Data, Rollout
 
-CHIP = targets.Chip("cpu", 1e12, 100e6, 1e9, 1e9, 1e9, 0.5, 0.0, "a device of 100 MB")
+CHIP = chips.Chip("cpu", 1e12, 100e6, 1e9, 1e9, 1e9, 0.5, 0.0, "a device of 100 MB")
 TARGET = targets.parse("cpu:8")
 WORK = workload.draw(
     Config(
@@ -92,7 +92,7 @@ def test_json_has_the_programs() -> None:
 
 def test_the_tables_end_with_the_verdict() -> None:
     shown = io.StringIO()
-    report.show(plan_of(program(generator=95)), Console(file=shown, width=160))
+    tables.show(plan_of(program(generator=95)), Console(file=shown, width=160))
     padding = f"padding of packed rows {WORK.padding:.1%}, of a padded rectangle "
     assert padding + f"{WORK.rectangle_padding:.1%}" in shown.getvalue()
     assert "It does not fit: gad: G and D update needs 0.09 GiB per device" in shown.getvalue()

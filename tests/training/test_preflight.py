@@ -1,8 +1,15 @@
 """Parts of a run that do not fit each other."""
 
+import re
+
+import jax
 import pytest
 
+from gad_jax.base import host_memory
 from gad_jax.base.errors import UserError
+from gad_jax.distributed import devices
+from gad_jax.distributed.mesh import make_mesh
+from gad_jax.training import preflight, setup
 from tests.training.runs import run, settings
 
 
@@ -21,3 +28,30 @@ def test_sizes_that_do_not_fit_are_refused(tmp_path):
         run(settings(tmp_path, "--rollout.max_new_tokens=100000"))
     with pytest.raises(UserError, match=r"mesh replica=3 .* needs .* devices, but 8 are present"):
         run(settings(tmp_path, "--mesh.replica=3"))
+
+
+def test_a_run_that_needs_more_memory_than_there_is_is_refused_or_warned_of(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(host_memory, "used", lambda: 0)
+    monkeypatch.setattr(devices, "device_memory", lambda: 600_000)
+    with pytest.raises(UserError) as refused:
+        run(settings(tmp_path, "--stage=gad", "--gad.steps=1", "--rollout.slots=1"))
+    said = str(refused.value)
+    assert re.match(r"gad: update needs about [\d.]+ GB a device by estimate, and .* gives a", said)
+    assert "GB too little; " in said
+    assert said.endswith("--limits.memory=warn tries all the same")
+    flags = ("--stage=gad", "--gad.steps=1", "--rollout.slots=1", "--data.heldout=")
+    run(settings(tmp_path, *flags, "--limits.memory=warn"))
+    assert "warning: gad: update needs about" in capsys.readouterr().out
+
+
+def test_memory_that_runs_out_is_followed_by_settings_that_need_less(tmp_path):
+    flags = ("--stage=gad", "--batch.micro_batch_prompts=8", "--data.heldout=")
+    config = settings(tmp_path, *flags)
+    with jax.set_mesh(mesh := make_mesh(devices=jax.devices()[:1])):
+        trainer = setup.build(config, mesh)
+    trainer.close()
+    parts = (trainer.networks, trainer.spans, trainer.iteration.rollout, mesh)
+    said = preflight.advice(config, *parts)
+    assert said.startswith("set --batch.micro_batch_prompts=")

@@ -1,0 +1,215 @@
+"""How much memory the programs of a run take, by arithmetic: at once, and without compiling.
+
+The training state, the decode copy and the KV caches follow from shapes that the run itself uses,
+so they are exact. Temporary memory is an estimate of what XLA keeps: gradients, activations, and
+the logits of a chunk. `python -m gad_jax.plan` compiles the programs instead.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from gad_jax.core import layout
+from gad_jax.core.program import Program
+from gad_jax.distributed import devices
+from gad_jax.distributed.mesh import data_shards
+from gad_jax.models.config import DecoderConfig
+from gad_jax.rollout import memory
+from gad_jax.rollout.queue import make_queue
+from gad_jax.settings.config import Config
+from gad_jax.training import state
+
+Networks = tuple[DecoderConfig, DecoderConfig]
+
+
+class Need(NamedTuple):
+    """What one program holds on a device while it runs: bytes by kind, as in a plan."""
+
+    program: str
+    bytes: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        """Bytes of all kinds."""
+        return sum(self.bytes.values())
+
+
+class Lengths(NamedTuple):
+    """Tokens of the prompts of one step, [B], and of their responses, [B S + 1]."""
+
+    prompts: np.ndarray
+    responses: np.ndarray
+
+
+def largest(config: Config, networks: Networks, mesh: Mesh, lengths: Lengths) -> Need:
+    """Returns the program that takes the most memory."""
+    return max(needs(config, networks, mesh, lengths), key=lambda need: need.total)
+
+
+def needs(config: Config, networks: Networks, mesh: Mesh, lengths: Lengths) -> list[Need]:
+    """Returns what each program of a run takes on a device, in the order of the run."""
+    found: list[Need] = []
+    samples = False
+    with jax.set_mesh(mesh):
+        for stage in config.stages:
+            program = state.make_program(config, stage, *networks)
+            held = sizes(program, mesh).device
+            samples |= stage == "gad" or program.train_discriminator
+            parts = {
+                "weights and moments": held,
+                "temporary": _update_bytes(config, program, mesh, lengths),
+            }
+            found.append(Need(f"{stage}: update", parts))
+            if samples and stage == config.stages[-1]:
+                found += _rollout(config, program, mesh, lengths)
+    return found
+
+
+class Sizes(NamedTuple):
+    """Bytes of a stage's training state: of all devices, of one, and of parts on one device."""
+
+    total: int
+    device: int
+    generator: int
+    discriminator: int
+    decode_copy: int
+
+
+def sizes(program: Program, mesh: Mesh) -> Sizes:
+    """Returns the sizes of a stage's training state, and of the decode copy of its generator."""
+    generator, discriminator = (
+        dataclasses.replace(network, remat="full")
+        for network in (program.generator, program.discriminator)
+    )
+    alike = dataclasses.replace(
+        program, generator=generator, discriminator=discriminator, vocabulary_chunk=1
+    )
+    return _sizes(alike, mesh)
+
+
+@functools.lru_cache(64)
+def _sizes(program: Program, mesh: Mesh) -> Sizes:
+    whole = state.abstract(program, mesh)
+    leaves = jax.tree.leaves(whole)
+    return Sizes(
+        sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves),
+        devices.device_bytes(whole),
+        devices.device_bytes(whole.generator),
+        devices.device_bytes(whole.discriminator),
+        _copy_bytes(program.generator, whole.generator, mesh),
+    )
+
+
+def _copy_bytes(network: DecoderConfig, params: Any, mesh: Mesh) -> int:
+    """Returns the bytes of the decode copy: in the compute dtype, split over tensor alone. A tied
+    head is a second copy of the embedding."""
+    size = jnp.dtype(network.compute_dtype).itemsize
+
+    def one(leaf: Any) -> int:
+        split = "tensor" in jax.tree.leaves(tuple(leaf.sharding.spec))
+        return math.prod(leaf.shape) * size // (mesh.shape["tensor"] if split else 1)
+
+    head = one(params["embedding"]) if network.tied else 0
+    return sum(one(leaf) for leaf in jax.tree.leaves(params)) + head
+
+
+def _update_bytes(config: Config, program: Program, mesh: Mesh, lengths: Lengths) -> int:
+    """Returns the temporary bytes of an update: those of the network that needs more.
+
+    The discriminator's gradients wait for the generator's. With several micro-batches, gradients
+    of one are added to a sum of the same size. They appear in the backward pass, where the logits
+    of the forward pass are gone.
+    """
+    micro_batches, rows, length = shape(config, lengths, data_shards(mesh))
+    rows //= data_shards(mesh)
+    waiting = peak = 0
+    size = sizes(program, mesh)
+    for trains, network, gradients in (
+        (program.train_discriminator, program.discriminator, size.discriminator),
+        (program.train_generator, program.generator, size.generator),
+    ):
+        if not trains:
+            continue
+        summed = gradients if micro_batches > 1 else 0
+        saved, working = _activation_bytes(network, rows, length, mesh)
+        head = _head_bytes(config, network, rows, length, mesh)
+        peak = max(peak, waiting + summed + saved + max(head, gradients + working))
+        waiting += gradients
+    return peak
+
+
+def _activation_bytes(
+    network: DecoderConfig, rows: int, length: int, mesh: Mesh
+) -> tuple[int, int]:
+    """Returns the bytes that a forward pass leaves for the backward pass, and those of the layer
+    that the backward pass is in."""
+    tensor = mesh.shape["tensor"]
+    size = jnp.dtype(network.compute_dtype).itemsize
+    positions, width = rows * length, network.width
+    mixture = network.experts
+    mlp = mixture.width * mixture.per_token if mixture else network.mlp_width
+    # queries, keys, values and mixed values; gate and up; the output of attention
+    heads = 2 * (network.heads + network.kv_heads) * network.head_width
+    matmuls = (heads + 2 * mlp) / tensor + width
+    kept = {"full": width, "dots": width + matmuls, "none": 4 * width + 2 * matmuls + mlp / tensor}
+    saved = positions * size * network.layers * kept[network.remat]
+    working = 2 * positions * size * matmuls
+    if devices.platform() == "cpu":  # the attention weights, which flash kernels never hold
+        weights = positions * length * size * network.heads / tensor
+        working += weights
+        saved += weights * network.layers if network.remat == "none" else 0
+    return int(saved + positions * length), int(working)
+
+
+def _head_bytes(config: Config, network: DecoderConfig, rows: int, length: int, mesh: Mesh) -> int:
+    """Returns the bytes of the logits of a chunk and of the kernel that makes them, which is there
+    in the compute dtype, in float32, and as a gradient."""
+    if network.head != "vocabulary":
+        return 0
+    chunk = rows * min(max(config.batch.vocabulary_chunk // rows, 1), length)
+    size = jnp.dtype(network.compute_dtype).itemsize
+    numbers = 4 * 3 * chunk + (4 + 4 + size) * network.width
+    return network.vocabulary * numbers // mesh.shape["tensor"]
+
+
+def shape(config: Config, lengths: Lengths, shards: int) -> layout.Shape:
+    """Returns the shape of the packed pairs of a step of these lengths."""
+    batch = config.batch
+    sizes = [
+        layout.Sizes(int(prompt) - 1, [int(n) + 1 for n in responses])
+        for prompt, responses in zip(lengths.prompts, lengths.responses, strict=True)
+    ]
+    count = len(sizes) // (batch.micro_batch_prompts or len(sizes))
+    micro = layout.balance(sizes, count)
+    rows, length, _ = layout.choose_layout(sizes, micro, config.row_tokens, shards, ())
+    return count, rows, length
+
+
+def _rollout(config: Config, program: Program, mesh: Mesh, lengths: Lengths) -> list[Need]:
+    network, size = program.generator, sizes(program, mesh)
+    shards = data_shards(mesh)
+    prompts = [np.zeros(length, np.int32) for length in lengths.prompts]
+    numbers = np.arange(len(prompts))
+    packed = make_queue(prompts, numbers, np.full(len(prompts), 1), shards)
+    bytes_of_a_number = jnp.dtype(network.compute_dtype).itemsize
+    token = 2 * network.kv_heads * network.head_width * bytes_of_a_number / mesh.shape["tensor"]
+    prompt_cache = int(token * network.layers * packed.size)
+    slots = min(
+        config.rollout.slots or memory.default_slots(),
+        packed.prompts_per_shard * config.rollout.samples,
+    )
+    cache = memory.cache_bytes(network, slots, config.longest) // mesh.shape["tensor"]
+    kept = {"weights and moments": size.device, "decode copy": size.decode_copy}
+    positions = packed.rows[0].size // shards
+    wide = 2 * network.mlp_width + 3 * network.heads * network.head_width + 4 * network.width
+    working = positions * bytes_of_a_number * wide // mesh.shape["tensor"] + prompt_cache
+    return [
+        Need("rollout: prefill", kept | {"prompt KV cache": prompt_cache, "temporary": working}),
+        Need("rollout: decode", kept | {"prompt KV cache": prompt_cache, "KV cache": cache}),
+    ]

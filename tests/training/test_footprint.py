@@ -1,0 +1,84 @@
+"""Memory by arithmetic: exact where shapes decide, by hand where it is an estimate."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from gad_jax.distributed import devices
+from gad_jax.distributed.mesh import make_mesh
+from gad_jax.models import decoder
+from gad_jax.rollout import prefill
+from gad_jax.settings import options
+from gad_jax.settings.config import Config
+from gad_jax.training import footprint, state
+from gad_jax.training.footprint import Lengths
+
+FLAGS = ("--config=tiny", "--stage=gad", "--batch.prompts=8", "--batch.micro_batch_prompts=4")
+LENGTHS = Lengths(np.full(8, 30), np.full((8, 3), 20))
+
+
+@pytest.fixture(scope="module")
+def run() -> tuple:
+    """The settings and the networks of the tiny run."""
+    config = options.read(Config, FLAGS, program="train", description="")
+    return config, state.network_configs(config)
+
+
+def test_the_state_and_the_decode_copy_are_those_of_the_run(run) -> None:
+    config, networks = run
+    mesh = make_mesh(fsdp=4, tensor=2)
+    program = state.make_program(config, "gad", *networks)
+    found = footprint.sizes(program, mesh)
+    whole = state.abstract(program, mesh)
+    assert found.device == devices.device_bytes(whole)
+    assert found.generator == devices.device_bytes(whole.generator)
+    one = make_mesh(devices=jax.devices()[:1])
+    with jax.set_mesh(one):
+        copy = jax.eval_shape(
+            lambda p: prefill.decode_copy(networks[0], p), decoder.abstract(networks[0])
+        )
+    assert footprint.sizes(program, one).decode_copy == sum(
+        leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(copy)
+    )
+
+
+def needs(run, **batch: int) -> dict[str, int]:
+    config, networks = run
+    config = dataclasses.replace(config, batch=dataclasses.replace(config.batch, **batch))
+    mesh = make_mesh(devices=jax.devices()[:1])
+    return {n.program: n.total for n in footprint.needs(config, networks, mesh, LENGTHS)}
+
+
+def test_gradients_are_summed_where_there_are_several_micro_batches(run) -> None:
+    """The discriminator's gradients, and the generator's twice; without activations to speak of."""
+    config, networks = run
+    program = state.make_program(config, "gad", *networks)
+    size = footprint.sizes(program, make_mesh(devices=jax.devices()[:1]))
+    several, single = needs(run)["gad: update"], needs(run, micro_batch_prompts=8)["gad: update"]
+    assert several > size.device + size.discriminator + 2 * size.generator
+    assert single > size.device + size.discriminator + size.generator
+    assert set(needs(run)) == {"gad: update", "rollout: prefill", "rollout: decode"}
+
+
+def test_smaller_micro_batches_keep_less(run) -> None:
+    assert needs(run, micro_batch_prompts=1)["gad: update"] < needs(run)["gad: update"]
+
+
+def test_what_the_backward_pass_keeps_depends_on_remat(run) -> None:
+    config, networks = run
+    mesh = make_mesh(devices=jax.devices()[:1])
+    kept = [
+        footprint.largest(
+            config,
+            (
+                dataclasses.replace(networks[0], remat=remat),
+                dataclasses.replace(networks[1], remat=remat),
+            ),
+            mesh,
+            LENGTHS,
+        ).total
+        for remat in ("full", "dots", "none")
+    ]
+    assert kept == sorted(set(kept))

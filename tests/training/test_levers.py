@@ -1,0 +1,59 @@
+"""Which settings make a run fit: those of the program that is too large, as few as it takes."""
+
+import jax
+import numpy as np
+import pytest
+
+from gad_jax.distributed.mesh import make_mesh
+from gad_jax.settings import options
+from gad_jax.settings.config import Config
+from gad_jax.training import footprint, levers, state
+from gad_jax.training.footprint import Lengths
+
+LENGTHS = Lengths(np.full(8, 30), np.full((8, 3), 20))
+
+
+@pytest.fixture(scope="module")
+def run() -> tuple:
+    """The settings of the tiny run, with much to lower; its networks, a mesh, and lengths."""
+    flags = ("--config=tiny", "--stage=gad", "--student.remat=none", "--rollout.slots=64")
+    config = options.read(Config, flags, program="train", description="")
+    return config, state.network_configs(config), make_mesh(devices=jax.devices()[:1]), LENGTHS
+
+
+def test_what_fits_is_left_alone(run) -> None:
+    need = footprint.largest(*run)
+    found = levers.fit(*run, need.total)
+    assert (found.config, found.need, found.flags) == (run[0], need, "")
+    assert levers.advice(*run, need.total).endswith("fits: free memory")
+
+
+def test_fewer_prompts_at_once_come_first_and_no_more_than_is_needed(run) -> None:
+    need = footprint.largest(*run).total
+    found = levers.fit(*run, need - 1)
+    assert found.changes == ("--batch.micro_batch_prompts=4",)
+    assert found.need.total < need
+    said = levers.advice(*run, need - 1)
+    assert said.startswith("set --batch.micro_batch_prompts=4, which by estimate needs ")
+
+
+def test_the_settings_found_are_those_of_a_run(run) -> None:
+    config, _, *others = run
+    room = levers.fit(*run, 0).need.total
+    found = levers.fit(*run, room)
+    again = options.read(
+        Config,
+        [*("--config=tiny", "--stage=gad", "--rollout.slots=64"), *found.changes],
+        program="train",
+        description="",
+    )
+    both = state.network_configs(again)
+    assert footprint.largest(again, both, *others).total == found.need.total <= room
+    assert config.batch.prompts == again.batch.prompts
+
+
+def test_where_nothing_helps_it_is_said(run) -> None:
+    said = levers.advice(*run, 1000)
+    assert said.startswith("even with --")
+    assert "use a smaller --student.path" in said
+    assert "python -m gad_jax.plan says what fits" in said
