@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
@@ -14,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gad_jax.base import host_memory
+from gad_jax.base.cache import program_dir
 from gad_jax.distributed.sharding import MESH_AXES
 
 
@@ -41,6 +43,13 @@ def fetch(tree: Any) -> Any:
         return np.asarray(jax.device_get(leaf))
 
     return jax.tree.map(one, tree)
+
+
+def keep_programs() -> None:
+    """Keeps compiled programs on disk, also those that compile quickly: a server has many."""
+    jax.config.update("jax_compilation_cache_dir", str(program_dir()))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 _platform: ContextVar[str | None] = ContextVar("platform", default=None)

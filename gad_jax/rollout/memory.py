@@ -24,8 +24,13 @@ def default_slots() -> int:
 def cache_bytes(config: DecoderConfig, slots: int, longest: int) -> int:
     """Returns the largest bytes of a data shard's KV cache for sequences of at most `longest`."""
     positions = sum(layer_positions(config, cache_capacity(longest, longest)))
-    token = 2 * config.kv_heads * config.head_width * jnp.dtype(config.compute_dtype).itemsize
-    return token * slots * positions
+    return token_bytes(config) // config.layers * slots * positions
+
+
+def token_bytes(config: DecoderConfig) -> int:
+    """Returns the bytes of one token's keys and values in all layers."""
+    itemsize = jnp.dtype(config.compute_dtype).itemsize
+    return 2 * config.layers * config.kv_heads * config.head_width * itemsize
 
 
 def check_cache(
@@ -37,17 +42,22 @@ def check_cache(
         "lower --rollout.slots, --rollout.max_new_tokens or --data.max_prompt_tokens, or raise "
         "--mesh.tensor"
     ),
+    beside: int = 0,
 ) -> str:
     """Returns a sentence on the largest KV cache for sequences of at most `longest` tokens.
 
-    `slots` are per data shard (0: the default). Raises UserError, with the advice, when the cache
-    is larger than a device's memory.
+    `slots` are per data shard (0: the default); `beside` are tokens of prompts that are cached
+    outside of them. Raises UserError, with the advice, when the cache is larger than a device's
+    memory.
     """
     slots = slots or default_slots()
-    needed = cache_bytes(config, slots, longest) / mesh.shape["tensor"] / 1e9
+    needed = cache_bytes(config, slots, longest) + beside * token_bytes(config)
+    needed /= mesh.shape["tensor"] * 1e9
     size = (
         f"{needed:.2g} GB a device for {slots} slots of {cache_capacity(longest, longest)} tokens"
     )
+    if beside:
+        size += f" and {beside} tokens of prompts"
     memory = devices.device_memory()
     if needed * 1e9 > memory:
         raise UserError(

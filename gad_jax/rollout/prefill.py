@@ -38,6 +38,16 @@ def decode_copy(config: DecoderConfig, params: Params) -> DecodeCopy:
     return DecodeCopy(split, whole, head)
 
 
+def only_copy(config: DecoderConfig, params: Params) -> DecodeCopy:
+    """Returns what `decode_copy` does, and frees the parameters."""
+    return decode_copy(config, _in_compute_dtype(config, params))
+
+
+@jax.jit(static_argnames="config", donate_argnames="params")
+def _in_compute_dtype(config: DecoderConfig, params: Params) -> Params:
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(config.compute_dtype)), params)
+
+
 @jax.jit(static_argnames=("config", "size"))
 def prefill(
     config: DecoderConfig,

@@ -54,3 +54,16 @@ def test_a_limit_of_addresses_leaves_what_libraries_have_not_taken() -> None:
         "assert most.source == '`ulimit -v`'"
     )
     assert finish(start(code)) == (0, "", "")
+
+
+def test_memory_that_was_freed_is_returned() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    many = [np.ones(25_000) for _ in range(1000)]  # too small for pages of their own
+    kept = np.ones(25_000)  # behind them, so that the end of the heap is in use
+    largest = resident()
+    del many
+    host_memory.give_back()
+    assert largest - resident() > 100e6
+    assert kept.sum() == 25_000

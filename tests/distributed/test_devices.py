@@ -1,10 +1,12 @@
 """Arrays from the host to the devices and back, and compiles that are counted."""
 
+
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from gad_jax.base.cache import program_dir
 from gad_jax.distributed import devices
 from gad_jax.distributed.mesh import make_mesh
 
@@ -55,3 +57,12 @@ def test_a_compile_is_counted_and_a_cached_call_is_not() -> None:
     assert np.subtract(counts, counts[0]).tolist() == [0, 0, 1, 1, 1]
     assert counts[0] >= 1
     assert counter.seconds > 0
+
+
+def test_programs_are_kept_where_the_cache_is() -> None:
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        devices.keep_programs()
+        assert jax.config.jax_compilation_cache_dir == str(program_dir())
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
