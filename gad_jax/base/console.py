@@ -113,6 +113,34 @@ class LogHandler(logging.StreamHandler):
         super().emit(record)
 
 
+class Note:
+    """One line on stdout that says what a command is doing, and is gone once that is done.
+
+    In a terminal each line replaces the one before it; elsewhere all of them are printed.
+    """
+
+    def __init__(self) -> None:
+        self._replaces, self._shown = sys.stdout.isatty(), False
+
+    def say(self, line: str) -> None:
+        """Shows a line."""
+        if self._replaces:
+            print(f"\r\x1b[K{line}", end="", flush=True)
+            self._shown = True
+        else:
+            print(line, flush=True)
+
+    def compiling(self, number: int, programs: int) -> None:
+        """Says which of the programs is compiled now."""
+        self.say(f"compiling {number} of {programs} programs")
+
+    def clear(self) -> None:
+        """Removes the line from a terminal."""
+        if self._shown:
+            self.say("")
+            self._shown = False
+
+
 class Display:
     """The console of one command. A run calls `step`; other work calls `progress`.
 

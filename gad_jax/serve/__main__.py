@@ -45,6 +45,13 @@ class Serve:
     )
     max_new_tokens: int = option(1024, "most of an answer whose request sets no limit", "tokens")
     waiting: int = option(256, "requests that may wait for a slot; more are refused", "requests")
+    chunk: int = option(
+        0, "prompt tokens run between two tokens of others; 0: 64 on a CPU, 512 elsewhere", "tokens"
+    )
+    prefixes: int = option(
+        8192, "tokens of earlier prompts kept for those that begin alike; 0: none", "tokens"
+    )
+    warm: bool = option(True, "compile all programs before the first request")
     tensor: int = option(1, "devices that share each weight matrix", "devices")
     seed: int = option(0, "seed of answers whose request sets none")
 
@@ -53,8 +60,9 @@ class Serve:
         for name in ("context", "max_new_tokens", "waiting", "tensor"):
             if getattr(self, name) < 1:
                 raise FieldError(name, f"{name}={getattr(self, name)} must be 1 or more")
-        if self.slots < 0:
-            raise FieldError("slots", f"slots={self.slots} must be 0 or more")
+        for name in ("slots", "chunk", "prefixes"):
+            if getattr(self, name) < 0:
+                raise FieldError(name, f"{name}={getattr(self, name)} must be 0 or more")
         if not 0 <= self.port <= 65535:
             raise FieldError("port", f"port={self.port} must be from 0 to 65535")
         for origin in self.origins:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import jax
 
 from gad_jax.base import exits, listening, redaction, shortage
+from gad_jax.base.console import Note
 from gad_jax.base.errors import UserError
+from gad_jax.distributed import devices
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.serve import api, guard
 from gad_jax.serve.scheduler import Scheduler
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 def run(serve: "Serve") -> int:
     """Serves by the chosen protocol; returns the exit code."""
     key = _key(serve.key_variable)
+    devices.keep_programs()
     with shortage.explained(partial(_memory_advice, serve)):
         if serve.protocol == "jetstream":
             # An optional package: if it is missing, say so before the model loads.
@@ -49,13 +52,14 @@ def _load(serve: "Serve") -> ServedStudent:
             f"--tensor={serve.tensor} needs so many devices, and {jax.local_device_count()} are "
             "present; lower it"
         )
-    devices = jax.local_devices()[: serve.tensor]
-    mesh = make_mesh(tensor=serve.tensor, devices=devices)
+    mesh = make_mesh(tensor=serve.tensor, devices=jax.local_devices()[: serve.tensor])
     with jax.set_mesh(mesh):
         network = loading.load_student(serve.model, mesh)
     chat = network.load_chat(serve.template, serve.chat_template_kwargs)
     student = ServedStudent.make(
-        network.config, network.params, chat, mesh, serve.slots, serve.context
+        *(network.config, network.params, chat, mesh, serve.slots, serve.context),
+        chunk=serve.chunk,
+        kept=serve.prefixes if serve.protocol == "openai" else 0,
     )
     print(f"{network.origin}: {student.slots} slots of up to {student.context} tokens", flush=True)
     return student
@@ -70,7 +74,9 @@ def _serve_http(serve: "Serve", key: str) -> None:
     with listening.bind(serve.host, serve.port) as bound:
         scheduler = Scheduler(_load(serve), serve.waiting)
         terms = api.Terms(serve.label, key, serve.max_new_tokens, serve.seed)
-        scheduler.start()
+        note = Note()
+        scheduler.start(note.compiling if serve.warm else None)
+        note.clear()
         _collect_garbage_seldom()
         try:
             access = guard.Access.of(bound.getsockname()[0], serve.host, serve.origins)

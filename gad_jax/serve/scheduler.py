@@ -3,10 +3,14 @@
 One thread owns the devices. It launches a step before it reads the tokens of the previous one, so
 the devices never wait for the host. The price: a slot whose answer has just ended takes part in one
 more step, whose token is dropped.
+
+The prompts of new requests run in chunks between the steps, so that the answers of others go on. A
+request that fails costs itself alone; what the devices refuse ends the thread.
 """
 
 import collections
 import logging
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,15 +21,16 @@ import numpy as np
 
 from gad_jax.base import shortage
 from gad_jax.distributed import devices
-from gad_jax.rollout import live
-from gad_jax.rollout.live import Live
-from gad_jax.rollout.queue import cache_capacity, is_wasteful
-from gad_jax.rollout.sampling import RowSamplers, Sampler
+from gad_jax.rollout.decoding import LiveDecoder
+from gad_jax.rollout.sampling import Sampler
 from gad_jax.serve.student import ServedStudent
 
 logger = logging.getLogger(__name__)
 
 Reason = Literal["stop", "length", "error"]
+
+MOST_CHUNKS = 4
+"""Chunks that run between two steps, at most: what an answer may be held up by."""
 
 
 class Busy(Exception):
@@ -38,7 +43,8 @@ class Request:
 
     The scheduler's thread calls `on_token(token, log_prob)` for each token and `on_end(reason)`
     once. The reason is "stop" at an end token, which is not passed on; "length"; or "error" if
-    `on_token` raises or decoding ends. Setting `cancelled` frees the slot, and ends the calls.
+    `on_token` raises, if the request cannot be decoded, or if decoding ends. Setting `cancelled`
+    frees the place in the queue or the slot, and ends the calls.
     `end_tokens` are those of the student's chat unless given.
     """
 
@@ -61,19 +67,24 @@ class Scheduler:
         self._most_waiting = waiting
         self._waiting: collections.deque[Request] = collections.deque()
         self._slots: list[Request | None] = [None] * student.slots
+        self._entering: collections.deque[int] = collections.deque()  # slots whose prompt must run
+        self._running: Request | None = None  # whose prompt runs in chunks
         self._changed = threading.Condition()
         self._stopping = False
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="decoding", daemon=True)
+        self._ready = threading.Event()
+        self._say: Callable[[int, int], None] | None = None
 
-    def start(self) -> None:
-        """Starts the thread; returns when a first answer has compiled the programs."""
+    def start(self, say: Callable[[int, int], None] | None = lambda number, all_: None) -> None:
+        """Starts the thread; returns when all programs are compiled.
+
+        `say(number, all)` is told which program is compiled next. With None, each is compiled when
+        a request first needs it.
+        """
+        self._say = say
         self._thread.start()
-        ended = threading.Event()
-        prompt = np.asarray([self.student.chat.end_token], np.int32)
-        nothing = Request(prompt, 1, Sampler(), 0, lambda *_: None, lambda _: ended.set())
-        self.submit(nothing)
-        ended.wait()
+        self._ready.wait()
         self.check()
 
     def stop(self) -> None:
@@ -95,8 +106,10 @@ class Scheduler:
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for a slot."""
-        return len(self._waiting)
+        """Requests that wait for a slot, without those that are cancelled."""
+        with self._changed:
+            self._drop_cancelled()
+            return len(self._waiting)
 
     @property
     def alive(self) -> bool:
@@ -109,9 +122,16 @@ class Scheduler:
         with self._changed:
             self.check()
             if len(self._waiting) >= self._most_waiting:
+                self._drop_cancelled()
+            if len(self._waiting) >= self._most_waiting:
                 raise Busy
             self._waiting.append(request)
             self._changed.notify()
+
+    def _drop_cancelled(self) -> None:
+        if any(request.cancelled.is_set() for request in self._waiting):
+            left = [one for one in self._waiting if not one.cancelled.is_set()]
+            self._waiting = collections.deque(left)
 
     def _run(self) -> None:
         try:
@@ -126,24 +146,37 @@ class Scheduler:
                 left = [*self._slots, *self._waiting]
                 self._stopping = True
             for request in left:
-                if request is not None and not request.cancelled.is_set():
-                    request.on_end("error")
+                if request is not None:
+                    _end(request, "error")
+            self._ready.set()
 
     def _decode(self) -> None:
-        student = self.student
-        self._capacity = cache_capacity(1, student.context)
-        state = live.start(student.config, student.slots, self._capacity)
+        one = self.student
+        decoder = LiveDecoder(one.config, one.weights, one.slots, one.context, one.chunk, one.kept)
+        if self._say is not None:
+            decoder.warm(self._say)
+        self._ready.set()
         before: tuple[Any, list[Request | None]] | None = None
         while self._wait(before is not None):
-            state = self._admit(state)
-            held = list(self._slots)
+            self._take_in()
+            self._prefill(decoder)
+            held = self._decoding()
             now = None
             if any(held):
-                state, *drawn = live.step(student.config, student.weights, state)
-                now = (drawn, held)
+                self._fit(decoder, held)
+                now = (decoder.step(), held)
             if before is not None:
                 self._hand_out(*before)
             before = now
+
+    def _decoding(self) -> list[Request | None]:
+        """Returns the slots whose prompt is in them."""
+        return [None if n in self._entering else one for n, one in enumerate(self._slots)]
+
+    def _fit(self, decoder: LiveDecoder, held: list[Request | None]) -> None:
+        # One more than the answered tokens: a step may be running on the devices.
+        lengths = [len(r.prompt) + r.answered + 1 for r in held if r is not None]
+        decoder.fit(min(max(lengths), self.student.context))
 
     def _wait(self, working: bool) -> bool:
         """Sleeps while there is nothing to do; returns False when the thread is to stop."""
@@ -152,37 +185,57 @@ class Scheduler:
             self._changed.wait_for(lambda: self._stopping or not idle or bool(self._waiting))
             return not self._stopping
 
-    def _admit(self, state: Live) -> Live:
-        """Fills the free slots, and resizes the KV cache to what they need."""
-        entering: list[tuple[int, Request]] = []
+    def _take_in(self) -> None:
+        """Frees the slots of cancelled requests, and gives free slots to those that wait."""
         with self._changed:
+            self._drop_cancelled()
             for slot, request in enumerate(self._slots):
                 if request is not None and request.cancelled.is_set():
-                    self._slots[slot] = request = None
-                while request is None and self._waiting:
-                    request = self._waiting.popleft()
-                    request = None if request.cancelled.is_set() else request
-                    if request is not None:
-                        self._slots[slot] = request
-                        entering.append((slot, request))
-        state = self._fit(state)
-        for slot, request in entering:
-            prefix = self.student.prefill(request.prompt)
-            place = np.asarray([slot, len(request.prompt), request.prompt[-1]], np.int32)
-            sampler = RowSamplers.of(request.sampler)
-            state = live.insert(state, prefix, *place, np.uint32(request.seed), sampler)
-        return state
+                    self._free(slot)
+                if self._slots[slot] is None and self._waiting:
+                    self._slots[slot] = self._waiting.popleft()
+                    self._entering.append(slot)
 
-    def _fit(self, state: Live) -> Live:
-        # One more than the answered tokens: a step may be running on the devices.
-        lengths = [len(r.prompt) + r.answered + 1 for r in self._slots if r is not None]
-        needed = max(lengths, default=0)
-        capacity, wanted = self._capacity, cache_capacity(needed, self.student.context)
-        wasteful = is_wasteful(capacity, needed)
-        if capacity < min(needed, self.student.context) or (wasteful and wanted < capacity):
-            state = live.resize(self.student.config, state, wanted)
-            self._capacity = wanted
-        return state
+    def _free(self, slot: int) -> None:
+        self._slots[slot] = None
+        if slot in self._entering:
+            self._entering.remove(slot)
+
+    def _prefill(self, decoder: LiveDecoder) -> None:
+        """Runs chunks of prompts, the first come first.
+
+        The more slots wait for their prompt and the fewer decode, the more of them.
+        """
+        decoding = self.busy - len(self._entering)
+        for _ in range(min(max(len(self._entering) // max(decoding, 1), 1), MOST_CHUNKS)):
+            if not self._entering:
+                return
+            slot = self._entering[0]
+            request = self._slots[slot]
+            assert request is not None
+            try:
+                self._advance(decoder, slot, request)
+            except jax.errors.JaxRuntimeError:  # the devices': no other request would fare better
+                raise
+            except Exception:
+                logger.exception("a request could not be decoded")
+                self._free(slot)
+                _end(request, "error")
+        if not decoding:  # no step is waited for: a request that comes must find little queued
+            jax.block_until_ready(decoder.prompt.cache.keys[-1])
+
+    def _advance(self, decoder: LiveDecoder, slot: int, request: Request) -> None:
+        """Runs the next chunk of a request, and puts it into its slot after the last one."""
+        if self._running is not request:
+            self._running = request
+            decoder.prompt.begin(request.prompt)
+        if not decoder.prompt.done:
+            decoder.prompt.advance()
+        if decoder.prompt.done:
+            self._running = None
+            self._entering.popleft()
+            self._fit(decoder, self._decoding())
+            decoder.insert(slot, request.prompt, request.sampler, request.seed)
 
     def _hand_out(self, drawn: Any, held: list[Request | None]) -> None:
         """Passes on the tokens of a step, and frees the slots whose answer has ended."""
@@ -193,12 +246,14 @@ class Scheduler:
             reason = self._take(request, int(tokens[slot]), float(logprobs[slot]))
             if reason is not None:
                 self._slots[slot] = None
-                if not request.cancelled.is_set():
-                    request.on_end(reason)
+                _end(request, reason)
 
     def _take(self, request: Request, token: int, logprob: float) -> Reason | None:
         if request.cancelled.is_set():
             return "stop"
+        if not math.isfinite(logprob):
+            logger.error("an answer ended: its sampler leaves no token")
+            return "error"
         request.answered += 1
         ends = request.end_tokens
         if token in (self.student.chat.end_tokens if ends is None else ends):
@@ -209,3 +264,12 @@ class Scheduler:
             logger.exception("an answer ended")
             return "error"
         return "length" if request.answered >= request.max_new_tokens else None
+
+
+def _end(request: Request, reason: Reason) -> None:
+    if request.cancelled.is_set():
+        return
+    try:
+        request.on_end(reason)
+    except Exception:
+        logger.exception("the end of an answer could not be told")

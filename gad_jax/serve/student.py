@@ -6,23 +6,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from gad_jax.base import buckets
 from gad_jax.base.errors import UserError
 from gad_jax.data.chat import Chat
 from gad_jax.data.template import Message
 from gad_jax.distributed import devices
 from gad_jax.models.config import DecoderConfig
-from gad_jax.rollout import memory, prefill
+from gad_jax.rollout import chunks, memory, prefill
+from gad_jax.rollout.prefixes import PromptChunks
 from gad_jax.rollout.ring import DecodeCopy, PromptCache
 from gad_jax.settings import template_arguments
 from gad_jax.settings.fields import FieldError
 from gad_jax.types import Params
-
-LEAST_PROMPT_ROW = 64
 
 MOST_CHATS = 16
 """Chats of requests with arguments that are kept: each is probed once."""
@@ -30,32 +27,47 @@ MOST_CHATS = 16
 
 @dataclass(frozen=True, eq=False)
 class ServedStudent:
-    """What decoding needs. `context` is the most tokens of a prompt and its answer together."""
+    """What decoding needs. `context` is the most tokens of a prompt and its answer together,
+    `chunk` the prompt tokens that run between two steps, and `kept` the tokens of earlier prompts
+    whose keys and values are kept."""
 
     config: DecoderConfig
-    params: Params
     weights: DecodeCopy
     chat: Chat
     mesh: Mesh
     slots: int
     context: int
+    chunk: int = 0
+    kept: int = 0
     _encoding: threading.Lock = field(default_factory=threading.Lock)
     _chats: dict[str, Chat] = field(default_factory=dict)
 
     @classmethod
     def make(
-        cls, config: DecoderConfig, params: Params, chat: Chat, mesh: Mesh, slots: int, context: int
+        cls,
+        config: DecoderConfig,
+        params: Params,
+        chat: Chat,
+        mesh: Mesh,
+        slots: int,
+        context: int,
+        chunk: int = 0,
+        kept: int = 0,
     ) -> "ServedStudent":
-        """Returns the student of a network. Raises UserError if the KV cache cannot fit."""
+        """Returns the student of a network; `params` are freed.
+
+        `slots` and `chunk` of 0 are the platform's defaults. Raises UserError if the KV cache
+        cannot fit.
+        """
         chat.check_vocabulary(config.vocabulary)
         context = min(context, config.max_positions)
         slots = slots or (8 if devices.platform() == "cpu" else memory.default_slots())
         with jax.set_mesh(mesh):
             advice = "lower --slots or --context, or raise --tensor"
-            memory.check_cache(config, slots, context, mesh, advice)
-            params = _in_compute_dtype(config, params)
-            weights = prefill.decode_copy(config, params)
-        return cls(config, params, weights, chat, mesh, slots, context)
+            memory.check_cache(config, slots, context, mesh, advice, beside=context + kept)
+            weights = prefill.only_copy(config, params)
+        chunk = min(chunk or chunks.default_chunk(), context)
+        return cls(config, weights, chat, mesh, slots, context, chunk, kept)
 
     def chat_with(self, arguments: Mapping[str, Any]) -> Chat:
         """Returns the chat with a request's arguments of the template over the student's own.
@@ -98,21 +110,9 @@ class ServedStudent:
             return len(self.chat.encoder.continuation([text])[0])
 
     def prefill(self, tokens: Any) -> PromptCache:
-        """Returns the prompt KV cache. The caller sets the mesh.
-
-        The prompt is padded to a power of two, so that only a few programs are compiled.
-        """
-        length = len(tokens)
-        width = max(LEAST_PROMPT_ROW, buckets.power_of_two(length))
-        rows = np.zeros((3, 1, width), np.int32)
-        rows[0, 0, :length] = tokens
-        rows[1, 0, :length] = np.arange(length)
-        rows[2, 0, :length] = 1
-        arrays = devices.put(tuple(rows), self.mesh, "batch")
-        return prefill.prefill(self.config, self.params, width, *arrays)
-
-
-@jax.jit(static_argnames="config", donate_argnames="params")
-def _in_compute_dtype(config: DecoderConfig, params: Params) -> Params:
-    """Returns the weights in the dtype of computation; frees the float32 weights of training."""
-    return jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(config.compute_dtype)), params)
+        """Returns the prompt KV cache, without the last token. The caller sets the mesh."""
+        prompt = PromptChunks(self.config, self.weights, self.context, self.chunk)
+        prompt.begin(tokens)
+        while not prompt.done:
+            prompt.advance()
+        return prompt.cache

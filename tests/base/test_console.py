@@ -12,7 +12,7 @@ import time
 import pytest
 from rich.console import Console
 
-from gad_jax.base.console import Display, LogHandler, fitting_parts, printable
+from gad_jax.base.console import Display, LogHandler, Note, fitting_parts, printable
 
 STEP = {
     "generator/loss": 0.01234,
@@ -227,3 +227,21 @@ def test_in_a_terminal_progress_is_a_bar() -> None:
     assert "3/7" in text
     assert "12 tokens" in text
     assert "\x1b[?25l" not in text
+
+
+def test_a_note_is_replaced_in_a_terminal_and_a_line_elsewhere(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (f"compiling {number} of 2 programs" for number in (1, 2))
+    for terminal, expected in (
+        (True, f"\r\x1b[K{first}\r\x1b[K{second}\r\x1b[K"),
+        (False, f"{first}\n{second}\n"),
+    ):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
+        note = Note()
+        note.clear()  # nothing is shown yet
+        note.compiling(1, 2)
+        note.compiling(2, 2)
+        note.clear()
+        note.clear()
+        assert capsys.readouterr().out == expected

@@ -17,10 +17,11 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass
 class Server:
-    """A server that listens; `address` is as it printed it."""
+    """A server that listens; `address` is as it printed it, `before` what it said until then."""
 
     process: "subprocess.Popen[str]"
     address: str
+    before: list[str]
 
     def end(self) -> tuple[int, str]:
         """Ends it as a scheduler would; returns the exit code and what it said on stderr."""
@@ -30,10 +31,15 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(*arguments: object, environment: dict[str, str] | None = None) -> Iterator[Server]:
-    """Runs `python -m gad_jax.serve` until the end of the block."""
+def serving(
+    *arguments: object, environment: dict[str, str] | None = None, warm: bool = False
+) -> Iterator[Server]:
+    """Runs `python -m gad_jax.serve` until the end of the block.
+
+    Without `warm` it compiles what it is asked for, which is less.
+    """
     process = subprocess.Popen(
-        [sys.executable, "-m", "gad_jax.serve", "--port=0", *map(str, arguments)],
+        [sys.executable, "-m", "gad_jax.serve", "--port=0", f"--warm={warm}", *map(str, arguments)],
         env=os.environ
         | {"XLA_FLAGS": compiling.XLA_FLAGS, "PYTHONPATH": str(ROOT)}
         | (environment or {}),
@@ -42,14 +48,18 @@ def serving(*arguments: object, environment: dict[str, str] | None = None) -> It
         text=True,
     )
     try:
-        yield Server(process, _address(process))
+        before = _lines(process)
+        yield Server(process, before.pop().split(" ")[0], before)
     finally:
         process.kill()
         process.communicate()
 
 
-def _address(process: Any) -> str:
+def _lines(process: Any) -> list[str]:
+    """Returns the lines up to the one with the address."""
+    lines: list[str] = []
     for line in process.stdout:
+        lines.append(line)
         if " serves " in line:
-            return line.split(" ")[0]
+            return lines
     raise AssertionError(process.stderr.read())

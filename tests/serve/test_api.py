@@ -145,7 +145,8 @@ def test_a_client_that_hangs_up_frees_its_slots(client: httpx2.Client, stream: b
     leaving = httpx2.Client(base_url=client.base_url, timeout=60)
     if stream:
         with leaving.stream("POST", "/v1/chat/completions", json=many) as response:
-            next(response.iter_lines())
+            lines = response.iter_lines()  # an iterator that is dropped hangs up
+            next(lines)
             assert state()["waiting"] > 50
     else:
         with pytest.raises(httpx2.ReadTimeout):

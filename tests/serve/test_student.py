@@ -1,4 +1,4 @@
-"""A student that is ready to serve: its sizes, and prompts padded to few lengths."""
+"""A student that is ready to serve: its sizes, and one program for prompts of all lengths."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +12,7 @@ from gad_jax.data.chat import Chat
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.models import weights
 from gad_jax.models.builtin.tiny import write_tiny
-from gad_jax.rollout import prefill
+from gad_jax.rollout import chunks
 from gad_jax.serve.student import ServedStudent
 
 
@@ -42,13 +42,13 @@ def test_a_cache_that_cannot_fit_is_refused(tiny: Path) -> None:
         served(tiny, slots=10**9, context=1024)
 
 
-def test_prompts_of_all_lengths_share_few_programs(tiny: Path) -> None:
+def test_prompts_of_all_lengths_share_one_program(tiny: Path) -> None:
     student = served(tiny, slots=2, context=256)
-    before = prefill.prefill._cache_size()
+    before = chunks.run._cache_size()
     with jax.set_mesh(student.mesh):
         for length in (1, 5, 63, 64, 65, 100, 128):
             student.prefill(np.arange(length))
-    assert prefill.prefill._cache_size() - before == 2  # of 64 and of 128 tokens
+    assert chunks.run._cache_size() - before == 1
 
 
 def test_threads_share_the_tokenizer(tiny: Path) -> None:
