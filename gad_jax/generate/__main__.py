@@ -42,6 +42,10 @@ class Generate(Checked):
         template_arguments.parse(self.chat_template_kwargs)
         if self.prompt and self.file:
             raise FieldError("prompt", "prompt and file are both given; give one of them", "file")
+        if self.out and not self.file:
+            raise FieldError(
+                "out", f"out={self.out} is for the answers to a file; give file too", "file"
+            )
         Decoding.of(self)  # checks the rest
 
 

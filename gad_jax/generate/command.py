@@ -14,6 +14,7 @@ from gad_jax.base.errors import UserError
 from gad_jax.data import sources
 from gad_jax.data.sources.rows import Rows
 from gad_jax.distributed.mesh import make_mesh
+from gad_jax.generate import conversation
 from gad_jax.models.config import DecoderConfig
 from gad_jax.rollout import memory
 from gad_jax.rollout.answering import Answer, Responder
@@ -32,6 +33,11 @@ def run(generate: "Generate") -> int:
         if Path(generate.out).is_dir():
             raise UserError(f"--out={generate.out} is a directory; name a file in it")
     rows = _read(generate) if generate.file else None
+    if rows is None and not generate.prompt and sys.stdin.isatty() and sys.stdout.isatty():
+        with shortage.explained(lambda: "lower --max_new_tokens or use a smaller --model"):
+            conversation.run(generate)
+        next_command.say("serve", "--model", generate.model, to_stderr=True)
+        return exits.Exit.OK
     mesh = make_mesh()
     with jax.set_mesh(mesh):
         network = loading.load_student(generate.model, mesh)
@@ -41,10 +47,10 @@ def run(generate: "Generate") -> int:
             if rows is not None:
                 _answer_file(generate, rows, answer)
             elif generate.prompt:
-                conversation = [{"role": "user", "content": generate.prompt}]
-                print("\n\n".join(_shown(answer.ask([conversation])[0])))
+                asked = [{"role": "user", "content": generate.prompt}]
+                print("\n\n".join(_shown(answer.ask([asked])[0])))
             else:
-                _answer_interactively(network.origin, answer)
+                _answer_lines(network.origin, answer)
     if sys.stderr.isatty():  # a person reads it, not a program
         next_command.say("serve", "--model", generate.model, to_stderr=True)
     return exits.Exit.OK
@@ -94,7 +100,7 @@ def _answer_file(generate: "Generate", rows: Any, answer: Responder) -> None:
         files.write_atomic(Path(generate.out), "\n".join(lines) + "\n")
 
 
-def _answer_interactively(origin: str, answer: Responder) -> None:
+def _answer_lines(origin: str, answer: Responder) -> None:
     print(f"{origin}. Each line is a new conversation; an empty one or Ctrl-D ends.")
     for line in _typed():
         for text in _shown(answer.ask([[{"role": "user", "content": line}]])[0]):

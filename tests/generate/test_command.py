@@ -138,6 +138,7 @@ def test_mistakes_are_one_sentence(
     long = ask("--model=random-tiny", f"--prompt={'x' * 2000}", "--max_new_tokens=48")
     assert "tokens, and 2000 fit next to --max_new_tokens=48" in long
     assert "missing.jsonl" in ask("--model=random-tiny", "--file", f"{missing}.jsonl")
+    assert "out=x.jsonl is for the answers to a file" in ask("--prompt=x", "--out=x.jsonl")
     for flags in (("--prompt=x", f"--file={prompts_file}"), ("--samples=0",), ("--top_p=0",)):
         ask(*flags)
 
