@@ -1,6 +1,5 @@
 """Arrays from the host to the devices and back, and compiles that are counted."""
 
-
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
