@@ -34,7 +34,7 @@ class PackedRows(NamedTuple):
     `targets` holds the token that follows, `mask` is True where that token belongs to a response;
     `sequences` numbers the response that a position belongs to within the whole step, group by
     group (0 where the mask is False), and `sampled_logprobs` are the targets' under the sampler
-    (0 for a teacher's). `ends` are (row, column) of each response's last token and
+    (0 for a teacher's). `thresholds` are those of `Rollout`. `ends` are (row, column) of each response's last token and
     `groups` the prompts of the micro-batch, both in the order of the groups.
     """
 
@@ -47,19 +47,22 @@ class PackedRows(NamedTuple):
     sampled_logprobs: Float[Array, "U M T"]
     ends: Int[Array, "U G S 2"]
     groups: Int[Array, "U G"]
+    thresholds: Float[Array, "U M T"] | None = None
 
 
 class Rollout(NamedTuple):
     """The student's responses. Tokens after a response's end are the pad token, log-probs 0.
 
     `logprobs` are those of the sampled tokens under the sampling distribution. `lengths` count the
-    end token. `finished` is False for a response cut at the limit.
+    end token. `finished` is False for a response cut at the limit. `thresholds` (of
+    `sampling.thresholds`) say which tokens could be drawn; None: all.
     """
 
     tokens: Int[Array, "B N R"]
     logprobs: Float[Array, "B N R"]
     lengths: Int[Array, "B N"]
     finished: Bool[Array, "B N"]
+    thresholds: Float[Array, "B N R"] | None = None
 
 
 class TrainState(NamedTuple):

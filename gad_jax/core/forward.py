@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from gad_jax.distributed import parallel, sharding
 from gad_jax.models import decoder
 from gad_jax.models.config import DecoderConfig
-from gad_jax.models.logprobs import logprobs_and_entropy
+from gad_jax.models.logprobs import Targets, logprobs_and_entropy, restricted
 from gad_jax.types import Metrics, PackedRows, Params
 
 PerToken = tuple[Float[Array, " n"], dict[str, Float[Array, " n"]]]
@@ -73,6 +73,45 @@ def response_logprobs(
     return parallel.shard_map(in_shard, specs, (per_row, per_row))(x, rows.targets, kernel)
 
 
+def restricted_logprobs(
+    config: DecoderConfig,
+    params: Params,
+    sampler: Params,
+    rows: PackedRows,
+    temperature: float,
+    chunk: int,
+) -> Float[Array, "M T"]:
+    """Returns the log-probability of each target among the tokens that `sampler` could draw there.
+
+    `sampler` are the weights that drew the responses, with `rows.thresholds`. Their pass is needed
+    again: which tokens those are is known from their logits alone.
+    """
+    (x, kernel), (y, sampler_kernel) = (
+        (
+            decoder.hidden(config, each, rows.tokens, rows.positions, rows.segments)[0],
+            decoder.head_kernel(config, decoder.head(config, each)),
+        )
+        for each in (params, sampler)
+    )
+    per_row = parallel.batch_spec(0)
+
+    def in_shard(x: Array, y: Array, targets: Targets, kernel: Array, other: Array) -> Array:
+        def one_chunk(part: Any) -> Array:
+            here, there, targets = part
+            logits, by = (
+                decoder.project(config, *each) / temperature
+                for each in ((here, kernel), (there, other))
+            )
+            return logprobs_and_entropy(restricted(logits, targets, by), targets.tokens)[0]
+
+        parts = jax.tree.map(lambda z: _chunks(z, chunk), (x, y, targets))
+        return _joined(jax.lax.map(one_chunk, parts), targets.tokens.shape)
+
+    specs = (per_row, per_row, per_row, P(), P())
+    targets = Targets(rows.targets, rows.thresholds)
+    return parallel.shard_map(in_shard, specs, per_row)(x, y, targets, kernel, sampler_kernel)
+
+
 def response_sums(
     loss: TokenLoss, params: Params, rows: PackedRows, count: Float[Array, ""], inputs: Any = None
 ) -> tuple[Float[Array, ""], Metrics]:
@@ -86,7 +125,8 @@ def response_sums(
     config = loss.config
     x, _ = decoder.hidden(config, params, rows.tokens, rows.positions, rows.segments)
     head = decoder.head(config, params)
-    return _projected_sums(loss, x, head, count, rows.targets, rows.mask, inputs)
+    targets = Targets(rows.targets, rows.thresholds)
+    return _projected_sums(loss, x, head, count, targets, rows.mask, inputs)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -95,7 +135,7 @@ def _projected_sums(
     x: Float[Array, "M T D"],
     head: Float[Array, "*head"],
     count: Float[Array, ""],
-    targets: Int[Array, "M T"],
+    targets: Targets,
     mask: Bool[Array, "M T"],
     inputs: Any,
 ) -> tuple[Float[Array, ""], Metrics]:
@@ -104,7 +144,7 @@ def _projected_sums(
 
 
 def _projected_sums_forward(
-    loss: TokenLoss, x: Array, head: Array, count: Array, targets: Array, mask: Array, inputs: Any
+    loss: TokenLoss, x: Array, head: Array, count: Array, targets: Any, mask: Array, inputs: Any
 ) -> tuple[tuple[Array, Metrics], tuple[Array, Array, Array]]:
     """Returns the sums, and as residuals their gradients: no logits are kept or computed again."""
     kernel = decoder.head_kernel(loss.config, head)
@@ -138,7 +178,7 @@ def _shard_sums(
     x: Float[Array, "M T D"],
     kernel: Float[Array, "*head"],
     count: Float[Array, ""],
-    targets: Int[Array, "M T"],
+    targets: Targets,
     mask: Bool[Array, "M T"],
     inputs: Any,
 ) -> tuple[tuple[Array, dict[str, Array]], Array, Array]:
@@ -166,13 +206,14 @@ def _chunk_sums(
     hidden: Float[Array, "n D"],
     wide: Float[Array, "*head"],
     count: Float[Array, ""],
-    targets: Int[Array, " n"],
+    targets: Targets,
     mask: Bool[Array, " n"],
     inputs: Any,
 ) -> tuple[Array, Metrics]:
     """Returns a chunk's sums; the matmul runs in `dtype`, its kernel's gradient is float32."""
     logits = decoder.project(loss.config, hidden, wide.astype(dtype)) / loss.temperature
-    logprobs, entropy = logprobs_and_entropy(logits, targets)
+    logits = restricted(logits, targets, jax.lax.stop_gradient(logits))
+    logprobs, entropy = logprobs_and_entropy(logits, targets.tokens)
     each = loss.function(logprobs, entropy, inputs)
     return jax.tree.map(lambda z: jnp.sum(jnp.where(mask, z, 0.0)) / count, each)
 

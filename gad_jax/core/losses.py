@@ -76,14 +76,14 @@ def grpo_loss(
 ) -> tuple[Float[Array, ""], Metrics]:
     """The generator's loss in GAD: clipped surrogate, KL to the reference, entropy bonus.
 
-    `advantages` has one number per response of the step, group by group.
+    `advantages` has one number per response of the step, group by group. All three are of the
+    distribution that was sampled from: with top-k or top-p, softmax over the tokens kept then
+    (`rows.thresholds`).
     """
     reference_logprobs = None
     if reference is not None:
         with jax.named_scope("reference"):
-            reference_logprobs, _ = forward.response_logprobs(
-                program.generator, reference, rows, program.temperature, program.vocabulary_chunk
-            )
+            reference_logprobs = _reference_logprobs(program, params, reference, rows)
     inputs = GrpoInputs(
         advantages=advantages.at[rows.sequences].get(out_sharding=sharding.spec("batch", None)),
         sampled_logprobs=rows.sampled_logprobs,
@@ -92,6 +92,20 @@ def grpo_loss(
     per_token = partial(_grpo_per_token, program)
     loss = TokenLoss(program.generator, program.temperature, program.vocabulary_chunk, per_token)
     return forward.response_sums(loss, params, rows, count, inputs)
+
+
+def _reference_logprobs(
+    program: Program, params: Params, reference: Params, rows: PackedRows
+) -> Array:
+    """Returns the reference's log-probs among the tokens that the sampler could draw.
+
+    k3 is an unbiased estimate of the KL only where both distributions have the same tokens.
+    """
+    options = (rows, program.temperature, program.vocabulary_chunk)
+    if rows.thresholds is None:
+        return forward.response_logprobs(program.generator, reference, *options)[0]
+    sampler = jax.lax.stop_gradient(params)
+    return forward.restricted_logprobs(program.generator, reference, sampler, *options)
 
 
 def _grpo_per_token(

@@ -9,7 +9,7 @@ Shapes come from a small set of row lengths and row counts (`layout.py`). A shap
 used before is preferred where it costs little more, so that a run soon compiles nothing new.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -24,6 +24,7 @@ def pack(
     prompts: list[np.ndarray],
     responses: list[list[np.ndarray]],
     logprobs: list[list[np.ndarray]] | None = None,
+    thresholds: list[list[np.ndarray]] | None = None,
     *,
     row_tokens: int,
     micro_batches: int = 1,
@@ -32,7 +33,8 @@ def pack(
 ) -> PackedRows:
     """Returns the responses of every prompt packed into `micro_batches` of whole groups.
 
-    `logprobs` are the sampler's, one for each token of each response; None for a teacher's.
+    `logprobs` are the sampler's, one for each token of each response; None for a teacher's. So are
+    `thresholds`; None where the sampler left out no token.
     Every prompt has the same number of responses, and every micro-batch the same number of
     prompts and of rows, a multiple of `shards`. `row_tokens` is the usual length of a row, and must
     hold the longest prompt and response together; the length used is a bucket of at most half as
@@ -48,9 +50,13 @@ def pack(
     micro = balance(sizes, micro_batches)
     rows, length, layouts = choose_layout(sizes, micro, row_tokens, shards, known)
     packed = _empty(micro, rows, length, len(responses[0]))
+    given = {"sampled_logprobs": logprobs} if logprobs is not None else {}
+    if thresholds is not None:
+        packed = packed._replace(thresholds=np.zeros_like(packed.sampled_logprobs))
+        given["thresholds"] = thresholds
     for number, (groups, layout) in enumerate(zip(micro, layouts, strict=True)):
         for row, pieces in enumerate(layout):
-            _fill_row(packed, number, row, pieces, groups, prompts, responses, logprobs)
+            _fill_row(packed, number, row, pieces, groups, prompts, responses, given)
     return packed
 
 
@@ -109,7 +115,7 @@ def _fill_row(
     groups: list[int],
     prompts: list[np.ndarray],
     responses: list[list[np.ndarray]],
-    logprobs: list[list[np.ndarray]] | None,
+    given: Mapping[str, list[list[np.ndarray]]],
 ) -> None:
     cursor, segment = 0, 0
     for piece in pieces:
@@ -135,7 +141,7 @@ def _fill_row(
             packed.targets[scored] = response
             packed.mask[scored] = True
             packed.sequences[scored] = piece.group * len(responses[0]) + member
-            if logprobs is not None:
-                packed.sampled_logprobs[scored] = logprobs[piece.group][member]
+            for field, values in given.items():
+                getattr(packed, field)[scored] = values[piece.group][member]
             cursor += length
             packed.ends[number, groups.index(piece.group), member] = (row, cursor - 1)

@@ -7,7 +7,7 @@ time. What the loss does with the results is in `core/objectives.py`.
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,34 @@ def logprobs_and_entropy(
     Example: logits [0 0 0 0], token 2 → log-probability -ln 4, entropy ln 4.
     """
     return _logprobs_and_entropy(logits, tokens)[0]
+
+
+class Targets(NamedTuple):
+    """The tokens to predict, and which tokens of the vocabulary could have been drawn there.
+
+    Those are the token itself and all with a logit of at least the threshold; None: all.
+    """
+
+    tokens: Int[Array, "*n"]
+    thresholds: Float[Array, "*n"] | None
+
+
+LEFT_OUT = -1e30
+"""Logit of a token that could not be drawn. Finite: 0 times it is 0, in the entropy too."""
+
+
+def restricted(
+    logits: Float[Array, "*n V"], targets: Targets, by: Float[Array, "*n V"]
+) -> Float[Array, "*n V"]:
+    """Returns the logits without the tokens that could not be drawn, by the logits of the sampler.
+
+    Softmax then is the sampler's distribution, renormalised. The set itself has no gradient: a
+    small change of the weights does not change it.
+    """
+    if targets.thresholds is None:
+        return logits
+    could = by >= targets.thresholds[..., None]
+    return jnp.where(could | _is_token(by, targets.tokens), logits, LEFT_OUT)
 
 
 def _logprobs_and_entropy(logits: Array, tokens: Array) -> tuple[tuple[Array, Array], Any]:

@@ -10,6 +10,7 @@ from gad_jax.distributed import devices
 from gad_jax.distributed.targets import Target
 from gad_jax.plan import decoding
 from gad_jax.rollout import engine, memory
+from gad_jax.rollout.sampling import Sampler
 from gad_jax.settings.config import Config
 from gad_jax.types import PackedRows
 
@@ -83,12 +84,15 @@ def draw(config: Config, lengths: LognormalLengths, target: Target) -> Workload:
             shards=shards,
         )
 
-    pairs = rows(slice(None), micro_batches)
+    pairs, samples = (rows(part, micro_batches) for part in (slice(None), slice(1, None)))
+    rollout = config.rollout
+    if Sampler(rollout.temperature, rollout.top_k, rollout.top_p).truncates:
+        samples = samples._replace(thresholds=samples.sampled_logprobs)
     first = [group[:1] for group in answers]
     count = layout.fewest_micro_batches(asked, first, micro_batches, pairs.tokens[0].size)
     return Workload(
         pairs,
-        rows(slice(1, None), micro_batches),
+        samples,
         rows(slice(0, 1), count),
         prompts,
         responses[:, 1:],

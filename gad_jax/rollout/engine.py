@@ -31,7 +31,7 @@ from gad_jax.rollout.memory import default_slots
 from gad_jax.rollout.prefill import decode_copy, prefill
 from gad_jax.rollout.queue import Queue, cache_capacity, fewer_slots, is_wasteful, make_queue
 from gad_jax.rollout.ring import DecodeCopy, PromptCache, RingCache, zeros
-from gad_jax.rollout.sampling import GREEDY, Sampler, sample
+from gad_jax.rollout.sampling import GREEDY, Sampler, sample_shaped, shape_logits, thresholds
 from gad_jax.types import Params, Rollout
 
 
@@ -126,6 +126,8 @@ def sample_responses(
         capacity = cache_capacity(needed, program.longest)
         state = resize(config, state, slots, capacity)
     results = (state.tokens, state.logprobs, state.lengths, state.finished)
+    if state.thresholds is not None:
+        results = (*results, state.thresholds)
     ordered: list[Any] = [packed.in_order(x, program.samples) for x in devices.fetch(results)]
     return Rollout(*ordered), tuple(calls)
 
@@ -141,7 +143,8 @@ class Slots(NamedTuple):
 
     `next` is the sample that enters a slot next. `sample` is what a slot decodes, or Q where it is
     idle: writes at Q fall outside the results and are dropped. `generated` counts the tokens of a
-    slot's response. The last four are the results, in the order of the queue.
+    slot's response. The last five are the results, in the order of the queue; without truncation
+    there are no thresholds.
     """
 
     ring: RingCache
@@ -152,6 +155,7 @@ class Slots(NamedTuple):
     logprobs: Float[Array, "Q R"]
     lengths: Int[Array, " Q"]
     finished: Bool[Array, " Q"]
+    thresholds: Float[Array, "Q R"] | None
 
 
 class Status(NamedTuple):
@@ -170,15 +174,17 @@ def start(
     config: DecoderConfig, program: RolloutProgram, slots: int, capacity: int, samples: int
 ) -> Slots:
     """Returns idle slots with an empty KV cache, and empty results; all counts are per shard."""
+    numbers = (samples, program.max_new_tokens)
     return Slots(
         ring=ring.make(config, slots, capacity),
         next=zeros(1),
         sample=zeros(slots) + samples,
         generated=zeros(slots),
-        tokens=zeros(samples, program.max_new_tokens) + program.pad_token,
-        logprobs=zeros(samples, program.max_new_tokens, dtype=jnp.float32),
+        tokens=zeros(*numbers) + program.pad_token,
+        logprobs=zeros(*numbers, dtype=jnp.float32),
         lengths=zeros(samples),
         finished=zeros(samples, dtype=jnp.bool),
+        thresholds=zeros(*numbers, dtype=jnp.float32) if program.sampler.truncates else None,
     )
 
 
@@ -298,12 +304,16 @@ def _step(
     active = state.sample < idle
     grown, logits = ring.forward(config, weights, state.ring)
     uniform = _uniform(program, queue, key, state)
-    token, logprob = sample(logits, uniform, program.sampler)
+    shaped = shape_logits(logits, program.sampler)
+    token, logprob = sample_shaped(shaped, uniform, program.sampler)
     ended = jnp.any(token[:, None] == jnp.asarray(program.end_tokens, jnp.int32), axis=-1)
     generated = state.generated + 1
     limit = queue.limits[_prompt(program, queue, state.sample)]
     done = active & (ended | (generated >= limit))
     place = (state.sample, state.generated)  # an idle slot's is out of bounds: dropped below
+    kept = state.thresholds
+    if kept is not None:
+        kept = kept.at[place].set(thresholds(logits, shaped, program.sampler), mode="drop")
     return state._replace(
         ring=grown._replace(token=token),
         sample=jnp.where(done, idle, state.sample),
@@ -312,6 +322,7 @@ def _step(
         logprobs=state.logprobs.at[place].set(logprob, mode="drop"),
         lengths=state.lengths.at[state.sample].set(generated, mode="drop"),
         finished=state.finished.at[state.sample].set(ended, mode="drop"),
+        thresholds=kept,
     )
 
 

@@ -38,6 +38,11 @@ class Sampler:
         """Whether the likeliest token is taken."""
         return self.temperature < LEAST_TEMPERATURE
 
+    @property
+    def truncates(self) -> bool:
+        """Whether tokens other than the banned ones may be left out."""
+        return not self.greedy and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
+
 
 GREEDY = Sampler(temperature=0.0)
 
@@ -102,10 +107,32 @@ def sample(
     probabilities would not be exact in float32. The Gumbel trick would need a random number for
     every token of the vocabulary.
     """
-    logits = shape_logits(logits, sampler)
-    top, weights = _weights(logits)
-    token = _likeliest(logits) if sampler.greedy else _inverse_cdf(weights, uniform)
-    return _with_logprob(token, logits, top, weights)
+    return sample_shaped(shape_logits(logits, sampler), uniform, sampler)
+
+
+def sample_shaped(
+    shaped: Float[Array, "n V"], uniform: Float[Array, " n"], sampler: Sampler
+) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
+    """Returns what `sample` does, of the logits that `shape_logits` gave."""
+    top, weights = _weights(shaped)
+    token = _likeliest(shaped) if sampler.greedy else _inverse_cdf(weights, uniform)
+    return _with_logprob(token, shaped, top, weights)
+
+
+def thresholds(
+    logits: Float[Array, "n V"], shaped: Float[Array, "n V"], sampler: Sampler
+) -> Float[Array, " n"]:
+    """Returns for each row what divides the tokens that `shape_logits` kept from those left out.
+
+    A token was kept where its logit / temperature is at least the threshold. It lies halfway
+    between the two sets: logits that are computed again, with other rounding, give the same sets.
+    """
+    every = logits.astype(jnp.float32) / sampler.temperature
+    kept = shaped > -jnp.inf
+    least = jnp.min(jnp.where(kept, every, jnp.inf), axis=-1)
+    most = jnp.max(jnp.where(kept, -jnp.inf, every), axis=-1)
+    middle = most + (least - most) / 2
+    return jnp.where(middle > most, middle, jnp.where(most > -jnp.inf, least, -jnp.inf))
 
 
 class RowSamplers(NamedTuple):

@@ -184,9 +184,11 @@ class _Rows:
         return self._pack(batch, [[teacher, *samples] for teacher, samples in groups])
 
     def samples(self, batch: PromptBatch, rollout: Rollout) -> PackedRows:
-        """The samples of every prompt with the sampler's log-probabilities."""
+        """The samples of every prompt with the sampler's log-probabilities and thresholds."""
         samples = _ragged(rollout.tokens, rollout.lengths)
-        return self._pack(batch, samples, _ragged(rollout.logprobs, rollout.lengths))
+        given = [rollout.logprobs]
+        given += [rollout.thresholds] if rollout.thresholds is not None else []
+        return self._pack(batch, samples, *(_ragged(values, rollout.lengths) for values in given))
 
     def metrics(self, seconds: float) -> dict[str, float]:
         """Returns the metrics of packing and updating, which together took so many seconds."""
@@ -203,7 +205,7 @@ class _Rows:
         self,
         batch: PromptBatch,
         responses: Ragged,
-        logprobs: Ragged | None = None,
+        *given: Ragged,
         micro_batches: int = 0,
     ) -> PackedRows:
         started = time.perf_counter()
@@ -211,7 +213,7 @@ class _Rows:
         rows = packing.pack(
             batch.prompts,
             responses,
-            logprobs,
+            *given,
             row_tokens=shared.row_tokens,
             micro_batches=micro_batches or shared.micro_batches,
             shards=data_shards(shared.mesh),

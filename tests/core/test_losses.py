@@ -1,21 +1,27 @@
 """What becomes of scores that are not finite, and of samples that are all the same."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gad_jax.core import forward, steps
+from gad_jax.core import forward, losses, packing, steps
+from gad_jax.distributed import sharding
+from gad_jax.models import decoder
 from gad_jax.models.config import DecoderConfig
-from gad_jax.types import PackedRows, Params
+from gad_jax.rollout.sampling import Sampler, shape_logits, thresholds
+from gad_jax.types import PackedRows, Params, Segments
 from tests.core.builders import (
     GAD,
+    GENERATOR,
     PROMPTS,
     SAMPLES,
     Outcome,
     close,
+    first,
     gradients,
     host,
     identical,
@@ -127,3 +133,95 @@ def test_samples_that_are_all_the_same_teach_the_generator_nothing() -> None:
         assert found.metrics["generator/gradient_norm"] < 1e-5
         assert all(np.isfinite(metric) for metric in found.metrics.values())
         np.testing.assert_allclose(found.metrics["discriminator/loss"], np.log(2), rtol=1e-6)
+
+
+# Truncated sampling: all responses of two tokens, enumerated
+
+SMALL = dataclasses.replace(GENERATOR, vocabulary=7, layers=1)
+TRUNCATED = dataclasses.replace(
+    GAD, generator=SMALL, kl_coefficient=0.7, kl_max=1e6, vocabulary_chunk=16
+)
+PROMPT = np.asarray([3, 5, 1], np.int32)
+RESPONSES = np.asarray([(one, two) for one in range(7) for two in range(7)], np.int32)
+
+
+def response_logits(params: Params) -> jax.Array:
+    """Returns the logits [49 2 V] of both tokens of every response, over the temperature."""
+    tokens = np.concatenate([np.tile(PROMPT, (49, 1)), RESPONSES[:, :1]], axis=1)
+    positions = np.broadcast_to(np.arange(4, dtype=np.int32), tokens.shape)
+    own = np.ones_like(tokens)
+    arrays = jax.tree.map(jnp.asarray, (tokens, positions, Segments(own, own)))
+    return decoder.logits(SMALL, params, *arrays)[:, 2:] / TRUNCATED.temperature
+
+
+def expected_loss(
+    params: Params, reference: Params, kept: jax.Array, advantages: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns minus the mean advantage, plus the KL from the reference at the prefixes that are
+    drawn; and the mean KL to the reference. All of the distributions over the tokens kept.
+
+    The gradient of k3 is that of KL(reference, policy); its value is KL(policy, reference).
+    """
+    policy, other = (
+        jax.nn.log_softmax(jnp.where(kept, response_logits(each), -jnp.inf))
+        for each in (params, reference)
+    )
+    logprobs = jnp.take_along_axis(policy, RESPONSES[..., None], axis=-1)[..., 0]
+    drawn = jnp.exp(logprobs.sum(-1))
+    loss = -jnp.sum(jnp.where(drawn > 0, drawn * advantages, 0.0))
+    both = [jnp.where(kept, each, 0.0) for each in (policy, other)]
+    forward, backward = (
+        jnp.sum(jnp.exp(a) * (a - b) * kept, axis=-1) for a, b in (both, both[::-1])
+    )
+    weights = jax.lax.stop_gradient(drawn)[:, None]
+    kl = jnp.sum(weights * backward)
+    return loss + TRUNCATED.kl_coefficient * kl, jnp.sum(weights * forward)
+
+
+@pytest.mark.parametrize(
+    "sampler", [Sampler(0.8, top_p=0.5), Sampler(0.8, top_p=0.9), Sampler(0.8, top_k=2)]
+)
+def test_truncated_sampling_gives_the_gradient_of_the_sampling_distribution(
+    sampler: Sampler,
+) -> None:
+    params, reference = (
+        jax.tree_util.tree_map_with_path(
+            lambda path, x: x if "norm" in sharding.path_name(path) else 10 * x,
+            decoder.init(SMALL, jax.random.key(seed)),
+        )
+        for seed in (0, 1)
+    )
+    logits = (0.8 * response_logits(params)).reshape(98, 7)
+    shaped = shape_logits(logits, sampler)
+    kept = (shaped > -jnp.inf).reshape(49, 2, 7)
+    assert 0 < np.mean(kept) < 1
+    limits = np.asarray(thresholds(logits, shaped, sampler)).reshape(49, 2)
+    every = np.asarray(jax.nn.log_softmax(shaped)).reshape(49, 2, 7)
+    sampled = np.take_along_axis(every, RESPONSES[..., None], axis=-1)[..., 0]
+    drawn = np.exp(sampled.sum(-1))
+    np.testing.assert_allclose(drawn.sum(), 1, rtol=1e-5)
+    packed = packing.pack(
+        [PROMPT], [list(RESPONSES)], [list(sampled)], [list(limits)], row_tokens=64
+    )
+    rows = first(jax.tree.map(jnp.asarray, packed))
+    advantages = jnp.asarray(np.random.default_rng(0).normal(size=49), jnp.float32)
+
+    def ours(params: Params) -> tuple[jax.Array, jax.Array]:
+        def of(response: jax.Array) -> Any:
+            alone = rows._replace(mask=rows.mask & (rows.sequences == response))
+            count = jnp.float32(1)
+            return losses.grpo_loss(TRUNCATED, params, alone, count, advantages, reference)
+
+        loss, parts = jax.vmap(of)(jnp.arange(49))
+        possible = drawn > 0
+        assert parts["logprobs/gap"].shape == (49,)
+        means = [jnp.sum(jnp.where(possible, drawn * x, 0.0)) for x in parts.values()]
+        return jnp.sum(jnp.where(possible, drawn * loss, 0.0)), dict(zip(parts, means, strict=True))
+
+    found, means = jax.jit(jax.grad(ours, has_aux=True))(params)
+    exact = jax.jit(jax.grad(expected_loss, has_aux=True))
+    wanted, kl = exact(params, reference, kept, advantages)
+    close(found, wanted, 1e-4)
+    assert kl > 0.1
+    np.testing.assert_allclose(means["kl/reference"], kl, rtol=1e-4)
+    assert means["logprobs/gap"] < 1e-5

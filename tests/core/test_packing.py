@@ -67,6 +67,14 @@ def check(
         assert (leaf[~seen] == 0).all()
 
 
+def test_thresholds_stand_where_the_log_probs_stand() -> None:
+    values = [[array(5, 2) / 8, array(6) / 8]]
+    rows = pack([array(7, 8)], [[array(5, 2), array(6)]], values, values, row_tokens=32)
+    np.testing.assert_array_equal(rows.thresholds, rows.sampled_logprobs)
+    assert rows.sampled_logprobs.max() == 6 / 8
+    assert pack([array(7, 8)], [[array(5, 2), array(6)]], values, row_tokens=32).thresholds is None
+
+
 def test_the_example_of_the_docstring() -> None:
     rows = pack([array(7, 8)], [[array(5, 2), array(6)]], row_tokens=32)
     assert rows.tokens.tolist() == [[[7, 8, 5, 2, 8, 6, 0, 0]]]

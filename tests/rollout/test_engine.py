@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,7 +14,7 @@ from gad_jax.models.builtin.tiny import write_tiny
 from gad_jax.plan import decoding
 from gad_jax.rollout import engine, prefill, ring
 from gad_jax.rollout.engine import RolloutProgram
-from gad_jax.rollout.sampling import Sampler
+from gad_jax.rollout.sampling import Sampler, shape_logits
 from gad_jax.types import Rollout, Segments
 from tests.rollout.model import (
     GREEDY,
@@ -45,6 +46,19 @@ def test_logprobs_are_those_of_the_whole_row(models: Any, family: str) -> None:
     assert len({tuple(tokens) for tokens in flat}) == 12
 
 
+def test_thresholds_give_the_tokens_that_could_be_drawn(llama: Model) -> None:
+    sampler = Sampler(temperature=0.8, top_k=200, top_p=0.7)
+    rollout = llama.answer(dataclasses.replace(SAMPLING, sampler=sampler))
+    assert rollout.thresholds is not None
+    assert llama.answer().thresholds is None
+    flat = (x.reshape(12, LIMIT) for x in (rollout.tokens, rollout.logprobs, rollout.thresholds))
+    for row, tokens, logprobs, limits in zip(llama.forced(PROMPTS, rollout), *flat, strict=True):
+        kept = row / 0.8 >= limits[:, None]
+        np.testing.assert_array_equal(kept, np.isfinite(shape_logits(jnp.asarray(row), sampler)))
+        expected = jax.device_get(jax.nn.log_softmax(np.where(kept, row / 0.8, -np.inf)))
+        np.testing.assert_allclose(logprobs, expected[np.arange(LIMIT), tokens], atol=SAME)
+
+
 def test_greedy_takes_the_likeliest_token(llama: Model) -> None:
     rollout = llama.answer(GREEDY)
     for row, tokens, logprobs in zip(
@@ -56,7 +70,7 @@ def test_greedy_takes_the_likeliest_token(llama: Model) -> None:
 
 
 def take(rollout: Rollout, rows: Any, samples: int = 3) -> Rollout:
-    return Rollout(*(x[np.asarray(rows), :samples] for x in rollout))
+    return jax.tree.map(lambda x: x[np.asarray(rows), :samples], rollout)
 
 
 def test_a_sample_is_the_same_in_another_batch(llama: Model, sampled: Rollout) -> None:

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gad_jax.rollout.sampling import GREEDY, RowSamplers, Sampler, sample, sample_rows, shape_logits
+from gad_jax.rollout.sampling import (
+    GREEDY,
+    RowSamplers,
+    Sampler,
+    sample,
+    sample_rows,
+    shape_logits,
+    thresholds,
+)
 
 DRAWS = 10_000
 BELOW_ONE = np.nextafter(np.float32(1), np.float32(0))
@@ -213,3 +221,27 @@ def test_the_smallest_limits_keep_the_likeliest() -> None:
     tokens, logprobs = draws(logits[0], narrow[0], uniform)
     np.testing.assert_array_equal(tokens, likeliest[0])
     np.testing.assert_allclose(logprobs, 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("sampler", [s for s in SAMPLERS if s.truncates and not s.banned])
+def test_a_threshold_gives_the_tokens_kept_and_leaves_room_for_rounding(sampler: Sampler) -> None:
+    logits = jnp.stack([jnp.asarray(logits_row(seed, 300)) for seed in range(8)])
+    shaped = shape_logits(logits, sampler)
+    limits = np.asarray(thresholds(logits, shaped, sampler))[:, None]
+    wanted = np.isfinite(shaped)
+    every = np.asarray(logits) / np.float32(sampler.temperature)
+    np.testing.assert_array_equal(every >= limits, wanted)
+    # halfway: the nearest token on each side is equally far
+    below = limits[:, 0] - np.where(wanted, -np.inf, every).max(axis=1)
+    above = np.where(wanted, every, np.inf).min(axis=1) - limits[:, 0]
+    np.testing.assert_allclose(below, above, rtol=1e-3)
+
+
+def test_thresholds_of_neighbouring_floats_of_ties_and_of_all_tokens() -> None:
+    near = np.nextafter(np.float32(1), np.float32(2))
+    for row, count in (([1, near, 0, 0], 1), ([1, 2, 1, 0], 2), ([1, 1, 1, 1], 2)):
+        logits = jnp.asarray([row], jnp.float32)
+        sampler = Sampler(top_k=count)
+        shaped = shape_logits(logits, sampler)
+        limit = thresholds(logits, shaped, sampler)
+        np.testing.assert_array_equal(logits >= limit[:, None], np.isfinite(shaped))
