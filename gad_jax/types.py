@@ -34,8 +34,8 @@ class PackedRows(NamedTuple):
     `targets` holds the token that follows, `mask` is True where that token belongs to a response;
     `sequences` numbers the response that a position belongs to within the whole step, group by
     group (0 where the mask is False), and `sampled_logprobs` are the targets' under the sampler
-    (0 for a teacher's). `thresholds` are those of `Rollout`. `ends` are (row, column) of each response's last token and
-    `groups` the prompts of the micro-batch, both in the order of the groups.
+    (0 for a teacher's). `ends` are (row, column) of each response's last token and `groups` the
+    prompts of the micro-batch, both in the order of the groups. `thresholds` are `Rollout`'s.
     """
 
     tokens: Int[Array, "U M T"]

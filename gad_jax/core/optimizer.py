@@ -19,7 +19,8 @@ from gad_jax.settings.sections import Optimizer
 def adamw(options: Optimizer, rate: float) -> optax.GradientTransformationExtraArgs:
     """Returns the clip and AdamW as one optax transformation, at a constant learning rate.
 
-    Its `update` takes `finite`: where that is False, the moments do not change.
+    Its `update` takes `finite`: where that is False, the moments do not change. With
+    `applied=False` the result is only to be looked at, and needs no memory.
     """
     return optax.chain(
         _clip(options.max_gradient_norm),
@@ -63,13 +64,15 @@ def _scale_by_adam(options: Optimizer) -> optax.GradientTransformationExtraArgs:
         params: Any = None,
         *,
         finite: Bool[Array, ""] | bool = True,
+        applied: bool = True,
         **_: Any,
     ) -> tuple[Any, optax.OptState]:
         new = plain.update(updates, _cast(state, jnp.float32))[1]
         if stored == jnp.bfloat16:
             new = _rounded(new, updates)
-        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
-        new = jax.lax.optimization_barrier(new)
+        if applied:
+            new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+            new = jax.lax.optimization_barrier(new)
         wide = _cast(new, jnp.float32)
         first = optax.tree.bias_correction(wide.mu, options.beta1, wide.count)
         second = optax.tree.bias_correction(wide.nu, options.beta2, wide.count)

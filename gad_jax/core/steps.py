@@ -4,10 +4,10 @@
 made of the same parts, and `discriminator_step` trains D alone. Each takes the state and packed
 rows, and returns the next state and metrics. Everything static is in a frozen `Program`.
 
-A step is transactional (`updates.commit`): unless every loss and gradient norm is finite, neither
-network nor its optimizer changes, and the step counts as skipped. A non-finite score drops its
-pairs, which are all pairs of the prompt for a teacher's, and gives a sample advantage 0. The step
-still counts where the gradients stay finite.
+A step is transactional (`updates.commit`): unless every loss, gradient norm, updated weight and
+updated moment is finite, neither network nor its optimizer changes, and the step counts as skipped.
+A non-finite score drops its pairs, which are all pairs of the prompt for a teacher's, and gives a
+sample advantage 0. The step still counts where the gradients stay finite.
 """
 
 from functools import partial
