@@ -40,7 +40,8 @@ def stop(error: UserError) -> NoReturn:
 
 
 class NumericsError(RuntimeError):
-    """Too many consecutive steps were skipped for a non-finite gradient; exit code 10."""
+    """Numbers that are not finite: too many skipped steps, or weights that must not be saved or
+    exported; exit code 10."""
 
 
 class CollapseError(RuntimeError):

@@ -38,7 +38,7 @@ def gad_step(
     with jax.named_scope("advantages"):
         rewards = jax.lax.stop_gradient(scores[:, 1:])
         advantages = objectives.group_advantages(rewards, program.advantage_epsilon)
-        metrics = _reward_metrics(rewards, advantages)
+        metrics = _reward_metrics(rewards, advantages) | _over_teacher(scores)
     with jax.named_scope("generator"):
         generator = _reinforce_generator(program, state, samples, advantages)
     return commit(program, state, generator, discriminator, metrics)
@@ -140,6 +140,14 @@ def _score_metrics(scores: Float[Array, "B S"]) -> Metrics:
         "discriminator/student_score": mean(student),
         "discriminator/nonfinite_scores": jnp.sum(~jnp.isfinite(scores)).astype(jnp.float32),
     }
+
+
+def _over_teacher(scores: Float[Array, "B S"]) -> Metrics:
+    """The rewards minus the teacher's score. The loss leaves the level of all scores free, so that
+    `reward/mean` alone drifts; the difference does not."""
+    difference = scores[:, 1:] - scores[:, :1]
+    mean = objectives.masked_mean(difference, jnp.isfinite(difference))
+    return {"reward/minus_teacher": mean}
 
 
 def _reward_metrics(rewards: Float[Array, "B N"], advantages: Float[Array, "B N"]) -> Metrics:

@@ -13,7 +13,8 @@ from gad_jax.metrics.plots import COLOURS, colours, make_axes, to_svg
 TEACHER = "#222222"
 
 CURVES = {
-    "reward/mean": "reward",
+    "reward/minus_teacher": "reward − the teacher's score",
+    "reward/mean": "reward (D's loss leaves its level free)",
     "discriminator/accuracy": "discriminator accuracy",
     "discriminator/margin": "score margin, teacher − student",
     "response/length": "response length, tokens",
@@ -67,7 +68,9 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
     figures = []
     for name, title in CURVES.items():
         points = {
-            label: [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+            label: [
+                (row["step"], value) for row in rows if (value := _value(row, name)) is not None
+            ]
             for label, rows in runs.items()
         }
         if not any(points.values()):
@@ -87,6 +90,15 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
         axes.xaxis.get_major_locator().set_params(integer=True)
         figures.append(to_svg(figure))
     return figures
+
+
+def _value(row: Mapping[str, Any], name: str) -> Any:
+    """Returns a metric of a step. Runs of earlier versions lack one, which follows from others."""
+    value = row.get(name)
+    if value is None and name == "reward/minus_teacher" and row.get("reward/mean") is not None:
+        margin = row.get("discriminator/margin")
+        return None if margin is None else -margin
+    return value
 
 
 def _mark_stages(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from gad_jax.base.errors import StorageError
+from gad_jax.base.errors import NumericsError, StorageError
 from gad_jax.distributed import devices, processes, sharding
 from gad_jax.models import checksums, families
 from gad_jax.models.carried import Carried, write_json
@@ -39,7 +39,7 @@ def save(
     from, `texts` are further files. The directory appears complete or not at all, and replaces an
     older one. Every process of a run calls it; the first one writes. transformers' classes have no
     bias on the score head. The bias is the same for all scores, so config.json keeps it as
-    `score_bias`.
+    `score_bias`. Raises NumericsError for a number that is not finite in the dtype written.
     """
     if not processes.is_first():
         for tensor in _tensors_to_write(config, params):  # each takes part in gathering
@@ -102,7 +102,16 @@ def _tensors_to_write(config: DecoderConfig, params: Params) -> Iterator[_Tensor
 
     @lru_cache(maxsize=1)  # the experts of a layer are fetched together
     def whole(name: str, layer: tuple[int, ...]) -> np.ndarray:
-        return devices.fetch(leaves[name][layer] if layer else leaves[name]).astype(dtype)
+        wide = devices.fetch(leaves[name][layer] if layer else leaves[name])
+        with np.errstate(over="ignore"):
+            found = wide.astype(dtype)
+        if not np.isfinite(found).all():
+            raise NumericsError(
+                f"{name} has a number that {dtype} cannot hold; nothing was written"
+                if np.isfinite(wide).all()
+                else f"{name} has a non-finite number; nothing was written"
+            )
+        return found
 
     def fetch(members: list[str], place: tuple[int, ...]) -> np.ndarray:
         parts = []

@@ -24,6 +24,7 @@ from gad_jax.metrics.responses import repetition, response_metrics
 from gad_jax.models.config import DecoderConfig
 from gad_jax.rollout import engine, prefill
 from gad_jax.rollout.engine import DecodeCall, RolloutProgram
+from gad_jax.training import randomness
 from gad_jax.training.health import Side
 from gad_jax.training.profiler import Profiler
 from gad_jax.training.stages import Span
@@ -123,7 +124,7 @@ class Iteration:
                 # Places in the batch, not rows: a mixture may draw a row twice in a step, and its
                 # samples must differ. Every process has the whole batch, so places are the same.
                 np.arange(len(batch), dtype=np.int32),
-                jax.random.fold_in(state.key, step),
+                randomness.sampling_key(state.key, step),
                 self.rollout,
                 self.mesh,
                 weights,

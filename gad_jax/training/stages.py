@@ -3,16 +3,14 @@
 import dataclasses
 import math
 
-import numpy as np
-
 from gad_jax.core.program import Program
 from gad_jax.data import epochs
 from gad_jax.data.epochs import PromptBatches
 from gad_jax.data.pipeline import Prepared
 from gad_jax.models.config import DecoderConfig
-from gad_jax.settings.config import STAGES, Config
+from gad_jax.settings.config import Config
 from gad_jax.settings.sections import Stage
-from gad_jax.training import state
+from gad_jax.training import randomness, state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +52,8 @@ def spans(
     start = 0
     for stage in config.stages:
         options: Stage = getattr(config, stage)
-        seeds = np.random.SeedSequence([config.seed, STAGES.index(stage)])
-        batches = epochs.batches(
-            data, prompts_per_step=config.batch.prompts, seed=int(seeds.generate_state(1)[0])
-        )
+        seed = randomness.order_seed(config.seed, stage)
+        batches = epochs.batches(data, prompts_per_step=config.batch.prompts, seed=seed)
         end = start + (options.steps or math.ceil(options.epochs * batches.steps_per_epoch))
         program = state.make_program(config, stage, *networks)
         span = Span(stage, start, end, batches, program, options.discriminator_only_steps)

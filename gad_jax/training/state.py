@@ -22,6 +22,7 @@ from gad_jax.models import decoder, source, weights
 from gad_jax.models.config import DecoderConfig
 from gad_jax.settings import config as settings
 from gad_jax.settings import sections
+from gad_jax.training import randomness
 from gad_jax.types import Params, TrainState
 
 
@@ -187,7 +188,7 @@ def load_discriminator(
     params = dict(taken()) if taken else weights.load(directory, mesh)[1]
     params.pop("head", None)
     if "score" not in params:
-        key = jax.random.fold_in(jax.random.key(config.seed), 1)
+        key = randomness.head_key(config.seed)
         head = decoder.init_score(network, key, config.discriminator.head_stddev)
         params["score"] = devices.put(jax.device_get(head), mesh)
     return params

@@ -57,8 +57,8 @@ class Trainer:
     def run(self, stop: StopRequest) -> bool:
         """Runs what is left; returns False when a stop request, of any process, ended it early.
 
-        Raises NumericsError after `max_skips` consecutive skipped steps, and CollapseError when an
-        alarm stops the run.
+        Raises NumericsError after `max_skips` consecutive skipped steps, or where a stage ended in
+        skipped steps, and CollapseError when an alarm stops the run.
         """
         stops.refuse_collapsed(self.health_settings, self.health_state, self.saver.checkpoints)
         if self.step == 0:
@@ -70,6 +70,7 @@ class Trainer:
         first = self.step
         for span in self.spans:
             if self.step >= span.end:
+                self._refuse_skipped_end(span)
                 continue
             if self.step == span.start:
                 self.state = state.begin_stage(
@@ -84,6 +85,7 @@ class Trainer:
                 self._after_step(span, metrics, stop)
                 if self.deadline.stopping:
                     return False
+            self._refuse_skipped_end(span)
         return True
 
     def compare(self) -> None:
@@ -103,6 +105,11 @@ class Trainer:
             return None
         return None if side == "generator" and not span.program.train_discriminator else side
 
+    def _refuse_skipped_end(self, span: Span) -> None:
+        if self.step == span.end:  # else the state is another stage's
+            run = self.saver.checkpoints.directory.parent
+            stops.refuse_skipped_end(span, self.state, span is self.spans[-1], run)
+
     def _arm_watchdog(self, span: Span, compiles: bool) -> None:
         changes = (span.start, span.start + span.discriminator_only_steps)
         compiles = compiles or self.step in changes
@@ -119,7 +126,7 @@ class Trainer:
     def _after_step(self, span: Span, metrics: dict[str, float], stop: StopRequest) -> None:
         """Evaluates, logs and saves what is due after a step. Raises what ends the run."""
         exits.watchdog(60 * self.limits.other_minutes)
-        broken_leaves = stops.take_broken_leaves(metrics, self.state)
+        broken_leaves = stops.take_broken(metrics, self.state)
         self.deadline.poll(stop, metrics["seconds/step"])
         label = span.evaluation_due(self.step, self.evaluate_every)
         # When stopping, save first: the evaluation that is due is made on resume (`_catch_up`).
@@ -135,21 +142,31 @@ class Trainer:
         ending = [event for event in events if event.action == "stop"]
         too_many_skips = metrics["skips/consecutive"] >= self.max_skips
         improves = self.saver.improves(result, self.step, span.stage)
+        unsaved = ""
         if self._save_due(span) or improves or too_many_skips or ending:
-            self.saver.save(
-                self.step, span.stage, self.state, self.health_state, self.iteration.shapes, result
-            )
-            self.deadline.saved()
-            self.saver.report(self.step, self.total_steps, span.stage)
-        if improves:
+            unsaved = self._save(span, result)
+        if improves and not unsaved:
             self._name_best(result)
         checkpoints = self.saver.checkpoints
         if too_many_skips:
             rows = span.batches[self.step - 1 - span.start].indices
             ids = [self.row_ids[index] for index in rows]
-            raise stops.numerics(self.step, metrics, broken_leaves, ids, checkpoints)
+            raise stops.numerics(self.step, metrics, broken_leaves, ids, checkpoints, unsaved)
+        if unsaved:
+            raise stops.not_saved(self.step, unsaved, checkpoints)
         for event in ending:
             raise stops.collapse(self.step, event, checkpoints)
+
+    def _save(self, span: Span, result: heldout.HeldoutResult | None) -> str:
+        """Saves the run, unless it has non-finite numbers; returns where these are, else ''."""
+        broken = stops.broken_state(self.state)
+        if not broken:
+            self.saver.save(
+                self.step, span.stage, self.state, self.health_state, self.iteration.shapes, result
+            )
+            self.deadline.saved()
+            self.saver.report(self.step, self.total_steps, span.stage)
+        return broken
 
     def _save_due(self, span: Span) -> bool:
         due = self.step % self.saver.options.every == 0 or self.step == span.end

@@ -109,6 +109,9 @@ def test_rewards_are_the_scores_of_the_discriminator_before_its_update() -> None
     found = stepped("gad")
     assert moved(networks()[2], found.state.discriminator)
     np.testing.assert_allclose(found.metrics["reward/mean"], rewards.mean(), atol=1e-5)
+    teacher = all_scores_by_hand()[0]
+    wanted = (rewards - teacher).mean()
+    np.testing.assert_allclose(found.metrics["reward/minus_teacher"], wanted, atol=1e-5)
     spread = rewards.std(axis=1, ddof=1).mean()
     np.testing.assert_allclose(found.metrics["reward/std"], spread, rtol=1e-4)
     norm = np.sqrt(np.mean(advantages_by_hand() ** 2))

@@ -1,13 +1,18 @@
 """Steps that are skipped: which network moves, what is counted and named, and what comes after."""
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gad_jax.core import steps
+from gad_jax.core import steps, updates
+from gad_jax.core.optimizer import adamw
 from gad_jax.distributed import devices
 from gad_jax.distributed.mesh import make_mesh
+from gad_jax.settings.sections import Optimizer
 from gad_jax.types import TrainState
 from tests.core.builders import GAD, MESH_GAD, history, host, identical, rows, start, texts
 
@@ -99,3 +104,53 @@ def test_the_first_broken_leaf_of_the_network_at_fault_is_named(how: str) -> Non
     assert broken[part] >= 0
     if part == "generator":
         assert broken["discriminator"] == -1
+
+
+@pytest.mark.parametrize("network", ["generator", "discriminator"])
+@pytest.mark.parametrize(("kind", "value"), [("mu", np.nan), ("nu", np.inf)])
+def test_a_moment_that_is_not_finite_moves_neither_network(
+    network: str, kind: str, value: float
+) -> None:
+    def spoil(path: Any, leaf: jax.Array) -> jax.Array:
+        names = jax.tree_util.keystr(path)
+        return leaf.at[1].set(value) if f".{kind}['final_norm']" in names else leaf
+
+    state = start()
+    moments = getattr(state, f"{network}_optimizer")
+    moments = jax.tree_util.tree_map_with_path(spoil, moments)
+    state = state._replace(**{f"{network}_optimizer": moments})
+    before = host((state, {})).state
+    batch = rows(texts(), "pairs"), rows(texts(), "samples")
+    after = host(steps.gad_step(GAD, state, *batch))
+    identical(after.state._replace(step=0, skips=0), before._replace(step=0, skips=0))
+    assert after.state.skips.tolist() == [1, 1]
+    names = [jax.tree_util.keystr(p) for p, _ in jax.tree.leaves_with_path(after.state.generator)]
+    found = {part: int(after.metrics[f"{part}/broken_update"]) for part in PARTS}
+    assert names[found.pop(network)] == "['final_norm']['scale']"
+    assert {*found.values()} == {-1}
+    assert all(int(after.metrics[f"{part}/broken_leaf"]) == -1 for part in PARTS)
+
+
+PARTS = ("generator", "discriminator")
+
+
+def test_looking_at_an_update_stores_nothing_as_large_as_a_network() -> None:
+    rule = adamw(Optimizer(), 1e-3)
+    params: Any = {"kernel": jax.ShapeDtypeStruct((1024, 1024), jnp.float32)}
+    moments = jax.eval_shape(rule.init, params)
+    number = jax.ShapeDtypeStruct((), jnp.float32)
+    state = TrainState(number, number, params, moments, None, None, None, number)
+    skips = jax.ShapeDtypeStruct((2,), jnp.int32)
+
+    def commit(state: TrainState, gradients: Any, loss: jax.Array) -> Any:
+        update = updates.Update(loss, gradients, {})
+        program = dataclasses.replace(GAD, generator_optimizer=rule)
+        return updates.commit(program, state, update, None, {})
+
+    lowered = jax.jit(commit, donate_argnums=0).lower(state._replace(skips=skips), params, number)
+    compiled = lowered.compile()
+    size = 4 * 2**20
+    assert compiled.memory_analysis().alias_size_in_bytes >= 3 * size
+    assert compiled.memory_analysis().temp_size_in_bytes < size / 8
+    # Once for the norm, four arrays to look, then four to read and three to write.
+    assert compiled.cost_analysis()["bytes accessed"] < 16.1 * size

@@ -30,3 +30,14 @@ def test_a_curve_for_each_metric_that_a_run_has() -> None:
     assert len(curves({"run": rows})) == 1
     assert len(curves({"run": rows, "other": [row | {"kl/reference": 1.0} for row in rows]})) == 2
     assert curves({"run": [{"step": 1, "stage": "gad"}]}) == []
+
+
+def test_the_reward_over_the_teacher_is_drawn_of_old_runs_too() -> None:
+    old = [
+        {"step": n, "stage": "gad", "reward/mean": n, "discriminator/margin": 2.0} for n in (1, 2)
+    ]
+    new = [row | {"reward/minus_teacher": -2.0} for row in old]
+    assert curves({"run": old}) == curves({"run": new})
+    assert len(curves({"run": old})) == 3
+    warmup = [{"step": 1, "stage": "warmup", "discriminator/margin": 2.0}]
+    assert len(curves({"run": warmup})) == 1

@@ -1,5 +1,6 @@
 """Whole runs of the tiny model in this process: metrics, resuming, stops, other devices."""
 
+import dataclasses
 import json
 import time
 
@@ -9,7 +10,7 @@ import pytest
 from gad_jax.base import exits
 from gad_jax.base.errors import NumericsError, UserError
 from gad_jax.distributed.mesh import make_mesh
-from gad_jax.training import digest, setup
+from gad_jax.training import digest, setup, stops
 from tests.training.runs import StopAt, rows, run, scores, settings
 
 
@@ -155,21 +156,44 @@ def test_other_data_is_refused_for_a_run_that_goes_on(whole, tmp_path):
         run(settings(directory, f"--data.train={other}"))
 
 
-def test_a_run_whose_gradients_stay_broken_stops_and_is_saved(tmp_path):
+@pytest.mark.parametrize(
+    ("rate", "last", "sentence"),
+    [
+        # The first update is finite, and its weights then break every step.
+        (
+            "1e16",
+            3,
+            "because .*generator/loss.*the weights of step 1 are saved, but it is they that",
+        ),
+        # No update is finite: the weights are those from the start.
+        ("1e38", 2, "because the generator's update of .* the weights from before the first of"),
+    ],
+)
+def test_a_run_whose_gradients_stay_broken_stops_and_is_saved(tmp_path, rate, last, sentence):
     """A learning rate that overflows the weights in one step breaks every step after it."""
     config = settings(
         tmp_path,
         "--stage=seqkd",
         "--seqkd.steps=9",
-        "--seqkd.generator_learning_rate=1e38",
+        f"--seqkd.generator_learning_rate={rate}",
         "--optimizer.max_skips=2",
         "--data.heldout=",
     )
-    with pytest.raises(NumericsError, match="2 consecutive steps were skipped because generator/"):
+    with pytest.raises(NumericsError, match=f"2 consecutive steps were skipped {sentence}"):
         run(config)
-    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 3
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["step"] == last
     mesh = make_mesh()
     with jax.set_mesh(mesh):
         trainer = setup.build(config, mesh)
     trainer.close()
-    assert trainer.step == 3
+    assert trainer.step == last
+    assert not stops.broken_state(trainer.state)
+    if last == 3:
+        return
+    # Fewer steps than it takes to stop: the run does not end as if it had learned.
+    short = dataclasses.replace(config, run_dir=str(tmp_path / "short"))
+    short = dataclasses.replace(short, seqkd=dataclasses.replace(config.seqkd, steps=1))
+    for _ in range(2):  # nor does it where the same command is given again
+        with pytest.raises(NumericsError, match="step 1: all 1 steps of the stage seqkd were"):
+            run(short)
+    assert not (tmp_path / "short" / "export").exists()

@@ -1,0 +1,39 @@
+"""Every use of a run's seed: one stream of random numbers each, none shared with another.
+
+| stream | what it draws | made by |
+|---|---|---|
+| `order` | the order of the rows in a stage | `order_seed`, a seed of numpy's |
+| `sampling` | the samples of a step | `sampling_key`, a key of jax |
+| `head` | the weights of the discriminator's new head | `head_key`, a key of jax |
+
+The prompts that are held out have a seed of their own (`data.heldout_seed`). So do answers outside
+of training, with the `seed` of their command. Held-out evaluations are greedy and draw nothing.
+"""
+
+import jax
+import numpy as np
+from jax import Array
+
+from gad_jax.settings.config import STAGES
+
+HEAD = 2**32 - 1
+"""What the head's key is folded with: no step, because steps are int32."""
+
+
+def order_seed(seed: int, stage: str) -> int:
+    """Returns the seed of the order of the rows in a stage."""
+    sequence = np.random.SeedSequence([seed, STAGES.index(stage)])
+    return int(sequence.generate_state(1)[0])
+
+
+def sampling_key(root: Array, step: int) -> Array:
+    """Returns the key of the samples of the step after `step`; the root is `jax.random.key(seed)`.
+
+    It is in the training state, so that a resumed run draws what it would have drawn.
+    """
+    return jax.random.fold_in(root, step)
+
+
+def head_key(seed: int) -> Array:
+    """Returns the key of the weights of a new score head."""
+    return jax.random.fold_in(jax.random.key(seed), HEAD)
