@@ -67,7 +67,10 @@ class Collect(RequestSettings):
         8, "attempts per request, not counting those that a rate limit rejects", "attempts"
     )
     max_wait: float = option(
-        900.0, "most time that a request waits between its attempts", "seconds"
+        900.0,
+        "most time that a request waits between its attempts; inf: no limit",
+        "seconds",
+        infinite=True,
     )
     retry_refused: bool = option(
         False, "ask again for prompts that the API refused in an earlier run"

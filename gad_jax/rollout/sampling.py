@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from gad_jax.settings.decoding import LEAST_TEMPERATURE
+
 _BLOCK = 256
-LEAST_TEMPERATURE = 1e-6
-"""A lower one counts as 0 (greedy): divided by it, logits would overflow float32."""
 
 
 @dataclasses.dataclass(frozen=True)

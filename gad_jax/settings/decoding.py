@@ -5,6 +5,9 @@ from typing import Any
 
 from gad_jax.settings.fields import Checked, option
 
+LEAST_TEMPERATURE = 1e-6
+"""A lower one counts as 0 (greedy): divided by it, logits would overflow float32."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Decoding(Checked):

@@ -6,6 +6,7 @@ Where values come from is in `options.py` (flags) and `yaml_files.py`. Imports n
 import dataclasses
 import difflib
 import functools
+import math
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,6 +16,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import TypeAdapter
 
 from gad_jax.base.errors import UserError
+from gad_jax.base.numbers import as_float32
 
 T = TypeVar("T")
 Number = int | float
@@ -72,13 +74,15 @@ def option(
     above: Number | None = None,
     maximum: Number | None = None,
     below: Number | None = None,
+    infinite: bool = False,
 ) -> Any:
     """Returns a dataclass field with its default, its line in `--help`, its unit and its range.
 
     The default `dataclasses.MISSING` makes the option required. A positional option is given by
     its place instead of a flag: `run: str = option(MISSING, "run directory", positional=True)`.
     A common option is in the short `--help`. A filled text is not empty. The range needs a lower
-    end, `minimum` or `above`. A dataclass that derives from `Checked` enforces both.
+    end, `minimum` or `above`. A dataclass that derives from `Checked` enforces both, and `build`
+    does for a value that a user gave. A number is finite, unless inf has a meaning (`infinite`).
     """
     bounded = any(end is not None for end in (minimum, above, maximum, below))
     metadata = {
@@ -88,6 +92,7 @@ def option(
         "common": common,
         "filled": filled,
         "bounds": Bounds(minimum, above, maximum, below) if bounded else None,
+        "infinite": infinite,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -109,11 +114,30 @@ class Checked:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(typing.cast(Any, self)):
-            value, bounds = getattr(self, field.name), field.metadata.get("bounds")
-            if field.metadata.get("filled") and not value.strip():
-                raise FieldError(field.name, f"{field.name} must not be empty")
-            if bounds is not None and value is not None and not bounds.hold(value):
-                raise FieldError(field.name, f"{field.name}={value} must be {bounds}")
+            _check(field, getattr(self, field.name))
+
+
+def _check(field: dataclasses.Field[Any], value: Any) -> None:
+    """Raises FieldError where a value is not in the range that its option declares.
+
+    The float32 of a number is in it too: computed with 1 in place of 0.99999999999, or with 0 in
+    place of 1e-50, a divisor would be 0.
+    """
+    bounds, name = field.metadata.get("bounds"), field.name
+    if field.metadata.get("filled") and not value.strip():
+        raise FieldError(name, f"{name} must not be empty")
+    if bounds is not None and value is not None and not bounds.hold(value):
+        raise FieldError(name, f"{name}={value} must be {bounds}")
+    if not isinstance(value, float) or (math.isinf(value) and field.metadata.get("infinite")):
+        return
+    rounded = as_float32(value)
+    if not math.isfinite(value):
+        raise FieldError(name, f"{name}={value} must be a finite number")
+    if not math.isfinite(rounded) or (bounds is not None and not bounds.hold(rounded)):
+        needed = "a finite number" if bounds is None else str(bounds)
+        raise FieldError(
+            name, f"{name}={value} must be {needed} in float32 too, which rounds it to {rounded:g}"
+        )
 
 
 @dataclass(frozen=True)
@@ -194,6 +218,9 @@ def build(kind: type[T], given: Mapping[str, Given], instance: Any = None, prefi
             raise UserError(f"{leaf.flag} is needed: {field.metadata['help']}")
         values[field.name] = value
     try:
+        for field in dataclasses.fields(typing.cast(Any, kind)):
+            if prefix + field.name in given:
+                _check(field, values[field.name])
         return kind(**values)
     except FieldError as error:
         raise UserError(_blame(error, prefix, given)) from error

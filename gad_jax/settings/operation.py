@@ -6,6 +6,9 @@ from typing import Literal
 
 from gad_jax.settings.fields import Checked, FieldError, option
 
+LONGEST = 1_000_000
+"""Minutes, which are almost two years: timers of the system hold no more than some centuries."""
+
 
 @dataclass(frozen=True)
 class Evaluation(Checked):
@@ -39,6 +42,7 @@ class Checkpoint(Checked):
         "minutes",
         common=True,
         minimum=0,
+        maximum=LONGEST,
     )
     must_save_by: str = option(
         "",
@@ -51,6 +55,7 @@ class Checkpoint(Checked):
         "the run saves this long, and the time of one step, before must_save_by",
         "minutes",
         minimum=0,
+        maximum=LONGEST,
     )
     keep: int = option(2, "newest checkpoints kept", "checkpoints", common=True, above=0)
     keep_best: bool = option(
@@ -70,8 +75,9 @@ class Checkpoint(Checked):
     )
     best_max_length_ratio: float = option(
         1.5,
-        "acceptable: mean answer at most this many times the teacher's mean length",
+        "acceptable: mean answer at most this many times the teacher's mean length; inf: any",
         above=0,
+        infinite=True,
     )
 
     def __post_init__(self) -> None:
@@ -117,12 +123,14 @@ class Limits(Checked):
         "a longer step ends the run and prints the stacks of its threads; 0: never",
         "minutes",
         minimum=0,
+        maximum=LONGEST,
     )
     other_minutes: float = option(
         120.0,
         "the same for start-up, compiling, restoring, evaluating, saving",
         "minutes",
         minimum=0,
+        maximum=LONGEST,
     )
     heartbeat_seconds: int = option(
         60, "a process silent for longer counts as dead", "seconds", above=0

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gad_jax.settings import template_arguments
+from gad_jax.settings.decoding import LEAST_TEMPERATURE
 from gad_jax.settings.fields import Checked, FieldError, option
 
 LONGEST_PROMPT = 2048
@@ -237,6 +238,12 @@ class Rollout(Checked):
                 f"samples={self.samples} must be 2 or more: an advantage compares samples of one "
                 "group",
             )
+        if self.temperature < LEAST_TEMPERATURE:
+            raise FieldError(
+                "temperature",
+                f"temperature={self.temperature:g} is greedy, and all samples of a group would be "
+                f"the same; use {LEAST_TEMPERATURE:g} or more",
+            )
 
 
 @dataclass(frozen=True)
@@ -251,10 +258,13 @@ class Optimizer(Checked):
     )
     weight_decay: float = option(0.01, "decoupled weight decay", minimum=0)
     max_gradient_norm: float = option(
-        0.2, "a gradient of a larger global norm is scaled down to it", above=0
+        0.2,
+        "a gradient of a larger global norm is scaled down to it; inf: never",
+        above=0,
+        infinite=True,
     )
     max_skips: int = option(
-        10, "stop after this many consecutive steps with a non-finite gradient", "steps", above=0
+        10, "stop after this many consecutive steps with non-finite numbers", "steps", above=0
     )
 
 
@@ -277,8 +287,13 @@ class Grpo(Checked):
         common=True,
         minimum=0,
     )
-    kl_max: float = option(10.0, "bound on the k3 estimate of one token", "nats", above=0)
-    log_ratio_max: float = option(20.0, "bound on log-probability differences", "nats", above=0)
+    kl_max: float = option(
+        10.0, "bound on the k3 estimate of one token; inf: none", "nats", above=0, infinite=True
+    )
+    # exp(89) is more than float32 holds.
+    log_ratio_max: float = option(
+        20.0, "bound on log-probability differences", "nats", above=0, maximum=80
+    )
     entropy_coefficient: float = option(0.0, "weight of an entropy bonus", minimum=0)
     advantage_epsilon: float = option(1e-6, "added to a group's standard deviation", above=0)
 

@@ -124,7 +124,13 @@ def test_row_holds_the_longest_sequence(
         ("rollout.top_p", 0.0, "in (0, 1]"),
         ("rollout.top_p", 1.01, "in (0, 1]"),
         ("rollout.top_k", -1, "0 or more"),
+        ("rollout.temperature", 1e-7, "is greedy, and all samples of a group would be the same"),
         ("optimizer.beta2", 1.0, "in [0, 1)"),
+        ("optimizer.beta1", 0.99999999999, "in [0, 1) in float32 too, which rounds it to 1"),
+        ("optimizer.epsilon", 1e-50, "greater than 0 in float32 too, which rounds it to 0"),
+        ("optimizer.weight_decay", 1e39, "0 or more in float32 too, which rounds it to inf"),
+        ("grpo.log_ratio_max", 89.0, "in (0, 80]"),
+        ("limits.step_minutes", 1e9, "in [0, 1000000]"),
         ("optimizer.weight_decay", -0.1, "0 or more"),
         ("grpo.clip_low", 1.0, "in [0, 1)"),
         ("grpo.dual_clip", 1.0, "greater than 1"),
@@ -157,6 +163,29 @@ def test_a_value_outside_of_its_bounds_is_blamed_on_its_flag(leaf: fields.Leaf) 
     with pytest.raises(UserError) as error:
         fields.build(Config, given)
     assert str(error.value) == f"{leaf.flag}={low}: {name}={low} must be {bounds}"
+
+
+NUMBERS = [leaf for leaf in fields.leaves(Config) if isinstance(leaf.value, float)]
+
+
+@pytest.mark.parametrize("leaf", NUMBERS, ids=lambda leaf: leaf.path)
+def test_a_number_is_finite_unless_inf_has_a_meaning(leaf: fields.Leaf) -> None:
+    def build(value: float) -> Config:
+        return fields.build(Config, {leaf.path: fields.Given(value, f"{leaf.flag}={value}")})
+
+    infinite = leaf.metadata["infinite"]
+    assert infinite == ("inf:" in leaf.metadata["help"])
+    if infinite:
+        build(float("inf"))
+    for value in (float("nan"), float("-inf"), *([] if infinite else [float("inf")])):
+        with pytest.raises(UserError, match=rf"{leaf.flag}={value}: .*must be"):
+            build(value)
+
+
+def test_inf_has_a_meaning_for_three_settings() -> None:
+    infinite = [leaf.path for leaf in NUMBERS if leaf.metadata["infinite"]]
+    wanted = ["optimizer.max_gradient_norm", "grpo.kl_max", "checkpoint.best_max_length_ratio"]
+    assert infinite == wanted
 
 
 def test_a_stage_that_trains_nothing_is_refused() -> None:

@@ -286,3 +286,17 @@ def test_a_refusal_about_fields_that_nobody_gave_names_no_flag() -> None:
             raise FieldError("run", "nothing to do; name a run")
 
     assert refusal("--limit=3", kind=Nothing) == "nothing to do; name a run"
+
+
+def test_numbers_of_settings_without_a_base_class_are_checked_where_a_user_gives_them() -> None:
+    @dataclass(frozen=True)
+    class Plain:
+        rate: float = option(1.0, "a rate", minimum=0)
+        wait: float = option(1.0, "a wait", infinite=True)
+
+    assert refusal("--rate=inf", kind=Plain) == "--rate=inf: rate=inf must be a finite number"
+    assert refusal("--rate=-1", kind=Plain) == "--rate=-1: rate=-1.0 must be 0 or more"
+    assert refusal("--wait=1e39", kind=Plain) == (
+        "--wait=1e39: wait=1e+39 must be a finite number in float32 too, which rounds it to inf"
+    )
+    assert fields.build(Plain, {"wait": fields.Given(float("inf"), "")}).wait == float("inf")

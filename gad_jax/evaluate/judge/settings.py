@@ -40,7 +40,10 @@ class Judge(RequestSettings):
         8, "attempts per request, not counting those that a rate limit rejects", "attempts"
     )
     max_wait: float = option(
-        900.0, "most time that a request waits between its attempts", "seconds"
+        900.0,
+        "most time that a request waits between its attempts; inf: no limit",
+        "seconds",
+        infinite=True,
     )
     max_total_tokens: int = option(0, "cap on the tokens of all verdicts; 0: none", "tokens")
     max_cost: float = option(0.0, "cap on the cost of all verdicts, at the prices below; 0: none")

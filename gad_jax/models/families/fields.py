@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from gad_jax.base.errors import UserError
+from gad_jax.base.numbers import as_float32
 
 MISSING: Any = object()
 
@@ -118,9 +119,12 @@ class Fields:
 
 
 def positive(name: str, value: Any) -> float:
-    """Returns a finite number greater than 0 as a float; UserError names the field."""
+    """Returns a finite number greater than 0 as a float; UserError names the field.
+
+    In float32 it is that too: 1e-50 would be 0 there.
+    """
     right = isinstance(value, int | float) and not isinstance(value, bool)
-    if not right or not 0 < value < math.inf:
+    if not right or not 0 < as_float32(value) < math.inf:
         raise UserError(
             f"config.json: {name}={value!r} must be a finite number greater than 0; fetch the "
             "model again"

@@ -197,7 +197,8 @@ def _yarn_attention(factor: float, given: dict[str, Any]) -> float:
     def magnitude(weight: float) -> float:
         return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
-    above, below = given.get("mscale"), given.get("mscale_all_dim")
+    names = ("mscale", "mscale_all_dim")
+    above, below = (positive(name, given[name]) if given.get(name) else 0.0 for name in names)
     return magnitude(above) / magnitude(below) if above and below else magnitude(1.0)
 
 

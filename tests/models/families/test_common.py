@@ -135,6 +135,12 @@ LAYERS = [
     ("llama", {"head_dim": 7}, "do not divide each other"),
     ("llama", {"rms_norm_eps": float("inf")}, "rms_norm_eps=inf must be a finite number"),
     ("llama", {"rms_norm_eps": 0.0}, "rms_norm_eps=0.0 must be a finite number"),
+    ("llama", {"rms_norm_eps": -1e-5}, "rms_norm_eps=-1e-05 must be a finite number"),
+    ("llama", {"rms_norm_eps": 1e-50}, "rms_norm_eps=1e-50 must be a finite number"),
+    ("llama", {"rms_norm_eps": float("nan")}, "rms_norm_eps=nan must be a finite number"),
+    ("llama", {"rope_theta": 1e39}, "rope_theta=1e+39 must be a finite number"),
+    ("llama", {"rope_theta": 10**400}, "must be a finite number"),
+    ("granite", {"logits_scaling": 1e-50}, "logits_scaling=1e-50 must be a finite number"),
     ("llama", {"hidden_act": "gelu"}, "hidden_act='gelu'"),
 ]
 
