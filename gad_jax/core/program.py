@@ -14,7 +14,7 @@ class Program:
 
     `has_discriminator` is True also where an earlier stage trained one: it stays in the state.
     `has_reference` is True where the stage pays the KL term, so that the state holds the weights at
-    the stage's start.
+    the stage's start. With `keep_moments` it begins with the optimizers of the stage before.
     """
 
     generator: DecoderConfig
@@ -36,3 +36,4 @@ class Program:
     train_discriminator: bool = True
     has_discriminator: bool = True
     has_reference: bool = True
+    keep_moments: bool = False

@@ -127,6 +127,14 @@ class Config(Checked):
                 raise FieldError("stage", f"stage={self.stage!r} names {name!r}; use {known}")
         if len(set(self.stages)) < len(self.stages):
             raise FieldError("stage", f"stage={self.stage!r} names a stage twice")
+        first = self.stages[0]
+        if getattr(self, first).keep_moments:
+            raise FieldError(
+                f"{first}.keep_moments",
+                f"{first}.keep_moments=true, but {first} is the first stage and has no moments to "
+                "keep; leave it out, or add the stage before with --stage",
+                "stage",
+            )
         if self.seqkd.train_discriminator or not self.seqkd.train_generator:
             raise FieldError(
                 "seqkd.train_discriminator",

@@ -300,7 +300,7 @@ class Grpo(Checked):
 
 @dataclass(frozen=True)
 class Stage(Checked):
-    """One stage of training; a stage starts with fresh optimizer moments."""
+    """One stage of training; it starts with fresh optimizer moments unless it keeps them."""
 
     epochs: float = option(1.0, "passes over the training rows", "epochs", common=True, above=0)
     steps: int = option(
@@ -320,6 +320,11 @@ class Stage(Checked):
     )
     train_generator: bool = option(True, "false freezes the generator")
     train_discriminator: bool = option(True, "false freezes the discriminator")
+    keep_moments: bool = option(
+        False,
+        "begin with the optimizer moments of the stage before, as the paper's released scripts do; "
+        "false: with fresh ones",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,6 +1,7 @@
 """The training state: how it starts, how a stage begins, and its shapes for a checkpoint to fill.
 
-A stage begins with fresh optimizer moments for the networks that it trains. It gets a reference if
+A stage begins with fresh optimizer moments for the networks that it trains, or keeps those that
+there are. It gets a reference if
 it pays the KL term, and a discriminator if it needs one and no earlier stage had one.
 """
 
@@ -87,6 +88,7 @@ def make_program(
         log_ratio_max=grpo.log_ratio_max,
         entropy_coefficient=grpo.entropy_coefficient,
         advantage_epsilon=grpo.advantage_epsilon,
+        keep_moments=options.keep_moments,
     )
 
 
@@ -120,14 +122,18 @@ def begin_stage(
     discriminator = state.discriminator
     if discriminator is None and program.has_discriminator:
         discriminator = load_discriminator()
-    generator_moments = jax.jit(program.generator_optimizer.init)
-    discriminator_moments = jax.jit(program.discriminator_optimizer.init)
+
+    def moments(optimizer: optax.GradientTransformation, params: Params, before: Any) -> Any:
+        if program.keep_moments and before is not None:
+            return before
+        return jax.jit(optimizer.init)(params)
+
+    generator = program.generator_optimizer, state.generator, state.generator_optimizer
+    other = program.discriminator_optimizer, discriminator, state.discriminator_optimizer
     return state._replace(
-        generator_optimizer=generator_moments(state.generator) if program.train_generator else None,
+        generator_optimizer=moments(*generator) if program.train_generator else None,
         discriminator=discriminator,
-        discriminator_optimizer=(
-            discriminator_moments(discriminator) if program.train_discriminator else None
-        ),
+        discriminator_optimizer=moments(*other) if program.train_discriminator else None,
         reference=_copy(state.generator) if program.has_reference else None,
         skips=devices.put(np.zeros(2, np.int32), mesh),
     )

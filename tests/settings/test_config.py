@@ -137,6 +137,7 @@ def test_row_holds_the_longest_sequence(
         ("seqkd.train_discriminator", True, "generator alone"),
         ("offpolicy.train_generator", True, "discriminator alone"),
         ("gad.train_generator", False, "--stage=offpolicy"),
+        ("warmup.keep_moments", True, "warmup is the first stage and has no moments to keep"),
         ("warmup.epochs", 0.0, "greater than 0"),
         ("evaluation.batch_prompts", 0, "greater than 0"),
         ("checkpoint.keep", 0, "greater than 0"),

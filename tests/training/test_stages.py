@@ -1,10 +1,15 @@
 """The spans of a run: which steps a stage has, who trains in them, what is evaluated after them."""
 
+import dataclasses
+
+import jax
 import numpy as np
 import pytest
 
 from gad_jax.data.pipeline import Prepared
+from gad_jax.distributed.mesh import make_mesh
 from gad_jax.training import reading, stages, state
+from tests.core.builders import GAD, identical, start
 from tests.training.runs import settings
 
 
@@ -48,3 +53,17 @@ def test_an_evaluation_is_due_at_the_end_and_every_so_many_steps(data: Prepared)
     labels = [span.evaluation_due(step, 2) for step in range(1, 6)]
     assert labels == ["", "step 2", "", "step 4", "after gad"]
     assert span.evaluation_due(4, 0) == ""
+
+
+def test_a_stage_begins_with_fresh_moments_or_with_those_of_the_stage_before() -> None:
+    used = start()
+    used = used._replace(
+        generator_optimizer=jax.tree.map(lambda x: x + 1, used.generator_optimizer),
+        discriminator_optimizer=None,  # which the stage before had frozen
+    )
+    mesh = make_mesh(1, 1, 1, jax.devices()[:1])
+    keeping = dataclasses.replace(GAD, keep_moments=True)
+    kept, fresh = (state.begin_stage(used, each, mesh, dict) for each in (keeping, GAD))
+    identical(kept.generator_optimizer, used.generator_optimizer)
+    for moments in (fresh.generator_optimizer, kept.discriminator_optimizer):
+        identical(moments, jax.tree.map(np.zeros_like, moments))
