@@ -82,38 +82,29 @@ def commit(
         metrics = metrics | update.metrics | {f"{name}/loss": update.loss}
         watched.append(jnp.isfinite(update.loss))
         if update.gradients is not None:
-            norm, broken = _gradient_norm(update.gradients)
-            metrics |= {f"{name}/gradient_norm": norm, f"{name}/broken_leaf": broken}
             moments = getattr(state, f"{name}_optimizer")
-            broken = _broken_update(optimizer, update.gradients, getattr(state, name), moments)
-            metrics |= {f"{name}/broken_update": broken}
-            watched += [jnp.isfinite(norm), broken < 0]
+            found = _look(optimizer, update.gradients, getattr(state, name), moments)
+            metrics |= {f"{name}/{key}": value for key, value in found.items()}
+            watched += [jnp.isfinite(found["gradient_norm"]), found["broken_update"] < 0]
     finite = jnp.all(jnp.stack(watched))
+    moved = {}
     with jax.named_scope("optimizer"):
-        new_generator = _apply(
-            program.generator_optimizer,
-            generator,
-            state.generator,
-            state.generator_optimizer,
-            finite,
-        )
-        new_discriminator = _apply(
-            program.discriminator_optimizer,
-            discriminator,
-            state.discriminator,
-            state.discriminator_optimizer,
-            finite,
-        )
+        for name, (update, optimizer) in updates.items():
+            params, moments = getattr(state, name), getattr(state, f"{name}_optimizer")
+            params, moments = _apply(optimizer, update, params, moments, finite)
+            moved |= {name: params, f"{name}_optimizer": moments}
     skips = jnp.where(finite, jnp.stack([state.skips[0], 0]), state.skips + 1)
-    state = state._replace(
-        step=state.step + 1,
-        generator=new_generator[0],
-        generator_optimizer=new_generator[1],
-        discriminator=new_discriminator[0],
-        discriminator_optimizer=new_discriminator[1],
-        skips=skips,
-    )
+    state = state._replace(step=state.step + 1, skips=skips, **moved)
     return state, metrics | {"skips/total": skips[0], "skips/consecutive": skips[1]}
+
+
+def _look(
+    optimizer: optax.GradientTransformationExtraArgs, gradients: Params, params: Any, moments: Any
+) -> Metrics:
+    """Returns the gradient's norm, and which leaf of it and of the update is broken, or -1."""
+    norm, broken = _gradient_norm(gradients)
+    update = _broken_update(optimizer, gradients, params, moments)
+    return {"gradient_norm": norm, "broken_leaf": broken, "broken_update": update}
 
 
 def _gradient_norm(gradients: Params) -> tuple[Float[Array, ""], Array]:
@@ -159,7 +150,8 @@ def _sum_of_both(x: Array, others: list[Array]) -> Array:
     def add(left: Any, right: Any) -> Any:
         return tuple(a + b for a, b in zip(left, right, strict=True))
 
-    return sum(jax.lax.reduce(operands, (zero, zero), add, tuple(range(x.ndim))))
+    first, second = jax.lax.reduce(operands, (zero, zero), add, tuple(range(x.ndim)))
+    return first + second
 
 
 def _apply(

@@ -123,7 +123,7 @@ def begin_stage(
     if discriminator is None and program.has_discriminator:
         discriminator = load_discriminator()
 
-    def moments(optimizer: optax.GradientTransformation, params: Params, before: Any) -> Any:
+    def moments(optimizer: optax.GradientTransformation, params: Any, before: Any) -> Any:
         if program.keep_moments and before is not None:
             return before
         return jax.jit(optimizer.init)(params)
