@@ -20,7 +20,8 @@ class Decoding(Checked):
         1.0, "sample from the most likely tokens of this total probability", above=0, maximum=1
     )
     max_new_tokens: int = option(256, "a longer answer is cut", "tokens", above=0)
-    seed: int = option(0, "seed of the sampling")
+    # jax keeps 32 bits of a seed: 2**32 would be the same as 0.
+    seed: int = option(0, "seed of the sampling", minimum=-(2**31), maximum=2**32 - 1)
 
     @classmethod
     def of(cls, settings: Any) -> "Decoding":

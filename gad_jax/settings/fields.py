@@ -18,6 +18,12 @@ from pydantic import TypeAdapter
 from gad_jax.base.errors import UserError
 from gad_jax.base.numbers import as_float32
 
+MOST = 2**31 - 1
+"""The largest integer that arrays of counts and positions hold."""
+
+_ANY = ("top_k", "heldout_seed")
+"""Integers that no array holds: they are compared, or read as text."""
+
 T = TypeVar("T")
 Number = int | float
 
@@ -114,7 +120,12 @@ class Checked:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(typing.cast(Any, self)):
-            _check(field, getattr(self, field.name))
+            value = getattr(self, field.name)
+            _check(field, value)
+            bounds = field.metadata.get("bounds")
+            unbounded = bounds is not None and bounds.maximum is None
+            if unbounded and isinstance(value, int) and value > MOST and field.name not in _ANY:
+                raise FieldError(field.name, f"{field.name}={value} must be {MOST} or less")
 
 
 def _check(field: dataclasses.Field[Any], value: Any) -> None:

@@ -25,7 +25,7 @@ class Toy:
     samples: int = option(8, "responses per group", "responses")
     generator_learning_rate: float = option(0.01, "of the student (Adam)")
     discriminator_learning_rate: float = option(10.0, "of the table of scores (SGD)")
-    seed: int = option(0, "seed of the sampling")
+    seed: int = option(0, "seed of the sampling", minimum=-(2**31), maximum=2**32 - 1)
     figure: str = option(
         "runs/toy.png", "image to write: png, svg or pdf by its suffix; empty: none"
     )

@@ -126,6 +126,8 @@ def test_row_holds_the_longest_sequence(
         ("rollout.top_k", -1, "0 or more"),
         ("rollout.temperature", 1e-7, "is greedy, and all samples of a group would be the same"),
         ("optimizer.beta2", 1.0, "in [0, 1)"),
+        ("batch.prompts", 2**31, "prompts=2147483648 must be 2147483647 or less"),
+        ("rollout.max_new_tokens", 10**30, "must be 2147483647 or less"),
         ("optimizer.beta1", 0.99999999999, "in [0, 1) in float32 too, which rounds it to 1"),
         ("optimizer.epsilon", 1e-50, "greater than 0 in float32 too, which rounds it to 0"),
         ("optimizer.weight_decay", 1e39, "0 or more in float32 too, which rounds it to inf"),

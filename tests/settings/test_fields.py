@@ -9,6 +9,7 @@ import pytest
 from gad_jax.base.errors import UserError
 from gad_jax.settings import fields, options
 from gad_jax.settings.config import Config
+from gad_jax.settings.decoding import Decoding
 from gad_jax.settings.fields import Bounds, Checked, FieldError, option, section
 
 
@@ -300,3 +301,10 @@ def test_numbers_of_settings_without_a_base_class_are_checked_where_a_user_gives
         "--wait=1e39: wait=1e+39 must be a finite number in float32 too, which rounds it to inf"
     )
     assert fields.build(Plain, {"wait": fields.Given(float("inf"), "")}).wait == float("inf")
+
+
+def test_seeds_that_jax_would_take_for_others_are_refused() -> None:
+    for seed in (2**32, -(2**31) - 1, 10**30):
+        with pytest.raises(ValueError, match=r"must be in \[-2147483648, 4294967295\]"):
+            Decoding(seed=seed)
+    assert Decoding(seed=-1, top_k=10**30).seed == -1
