@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 from transformers import AutoTokenizer
 
+from gad_jax.base.errors import NumericsError
 from gad_jax.distributed import sharding
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.models import families, weights, writing
@@ -94,6 +95,21 @@ def test_kernels_are_transposed_and_stacked(tiny: Any) -> None:
     np.testing.assert_array_equal(bias[0], tensors["model.layers.0.self_attn.k_proj.bias"])
     np.testing.assert_array_equal(params["head"]["kernel"], tensors["lm_head.weight"].T)
     np.testing.assert_array_equal(params["embedding"], tensors["model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [(1e6, "has a number that float16 cannot hold"), (np.nan, "has a non-finite number")],
+)
+def test_no_number_that_is_not_finite_is_written(
+    tiny: Any, carried: Any, tmp_path: Path, value: float, sentence: str
+) -> None:
+    config, params = weights.load(tiny("llama", True))
+    config = dataclasses.replace(config, stored_dtype="float16")
+    broken = params | {"embedding": params["embedding"].at[3, 1].set(value)}
+    with pytest.raises(NumericsError, match=f"embedding {sentence}; nothing was written"):
+        writing.save(tmp_path / "out", config, broken, carried)
+    assert not (tmp_path / "out").exists()
 
 
 def test_bfloat16_rounds_once(tiny: Any, carried: Any, tmp_path: Path) -> None:
