@@ -121,7 +121,8 @@ def refuse_skipped_end(span: Span, state: TrainState, last: bool, run: Path) -> 
     raise NumericsError(
         f"step {span.end}: {which} steps of the stage {span.stage} were skipped as non-finite, so "
         f"the weights are those of step {span.end - skipped}; nothing was exported; lower the "
-        f"learning rates in a new run, or take these weights with python -m gad_jax.export {run}"
+        "learning rates in a new run, or take these weights with python -m gad_jax.export "
+        f"{run}@last"
     )
 
 
