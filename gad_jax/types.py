@@ -68,9 +68,10 @@ class Rollout(NamedTuple):
 class TrainState(NamedTuple):
     """Everything that a run needs to resume: what a checkpoint holds.
 
-    Networks are `Params`. `discriminator` is None in stages without one, `reference` is None unless
-    the stage pays the KL term, and the moments of a frozen network are None. `skips` counts the
-    stage's steps that were skipped as non-finite: all of them, and the consecutive ones up to now.
+    Networks are `Params`; of one with adapters, only what is trained. `discriminator` is None in
+    stages without one, `reference` is None unless the stage pays the KL term, and the moments of a
+    frozen network are None. `skips` counts the stage's steps that were skipped as non-finite: all
+    of them, and the consecutive ones up to now.
     """
 
     step: Int[Array, ""]
@@ -83,6 +84,29 @@ class TrainState(NamedTuple):
     skips: Int[Array, "2"]
 
 
+class Frozen(NamedTuple):
+    """The bases of networks with adapters, which no step changes (`models/adapters.py`).
+
+    A network that is trained in full has None. So has a discriminator that shares the generator's
+    base.
+    """
+
+    generator: Any = None
+    discriminator: Any = None
+
+
+NOTHING = Frozen()
+"""Of networks that are trained in full."""
+
 Metrics = dict[str, Float[Array, ""]]
 
-__all__ = ["Metrics", "PackedRows", "Params", "Rollout", "Segments", "TrainState"]
+__all__ = [
+    "NOTHING",
+    "Frozen",
+    "Metrics",
+    "PackedRows",
+    "Params",
+    "Rollout",
+    "Segments",
+    "TrainState",
+]

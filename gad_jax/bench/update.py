@@ -114,7 +114,7 @@ def ours(chosen: "UpdateBench", directory: Path) -> Ours:
     with jax.set_mesh(mesh):
         networks = state.network_configs(config)
         program = state.make_program(config, "seqkd", *networks)
-        start = state.load(config.student.path, config.seed, mesh)
+        start = state.load(config, networks[0], mesh)
         training = state.begin_stage(
             start, program, mesh, lambda: state.load_discriminator(config, networks[1], mesh)
         )

@@ -38,6 +38,14 @@ class TokenLoss:
     chunk: int
     function: Callable[[Array, Array, Any], PerToken]
 
+    @property
+    def trains_head(self) -> bool:
+        """Whether the vocabulary projection is trained: a network with adapters has a frozen one.
+
+        Its gradient would cost a third of the projection's FLOPs, and a float32 copy.
+        """
+        return self.config.lora is None
+
 
 def response_scores(config: DecoderConfig, params: Params, rows: PackedRows) -> Float[Array, "G S"]:
     """Returns the score of every response of one micro-batch: that of its last token."""
@@ -145,7 +153,7 @@ def _projected_sums(
 
 def _projected_sums_forward(
     loss: TokenLoss, x: Array, head: Array, count: Array, targets: Any, mask: Array, inputs: Any
-) -> tuple[tuple[Array, Metrics], tuple[Array, Array, Array]]:
+) -> tuple[tuple[Array, Metrics], tuple[Array, Array | None, Array]]:
     """Returns the sums, and as residuals their gradients: no logits are kept or computed again."""
     kernel = decoder.head_kernel(loss.config, head)
     per_row = parallel.batch_spec(0)
@@ -154,20 +162,23 @@ def _projected_sums_forward(
     in_shard = parallel.shard_map(partial(_shard_sums, loss), specs, per_row)
     *sums_and_kernel, for_x = in_shard(x, kernel, count, targets, mask, inputs)
     sums, for_kernel = jax.tree.map(lambda z: jnp.sum(z, axis=0), tuple(sums_and_kernel))
-    for_head = sharding.reshard(for_kernel, *decoder.head_axes(loss.config))
+    for_head = None
+    if loss.trains_head:
+        for_head = sharding.reshard(for_kernel, *decoder.head_axes(loss.config))
     return parallel.psum_over_replicas(sums), (for_x, for_head, head)
 
 
 def _projected_sums_backward(
     loss: TokenLoss,
-    residuals: tuple[Array, Array, Array],
+    residuals: tuple[Array, Array | None, Array],
     cotangents: tuple[Array, Metrics],
-) -> tuple[Array, Array, None, None, None, None]:
+) -> tuple[Array, Array | None, None, None, None, None]:
     """Scales the gradients that the forward pass has taken."""
     for_x, for_head, head = residuals
     scale = cotangents[0]
-    scaled = (for_x * scale.astype(for_x.dtype), (for_head * scale).astype(head.dtype))
-    return *scaled, None, None, None, None
+    if for_head is not None:
+        for_head = (for_head * scale).astype(head.dtype)
+    return for_x * scale.astype(for_x.dtype), for_head, None, None, None, None
 
 
 _projected_sums.defvjp(_projected_sums_forward, _projected_sums_backward)
@@ -181,9 +192,20 @@ def _shard_sums(
     targets: Targets,
     mask: Bool[Array, "M T"],
     inputs: Any,
-) -> tuple[tuple[Array, dict[str, Array]], Array, Array]:
-    """Returns a data shard's sums and the kernel's gradient, with a leading axis of one, and the
-    gradient of its hidden states."""
+) -> tuple[tuple[Array, dict[str, Array]], Array | None, Array]:
+    """Returns a data shard's sums and the kernel's gradient (None where it is frozen), with a
+    leading axis of one, and the gradient of its hidden states."""
+    parts = jax.tree.map(lambda z: _chunks(z, loss.chunk), (x, targets, mask, inputs))
+    if not loss.trains_head:
+
+        def one_chunk(part: Any) -> Any:
+            hidden, *others = part
+            gradient = jax.value_and_grad(partial(_chunk_sums, loss, kernel.dtype), has_aux=True)
+            return gradient(hidden, kernel, count, *others)
+
+        sums, for_x = jax.lax.map(one_chunk, parts)
+        sums = jax.tree.map(lambda z: jnp.sum(z, keepdims=True), sums)
+        return sums, None, _joined(for_x, x.shape)
     wide = kernel.astype(jnp.float32)  # gradients of all chunks are added in float32
 
     def add_chunk(total: Array, part: Any) -> tuple[Array, Any]:
@@ -194,7 +216,6 @@ def _shard_sums(
         sums, (for_hidden, for_kernel) = gradient(hidden, wide, count, *others)
         return total + for_kernel, (sums, for_hidden)
 
-    parts = jax.tree.map(lambda z: _chunks(z, loss.chunk), (x, targets, mask, inputs))
     for_kernel, (sums, for_x) = jax.lax.scan(add_chunk, jnp.zeros_like(wide), parts)
     sums = jax.tree.map(lambda z: jnp.sum(z, keepdims=True), sums)
     return sums, for_kernel[None], _joined(for_x, x.shape)

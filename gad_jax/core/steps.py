@@ -8,9 +8,14 @@ A step is transactional (`updates.commit`): unless every loss, gradient norm, up
 updated moment is finite, neither network nor its optimizer changes, and the step counts as skipped.
 A non-finite score drops its pairs, which are all pairs of the prompt for a teacher's, and gives a
 sample advantage 0. The step still counts where the gradients stay finite.
+
+Of a network with adapters, the state holds what is trained, and `frozen` the base: an argument that
+is not donated, and through which no gradient flows. Both networks may share one.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +25,17 @@ from gad_jax.core import losses, objectives
 from gad_jax.core.program import Program
 from gad_jax.core.updates import Update, accumulate, commit
 from gad_jax.distributed import sharding
-from gad_jax.types import Metrics, PackedRows, TrainState
+from gad_jax.models import adapters
+from gad_jax.types import NOTHING, Frozen, Metrics, PackedRows, Params, TrainState
 
 
 @jax.jit(static_argnames="program", donate_argnames="state")
 def gad_step(
-    program: Program, state: TrainState, pairs: PackedRows, samples: PackedRows
+    program: Program,
+    state: TrainState,
+    pairs: PackedRows,
+    samples: PackedRows,
+    frozen: Frozen = NOTHING,
 ) -> tuple[TrainState, Metrics]:
     """One iteration of GAD: both networks' updates, in one program.
 
@@ -34,63 +44,68 @@ def gad_step(
     its update.
     """
     with jax.named_scope("discriminator"):
-        discriminator, scores = _update_discriminator(program, state, pairs)
+        discriminator, scores = _update_discriminator(program, state, pairs, frozen)
     with jax.named_scope("advantages"):
         rewards = jax.lax.stop_gradient(scores[:, 1:])
         advantages = objectives.group_advantages(rewards, program.advantage_epsilon)
         metrics = _reward_metrics(rewards, advantages) | _over_teacher(scores)
     with jax.named_scope("generator"):
-        generator = _reinforce_generator(program, state, samples, advantages)
+        generator = _reinforce_generator(program, state, samples, advantages, frozen)
     return commit(program, state, generator, discriminator, metrics)
 
 
 @jax.jit(static_argnames="program", donate_argnames="state")
 def warmup_step(
-    program: Program, state: TrainState, pairs: PackedRows, teacher: PackedRows
+    program: Program,
+    state: TrainState,
+    pairs: PackedRows,
+    teacher: PackedRows,
+    frozen: Frozen = NOTHING,
 ) -> tuple[TrainState, Metrics]:
     """Warm-up (section 2.3 of the paper): D on the student's own samples, G by cross-entropy."""
     with jax.named_scope("discriminator"):
-        discriminator, _ = _update_discriminator(program, state, pairs)
+        discriminator, _ = _update_discriminator(program, state, pairs, frozen)
     with jax.named_scope("generator"):
-        generator = _imitate_teacher(program, state, teacher)
+        generator = _imitate_teacher(program, state, teacher, frozen)
     return commit(program, state, generator, discriminator, {})
 
 
 @jax.jit(static_argnames="program", donate_argnames="state")
 def discriminator_step(
-    program: Program, state: TrainState, pairs: PackedRows
+    program: Program, state: TrainState, pairs: PackedRows, frozen: Frozen = NOTHING
 ) -> tuple[TrainState, Metrics]:
     """The discriminator's update alone; `pairs` holds teacher and samples of every prompt."""
     with jax.named_scope("discriminator"):
-        discriminator, _ = _update_discriminator(program, state, pairs)
+        discriminator, _ = _update_discriminator(program, state, pairs, frozen)
     return commit(program, state, None, discriminator, {})
 
 
 @jax.jit(static_argnames="program", donate_argnames="state")
 def seqkd_step(
-    program: Program, state: TrainState, teacher: PackedRows
+    program: Program, state: TrainState, teacher: PackedRows, frozen: Frozen = NOTHING
 ) -> tuple[TrainState, Metrics]:
     """Cross-entropy of the generator on the teacher's responses (the SeqKD baseline).
 
     `teacher` holds one response per prompt.
     """
     with jax.named_scope("generator"):
-        generator = _imitate_teacher(program, state, teacher)
+        generator = _imitate_teacher(program, state, teacher, frozen)
     return commit(program, state, generator, None, {})
 
 
 def _update_discriminator(
-    program: Program, state: TrainState, pairs: PackedRows
+    program: Program, state: TrainState, pairs: PackedRows, frozen: Frozen
 ) -> tuple[Update, Float[Array, "B S"]]:
     """Returns the discriminator's update, without gradients where it is frozen, and all scores in
     the order of the prompts, the teacher's first."""
     prompts = pairs.groups.size
     count = jnp.float32(prompts * (pairs.ends.shape[2] - 1))
-    pair_loss = partial(losses.pair_loss, program)
+    pair_loss = _on_base(partial(losses.pair_loss, program))
+    base = _discriminator_base(program, frozen)
     if program.train_discriminator:
-        loss, gradients, scores = accumulate(pair_loss, state.discriminator, pairs, count)
+        loss, gradients, scores = accumulate(pair_loss, state.discriminator, pairs, base, count)
     else:
-        loss, scores = jax.lax.map(lambda r: pair_loss(state.discriminator, r, count), pairs)
+        loss, scores = jax.lax.map(lambda r: pair_loss(state.discriminator, r, base, count), pairs)
         loss, gradients = jnp.sum(loss), None
     order = pairs.groups.reshape(prompts)
     scores = scores.reshape(prompts, scores.shape[-1])
@@ -101,22 +116,50 @@ def _update_discriminator(
     return Update(loss, gradients, _score_metrics(scores)), scores
 
 
-def _imitate_teacher(program: Program, state: TrainState, teacher: PackedRows) -> Update:
+def _on_base(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns loss(trained, rows, base, …) of a loss(network, rows, …)."""
+
+    def joined(trained: Params, rows: PackedRows, base: Params | None, *shared: Any) -> Any:
+        return loss(adapters.join(base, trained), rows, *shared)
+
+    return joined
+
+
+def _discriminator_base(program: Program, frozen: Frozen) -> Params | None:
+    """Returns the discriminator's own base, or the generator's, which it shares."""
+    if program.discriminator.lora is None or frozen.discriminator is not None:
+        return frozen.discriminator
+    return adapters.without_head(frozen.generator)
+
+
+def _imitate_teacher(
+    program: Program, state: TrainState, teacher: PackedRows, frozen: Frozen
+) -> Update:
     count = _response_tokens(teacher)
-    loss, gradients, parts = accumulate(
-        partial(losses.imitation_loss, program), state.generator, teacher, count
-    )
+    loss = _on_base(partial(losses.imitation_loss, program))
+    loss, gradients, parts = accumulate(loss, state.generator, teacher, frozen.generator, count)
     return Update(loss, gradients, jax.tree.map(jnp.sum, parts))
 
 
 def _reinforce_generator(
-    program: Program, state: TrainState, samples: PackedRows, advantages: Float[Array, "B N"]
+    program: Program,
+    state: TrainState,
+    samples: PackedRows,
+    advantages: Float[Array, "B N"],
+    frozen: Frozen,
 ) -> Update:
     count = _response_tokens(samples)
     flat = advantages.reshape(advantages.size)
     reference = state.reference if program.kl_coefficient > 0 else None
+
+    def loss_of(
+        policy: Params, rows: PackedRows, base: Any, other: Any, count: Any, flat: Any
+    ) -> Any:
+        other = None if other is None else adapters.join(base, other)
+        return losses.grpo_loss(program, adapters.join(base, policy), rows, count, flat, other)
+
     loss, gradients, parts = accumulate(
-        partial(losses.grpo_loss, program), state.generator, samples, count, flat, reference
+        loss_of, state.generator, samples, frozen.generator, reference, count, flat
     )
     return Update(loss, gradients, jax.tree.map(jnp.sum, parts))
 

@@ -50,7 +50,8 @@ def accumulate(
             (value, gradients), extra = jax.lax.scan(add, start, rows)
         return value, parallel.psum_over_replicas(gradients), extra
 
-    if "experts" in params.get("layers", {}):
+    trees = (tree for tree in (params, *shared) if isinstance(tree, dict))  # of networks
+    if any("experts" in tree.get("layers", {}) for tree in trees):
         # XLA's partitioner (jaxlib 0.12) aborts on a mixture inside of a manual replica axis. The
         # gradients are then summed over the replicas in every micro-batch.
         return in_replica(params, rows, *shared)

@@ -43,6 +43,13 @@ PARAMETER_AXES: dict[str, tuple[str | None, ...]] = {
     r"layers/(gate|up)/bias": ("layers", "mlp"),
     r"layers/down/kernel": ("layers", "mlp", "embed"),
     r"layers/(output|down)/bias": ("layers", "scale"),
+    r"layers/(query|key|value|gate|up)/lora_a": ("layers", "embed", None),
+    r"layers/output/lora_a": ("layers", "heads", None),
+    r"layers/down/lora_a": ("layers", "mlp", None),
+    r"layers/query/lora_b": ("layers", None, "heads"),
+    r"layers/(key|value)/lora_b": ("layers", None, "kv_heads"),
+    r"layers/(gate|up)/lora_b": ("layers", None, "mlp"),
+    r"layers/(output|down)/lora_b": ("layers", None, "embed"),
     r"layers/experts/router/kernel": ("layers", "embed", None),
     r"layers/experts/(gate|up)/kernel": ("layers", "experts", "embed", None),
     r"layers/experts/down/kernel": ("layers", "experts", None, "embed"),
@@ -114,6 +121,16 @@ def parameter_spec(path: str) -> P:
 def parameter_specs(params: Any) -> Any:
     """Returns the tree of PartitionSpecs of a parameter tree."""
     return jax.tree_util.tree_map_with_path(lambda path, _: parameter_spec(path_name(path)), params)
+
+
+def placed(params: Any, mesh: Mesh) -> Any:
+    """Returns the shapes of a parameter tree with the shardings that its paths give."""
+
+    def one(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
+        where = NamedSharding(mesh, parameter_spec(path_name(path)))
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    return jax.tree_util.tree_map_with_path(one, params)
 
 
 def with_shardings(tree: Any, mesh: Mesh) -> Any:

@@ -38,9 +38,14 @@ def run(export: "Export") -> int:
                 config = dataclasses.replace(config, stored_dtype=export.dtype)
             chat = network.load_chat()
             assert network.made is not None  # it comes from a run
-            made = exporting.Export(config, network.params, chat, network.made, directory)
+            made = exporting.Export(
+                config, network.params, chat, network.made, directory, network.adapter
+            )
             exporting.write(out / name, made)
             print(f"{out / name}: {name} of {network.origin}, {config.stored_dtype}", flush=True)
+            adapter = out / f"{name}-adapter"
+            if exporting.write_adapter(adapter, made):
+                print(f"{adapter}: its adapters, for PEFT", flush=True)
             if name in repositories:
                 message = f"{name} of step {network.made.step}, gad-jax {__version__}"
                 print(push.upload(repositories[name], out / name, message), flush=True)

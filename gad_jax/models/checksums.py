@@ -7,6 +7,8 @@ import hashlib
 import re
 from pathlib import Path
 
+import xxhash
+
 from gad_jax.base.errors import UserError
 
 NAME = "SHA256SUMS"
@@ -43,6 +45,17 @@ def check(directory: Path) -> None:
                 f"{path} is not the file that {NAME} was made for: it is damaged or was changed; "
                 f"fetch the model again, or remove {NAME} if the change is yours"
             )
+
+
+def identity(directory: Path) -> str:
+    """Returns XXH3 (128 bits) of a model's weights and of config.json, whatever their dates."""
+    hasher = xxhash.xxh3_128()
+    for path in sorted([*directory.glob("*.safetensors"), directory / "config.json"]):
+        hasher.update(path.name.encode())
+        with open(path, "rb") as file:
+            while block := file.read(2**24):
+                hasher.update(block)
+    return hasher.hexdigest()
 
 
 def _digest(path: Path) -> str:

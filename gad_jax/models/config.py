@@ -97,6 +97,21 @@ class Experts:
     """Whether the weights of a token's experts are divided by their sum."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters: y = x W + (alpha / rank) (x A) B in the projections `targets`."""
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+    """Names of a layer's projections: query, key, value, output, gate, up, down."""
+
+    @property
+    def scale(self) -> float:
+        """What adapters are multiplied by."""
+        return self.alpha / self.rank
+
+
 def alike(theta: float) -> tuple[LayerKind, ...]:
     """Returns `DecoderConfig.kinds` of a network whose layers all see everything."""
     return (LayerKind(Rope(theta)),)
@@ -154,6 +169,18 @@ class DecoderConfig:
     """Dtype of matmuls and activations; parameters, norms, softmax and scores are float32."""
     remat: Literal["full", "dots", "none"] = "full"
     """What the backward pass computes again: everything, all but matmuls, or nothing."""
+
+    lora: Lora | None = None
+    """None: the network has no adapters, and all of it is trained."""
+
+    @property
+    def merged(self) -> "DecoderConfig":
+        """The same network with its adapters merged into the weights."""
+        return dataclasses.replace(self, lora=None)
+
+    def adapter(self, target: str) -> Lora | None:
+        """Returns the adapter of a projection; None: it has none."""
+        return self.lora if self.lora and target in self.lora.targets else None
 
     def kind(self, layer: int) -> LayerKind:
         """Returns the kind of a layer."""

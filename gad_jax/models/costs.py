@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from gad_jax.models import decoder
+from gad_jax.models import adapters, decoder
 from gad_jax.models.config import DecoderConfig
 from gad_jax.types import PackedRows
 
@@ -52,6 +52,12 @@ def layer_weights(config: DecoderConfig, experts: float | None = None) -> float:
     return float(config.layers * (attention + 3 * config.width * mlp + router))
 
 
+def adapter_weights(config: DecoderConfig) -> int:
+    """Returns the number of weights of all adapters."""
+    layers = adapters.abstract(config)[1]["layers"] if config.lora else {}
+    return sum(leaf.size for leaf in jax.tree.leaves(layers))
+
+
 def touched_experts(config: DecoderConfig, tokens: int) -> float:
     """Returns how many experts of a layer at least one of these tokens visits, on average.
 
@@ -66,10 +72,10 @@ def touched_experts(config: DecoderConfig, tokens: int) -> float:
 def forward_flops(config: DecoderConfig, work: Work) -> float:
     """Returns the FLOPs of a forward pass.
 
-    That is 2 per active weight and token, 4·H·C per attended pair, and the head's projection of
-    the tokens that have logits or a score.
+    That is 2 per active weight and token, those of adapters too, 4·H·C per attended pair, and the
+    head's projection of the tokens that have logits or a score.
     """
-    projections = 2.0 * layer_weights(config) * work.tokens
+    projections = 2.0 * (layer_weights(config) + adapter_weights(config)) * work.tokens
     attention = 4.0 * config.heads * config.head_width * work.attended
     head = 1 if config.head == "score" else config.vocabulary
     return projections + attention + 2.0 * config.width * head * work.scored
@@ -78,9 +84,19 @@ def forward_flops(config: DecoderConfig, work: Work) -> float:
 def training_flops(config: DecoderConfig, work: Work) -> float:
     """Returns the FLOPs of forward and backward pass: three forward passes.
 
-    What rematerialisation computes again is not counted: utilisation is of useful work.
+    Frozen kernels have no gradient, so under adapters they count twice. What rematerialisation
+    computes again is not counted: utilisation is of useful work.
     """
-    return TRAINING * forward_flops(config, work)
+    whole = TRAINING * forward_flops(config, work)
+    if config.lora is None:
+        return whole
+    head = config.width * config.vocabulary * work.scored if config.head == "vocabulary" else 0
+    return whole - 2.0 * (layer_weights(config) * work.tokens + head)
+
+
+def trained_parameters(config: DecoderConfig) -> int:
+    """Returns the number of parameters that have gradients and moments."""
+    return sum(leaf.size for leaf in jax.tree.leaves(adapters.abstract(config)[1]))
 
 
 def packed_work(config: DecoderConfig, rows: PackedRows) -> Work:

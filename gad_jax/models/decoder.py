@@ -12,6 +12,7 @@ Elsewhere: the block of one layer (`layers.py`), positions (`rope.py`), attentio
 (`attention.py`), log-probabilities (`logprobs.py`), weights (`weights.py`, `writing.py`).
 """
 
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
 
@@ -63,6 +64,18 @@ def init_score(config: DecoderConfig, key: Array, stddev: float = 0.02) -> Param
 def abstract(config: DecoderConfig) -> Params:
     """Returns the parameter tree as `jax.ShapeDtypeStruct`, without computing anything."""
     return jax.eval_shape(lambda: init(config, jax.random.key(0)))
+
+
+def selected(tree: Params, wanted: Callable[[str], bool], above: str = "") -> Params:
+    """Returns a parameter tree without the leaves whose path is not wanted."""
+    found: Params = {}
+    for name, part in tree.items():
+        if not isinstance(part, dict):
+            if wanted(above + name):
+                found[name] = part
+        elif inner := selected(part, wanted, f"{above}{name}/"):
+            found[name] = inner
+    return found
 
 
 @lru_cache
@@ -127,7 +140,7 @@ def hidden(
             return block(x, turned, partial(attend, mask))
 
     pattern = jnp.asarray(config.pattern) if len(config.kinds) > 1 else None
-    x, cache = jax.lax.scan(remat(layer, config.remat), x, (params["layers"], pattern))
+    x, cache = jax.lax.scan(remat(layer, config), x, (params["layers"], pattern))
     x = final_norm(config, params, x)
     shape = (rows, length, config.width)
     return x.reshape(shape, out_sharding=sharding.spec("batch", None, None)), cache

@@ -16,11 +16,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from gad_jax.distributed import sharding
 from gad_jax.models import attention
-from gad_jax.models.config import DecoderConfig
+from gad_jax.models.config import DecoderConfig, Lora
 from gad_jax.models.experts import Mixture
 from gad_jax.models.rope import Rotation, rotate
 
@@ -34,6 +35,10 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 initial_weights = nnx.initializers.normal(0.02)
 """Of networks without a checkpoint: tests and benchmarks."""
+
+
+PROJECTION = "projection"
+"""Name of a projection's output, with its adapter, for `remat`."""
 
 
 class Norm(nnx.Module):
@@ -53,24 +58,41 @@ class Norm(nnx.Module):
 class Linear(nnx.Module):
     """x @ kernel (+ bias); `source` and `target` are (logical axis, size) of the kernel's axes.
 
+    With an adapter, scale · (x @ A) @ B is added (`adapters.init` says how A and B start).
+
     The kernel's FSDP shards are gathered where it is used, in the dtype of x: half the bytes in
     bfloat16.
     """
 
     def __init__(
-        self, rngs: nnx.Rngs, source: tuple[str, int], target: tuple[str, int], bias: bool = False
+        self,
+        rngs: nnx.Rngs,
+        source: tuple[str, int],
+        target: tuple[str, int],
+        bias: bool = False,
+        lora: Lora | None = None,
     ):
         (self.input, width_in), (self.output, width_out) = source, target
         self.kernel = nnx.Param(initial_weights(rngs.params(), (width_in, width_out)))
         if bias:
             self.bias = nnx.Param(jnp.zeros(width_out))
-        self.has_bias = bias
+        if lora:
+            self.lora_a = nnx.Param(jnp.zeros((width_in, lora.rank)))
+            self.lora_b = nnx.Param(jnp.zeros((lora.rank, width_out)))
+        self.has_bias, self.lora = bias, lora
 
     def __call__(self, x: Float[Array, "n in"]) -> Float[Array, "n out"]:
         kernel = sharding.gather(self.kernel[...].astype(x.dtype), self.input, self.output)
         # "embed" is split by FSDP in parameters only; an activation's width never is.
-        output = None if self.output == "embed" else self.output
-        y = jnp.einsum("nd,df->nf", x, kernel, out_sharding=sharding.spec("batch", output))
+        out = sharding.spec("batch", None if self.output == "embed" else self.output)
+        y = jnp.einsum("nd,df->nf", x, kernel, out_sharding=out)
+        if self.lora:
+            a = sharding.gather(self.lora_a[...].astype(x.dtype), self.input, None)
+            b = sharding.gather(self.lora_b[...].astype(x.dtype), None, self.output)
+            narrow = jnp.einsum("nd,dr->nr", x, a, out_sharding=sharding.spec("batch", None))
+            narrow = narrow * jnp.asarray(self.lora.scale, x.dtype)
+            y = y + jnp.einsum("nr,rf->nf", narrow, b, out_sharding=out)
+        y = checkpoint_name(y, PROJECTION)
         return y + self.bias[...].astype(x.dtype) if self.has_bias else y
 
 
@@ -86,19 +108,19 @@ class Block(nnx.Module):
         c = self.config = config
         embed, mlp = ("embed", c.width), ("mlp", c.mlp_width)
         heads, kv = ("heads", c.heads * c.head_width), ("kv_heads", c.kv_heads * c.head_width)
-        self.query = Linear(rngs, embed, heads, bias=c.qkv_bias)
-        self.key = Linear(rngs, embed, kv, bias=c.qkv_bias)
-        self.value = Linear(rngs, embed, kv, bias=c.qkv_bias)
-        self.output = Linear(rngs, heads, embed, bias=c.output_bias)
+        self.query = Linear(rngs, embed, heads, bias=c.qkv_bias, lora=c.adapter("query"))
+        self.key = Linear(rngs, embed, kv, bias=c.qkv_bias, lora=c.adapter("key"))
+        self.value = Linear(rngs, embed, kv, bias=c.qkv_bias, lora=c.adapter("value"))
+        self.output = Linear(rngs, heads, embed, bias=c.output_bias, lora=c.adapter("output"))
         if c.qk_norm != "none":
             widths = (c.head_width,) * 2 if c.qk_norm == "head" else (heads[1], kv[1])
             self.query_norm, self.key_norm = map(self._norm, widths)
         if c.experts:
             self.experts = Mixture(c, c.experts, rngs)
         else:
-            self.gate = Linear(rngs, embed, mlp, bias=c.mlp_bias)
-            self.up = Linear(rngs, embed, mlp, bias=c.mlp_bias)
-            self.down = Linear(rngs, mlp, embed, bias=c.mlp_bias)
+            self.gate = Linear(rngs, embed, mlp, bias=c.mlp_bias, lora=c.adapter("gate"))
+            self.up = Linear(rngs, embed, mlp, bias=c.mlp_bias, lora=c.adapter("up"))
+            self.down = Linear(rngs, mlp, embed, bias=c.mlp_bias, lora=c.adapter("down"))
         if c.norms != "after":
             self.attention_norm, self.mlp_norm = map(self._norm, (c.width, c.width))
         if c.norms != "before":
@@ -146,14 +168,19 @@ class Block(nnx.Module):
         return x if scale == 1.0 else x * jnp.asarray(scale, x.dtype)
 
 
-def remat(layer: Callable[..., Any], policy: str) -> Callable[..., Any]:
+def remat(layer: Callable[..., Any], config: DecoderConfig) -> Callable[..., Any]:
     """Returns the layer, with its backward pass recomputing what `DecoderConfig.remat` says."""
+    policy = config.remat
     if policy == "none":
         return layer
     policies = jax.checkpoint_policies
+    # With adapters a projection is the sum of two matmuls; only the sum is saved.
+    sums = policies.save_only_these_names(attention.SAVED, PROJECTION)
     saved = {
         "full": policies.nothing_saveable,
-        "dots": policies.save_from_both_policies(
+        "dots": sums
+        if config.lora
+        else policies.save_from_both_policies(
             policies.dots_with_no_batch_dims_saveable,
             policies.save_only_these_names(attention.SAVED),
         ),

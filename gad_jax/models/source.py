@@ -116,6 +116,12 @@ def _check(directory: Path, name: str) -> Path:
     more = (path.relative_to(directory) for path in directory.glob(_MORE_TEMPLATES))
     for file in (*sorted(files), *more):
         _check_file(directory / file, name)
+    if "config.json" not in files and "adapter_config.json" in files:
+        raise UserError(
+            f"{name!r} is a PEFT adapter without its base; train from it with --student.path=BASE "
+            "--lora.adapter=ADAPTER and the adapter's --lora.rank, or merge it in PEFT "
+            "(merge_and_unload) and give the result"
+        )
     if "config.json" not in files:
         raise UserError(
             f"{name!r} has no config.json, so it is no Hugging Face model; give the directory that "

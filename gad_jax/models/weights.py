@@ -65,12 +65,19 @@ def read_config(directory: str | Path) -> DecoderConfig:
 
 
 def load(
-    directory: str | Path, mesh: jax.sharding.Mesh | None = None, dtype: DTypeLike = jnp.float32
+    directory: str | Path,
+    mesh: jax.sharding.Mesh | None = None,
+    dtype: DTypeLike = jnp.float32,
+    wanted: Callable[[str], bool] = lambda path: True,
+    float32: Callable[[str], bool] = lambda path: False,
 ) -> tuple[DecoderConfig, Params]:
     """Returns the config and the parameters, split over the mesh as `sharding.PARAMETER_AXES` says.
 
-    Without a mesh they live on the default device. A sequence-classification directory gives a
-    score head, its bias taken from config.json (`score_bias`), where `writing.save` keeps it.
+    Without a mesh they live on the default device. Parameters whose path is not `wanted` are left
+    out and not read; those of `float32` are of that dtype, whatever `dtype` says. A
+    sequence-classification directory gives a score head, its bias taken from config.json
+    (`score_bias`), where `writing.save` keeps it.
+
     Raises UserError that names a missing, misshapen, unreadable or non-finite tensor, or a file
     whose checksum is not that of SHA256SUMS.
     """
@@ -80,13 +87,14 @@ def load(
     checksums.check(Path(directory))
     tensors = _Tensors(Path(directory))
     _account(tensors, config)
-    shapes = decoder.abstract(config)
+    shapes = decoder.selected(decoder.abstract(config), wanted)
 
     def one(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         name = sharding.path_name(path)
         if name == "score/bias":
             return _place(lambda _: _score_bias(directory), leaf.shape, name, mesh)
-        read = _reader(tensors, config, name, leaf.shape, dtype)
+        kind = jnp.float32 if float32(name) else dtype
+        read = _reader(tensors, config, name, leaf.shape, kind)
         return _place(read, leaf.shape, name, mesh)
 
     return config, jax.tree_util.tree_map_with_path(one, shapes)

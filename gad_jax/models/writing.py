@@ -3,6 +3,7 @@
 Files are of bounded size. Reading is in `weights.py`.
 """
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -45,17 +46,24 @@ def save(
         for tensor in _tensors_to_write(config, params):  # each takes part in gathering
             tensor.fetch()
         return
-    directory = Path(directory)
+    with replaced(Path(directory)) as staging:
+        _write_texts(staging, config, params, carried)
+        for name, text in (texts or {}).items():
+            (staging / name).write_text(text, encoding="utf-8")
+        _write_shards(staging, config, params)
+
+
+@contextlib.contextmanager
+def replaced(directory: Path) -> Iterator[Path]:
+    """Gives an empty directory, which then takes the place of `directory`, with checksums; where
+    the body raises, `directory` stays as it was."""
     staging, before = (directory.with_name(f".{directory.name}.{e}") for e in ("partial", "before"))
     if before.exists() and not directory.exists():  # killed between the two renames below
         os.replace(before, directory)
     for remains in (staging, before):
         shutil.rmtree(remains, ignore_errors=True)
     staging.mkdir(parents=True)
-    _write_texts(staging, config, params, carried)
-    for name, text in (texts or {}).items():
-        (staging / name).write_text(text, encoding="utf-8")
-    _write_shards(staging, config, params)
+    yield staging
     checksums.write(staging)
     for path in staging.rglob("*"):
         if path.is_file():

@@ -95,20 +95,24 @@ def step(
     """Returns a step of this stage, after its first steps, which train D alone."""
     generator, discriminator = networks
     rates = getattr(config, stage)
-    # A backward pass costs two forward passes; remat=full recomputes the forward pass in it.
-    training = costs.TRAINING + (config.student.remat == "full")
+
+    def training(network: DecoderConfig, done: Work) -> float:
+        """The FLOPs of an update; remat=full recomputes the forward pass in the backward pass."""
+        again = costs.forward_flops(network, done) if config.student.remat == "full" else 0.0
+        return costs.training_flops(network, done) + again
+
     needs: list[Cost] = []
     if rates.train_discriminator or stage == "gad":
         needs += _rollout(config, generator, target, work)
-        passes = training if rates.train_discriminator else 1
-        flops = passes * costs.forward_flops(
-            discriminator, costs.processed_work(discriminator, work.pairs)
-        )
+        count = training if rates.train_discriminator else costs.forward_flops
+        flops = count(discriminator, costs.processed_work(discriminator, work.pairs))
         needs.append(Cost("discriminator", flops, _update_bytes(discriminator, work.pairs, target)))
     if rates.train_generator:
         rows = work.samples if stage == "gad" else work.teacher
-        flops = costs.forward_flops(generator, costs.processed_work(generator, rows))
-        needs.append(Cost("generator", training * flops, _update_bytes(generator, rows, target)))
+        done = costs.processed_work(generator, rows)
+        moved = _update_bytes(generator, rows, target)
+        needs.append(Cost("generator", training(generator, done), moved))
+        flops = costs.forward_flops(generator, done)
         if stage == "gad" and config.grpo.kl_coefficient > 0:
             needs.append(Cost("reference", flops, _read_bytes(generator, rows, target)))
     sent = {program.name: transfer_seconds(program.collectives, chip) for program in programs}
@@ -181,9 +185,10 @@ def _update_bytes(network: DecoderConfig, rows: PackedRows, target: Target) -> f
     """Returns the bytes that an update moves.
 
     The weights are read in three passes of each micro-batch, gradients are read and written in each
-    (2 ×), and the optimizer reads and writes weights, gradients and moments once (8 ×, float32).
+    (2 ×), and the optimizer reads and writes weights, gradients and moments once (8 ×, float32); of
+    a network with adapters, these are the adapters'.
     """
-    float32 = 4.0 * costs.parameters(network)
+    float32 = 4.0 * costs.trained_parameters(network)
     return 3 * _read_bytes(network, rows, target) + float32 * (2 * rows.tokens.shape[0] + 8)
 
 

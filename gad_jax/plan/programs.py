@@ -15,14 +15,15 @@ from gad_jax.core import packing, steps
 from gad_jax.distributed import devices, hlo, sharding
 from gad_jax.distributed.mesh import data_shards
 from gad_jax.distributed.targets import Target
+from gad_jax.models import adapters
 from gad_jax.models.config import DecoderConfig
 from gad_jax.plan.workload import Workload
 from gad_jax.rollout import engine, memory, prefill
 from gad_jax.rollout.queue import cache_capacity, fewer_slots, make_queue
 from gad_jax.rollout.sampling import Sampler
 from gad_jax.settings.config import Config
-from gad_jax.training import state
-from gad_jax.types import TrainState
+from gad_jax.training import bases, state
+from gad_jax.types import Frozen, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +77,7 @@ def compile_all(
         name: packing.abstract(getattr(work, name), mesh)
         for name in ("pairs", "samples", "teacher")
     }
+    frozen = bases.abstract(config, networks, mesh)
     with jax.set_mesh(mesh), devices.compiling_for(target.backend):
         for stage in config.stages:
             program = state.make_program(config, stage, *networks)
@@ -84,15 +86,15 @@ def compile_all(
                 _Call(
                     f"{stage}: {name}",
                     function,
-                    (program, start, *(rows[key] for key in inputs)),
-                    {"state": start, "rows": [rows[key] for key in inputs]},
+                    (program, start, *(rows[key] for key in inputs), frozen),
+                    {"state": start, "rows": [rows[key] for key in inputs], "base": frozen},
                 )
                 for name, function, inputs in _updates(config, stage)
             ]
             samples |= stage == "gad" or getattr(config, stage).train_discriminator
             # Once, with the last stage's state, which is the largest.
             if samples and stage == config.stages[-1]:
-                calls += _rollout(config, program.generator, start, mesh, work)
+                calls += _rollout(config, program.generator, start, frozen, mesh, work)
             for call in calls:
                 report(call.name)
                 done.append(_compile(call, target))
@@ -118,7 +120,12 @@ def _updates(config: Config, stage: str) -> list[tuple[str, Any, list[str]]]:
 
 
 def _rollout(
-    config: Config, network: DecoderConfig, start: TrainState, mesh: Mesh, work: Workload
+    config: Config,
+    network: DecoderConfig,
+    start: TrainState,
+    frozen: Frozen,
+    mesh: Mesh,
+    work: Workload,
 ) -> list[_Call]:
     """Returns the calls of a rollout: the decode copy of the weights, prefill, the decode loop."""
     settings = engine.RolloutProgram(
@@ -131,8 +138,8 @@ def _rollout(
         longest=config.longest,
     )
     packed, rows, queue = _abstract_queue(settings, mesh, work)
-    generator = start.generator
-    resident = devices.device_bytes(start._replace(generator=None))
+    generator = adapters.join(frozen.generator, start.generator)
+    resident = devices.device_bytes((start._replace(generator=None), frozen.discriminator))
 
     def shapes(function: Callable[..., Any], *arguments: Any) -> Any:
         return sharding.with_shardings(jax.eval_shape(function, *arguments), mesh)
@@ -179,7 +186,8 @@ def _compile(call: _Call, target: Target) -> Compiled:
         if isinstance(tree, TrainState):
             kinds |= _state_bytes(tree)
         else:
-            kinds[kind] = devices.device_bytes(tree)
+            if size := devices.device_bytes(tree):
+                kinds[kind] = size
     if call.resident:
         kinds["resident"] = call.resident
     started = time.perf_counter()

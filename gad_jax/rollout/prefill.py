@@ -3,6 +3,7 @@
 Both are made once per rollout and only read by the decode loop (`engine.py`, `live.py`).
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,8 +12,8 @@ from jaxtyping import Array, Float, Int
 
 from gad_jax.distributed import parallel, sharding
 from gad_jax.distributed.mesh import data_shards
-from gad_jax.models import decoder
-from gad_jax.models.config import DecoderConfig
+from gad_jax.models import adapters, decoder
+from gad_jax.models.config import DecoderConfig, Lora
 from gad_jax.rollout.ring import DecodeCopy, PromptCache
 from gad_jax.types import Params, Segments
 
@@ -23,19 +24,41 @@ def decode_copy(config: DecoderConfig, params: Params) -> DecodeCopy:
 
     Decoding reads all weights once per token, so their FSDP shards are gathered once per rollout
     and not once per token. Separate layers let the decode loop update its KV cache in place.
+    Adapters are merged: the loop then reads one weight per token, where unmerged ones would add two
+    small matmuls to each projection. Decode with `config.merged`.
     """
-
-    def copy(path: Any, leaf: Array) -> Array:
-        axes = sharding.parameter_axes(sharding.path_name(path))
-        # norms are computed in float32, so their scales stay float32
-        dtype = leaf.dtype if axes[-1] == "scale" else jnp.dtype(config.compute_dtype)
-        return sharding.gather(leaf.astype(dtype), *axes)
-
-    whole = jax.tree_util.tree_map_with_path(copy, params)
+    if config.lora is not None:
+        return _merged_copy(config, config.lora, params)
+    whole = jax.tree_util.tree_map_with_path(partial(_copied, config, ()), params)
     layers = whole.pop("layers")
     split = tuple(jax.tree.map(lambda x, i=i: x[i], layers) for i in range(config.layers))
-    head = whole["embedding"] if config.tied else whole.pop("head")["kernel"].T
-    return DecodeCopy(split, whole, head)
+    return DecodeCopy(split, whole, _head(config, whole))
+
+
+def _merged_copy(config: DecoderConfig, lora: Lora, params: Params) -> DecodeCopy:
+    """Returns `decode_copy` with adapters merged, layer by layer: a float32 sum of all layers at
+    once would be larger than the copy itself."""
+
+    def layer(number: int) -> Params:
+        own = jax.tree.map(lambda x: x[number], params["layers"])
+        merged = adapters.merge_layer(lora, own)
+        return jax.tree_util.tree_map_with_path(partial(_copied, config, ("layers",)), merged)
+
+    rest = {name: part for name, part in params.items() if name not in ("layers", "score")}
+    rest = jax.tree_util.tree_map_with_path(partial(_copied, config, ()), rest)
+    return DecodeCopy(tuple(map(layer, range(config.layers))), rest, _head(config, rest))
+
+
+def _copied(config: DecoderConfig, above: tuple[str, ...], path: Any, leaf: Array) -> Array:
+    """Returns a parameter as decoding reads it; one of a layer alone has `above` = ("layers",)."""
+    axes = sharding.parameter_axes("/".join((*above, sharding.path_name(path))))[len(above) :]
+    # norms are computed in float32, so their scales stay float32
+    dtype = leaf.dtype if axes[-1] == "scale" else jnp.dtype(config.compute_dtype)
+    return sharding.gather(leaf.astype(dtype), *axes)
+
+
+def _head(config: DecoderConfig, rest: Params) -> Array:
+    return rest["embedding"] if config.tied else rest.pop("head")["kernel"].T
 
 
 def only_copy(config: DecoderConfig, params: Params) -> DecodeCopy:

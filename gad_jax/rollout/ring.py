@@ -211,7 +211,7 @@ def forward(
     keys, values = [], []
     # Unrolled, so that every layer updates its cache in place; a scan would copy all caches.
     for layer, layer_params in enumerate(weights.layers):
-        block = nnx.merge(decoder.block_graph(config), layer_params)
+        block = nnx.merge(decoder.block_graph(config.merged), layer_params)  # copies are merged
         attend = partial(_attend, ring.keys[layer], ring.values[layer], ring.written, context)
         x, (new_keys, new_values) = block(x, angles[config.kind(layer)], attend)
         keys.append(new_keys)

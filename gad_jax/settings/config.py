@@ -4,13 +4,15 @@ Its sections are in `sections.py`, `operation.py` and `alarms.py`; files, flags 
 `options.py`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TypeVar
 
+from gad_jax.settings import fields, lora
 from gad_jax.settings.alarms import Health
-from gad_jax.settings.fields import Checked, FieldError, option, section
+from gad_jax.settings.fields import Checked, FieldError, Given, option, section
+from gad_jax.settings.lora import Lora
 from gad_jax.settings.operation import Checkpoint, Evaluation, Limits, Mesh, Profile
 from gad_jax.settings.sections import (
     Batch,
@@ -68,6 +70,7 @@ class Config(Checked):
     )
     student: Student = section(Student, "the student and the compute settings of both networks")
     discriminator: Discriminator = section(Discriminator, "the discriminator")
+    lora: Lora = section(Lora, "adapters on a frozen base, in the place of full training")
     data: Data = section(Data, "teacher text")
     batch: Batch = section(Batch, "batch sizes")
     rollout: Rollout = section(Rollout, "sampling during training")
@@ -151,6 +154,12 @@ class Config(Checked):
                 "gad.train_generator",
                 "gad.train_generator=false leaves the discriminator alone; use --stage=offpolicy",
             )
+
+    @classmethod
+    def completed(cls, given: Mapping[str, Given]) -> dict[str, Given]:
+        """Returns the given values with those that follow from them: learning rates of adapters."""
+        defaults = {leaf.path: leaf.value for leaf in fields.leaves(cls)}
+        return lora.with_rates(given, STAGES, defaults)
 
     @property
     def stages(self) -> tuple[str, ...]:

@@ -96,7 +96,8 @@ def read(
             yaml_files.check_text(text, leaf.flag)
             where = f"{leaf.flag}{' ' if leaf.positional else '='}{text}"
             given[leaf.path] = Given(fields.typed(leaf.type, text, where), where, from_flag=True)
-    return fields.build(kind, given)
+    completed = getattr(kind, "completed", dict)  # only what is asked for, never a stored file
+    return fields.build(kind, completed(given))
 
 
 def load(kind: type[T], config: str | Path) -> T:

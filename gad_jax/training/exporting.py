@@ -5,29 +5,36 @@ import functools
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
+
+import jax
 
 from gad_jax import __version__
 from gad_jax.data.chat import Chat
 from gad_jax.distributed import processes
-from gad_jax.models import provenance, source, writing
+from gad_jax.models import peft, provenance, source, writing
 from gad_jax.models.carried import Carried
 from gad_jax.models.config import DecoderConfig
 from gad_jax.settings import fields
 from gad_jax.settings.config import CAN_CHANGE, Config
-from gad_jax.training import card, digest, state
-from gad_jax.training.loading import Made
+from gad_jax.training import bases, card, digest
+from gad_jax.training.loading import Adapter, Made
 from gad_jax.types import Params
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Export:
-    """A network of a run with all that its directory says; `run` is the run directory."""
+    """A network of a run with all that its directory says; `run` is the run directory.
+
+    Adapters are merged into `params`; `adapter` has them apart.
+    """
 
     network: DecoderConfig
     params: Params
     chat: Chat
     made: Made
     run: Path
+    adapter: Adapter | None = None
 
     @property
     def part(self) -> str:
@@ -53,8 +60,10 @@ class Export:
             "data": made.meta["data"],
             "tokenizer": self.chat.fingerprint,
             "settings": settings,
-            "weights": digest.digests(self.params),
+            "weights": digest.digests(self.adapter.trained if self.adapter else self.params),
         }
+        if self.adapter:
+            content["bases"] = made.meta["bases"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -62,9 +71,7 @@ def write(directory: Path, export: Export) -> None:
     """Writes the network with the tokenizer that it was trained with. All processes call it."""
     made, chat = export.made, export.chat
     record = {"gad_jax": __version__, "made_from": export.fingerprint}
-    path = made.config.student.path
-    if export.part == "discriminator":
-        path = state.discriminator_path(made.config)
+    path = bases.path_of(made.config, export.network)
     texts: dict[str, str] = {}
     model = source.resolve(path)
     if processes.is_first():
@@ -91,6 +98,32 @@ def write(directory: Path, export: Export) -> None:
         chat_template=None if stored == chat.jinja.source else stored,
     )
     writing.save(directory, export.network, export.params, carried, texts)
+
+
+def write_adapter(directory: Path, export: Export) -> bool:
+    """Writes the network's adapters for PEFT; all processes call it.
+
+    Returns False for a network without adapters, and where PEFT cannot have them: in families whose
+    tensors hold several projections.
+    """
+    adapter, config = export.adapter, export.made.config
+    if adapter is None or not peft.has_names(adapter.network):
+        return False
+    weights = peft.tensors(adapter.network, adapter.trained)
+    if processes.is_first():
+        name = bases.path_of(config, adapter.network)
+        model = source.resolve(name)
+        base = provenance.hub_id(name, model) or str(model)
+        record: dict[str, Any] = {"gad_jax": __version__, "made_from": export.fingerprint}
+        record |= {"bases": export.made.meta["bases"]}
+        if export.part == "discriminator":
+            bias = jax.device_get(adapter.trained["score"]["bias"])
+            record["score_bias"] = float(bias[0])
+        with writing.replaced(directory) as staging:
+            peft.write(staging, adapter.network, weights, base)
+            text = json.dumps(record, indent=2) + "\n"
+            (staging / provenance.RECORD).write_text(text, encoding="utf-8")
+    return True
 
 
 def is_current(directory: Path, export: Export) -> bool:

@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import jax.numpy as jnp
+
 from gad_jax.base.errors import StorageError
 from gad_jax.distributed import processes
+from gad_jax.models import adapters
 from gad_jax.settings.config import Config
 from gad_jax.training import exporting, loading, origins
 from gad_jax.training.exporting import Export
@@ -22,26 +25,31 @@ def export_student(config: Config, trainer: Trainer) -> None:
     step, why = processes.from_first(lambda: list(_exported(config, trainer)))
     if processes.is_first() and why:
         print(why, flush=True)
-    params, last = trainer.state.generator, trainer.spans[-1].stage
+    network, last = trainer.networks[0], trainer.spans[-1].stage
+    adapter = loading.Adapter(network, trainer.state.generator) if network.lora else None
     made = Made(origins.effective(config, run), step, trainer.saver.meta(step, last))
     trainer.state = trainer.state._replace(
         generator_optimizer=None, discriminator=None, discriminator_optimizer=None, reference=None
     )
+    params = None
     if step != trainer.step:
         try:
             best = loading.load_from_run(run / "checkpoints" / str(step), "generator", trainer.mesh)
             assert best.made is not None  # it comes from a run
-            params, made = best.params, best.made
+            params, made, adapter = best.params, best.made, best.adapter
         except StorageError as error:
             made = made._replace(step=trainer.step, meta=trainer.saver.meta(trainer.step, last))
             if processes.is_first():
                 print(f"warning: the last step, {trainer.step}, is exported in its place: {error}")
-    export = Export(trainer.networks[0], params, trainer.iteration.chat, made, run)
+    if params is None:
+        params = adapters.merge(network, trainer.generator, jnp.dtype(network.stored_dtype))
+    export = Export(network.merged, params, trainer.iteration.chat, made, run, adapter)
     found = processes.from_first(directory.exists)
     if not exporting.is_current(directory, export):
         if found and processes.is_first():
             print(f"{directory} is not of these settings and checkpoints; it is replaced")
         exporting.write(directory, export)
+        exporting.write_adapter(directory.with_name("student-adapter"), export)
     if processes.is_first():
         print(
             f"the student is in {directory}; python -m gad_jax.generate --model {directory} asks it"

@@ -17,13 +17,14 @@ from jax.sharding import Mesh
 
 from gad_jax.core import layout
 from gad_jax.core.program import Program
-from gad_jax.distributed import devices
+from gad_jax.distributed import devices, sharding
 from gad_jax.distributed.mesh import data_shards
+from gad_jax.models import decoder
 from gad_jax.models.config import DecoderConfig
 from gad_jax.rollout import memory
 from gad_jax.rollout.queue import make_queue
 from gad_jax.settings.config import Config
-from gad_jax.training import state
+from gad_jax.training import bases, state
 
 Networks = tuple[DecoderConfig, DecoderConfig]
 
@@ -59,7 +60,7 @@ def needs(config: Config, networks: Networks, mesh: Mesh, lengths: Lengths) -> l
     with jax.set_mesh(mesh):
         for stage in config.stages:
             program = state.make_program(config, stage, *networks)
-            held = sizes(program, mesh).device
+            held = sizes(program, mesh).device + _base_bytes(config, networks, mesh)
             samples |= stage == "gad" or program.train_discriminator
             parts = {
                 "weights and moments": held,
@@ -78,11 +79,10 @@ class Sizes(NamedTuple):
     device: int
     generator: int
     discriminator: int
-    decode_copy: int
 
 
 def sizes(program: Program, mesh: Mesh) -> Sizes:
-    """Returns the sizes of a stage's training state, and of the decode copy of its generator."""
+    """Returns the sizes of a stage's training state, which holds no base of adapters."""
     generator, discriminator = (
         dataclasses.replace(network, remat="full")
         for network in (program.generator, program.discriminator)
@@ -102,14 +102,19 @@ def _sizes(program: Program, mesh: Mesh) -> Sizes:
         devices.device_bytes(whole),
         devices.device_bytes(whole.generator),
         devices.device_bytes(whole.discriminator),
-        _copy_bytes(program.generator, whole.generator, mesh),
     )
 
 
-def _copy_bytes(network: DecoderConfig, params: Any, mesh: Mesh) -> int:
-    """Returns the bytes of the decode copy: in the compute dtype, split over tensor alone. A tied
-    head is a second copy of the embedding."""
+def _base_bytes(config: Config, networks: Networks, mesh: Mesh) -> int:
+    """Returns the bytes of the frozen bases on a device."""
+    return devices.device_bytes(bases.abstract(config, networks, mesh))
+
+
+def copy_bytes(network: DecoderConfig, mesh: Mesh) -> int:
+    """Returns the bytes of the decode copy: in the compute dtype, split over tensor alone. Adapters
+    are merged into it. A tied head is a second copy of the embedding."""
     size = jnp.dtype(network.compute_dtype).itemsize
+    params = sharding.placed(decoder.abstract(network.merged), mesh)
 
     def one(leaf: Any) -> int:
         split = "tensor" in jax.tree.leaves(tuple(leaf.sharding.spec))
@@ -169,12 +174,13 @@ def _activation_bytes(
 
 def _head_bytes(config: Config, network: DecoderConfig, rows: int, length: int, mesh: Mesh) -> int:
     """Returns the bytes of the logits of a chunk and of the kernel that makes them, which is there
-    in the compute dtype, in float32, and as a gradient."""
+    in the compute dtype and, where it is trained, in float32 and as a gradient."""
     if network.head != "vocabulary":
         return 0
     chunk = rows * min(max(config.batch.vocabulary_chunk // rows, 1), length)
     size = jnp.dtype(network.compute_dtype).itemsize
-    numbers = 4 * 3 * chunk + (4 + 4 + size) * network.width
+    trained = 4 + 4 if network.lora is None else 0  # a frozen head has no gradient
+    numbers = 4 * 3 * chunk + (trained + size) * network.width
     return network.vocabulary * numbers // mesh.shape["tensor"]
 
 
@@ -205,7 +211,8 @@ def _rollout(config: Config, program: Program, mesh: Mesh, lengths: Lengths) -> 
         packed.prompts_per_shard * config.rollout.samples,
     )
     cache = memory.cache_bytes(network, slots, config.longest) // mesh.shape["tensor"]
-    kept = {"weights and moments": size.device, "decode copy": size.decode_copy}
+    held = size.device + _base_bytes(config, (network, program.discriminator), mesh)
+    kept = {"weights and moments": held, "decode copy": copy_bytes(network, mesh)}
     positions = packed.rows[0].size // shards
     wide = 2 * network.mlp_width + 3 * network.heads * network.head_width + 4 * network.width
     working = positions * bytes_of_a_number * wide // mesh.shape["tensor"] + prompt_cache

@@ -21,6 +21,7 @@ from gad_jax.data.epochs import PromptBatch
 from gad_jax.distributed import devices
 from gad_jax.distributed.mesh import data_shards
 from gad_jax.metrics.responses import repetition, response_metrics
+from gad_jax.models import adapters
 from gad_jax.models.config import DecoderConfig
 from gad_jax.rollout import engine, prefill
 from gad_jax.rollout.engine import DecodeCall, RolloutProgram
@@ -28,7 +29,7 @@ from gad_jax.training import randomness
 from gad_jax.training.health import Side
 from gad_jax.training.profiler import Profiler
 from gad_jax.training.stages import Span
-from gad_jax.types import PackedRows, Rollout, TrainState
+from gad_jax.types import Frozen, PackedRows, Rollout, TrainState
 
 Ragged = list[list[np.ndarray]]
 """Numbers of each response, prompt by prompt: B lists of N arrays."""
@@ -59,7 +60,7 @@ class Iteration:
         self.scripts = scripts.token_scripts(chat.tokenizer, generator.vocabulary)
 
     def run(
-        self, span: Span, step: int, state: TrainState, paused: Side | None
+        self, span: Span, step: int, state: TrainState, frozen: Frozen, paused: Side | None
     ) -> tuple[TrainState, dict[str, float]]:
         """Returns the state after the next step and its metrics; `step` counts those done.
 
@@ -77,22 +78,24 @@ class Iteration:
         rows = _Rows(self)
         rollout, metrics = None, {}
         if span.samples_student:
-            rollout, metrics = self._sample(batch, state, step)
+            rollout, metrics = self._sample(batch, state, frozen, step)
             if devices.platform() == "cpu":  # the layers of the decode copy, too small to be mapped
                 host_memory.give_back()
         sampled = time.perf_counter()
 
         # The stage's step, which updates both networks or one of them.
         if rollout is None:
-            state, found = steps.seqkd_step(program, state, rows.teacher(batch))
+            state, found = steps.seqkd_step(program, state, rows.teacher(batch), frozen)
         elif generator_waits or not program.train_generator:
-            state, found = steps.discriminator_step(program, state, rows.pairs(batch, rollout))
+            pairs = rows.pairs(batch, rollout)
+            state, found = steps.discriminator_step(program, state, pairs, frozen)
         elif span.stage == "warmup":
             pairs = rows.pairs(batch, rollout)
-            state, found = steps.warmup_step(program, state, pairs, rows.teacher(batch))
+            state, found = steps.warmup_step(program, state, pairs, rows.teacher(batch), frozen)
         else:
             pairs = rows.pairs(batch, rollout)
-            state, found = steps.gad_step(program, state, pairs, rows.samples(batch, rollout))
+            samples = rows.samples(batch, rollout)
+            state, found = steps.gad_step(program, state, pairs, samples, frozen)
 
         metrics |= {name: float(value) for name, value in jax.device_get(found).items()}
         metrics |= {f"health/{paused}_paused": 1.0} if paused else {}
@@ -108,18 +111,19 @@ class Iteration:
         return state, metrics
 
     def _sample(
-        self, batch: PromptBatch, state: TrainState, step: int
+        self, batch: PromptBatch, state: TrainState, frozen: Frozen, step: int
     ) -> tuple[Rollout, dict[str, float]]:
         """Returns the student's responses to the batch's prompts, and what is measured of them."""
         started = time.perf_counter()
+        generator = adapters.join(frozen.generator, state.generator)
         with jax.profiler.TraceAnnotation("rollout"):
-            weights = prefill.decode_copy(self.generator, state.generator)
+            weights = prefill.decode_copy(self.generator, generator)
             jax.block_until_ready(weights)
             resharded = time.perf_counter()
             weights_gib = devices.device_bytes(weights) / 2**30
             rollout, calls = engine.sample_responses(
                 self.generator,
-                state.generator,
+                generator,
                 batch.prompts,
                 # Places in the batch, not rows: a mixture may draw a row twice in a step, and its
                 # samples must differ. Every process has the whole batch, so places are the same.

@@ -11,13 +11,20 @@ from jax.sharding import Mesh
 from gad_jax.base.errors import UserError
 from gad_jax.data.chat import Chat
 from gad_jax.distributed import processes
-from gad_jax.models import source, weights
+from gad_jax.models import adapters, source, weights
 from gad_jax.models.config import DecoderConfig
 from gad_jax.settings import config as settings
 from gad_jax.settings import options, template_arguments
-from gad_jax.training import origins, selection, state
+from gad_jax.training import bases, origins, selection, state
 from gad_jax.training.checkpoint import Checkpoints
 from gad_jax.types import Params
+
+
+class Adapter(NamedTuple):
+    """What was trained of a network with adapters: the adapters, and a score head."""
+
+    network: DecoderConfig
+    trained: Params
 
 
 class Made(NamedTuple):
@@ -36,7 +43,7 @@ class Network:
     `template` is the prompt wrapper that it was trained with, `arguments` are those of its chat
     template, and `close_thoughts` is whether its prompts close a thought that they open; `origin`
     says where it is from. `made` says more of a run's network: the settings, and the step that it
-    was taken at.
+    was taken at. Adapters are merged into `params`; `adapter` has them apart.
     """
 
     config: DecoderConfig
@@ -47,6 +54,7 @@ class Network:
     made: Made | None = None
     arguments: str = ""
     close_thoughts: bool = False
+    adapter: Adapter | None = None
 
     def load_chat(self, template: Any = "auto", arguments: str = "") -> Chat:
         """Returns the chat that the network was trained with, except for what is given.
@@ -96,20 +104,30 @@ def load_from_run(name: str | Path, part: str, mesh: Mesh) -> Network:
         found = getattr(whole, part)
         if found is None:
             raise UserError(f"{run}: stage {meta['stage']!r} has no {part}")
+        if network.lora is not None:
+            identities = bases.identities(config, (generator, discriminator))
+            bases.check(meta.get("bases", {}), identities, str(run))
         return {part: found}
 
+    network = generator if part == "generator" else discriminator
     restored = checkpoints.restore(expected, step, subset=True)
     best = ", the best" if named.which == "best" else ""
     origin = f"{run}, step {restored.step} ({restored.meta['stage']}){best}"
+    params, adapter = restored.state[part], None
+    if network.lora is not None:
+        adapter = Adapter(network, params)
+        base = bases.load_one(config, network, mesh)
+        params = adapters.merge(network, adapters.join(base, params))
     return Network(
-        generator if part == "generator" else discriminator,
-        restored.state[part],
+        network.merged,
+        params,
         source.resolve(config.student.path),
         config.data.template,
         origin,
         Made(config, restored.step, restored.meta),
         config.data.chat_template_kwargs,
         config.data.thoughts == "drop",
+        adapter,
     )
 
 

@@ -17,7 +17,7 @@ from gad_jax.data.tokenizer import load_tokenizer
 from gad_jax.models import source
 from gad_jax.settings import options
 from gad_jax.settings.config import Config
-from gad_jax.training import selection, state
+from gad_jax.training import bases, selection, state
 
 FILE = "origins.json"
 FLAGS = {"student": "--student.path", "discriminator": "--discriminator.path"}
@@ -188,7 +188,7 @@ def _find(part: str, name: str, own: Path) -> Origin:
                 f"step {step} ({stage}) has no discriminator; name a run of the stages warmup, "
                 "offpolicy or gad"
             )
-        model = state.discriminator_path(config)
+        model = bases.discriminator_path(config)
     taken: Literal["generator", "discriminator"] = (
         "generator" if part == "student" else "discriminator"
     )

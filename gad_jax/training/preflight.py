@@ -12,12 +12,12 @@ from gad_jax.base.errors import UserError
 from gad_jax.base.shortage import gigabytes
 from gad_jax.data.chat import Chat
 from gad_jax.distributed import devices, processes
-from gad_jax.models import decoder
+from gad_jax.models import adapters, costs, decoder
 from gad_jax.models.config import DecoderConfig
 from gad_jax.rollout import memory
 from gad_jax.rollout.engine import RolloutProgram
 from gad_jax.settings.config import Config, with_limits
-from gad_jax.training import footprint, levers
+from gad_jax.training import bases, footprint, levers
 from gad_jax.training.checkpoint import Checkpoints
 from gad_jax.training.footprint import Lengths
 from gad_jax.training.stages import Span
@@ -43,6 +43,7 @@ def check(
     """
     sizes = [footprint.sizes(span.program, mesh) for span in spans]
     total, needed = max(size.total for size in sizes), max(size.device for size in sizes)
+    needed += devices.device_bytes(bases.abstract(config, networks, mesh))
     available = devices.device_memory()
     if needed > available:
         raise UserError(
@@ -62,7 +63,27 @@ def check(
             f"a checkpoint: {total / 1e9:.2g} GB\n{cache}\n{largest}",
             flush=True,
         )
-        print("\n".join(_steps(config, spans)), flush=True)
+        print("\n".join([*_adapters(config, networks), *_steps(config, spans)]), flush=True)
+
+
+def _adapters(config: Config, networks: tuple[DecoderConfig, DecoderConfig]) -> list[str]:
+    """Returns what is trained of each network with adapters, and at which rates."""
+    lines = []
+    for name, network in zip(("generator", "discriminator"), networks, strict=True):
+        if network.lora is None:
+            continue
+        trained = sum(leaf.size for leaf in jax.tree.leaves(adapters.abstract(network)[1]))
+        whole = costs.parameters(network.merged)
+        rates = ", ".join(
+            f"{stage} {getattr(getattr(config, stage), f'{name}_learning_rate'):g}"
+            for stage in config.stages
+        )
+        lines.append(
+            f"{name}: adapters of rank {network.lora.rank} on {', '.join(network.lora.targets)}, "
+            f"{trained / 1e6:.3g} million parameters on a frozen base of {whole / 1e6:.4g}; "
+            f"learning rates: {rates}"
+        )
+    return lines
 
 
 def _steps(config: Config, spans: tuple[Span, ...]) -> list[str]:

@@ -90,6 +90,7 @@ def _tiny_run(config: Config, directory: str, mesh: Mesh) -> Config:
         export=False,
         student=replace(config.student, path="random-tiny"),
         discriminator=replace(config.discriminator, path=""),
+        lora=replace(config.lora, adapter=""),
         data=replace(
             config.data,
             train="bundled",

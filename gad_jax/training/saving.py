@@ -13,7 +13,7 @@ from gad_jax.distributed import processes
 from gad_jax.metrics import heldout
 from gad_jax.settings.alarms import Health
 from gad_jax.settings.operation import Checkpoint
-from gad_jax.training import health, state
+from gad_jax.training import bases, health, state
 from gad_jax.training.checkpoint import Checkpoints
 from gad_jax.training.restoring import Meta
 from gad_jax.training.stages import Span
@@ -49,6 +49,7 @@ class Saver:
     """Saves and restores a run, whose `rows` have this `fingerprint`.
 
     `measured` says what its evaluations measure: scores of others do not compare with theirs.
+    `identities` are those of the bases of its networks with adapters.
     """
 
     def __init__(
@@ -58,10 +59,11 @@ class Saver:
         fingerprint: str,
         rows: int,
         measured: str = "",
+        identities: dict[str, str] | None = None,
     ) -> None:
         self.checkpoints, self.options = checkpoints, options
         self.fingerprint, self.rows = fingerprint, rows
-        self.measured = measured
+        self.measured, self.identities = measured, identities or {}
 
     def save(
         self,
@@ -91,7 +93,8 @@ class Saver:
         band = options.best_min_length_ratio, options.best_max_length_ratio
         ranking = [stage, options.best_metric, *band, self.measured]
         about = {"step": step, "stage": stage, "data": self.fingerprint, "rows": self.rows}
-        return about | {"ranking": json.dumps(ranking)}
+        about |= {"ranking": json.dumps(ranking)}
+        return about | ({"bases": self.identities} if self.identities else {})
 
     def best(self) -> Best | None:
         """Returns the best of the complete checkpoints, None where none has a score."""
@@ -134,7 +137,7 @@ class Saver:
     def restore(self, spans: tuple[Span, ...], mesh: Mesh, run_dir: str) -> Resumed | None:
         """Returns the run of the newest intact checkpoint, or None where there is none yet.
 
-        Raises UserError where that was trained on other data.
+        Raises UserError where that was trained on other data, or on another base.
         """
         if self.checkpoints.latest() is None:
             return None
@@ -147,6 +150,7 @@ class Saver:
                     f"{meta['data'][:12]}, now {self.fingerprint[:12]}); give the data it had, or "
                     "choose another --run_dir"
                 )
+            bases.check(meta.get("bases", {}), self.identities, run_dir)
             return state.abstract(programs[meta["stage"]], mesh)
 
         restored = self.checkpoints.restore(expected)

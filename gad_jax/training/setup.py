@@ -21,6 +21,7 @@ from gad_jax.rollout.sampling import Sampler
 from gad_jax.settings import options
 from gad_jax.settings.config import CAN_CHANGE, Config
 from gad_jax.training import (
+    bases,
     continuing,
     evaluating,
     loading,
@@ -160,16 +161,17 @@ def build(config: Config, mesh: Mesh) -> Trainer:
     networks = state.network_configs(config)
     spans = stages.spans(config, data, networks)
     lines = _take_up(given, data, networks, spans)
-    saver = _saver(config, data, held_out)
+    saver = _saver(config, networks, data, held_out)
     preflight.check(config, networks, spans, chat, mesh, saver.checkpoints)
     stop_by = stop_time(config.checkpoint.must_save_by, config.checkpoint.margin_minutes)
+    student, judge = taken.get("student"), origins.discriminator(taken, given)
+    bases.refuse_runs(networks, student and student.name, judge and judge.name)
     resumed = saver.restore(spans, mesh, config.run_dir)
     if resumed is None:
         lines += origins.sentences(taken, given)
     if processes.is_first() and lines:
         print("\n".join(lines), flush=True)
-    student, judge = taken.get("student"), origins.discriminator(taken, given)
-    first = partial(state.load, config.student.path, config.seed, mesh, _weights(student, mesh))
+    first = partial(state.load, config, networks[0], mesh, _weights(student, mesh))
     train_state = resumed.state if resumed else first()
     tracker = Tracker(directory, enabled=processes.is_first())
     trainer = Trainer(
@@ -190,6 +192,7 @@ def build(config: Config, mesh: Mesh) -> Trainer:
         ),
         row_ids=[row.id for row in data.rows],
         state=train_state,
+        frozen=bases.load(config, networks, mesh),
         step=int(train_state.step),
         health_state=resumed.health if resumed else {},
     )
@@ -199,7 +202,7 @@ def build(config: Config, mesh: Mesh) -> Trainer:
     return trainer
 
 
-def _saver(config: Config, data: Prepared, held_out: Prepared | None) -> Saver:
+def _saver(config: Config, networks: Networks, data: Prepared, held_out: Prepared | None) -> Saver:
     options = config.checkpoint
     checkpoints = Checkpoints(
         Path(config.run_dir) / "checkpoints",
@@ -208,7 +211,8 @@ def _saver(config: Config, data: Prepared, held_out: Prepared | None) -> Saver:
         is_good=saving.is_good(config.health),
     )
     measured = evaluating.measured(config, held_out)
-    return Saver(checkpoints, options, data.fingerprint, len(data.rows), measured)
+    identities = bases.identities(config, networks)
+    return Saver(checkpoints, options, data.fingerprint, len(data.rows), measured, identities)
 
 
 def _weights(origin: Origin | None, mesh: Mesh) -> Callable[[], Params] | None:

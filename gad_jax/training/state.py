@@ -19,11 +19,11 @@ from gad_jax.base.errors import UserError
 from gad_jax.core.optimizer import adamw
 from gad_jax.core.program import Program
 from gad_jax.distributed import devices, sharding
-from gad_jax.models import decoder, source, weights
-from gad_jax.models.config import DecoderConfig
+from gad_jax.models import adapters, decoder, source, weights
+from gad_jax.models.config import DecoderConfig, Lora
 from gad_jax.settings import config as settings
 from gad_jax.settings import sections
-from gad_jax.training import randomness
+from gad_jax.training import bases, randomness
 from gad_jax.types import Params, TrainState
 
 
@@ -49,14 +49,31 @@ def network_configs(
             f"--student.path={config.student.path} is a sequence classifier; name a causal "
             "language model"
         )
-    discriminator = read(discriminator_path(config))
+    discriminator = read(bases.discriminator_path(config))
     if discriminator.vocabulary != generator.vocabulary:
         raise UserError(
             f"--discriminator.path={config.discriminator.path} has a vocabulary of "
             f"{discriminator.vocabulary} and the student one of {generator.vocabulary}; both must "
             "share a tokenizer"
         )
-    return generator, dataclasses.replace(discriminator, head="score", **computing)
+    discriminator = dataclasses.replace(discriminator, head="score", **computing)
+    return _with_lora(config, generator), _with_lora(config, discriminator)
+
+
+def _with_lora(config: settings.Config, network: DecoderConfig) -> DecoderConfig:
+    """Returns the network with the adapters of the settings."""
+    options = config.lora
+    rank = options.rank_of("discriminator" if network.head == "score" else "generator")
+    if not rank:
+        return network
+    dense = [name for name in options.targets if name in ("gate", "up", "down")]
+    if network.experts and dense:
+        raise UserError(
+            f"--lora.targets names {', '.join(dense)}, which are experts in a mixture of family "
+            f"{network.family!r}, and adapters are for attention there; give "
+            "--lora.targets=query,key,value,output"
+        )
+    return dataclasses.replace(network, lora=Lora(rank, options.alpha, options.targets))
 
 
 def make_program(
@@ -93,16 +110,24 @@ def make_program(
 
 
 def load(
-    student_path: str, seed: int, mesh: Mesh, taken: Callable[[], Params] | None = None
+    config: settings.Config,
+    network: DecoderConfig,
+    mesh: Mesh,
+    taken: Callable[[], Params] | None = None,
 ) -> TrainState:
-    """Returns the state before the first stage: the student's weights, and nothing else yet.
+    """Returns the state before the first stage: the student's weights or adapters, and nothing
+    else yet.
 
     `taken` returns weights of another run in place of those in the directory."""
-    params = taken() if taken else weights.load(source.resolve(student_path), mesh)[1]
+    if network.lora is not None:
+        generator = bases.fresh_adapters(config, network, mesh)
+    else:
+        directory = source.resolve(config.student.path)
+        generator = taken() if taken else weights.load(directory, mesh)[1]
     return TrainState(
         step=devices.put(np.int32(0), mesh),
-        key=_put_key(seed, mesh),
-        generator=params,
+        key=_put_key(config.seed, mesh),
+        generator=generator,
         generator_optimizer=None,
         discriminator=None,
         discriminator_optimizer=None,
@@ -143,14 +168,7 @@ def abstract(program: Program, mesh: Mesh) -> TrainState:
     """Returns the state inside a stage as shapes with shardings, for a checkpoint to fill."""
 
     def network(config: DecoderConfig) -> Any:
-        params = decoder.abstract(config)
-        return jax.tree.map(
-            lambda leaf, spec: jax.ShapeDtypeStruct(
-                leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec)
-            ),
-            params,
-            sharding.parameter_specs(params),
-        )
+        return sharding.placed(adapters.abstract(config)[1], mesh)
 
     def moments(optimizer: optax.GradientTransformation, params: Any) -> Any:
         return sharding.with_shardings(jax.eval_shape(optimizer.init, params), mesh)
@@ -187,22 +205,25 @@ def load_discriminator(
     mesh: Mesh,
     taken: Callable[[], Params] | None = None,
 ) -> Params:
-    """Returns the weights that the discriminator starts from; a fresh head unless they have one.
+    """Returns what is trained of the discriminator, at its start; a fresh head unless the weights
+    have one.
 
     `taken` is as for `load`."""
-    directory = source.resolve(discriminator_path(config))
-    params = dict(taken()) if taken else weights.load(directory, mesh)[1]
-    params.pop("head", None)
+    directory = source.resolve(bases.discriminator_path(config))
+    if network.lora is not None:
+        params = bases.fresh_adapters(config, network, mesh)
+        if weights.read_config(directory).head == "score":
+            _, head = weights.load(directory, mesh, wanted=lambda path: path.startswith("score/"))
+            params |= head
+    elif taken:
+        params = {name: part for name, part in taken().items() if name != "head"}
+    else:
+        _, params = weights.load(directory, mesh, wanted=bases.belongs(network))
     if "score" not in params:
         key = randomness.head_key(config.seed)
         head = decoder.init_score(network, key, config.discriminator.head_stddev)
         params["score"] = devices.put(jax.device_get(head), mesh)
     return params
-
-
-def discriminator_path(config: settings.Config) -> str:
-    """Returns the name of the model that the discriminator starts from."""
-    return config.discriminator.path or config.student.path
 
 
 @jax.jit

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from gad_jax.base import exits
 from gad_jax.base.exits import StopRequest
 from gad_jax.metrics import heldout
+from gad_jax.models import adapters
 from gad_jax.models.config import DecoderConfig
 from gad_jax.settings.alarms import Health
 from gad_jax.settings.operation import Limits
@@ -21,7 +22,7 @@ from gad_jax.training.iteration import Iteration
 from gad_jax.training.saving import Saver
 from gad_jax.training.stages import Span
 from gad_jax.training.tracker import Tracker
-from gad_jax.types import Params, TrainState
+from gad_jax.types import Frozen, Params, TrainState
 
 
 @dataclasses.dataclass
@@ -46,6 +47,7 @@ class Trainer:
     load_discriminator: Callable[[], Params]
     row_ids: list[str]
     state: TrainState
+    frozen: Frozen
     step: int
     health_state: health.State
 
@@ -53,6 +55,11 @@ class Trainer:
     def total_steps(self) -> int:
         """The steps of all stages."""
         return self.spans[-1].end
+
+    @property
+    def generator(self) -> Params:
+        """The student's parameters, its adapters apart."""
+        return adapters.join(self.frozen.generator, self.state.generator)
 
     def run(self, stop: StopRequest) -> bool:
         """Runs what is left; returns False when a stop request, of any process, ended it early.
@@ -79,7 +86,9 @@ class Trainer:
             while self.step < span.end:
                 paused = self._paused(span)
                 self._arm_watchdog(span, compiles=self.step == first or paused is not None)
-                self.state, metrics = self.iteration.run(span, self.step, self.state, paused)
+                self.state, metrics = self.iteration.run(
+                    span, self.step, self.state, self.frozen, paused
+                )
                 self.step += 1
                 stop.ready = True
                 self._after_step(span, metrics, stop)
@@ -121,7 +130,7 @@ class Trainer:
             self.deadline.poll(stop)
             return not self.deadline.stopping
 
-        return self.evaluations.make(label, self.step, self.state.generator, keep_going)
+        return self.evaluations.make(label, self.step, self.generator, keep_going)
 
     def _after_step(self, span: Span, metrics: dict[str, float], stop: StopRequest) -> None:
         """Evaluates, logs and saves what is due after a step. Raises what ends the run."""

@@ -15,8 +15,8 @@ from gad_jax.core import forward, packing, steps
 from gad_jax.core.forward import TokenLoss
 from gad_jax.core.program import Program
 from gad_jax.distributed import sharding
-from gad_jax.models import costs, decoder
-from gad_jax.models.config import DecoderConfig, Experts, LayerKind, alike
+from gad_jax.models import adapters, costs, decoder
+from gad_jax.models.config import DecoderConfig, Experts, LayerKind, Lora, alike
 from gad_jax.models.costs import Work
 from gad_jax.settings import config as settings
 from gad_jax.settings import sections
@@ -28,6 +28,7 @@ NETWORK = DecoderConfig(
     head_width=32, kinds=alike(1e4), norm_epsilon=1e-6, max_positions=512, tied=True, remat="none",
 )  # fmt: skip
 SCORER = dataclasses.replace(NETWORK, head="score")
+TARGETS = ("query", "key", "value", "output", "gate", "up", "down")
 PROMPTS, SAMPLES, ASKED, ANSWERED = 4, 8, 40, 60
 
 
@@ -91,6 +92,28 @@ def test_a_gradient_costs_two_forward_passes_more_and_no_second_projection() -> 
     assert costs.training_flops(wide, costs.processed_work(wide, packed)) == pytest.approx(
         counted, rel=0.1
     )
+
+
+def test_a_gradient_of_adapters_costs_no_gradients_of_kernels() -> None:
+    wide = dataclasses.replace(NETWORK, vocabulary=4096, lora=Lora(4, 8.0, TARGETS))
+    packed = rows(SAMPLES, together=True)
+    first = jax.tree.map(lambda x: jnp.asarray(x[0]), packed)
+
+    def loss(trained, base, rows: PackedRows) -> jax.Array:
+        def token_loss(logprobs, entropy, inputs):
+            return -logprobs, {"entropy": entropy}
+
+        per_token = TokenLoss(wide, 0.8, 10000, token_loss)
+        params = adapters.join(base, trained)
+        return forward.response_sums(per_token, params, rows, jnp.float32(1))[0]
+
+    base, trained = adapters.abstract(wide)
+    counted = xla_flops(jax.value_and_grad(loss), trained, base, first)
+    work = costs.processed_work(wide, packed)
+    assert costs.training_flops(wide, work) == pytest.approx(counted, rel=0.1)
+    assert costs.training_flops(wide, work) < 0.75 * costs.training_flops(wide.merged, work)
+    assert costs.trained_parameters(wide) == costs.adapter_weights(wide)
+    assert costs.trained_parameters(wide.merged) == costs.parameters(wide.merged)
 
 
 def test_packed_work_by_hand() -> None:

@@ -39,7 +39,7 @@ def test_the_state_and_the_decode_copy_are_those_of_the_run(run) -> None:
         copy = jax.eval_shape(
             lambda p: prefill.decode_copy(networks[0], p), decoder.abstract(networks[0])
         )
-    assert footprint.sizes(program, one).decode_copy == sum(
+    assert footprint.copy_bytes(program.generator, one) == sum(
         leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(copy)
     )
 

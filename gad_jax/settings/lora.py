@@ -1,0 +1,106 @@
+"""Low-rank adapters (LoRA): what is trained in the place of whole networks. Imports no jax.
+
+A rate that was not chosen for adapters is raised when settings are read (`with_rates`), so that
+`config.yaml` has the rates that a run uses.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from gad_jax.settings.fields import Checked, FieldError, Given, option
+
+TARGETS = ("query", "key", "value", "output", "gate", "up", "down")
+Target = Literal["query", "key", "value", "output", "gate", "up", "down"]
+
+RATE_FACTOR = 10
+"""The best learning rate of adapters, in those of full training: about ten, for supervised
+training and for policy gradients ("LoRA Without Regret", Schulman et al., 2025)."""
+
+_PARTS = ("generator", "discriminator")
+SAME = -1
+
+
+@dataclass(frozen=True)
+class Lora(Checked):
+    """Adapters of rank `rank` on a frozen base (arXiv:2106.09685); rank 0 trains everything."""
+
+    rank: int = option(
+        0,
+        "rank of the adapters that are trained in the place of the networks; 0: full training",
+        common=True,
+        minimum=0,
+    )
+    discriminator_rank: int = option(
+        SAME,
+        "rank of the discriminator's adapters; -1: as --lora.rank, 0: it is trained in full",
+        minimum=SAME,
+    )
+    alpha: float = option(32.0, "adapters are multiplied by alpha / rank", above=0)
+    targets: tuple[Target, ...] = option(
+        TARGETS, "projections of a layer that have adapters, with commas", common=True
+    )
+    base_dtype: Literal["auto", "float32", "bfloat16"] = option(
+        "auto", "dtype of the frozen base in memory; auto: that of the matmuls"
+    )
+    adapter: str = option("", "PEFT adapter directory that the student's adapters start from")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.targets:
+            raise FieldError("targets", f"targets is empty; name some of {', '.join(TARGETS)}")
+        if len(set(self.targets)) < len(self.targets):
+            raise FieldError("targets", f"targets={','.join(self.targets)} names one twice")
+        # One order for the same targets: a run resumes however they are written.
+        ordered = tuple(name for name in TARGETS if name in self.targets)
+        object.__setattr__(self, "targets", ordered)
+        if self.adapter and not self.rank:
+            raise FieldError(
+                "adapter",
+                f"adapter={self.adapter} needs --lora.rank: that of the adapter",
+                "rank",
+            )
+
+    def rank_of(self, part: str) -> int:
+        """Returns the rank of the adapters of "generator" or "discriminator"; 0: it has none."""
+        if part == "generator" or self.discriminator_rank == SAME:
+            return self.rank
+        return self.discriminator_rank
+
+
+def with_rates(
+    given: Mapping[str, Given], stages: Iterable[str], defaults: Mapping[str, Any]
+) -> dict[str, Given]:
+    """Returns the given values, with learning rates of adapters where full training's stood.
+
+    A rate counts as chosen for adapters if it came the same way as the rank, or a stronger one: a
+    flag, a file, a default. Others are multiplied by `RATE_FACTOR`. `defaults` are those of the
+    rates, by path.
+    """
+    found = dict(given)
+    for part in _PARTS:
+        name = "lora.rank"
+        own = given.get("lora.discriminator_rank")
+        if part == "discriminator" and own is not None and own.value != SAME:
+            name = "lora.discriminator_rank"
+        rank = given.get(name)
+        if rank is None or not rank.value:
+            continue
+        for stage in stages:
+            path = f"{stage}.{part}_learning_rate"
+            rate = given.get(path)
+            if _strength(rate) >= _strength(rank):
+                continue
+            value = defaults[path] if rate is None else rate.value
+            raised = float(f"{RATE_FACTOR * value:.12g}")  # 1e-6 becomes 1e-5, not 9.99e-6
+            found[path] = (
+                Given(raised, rank.where)
+                if rate is None
+                else dataclasses.replace(rate, value=raised)
+            )
+    return found
+
+
+def _strength(given: Given | None) -> int:
+    return 0 if given is None else 1 + given.from_flag
