@@ -25,6 +25,7 @@ MESH_AXES: dict[str | None, str | tuple[str, ...] | None] = {
     "experts": "tensor",  # whole ones
     "vocabulary": "tensor",
     "scale": None,
+    "scaled": ("tensor", "fsdp"),  # the outputs of block scales, whose inputs are too few
     # activations; "embed" of an activation is never split, so it is written None
     "batch": DATA_AXES,
     None: None,
@@ -50,6 +51,12 @@ PARAMETER_AXES: dict[str, tuple[str | None, ...]] = {
     r"layers/(key|value)/lora_b": ("layers", None, "kv_heads"),
     r"layers/(gate|up)/lora_b": ("layers", None, "mlp"),
     r"layers/(output|down)/lora_b": ("layers", None, "embed"),
+    r"layers/query/kernel/codes": ("layers", "embed", "heads"),
+    r"layers/(key|value)/kernel/codes": ("layers", "embed", "kv_heads"),
+    r"layers/output/kernel/codes": ("layers", "heads", "embed"),
+    r"layers/(gate|up)/kernel/codes": ("layers", "embed", "mlp"),
+    r"layers/down/kernel/codes": ("layers", "mlp", "embed"),
+    r"layers/(query|key|value|output|gate|up|down)/kernel/scales": ("layers", None, "scaled"),
     r"layers/experts/router/kernel": ("layers", "embed", None),
     r"layers/experts/(gate|up)/kernel": ("layers", "experts", "embed", None),
     r"layers/experts/down/kernel": ("layers", "experts", None, "embed"),
@@ -97,7 +104,17 @@ def reshard(x: jax.Array, *logical: str | None) -> jax.Array:
 
 def gather(x: jax.Array, *logical: str | None) -> jax.Array:
     """Returns a parameter with its FSDP shards gathered; `logical` are the parameter's axes."""
-    return reshard(x, *(None if MESH_AXES[axis] == "fsdp" else axis for axis in logical))
+    return reshard(x, *gathered_axes(*logical))
+
+
+def gathered_axes(*logical: str | None) -> tuple[str | None, ...]:
+    """Returns the logical axes that a parameter keeps when its FSDP shards are gathered."""
+
+    def is_split(axis: str | None) -> bool:
+        mesh_axes = MESH_AXES[axis]
+        return "fsdp" in ((mesh_axes,) if isinstance(mesh_axes, str) else mesh_axes or ())
+
+    return tuple(None if is_split(axis) else axis for axis in logical)
 
 
 def path_name(path: Any) -> str:

@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from gad_jax.distributed import sharding
-from gad_jax.models import decoder
+from gad_jax.models import decoder, quantised
 from gad_jax.models.config import DecoderConfig, Lora
 from gad_jax.types import Params
 
@@ -53,11 +53,13 @@ def without_head(base: Params) -> Params:
 
 
 def abstract(config: DecoderConfig, dtype: DTypeLike = jnp.float32) -> tuple[Params | None, Params]:
-    """Returns `split` of the network's shapes; kernels of the base are of this dtype."""
+    """Returns `split` of the network's shapes; what of the base is not quantised is of this dtype,
+    vectors apart."""
     base, trained = split(config, decoder.abstract(config))
 
     def one(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        kept = leaf.dtype if is_vector(sharding.path_name(path)) else dtype
+        name = sharding.path_name(path)
+        kept = leaf.dtype if is_vector(name) or quantised.is_part(name) else dtype
         return jax.ShapeDtypeStruct(leaf.shape, kept)
 
     return base and jax.tree_util.tree_map_with_path(one, base), trained
@@ -98,7 +100,8 @@ def merge_layer(lora: Lora, layer: Params) -> Params:
 def merge(config: DecoderConfig, params: Params, dtype: DTypeLike = jnp.float32) -> Params:
     """Returns the whole network with adapters merged, for `config.merged`, its kernels in `dtype`.
 
-    The sum is taken in float32, one projection of all layers at a time.
+    The sum is taken in float32, one projection of all layers at a time. A quantised base is merged
+    as it was trained on: dequantised.
     """
     if config.lora is None:
         return params
@@ -108,6 +111,7 @@ def merge(config: DecoderConfig, params: Params, dtype: DTypeLike = jnp.float32)
 
     layers = {}
     for name, part in params["layers"].items():
+        part = quantised.whole_part(name, part)
         layers[name] = _merge_all(config.lora, name, part, dtype) if _NAMES[0] in part else part
     return jax.tree_util.tree_map_with_path(cast, {**params, "layers": layers})
 

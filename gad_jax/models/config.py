@@ -172,11 +172,18 @@ class DecoderConfig:
 
     lora: Lora | None = None
     """None: the network has no adapters, and all of it is trained."""
+    quantisation: Literal["none", "int8", "nf4"] = "none"
+    """How the kernels of the layers' projections are stored, in a base below adapters."""
 
     @property
     def merged(self) -> "DecoderConfig":
-        """The same network with its adapters merged into the weights."""
-        return dataclasses.replace(self, lora=None)
+        """The same network with its adapters merged into the weights, which are floats."""
+        return dataclasses.replace(self, lora=None, quantisation="none")
+
+    @property
+    def decoding(self) -> "DecoderConfig":
+        """The network as it decodes: adapters are merged, unless the base is quantised."""
+        return self.merged if self.quantisation == "none" else self
 
     def adapter(self, target: str) -> Lora | None:
         """Returns the adapter of a projection; None: it has none."""

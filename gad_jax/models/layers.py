@@ -17,10 +17,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from gad_jax.distributed import sharding
-from gad_jax.models import attention
+from gad_jax.models import attention, quantised
 from gad_jax.models.config import DecoderConfig, Lora
 from gad_jax.models.experts import Mixture
 from gad_jax.models.rope import Rotation, rotate
@@ -61,7 +62,7 @@ class Linear(nnx.Module):
     With an adapter, scale · (x @ A) @ B is added (`adapters.init` says how A and B start).
 
     The kernel's FSDP shards are gathered where it is used, in the dtype of x: half the bytes in
-    bfloat16.
+    bfloat16. One that is quantised ("int8", "nf4") is gathered as it is stored.
     """
 
     def __init__(
@@ -71,9 +72,13 @@ class Linear(nnx.Module):
         target: tuple[str, int],
         bias: bool = False,
         lora: Lora | None = None,
+        quantisation: str = "none",
     ):
         (self.input, width_in), (self.output, width_out) = source, target
-        self.kernel = nnx.Param(initial_weights(rngs.params(), (width_in, width_out)))
+        if quantisation == "none":
+            self.kernel = nnx.Param(initial_weights(rngs.params(), (width_in, width_out)))
+        else:
+            self.kernel = quantised.Quantised(quantisation, width_in, width_out)
         if bias:
             self.bias = nnx.Param(jnp.zeros(width_out))
         if lora:
@@ -82,7 +87,7 @@ class Linear(nnx.Module):
         self.has_bias, self.lora = bias, lora
 
     def __call__(self, x: Float[Array, "n in"]) -> Float[Array, "n out"]:
-        kernel = sharding.gather(self.kernel[...].astype(x.dtype), self.input, self.output)
+        kernel = self._kernel(x.dtype)
         # "embed" is split by FSDP in parameters only; an activation's width never is.
         out = sharding.spec("batch", None if self.output == "embed" else self.output)
         y = jnp.einsum("nd,df->nf", x, kernel, out_sharding=out)
@@ -94,6 +99,12 @@ class Linear(nnx.Module):
             y = y + jnp.einsum("nr,rf->nf", narrow, b, out_sharding=out)
         y = checkpoint_name(y, PROJECTION)
         return y + self.bias[...].astype(x.dtype) if self.has_bias else y
+
+    def _kernel(self, dtype: DTypeLike) -> Float[Array, "in out"]:
+        if isinstance(self.kernel, quantised.Quantised):
+            stored = {"codes": self.kernel.codes[...], "scales": self.kernel.scales[...]}
+            return quantised.gathered(stored, dtype, self.input, self.output)
+        return sharding.gather(self.kernel[...].astype(dtype), self.input, self.output)
 
 
 class Block(nnx.Module):
@@ -108,23 +119,28 @@ class Block(nnx.Module):
         c = self.config = config
         embed, mlp = ("embed", c.width), ("mlp", c.mlp_width)
         heads, kv = ("heads", c.heads * c.head_width), ("kv_heads", c.kv_heads * c.head_width)
-        self.query = Linear(rngs, embed, heads, bias=c.qkv_bias, lora=c.adapter("query"))
-        self.key = Linear(rngs, embed, kv, bias=c.qkv_bias, lora=c.adapter("key"))
-        self.value = Linear(rngs, embed, kv, bias=c.qkv_bias, lora=c.adapter("value"))
-        self.output = Linear(rngs, heads, embed, bias=c.output_bias, lora=c.adapter("output"))
+        self.query = self._linear(rngs, "query", embed, heads, bias=c.qkv_bias)
+        self.key = self._linear(rngs, "key", embed, kv, bias=c.qkv_bias)
+        self.value = self._linear(rngs, "value", embed, kv, bias=c.qkv_bias)
+        self.output = self._linear(rngs, "output", heads, embed, bias=c.output_bias)
         if c.qk_norm != "none":
             widths = (c.head_width,) * 2 if c.qk_norm == "head" else (heads[1], kv[1])
             self.query_norm, self.key_norm = map(self._norm, widths)
         if c.experts:
             self.experts = Mixture(c, c.experts, rngs)
         else:
-            self.gate = Linear(rngs, embed, mlp, bias=c.mlp_bias, lora=c.adapter("gate"))
-            self.up = Linear(rngs, embed, mlp, bias=c.mlp_bias, lora=c.adapter("up"))
-            self.down = Linear(rngs, mlp, embed, bias=c.mlp_bias, lora=c.adapter("down"))
+            self.gate = self._linear(rngs, "gate", embed, mlp, bias=c.mlp_bias)
+            self.up = self._linear(rngs, "up", embed, mlp, bias=c.mlp_bias)
+            self.down = self._linear(rngs, "down", mlp, embed, bias=c.mlp_bias)
         if c.norms != "after":
             self.attention_norm, self.mlp_norm = map(self._norm, (c.width, c.width))
         if c.norms != "before":
             self.attention_post_norm, self.mlp_post_norm = map(self._norm, (c.width, c.width))
+
+    def _linear(self, rngs: nnx.Rngs, name: str, *axes: tuple[str, int], bias: bool) -> Linear:
+        source, target = axes
+        config = self.config
+        return Linear(rngs, source, target, bias, config.adapter(name), config.quantisation)
 
     def _norm(self, width: int) -> Norm:
         return Norm(width, self.config.norm_epsilon, self.config.norm_offset)

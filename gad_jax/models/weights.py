@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from gad_jax.base.errors import UserError
 from gad_jax.distributed import sharding
-from gad_jax.models import checksums, decoder, families
+from gad_jax.models import checksums, decoder, families, quantised
 from gad_jax.models.config import DecoderConfig
 from gad_jax.models.families import FAMILIES
 from gad_jax.models.families.common import Part
@@ -70,13 +70,15 @@ def load(
     dtype: DTypeLike = jnp.float32,
     wanted: Callable[[str], bool] = lambda path: True,
     float32: Callable[[str], bool] = lambda path: False,
+    quantisation: str = "none",
 ) -> tuple[DecoderConfig, Params]:
     """Returns the config and the parameters, split over the mesh as `sharding.PARAMETER_AXES` says.
 
     Without a mesh they live on the default device. Parameters whose path is not `wanted` are left
-    out and not read; those of `float32` are of that dtype, whatever `dtype` says. A
-    sequence-classification directory gives a score head, its bias taken from config.json
-    (`score_bias`), where `writing.save` keeps it.
+    out and not read; those of `float32` are of that dtype, whatever `dtype` says. The layers'
+    kernels are quantised as they are read (`DecoderConfig.quantisation`). A sequence-classification
+    directory gives a score head, its bias taken from config.json (`score_bias`), where
+    `writing.save` keeps it.
 
     Raises UserError that names a missing, misshapen, unreadable or non-finite tensor, or a file
     whose checksum is not that of SHA256SUMS.
@@ -89,10 +91,13 @@ def load(
     _account(tensors, config)
     shapes = decoder.selected(decoder.abstract(config), wanted)
 
-    def one(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    def one(path: Any, leaf: jax.ShapeDtypeStruct) -> Any:
         name = sharding.path_name(path)
         if name == "score/bias":
             return _place(lambda _: _score_bias(directory), leaf.shape, name, mesh)
+        if quantisation != "none" and quantised.takes(name):
+            read = _reader(tensors, config, name, leaf.shape, jnp.float32)
+            return quantised.place(quantisation, read, leaf.shape, name, mesh)
         kind = jnp.float32 if float32(name) else dtype
         read = _reader(tensors, config, name, leaf.shape, kind)
         return _place(read, leaf.shape, name, mesh)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from gad_jax.distributed import parallel, sharding
 from gad_jax.distributed.mesh import data_shards
-from gad_jax.models import adapters, decoder
+from gad_jax.models import adapters, decoder, quantised
 from gad_jax.models.config import DecoderConfig, Lora
 from gad_jax.rollout.ring import DecodeCopy, PromptCache
 from gad_jax.types import Params, Segments
@@ -25,9 +25,10 @@ def decode_copy(config: DecoderConfig, params: Params) -> DecodeCopy:
     Decoding reads all weights once per token, so their FSDP shards are gathered once per rollout
     and not once per token. Separate layers let the decode loop update its KV cache in place.
     Adapters are merged: the loop then reads one weight per token, where unmerged ones would add two
-    small matmuls to each projection. Decode with `config.merged`.
+    small matmuls to each projection. A quantised base stays as it is, its adapters apart: merged
+    weights would take two to four times its memory. Decode with `config.decoding`.
     """
-    if config.lora is not None:
+    if config.lora is not None and config.quantisation == "none":
         return _merged_copy(config, config.lora, params)
     whole = jax.tree_util.tree_map_with_path(partial(_copied, config, ()), params)
     layers = whole.pop("layers")
@@ -53,8 +54,8 @@ def _copied(config: DecoderConfig, above: tuple[str, ...], path: Any, leaf: Arra
     """Returns a parameter as decoding reads it; one of a layer alone has `above` = ("layers",)."""
     axes = sharding.parameter_axes("/".join((*above, sharding.path_name(path))))[len(above) :]
     # norms are computed in float32, so their scales stay float32
-    dtype = leaf.dtype if axes[-1] == "scale" else jnp.dtype(config.compute_dtype)
-    return sharding.gather(leaf.astype(dtype), *axes)
+    stays = axes[-1] == "scale" or quantised.is_part(sharding.path_name(path))
+    return sharding.gather(leaf if stays else leaf.astype(config.compute_dtype), *axes)
 
 
 def _head(config: DecoderConfig, rest: Params) -> Array:

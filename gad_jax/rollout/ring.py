@@ -211,7 +211,11 @@ def forward(
     keys, values = [], []
     # Unrolled, so that every layer updates its cache in place; a scan would copy all caches.
     for layer, layer_params in enumerate(weights.layers):
-        block = nnx.merge(decoder.block_graph(config.merged), layer_params)  # copies are merged
+        if config.quantisation != "none":
+            # A kernel is dequantised where it is used: without the barrier XLA may move that out of
+            # the loop over tokens, and hold all kernels as floats.
+            layer_params, x = jax.lax.optimization_barrier((layer_params, x))
+        block = nnx.merge(decoder.block_graph(config.decoding), layer_params)
         attend = partial(_attend, ring.keys[layer], ring.values[layer], ring.written, context)
         x, (new_keys, new_values) = block(x, angles[config.kind(layer)], attend)
         keys.append(new_keys)

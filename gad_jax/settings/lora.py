@@ -41,8 +41,11 @@ class Lora(Checked):
     targets: tuple[Target, ...] = option(
         TARGETS, "projections of a layer that have adapters, with commas", common=True
     )
-    base_dtype: Literal["auto", "float32", "bfloat16"] = option(
-        "auto", "dtype of the frozen base in memory; auto: that of the matmuls"
+    base_dtype: Literal["auto", "float32", "bfloat16", "int8", "nf4"] = option(
+        "auto",
+        "dtype of the frozen base in memory; auto: that of the matmuls; int8, nf4: the layers' "
+        "kernels are quantised, in blocks of 64",
+        common=True,
     )
     adapter: str = option("", "PEFT adapter directory that the student's adapters start from")
 
@@ -61,6 +64,19 @@ class Lora(Checked):
                 f"adapter={self.adapter} needs --lora.rank: that of the adapter",
                 "rank",
             )
+
+        if self.is_quantised and not self.rank and self.discriminator_rank <= 0:
+            raise FieldError(
+                "base_dtype",
+                f"base_dtype={self.base_dtype} needs adapters, which are what is trained on a "
+                "quantised base; give --lora.rank, or --lora.base_dtype=auto",
+                "rank",
+            )
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether the layers' kernels of the base are quantised."""
+        return self.base_dtype in ("int8", "nf4")
 
     def rank_of(self, part: str) -> int:
         """Returns the rank of the adapters of "generator" or "discriminator"; 0: it has none."""

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from gad_jax.base.errors import UserError
 from gad_jax.distributed import processes, sharding
-from gad_jax.models import adapters, checksums, peft, source, weights
+from gad_jax.models import adapters, checksums, peft, quantised, source, weights
 from gad_jax.models.config import DecoderConfig
 from gad_jax.settings.config import Config
 from gad_jax.types import Frozen, Params
@@ -42,9 +42,9 @@ def belongs(network: DecoderConfig) -> Callable[[str], bool]:
 
 
 def dtype(config: Config, network: DecoderConfig) -> str:
-    """Returns the dtype of a base's kernels and embedding."""
+    """Returns the dtype of a base's embedding and head, and of kernels that are not quantised."""
     chosen = config.lora.base_dtype
-    return network.compute_dtype if chosen == "auto" else chosen
+    return network.compute_dtype if chosen == "auto" or config.lora.is_quantised else chosen
 
 
 def is_shared(config: Config, networks: Networks) -> bool:
@@ -69,13 +69,17 @@ def load_one(config: Config, network: DecoderConfig, mesh: Mesh) -> Params:
         return belongs(network)(path) and not path.startswith("score/")
 
     directory, kind = source.resolve(path_of(config, network)), dtype(config, network)
-    return weights.load(directory, mesh, kind, wanted, float32=adapters.is_vector)[1]
+    if network.quantisation != "none":
+        quantised.check(network, mesh)
+    return weights.load(directory, mesh, kind, wanted, adapters.is_vector, network.quantisation)[1]
 
 
 def abstract(config: Config, networks: Networks, mesh: Mesh) -> Frozen:
     """Returns the shapes of `load`."""
 
     def one(network: DecoderConfig) -> Params | None:
+        if network.quantisation != "none":
+            quantised.check(network, mesh)
         base, _ = adapters.abstract(network, jnp.dtype(dtype(config, network)))
         return base and sharding.placed(base, mesh)
 
@@ -122,6 +126,8 @@ def identities(config: Config, networks: Networks) -> dict[str, str]:
 
     def read() -> dict[str, str]:
         known = {path: checksums.identity(source.resolve(path)) for path in set(paths.values())}
+        if config.lora.is_quantised:
+            known = {path: f"{known[path]} {config.lora.base_dtype}" for path in known}
         return {name: known[path] for name, path in paths.items()}
 
     return processes.from_first(read) if paths else {}
@@ -133,7 +139,14 @@ def check(stored: dict[str, str], found: dict[str, str], run: str) -> None:
     Both are of `identities`.
     """
     for part, identity in found.items():
-        if stored.get(part, identity) != identity:
+        before, now = (each.partition(" ") for each in (stored.get(part, identity), identity))
+        if before[0] == now[0] and before != now:
+            was, dtype = (each[2] or "float" for each in (before, now))
+            raise UserError(
+                f"{run} has adapters that were trained on its base in {was}, and this one is in "
+                f"{dtype}; give the --lora.base_dtype of the run, or choose another --run_dir"
+            )
+        if before != now:
             flag = "student" if part == "generator" else "discriminator"
             raise UserError(
                 f"{run} has adapters of another base than this --{flag}.path "

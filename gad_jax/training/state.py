@@ -73,7 +73,14 @@ def _with_lora(config: settings.Config, network: DecoderConfig) -> DecoderConfig
             f"{network.family!r}, and adapters are for attention there; give "
             "--lora.targets=query,key,value,output"
         )
-    return dataclasses.replace(network, lora=Lora(rank, options.alpha, options.targets))
+    if network.experts and options.is_quantised:
+        raise UserError(
+            f"--lora.base_dtype={options.base_dtype} quantises no experts, which are most of a "
+            f"mixture of family {network.family!r}; give --lora.base_dtype=bfloat16"
+        )
+    quantisation = options.base_dtype if options.is_quantised else "none"
+    lora = Lora(rank, options.alpha, options.targets)
+    return dataclasses.replace(network, lora=lora, quantisation=quantisation)
 
 
 def make_program(
