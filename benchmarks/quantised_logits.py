@@ -1,17 +1,16 @@
 """What a quantised base changes in a model's next-token distribution, against float32.
 
-    python benchmarks/quantised_logits.py [--model smollm2-135m-instruct] [--texts 8]
+    python benchmarks/quantised_logits.py [--model smollm2-135m-instruct] [--texts 16]
 
 Prints a line per `--lora.base_dtype`: the bits per number of the layers' kernels, the largest and
 the rms error of the logits (of each token less their mean, which no probability depends on), the
 KL divergence per token, and the share of tokens whose most likely next token is the same. The texts
-are bundled rows, prompt and answer, of up to 256 tokens.
+are bundled rows, prompt and answer, of up to 128 tokens.
 """
 
 import argparse
 import dataclasses
 import itertools
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,16 +24,19 @@ from gad_jax.models import decoder, source, weights
 from gad_jax.models.config import DecoderConfig, Lora
 from gad_jax.types import Params, Segments
 
-LONGEST = 256
+LONGEST = 128
 _logits = jax.jit(decoder.logits, static_argnums=0)
 
 
 def texts(chat: Chat, count: int) -> list[np.ndarray]:
-    """Returns the tokens of bundled rows."""
-    rows = itertools.islice(sources.records("bundled", "train", True), count)
-    written = [json.dumps(row["messages"] if "messages" in row else row) for _, row in rows]
-    found = [chat.tokenizer(text, add_special_tokens=False)["input_ids"] for text in written]
-    return [np.asarray(each[:LONGEST], np.int32) for each in found]
+    """Returns the tokens of bundled rows, prompt and answer."""
+    found = []
+    for _, row in itertools.islice(sources.records("bundled", "train", True), count):
+        answer = {"role": "assistant", "content": row["teacher_response"]}
+        text = chat.tokenizer.apply_chat_template([*row["messages"], answer], tokenize=False)
+        tokens = chat.tokenizer(text, add_special_tokens=False)["input_ids"]
+        found.append(np.asarray(tokens[:LONGEST], np.int32))
+    return found
 
 
 def logits(config: DecoderConfig, params: Params, tokens: np.ndarray) -> np.ndarray:
@@ -58,7 +60,7 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--texts", type=int, default=8)
+    parser.add_argument("--texts", type=int, default=16)
     chosen = parser.parse_args()
     directory = source.resolve(chosen.model)
     config, params = weights.load(directory)

@@ -61,6 +61,8 @@ def test_targets_have_one_order() -> None:
         ("--lora.targets=query,q_proj", "a list"),
         ("--lora.targets=query,query", "names one twice"),
         ("--lora.targets=", "targets is empty; name some of query, key"),
+        ("--lora.base_dtype=nf4", "needs adapters, which are what is trained on a quantised base"),
+        ("--lora.base_dtype=int4", "int8"),
         ("--lora.adapter=some/where", "needs --lora.rank"),
     ],
 )

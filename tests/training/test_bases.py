@@ -10,7 +10,7 @@ import pytest
 
 from gad_jax.base.errors import UserError
 from gad_jax.distributed.mesh import make_mesh
-from gad_jax.models import decoder, source, weights
+from gad_jax.models import adapters, decoder, source, weights
 from gad_jax.settings import options
 from gad_jax.settings.config import Config
 from gad_jax.training import bases, digest, finishing, loading, setup, state
@@ -117,6 +117,37 @@ def test_the_export_is_merged_and_computes_what_the_run_does(whole):
     np.testing.assert_allclose(apart, of_export, atol=1e-5)
 
 
+def test_a_run_on_a_quantised_base_resumes_bit_for_bit(model, tmp_path):
+    flags = *FLAGS, f"--student.path={model}", "--lora.base_dtype=nf4", "--lora.targets=query,down"
+    whole, parted = (settings(tmp_path / name, *flags) for name in ("whole", "parted"))
+    setup.claim(whole)
+    uninterrupted = run(whole)
+    assert not run(parted, 1).finished
+    resumed = run(parted)
+    with jax.set_mesh(resumed.mesh):
+        assert digest.digests(resumed.state) == digest.digests(uninterrupted.state)
+    assert rows(tmp_path / "parted") == rows(tmp_path / "whole")
+    # Decoding keeps the base and the adapters as the step has them.
+    assert all(row["logprobs/gap"] < 1e-5 for row in rows(tmp_path / "whole"))
+    kernels = resumed.frozen.generator["layers"]["gate"]["kernel"]
+    assert {name: leaf.dtype.name for name, leaf in kernels.items()} == {
+        "codes": "uint8",
+        "scales": "bfloat16",
+    }
+    # What is read back is the network that was trained: the base dequantised, adapters merged.
+    with jax.set_mesh(mesh := make_mesh(devices=jax.devices()[:1])):
+        network = loading.load_from_run(tmp_path / "whole", "generator", mesh)
+        assert network.config.quantisation == "none"
+        found = jax.device_get(network.params["layers"]["down"]["kernel"])
+    config = resumed.networks[0]
+    with jax.set_mesh(resumed.mesh):
+        merged = adapters.merge(config, resumed.generator)["layers"]["down"]["kernel"]
+        np.testing.assert_allclose(found, jax.device_get(merged), atol=1e-6)
+    parted = dataclasses.replace(parted, lora=dataclasses.replace(parted.lora, base_dtype="int8"))
+    with pytest.raises(UserError, match=r"on its base in nf4, and this one is in int8; give the"):
+        run(parted)
+
+
 def test_either_network_alone_may_have_adapters(tmp_path):
     for ranks, has in {(4, 0): (True, False), (0, 4): (False, True)}.items():
         flags = f"--lora.rank={ranks[0]}", f"--lora.discriminator_rank={ranks[1]}"
@@ -145,4 +176,12 @@ def test_adapters_of_experts_are_refused_by_name(tmp_path):
     mixture = networks.write(tmp_path / "model", networks.NETWORKS["qwen3-moe"])
     config = settings(tmp_path / "run", "--lora.rank=2", f"--student.path={mixture}")
     with pytest.raises(UserError, match=r"gate, up, down.*--lora\.targets=query,key,value,output"):
+        state.network_configs(config)
+
+
+def test_experts_are_not_quantised(tmp_path):
+    mixture = networks.write(tmp_path / "model", networks.NETWORKS["qwen3-moe"])
+    flags = "--lora.rank=2", "--lora.targets=query", "--lora.base_dtype=int8"
+    config = settings(tmp_path / "run", *flags, f"--student.path={mixture}")
+    with pytest.raises(UserError, match=r"quantises no experts.*--lora\.base_dtype=bfloat16"):
         state.network_configs(config)
