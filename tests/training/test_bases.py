@@ -120,6 +120,7 @@ def test_the_export_is_merged_and_computes_what_the_run_does(whole):
 def test_a_run_on_a_quantised_base_resumes_bit_for_bit(model, tmp_path):
     flags = *FLAGS, f"--student.path={model}", "--lora.base_dtype=nf4", "--lora.targets=query,down"
     whole, parted = (settings(tmp_path / name, *flags) for name in ("whole", "parted"))
+    (tmp_path / "whole").mkdir()
     setup.claim(whole)
     uninterrupted = run(whole)
     assert not run(parted, 1).finished
