@@ -113,7 +113,7 @@ def write_adapter(directory: Path, export: Export) -> bool:
     if processes.is_first():
         name = bases.path_of(config, adapter.network)
         model = source.resolve(name)
-        base = provenance.hub_id(name, model) or str(model)
+        base = provenance.hub_id(name, model) or name  # as it was given: no path of this machine
         record: dict[str, Any] = {"gad_jax": __version__, "made_from": export.fingerprint}
         record |= {"bases": export.made.meta["bases"]}
         if export.part == "discriminator":
