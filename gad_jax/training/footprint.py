@@ -19,7 +19,7 @@ from gad_jax.core import layout
 from gad_jax.core.program import Program
 from gad_jax.distributed import devices, sharding
 from gad_jax.distributed.mesh import data_shards
-from gad_jax.models import decoder
+from gad_jax.models import decoder, quantised
 from gad_jax.models.config import DecoderConfig
 from gad_jax.rollout import memory
 from gad_jax.rollout.queue import make_queue
@@ -111,17 +111,18 @@ def _base_bytes(config: Config, networks: Networks, mesh: Mesh) -> int:
 
 
 def copy_bytes(network: DecoderConfig, mesh: Mesh) -> int:
-    """Returns the bytes of the decode copy: in the compute dtype, split over tensor alone. Adapters
-    are merged into it. A tied head is a second copy of the embedding."""
-    size = jnp.dtype(network.compute_dtype).itemsize
-    params = sharding.placed(decoder.abstract(network.merged), mesh)
+    """Returns the bytes of the decode copy: in the compute dtype or quantised, split over tensor
+    alone. Adapters are merged into a float one. A tied head is a second copy of the embedding."""
+    params = sharding.placed(decoder.abstract(network.decoding), mesh)
 
-    def one(leaf: Any) -> int:
+    def one(path: Any, leaf: Any) -> int:
+        kept = quantised.is_part(sharding.path_name(path))
+        size = jnp.dtype(leaf.dtype if kept else network.compute_dtype).itemsize
         split = "tensor" in jax.tree.leaves(tuple(leaf.sharding.spec))
         return math.prod(leaf.shape) * size // (mesh.shape["tensor"] if split else 1)
 
-    head = one(params["embedding"]) if network.tied else 0
-    return sum(one(leaf) for leaf in jax.tree.leaves(params)) + head
+    found = jax.tree_util.tree_map_with_path(one, params)
+    return sum(jax.tree.leaves(found)) + (found["embedding"] if network.tied else 0)
 
 
 def _update_bytes(config: Config, program: Program, mesh: Mesh, lengths: Lengths) -> int:

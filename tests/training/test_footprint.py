@@ -12,7 +12,7 @@ from gad_jax.models import decoder
 from gad_jax.rollout import prefill
 from gad_jax.settings import options
 from gad_jax.settings.config import Config
-from gad_jax.training import footprint, state
+from gad_jax.training import bases, footprint, state
 from gad_jax.training.footprint import Lengths
 
 FLAGS = ("--config=tiny", "--stage=gad", "--batch.prompts=8", "--batch.micro_batch_prompts=4")
@@ -82,3 +82,23 @@ def test_what_the_backward_pass_keeps_depends_on_remat(run) -> None:
         for remat in ("full", "dots", "none")
     ]
     assert kept == sorted(set(kept))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_a_frozen_base_is_counted_once_and_has_no_gradients(run, dtype: str) -> None:
+    flags = (*FLAGS, "--lora.rank=2", f"--lora.base_dtype={dtype}")
+    config = options.read(Config, flags, program="train", description="")
+    networks = state.network_configs(config)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        whole = decoder.abstract(networks[0])
+        copy = jax.eval_shape(lambda p: prefill.decode_copy(networks[0], p), whole)
+    assert footprint.copy_bytes(networks[0], mesh) == sum(
+        leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(copy)
+    )
+    base = devices.device_bytes(bases.abstract(config, networks, mesh))
+    program = state.make_program(config, "gad", *networks)
+    held = base + footprint.sizes(program, mesh).device
+    found = footprint.needs(config, networks, mesh, LENGTHS)
+    assert {need.bytes["weights and moments"] for need in found} == {held}
+    assert held < footprint.sizes(state.make_program(run[0], "gad", *run[1]), mesh).device / 2
