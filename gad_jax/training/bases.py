@@ -16,13 +16,11 @@ from gad_jax.distributed import processes, sharding
 from gad_jax.models import adapters, checksums, peft, quantised, source, weights
 from gad_jax.models.config import DecoderConfig
 from gad_jax.settings.config import Config
+from gad_jax.training import randomness
 from gad_jax.types import Frozen, Params
 
 Networks = tuple[DecoderConfig, DecoderConfig]
 """The configs of generator and discriminator."""
-
-_KEYS = {"vocabulary": 0x6C6F7261, "score": 0x6C6F7262}
-"""Streams of the seed for fresh adapters, by the network's head."""
 
 
 def discriminator_path(config: Config) -> str:
@@ -105,7 +103,7 @@ def fresh_adapters(config: Config, network: DecoderConfig, mesh: Mesh) -> Params
     if config.lora.adapter and network.head == "vocabulary":
         params = peft.read(Path(config.lora.adapter).expanduser(), network)
     else:
-        key = jax.random.fold_in(jax.random.key(config.seed), _KEYS[network.head])
+        key = randomness.adapters_key(config.seed, network.head)
         params = adapters.init(network, key)
 
     def place(leaf: jax.ShapeDtypeStruct, value: object) -> jax.Array:

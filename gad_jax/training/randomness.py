@@ -5,6 +5,7 @@
 | `order` | the order of the rows in a stage | `order_seed`, a seed of numpy's |
 | `sampling` | the samples of a step | `sampling_key`, a key of jax |
 | `head` | the weights of the discriminator's new head | `head_key`, a key of jax |
+| `adapters` | the first adapters of a network | `adapters_key`, a key of jax for each network |
 
 The prompts that are held out have a seed of their own (`data.heldout_seed`). So do answers outside
 of training, with the `seed` of their command. Held-out evaluations are greedy and draw nothing.
@@ -18,6 +19,9 @@ from gad_jax.settings.config import STAGES
 
 HEAD = 2**32 - 1
 """What the head's key is folded with: no step, because steps are int32."""
+
+ADAPTERS = {"vocabulary": 2**32 - 2, "score": 2**32 - 3}
+"""The same for the adapters of a network with this head."""
 
 
 def order_seed(seed: int, stage: str) -> int:
@@ -37,3 +41,8 @@ def sampling_key(root: Array, step: int) -> Array:
 def head_key(seed: int) -> Array:
     """Returns the key of the weights of a new score head."""
     return jax.random.fold_in(jax.random.key(seed), HEAD)
+
+
+def adapters_key(seed: int, head: str) -> Array:
+    """Returns the key of the first adapters of the network with this head."""
+    return jax.random.fold_in(jax.random.key(seed), ADAPTERS[head])

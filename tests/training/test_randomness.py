@@ -19,6 +19,7 @@ def test_the_streams_of_a_seed_and_of_its_neighbours_are_distinct() -> None:
         root = jax.random.key(seed)
         steps = (0, 1, 2, 3, 10, 1000, LAST_STEP)
         keys += [words(root), words(randomness.head_key(seed))]
+        keys += [words(randomness.adapters_key(seed, head)) for head in randomness.ADAPTERS]
         keys += [words(randomness.sampling_key(root, step)) for step in steps]
         seeds += [randomness.order_seed(seed, stage) for stage in STAGES]
     assert len({*keys}) == len(keys)
@@ -26,7 +27,7 @@ def test_the_streams_of_a_seed_and_of_its_neighbours_are_distinct() -> None:
 
 
 def test_the_head_is_drawn_from_no_step() -> None:
-    assert randomness.HEAD > LAST_STEP
+    assert min(randomness.HEAD, *randomness.ADAPTERS.values()) > LAST_STEP
     # The first samples of the second step came from the head's numbers before.
     second = randomness.sampling_key(jax.random.key(0), 1)
     assert words(randomness.head_key(0)) != words(second)
