@@ -67,7 +67,7 @@ def two_by_four(tmp_path_factory: pytest.TempPathFactory) -> Path:
     job = Job(run_dir, *FLAGS, "--mesh.tensor=2", processes=2, devices=4)
     assert job.wait() == [0, 0], job.printed()
     # The first alone prints.
-    assert job.printed(0).count("step 2/2") == 1
+    assert job.printed(0).count("step 2/2  gad") == 1
     assert "step 2/2" not in job.printed(1)
     return run_dir
 
