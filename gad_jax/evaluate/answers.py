@@ -142,8 +142,8 @@ def evaluations(run: Path) -> list[heldout.HeldoutResult]:
 
 def _evaluation(path: Path) -> heldout.HeldoutResult:
     files.need_regular(path)
+    found = heldout.read(path)
     try:
-        found = heldout.read(path)
         _lines(found)  # all that is used of it
         return found
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

@@ -142,9 +142,11 @@ class Evaluations:
             return None
         try:
             text = path.read_text(encoding="utf-8")
-            if heldout.parse(text).step == step:
+            found = heldout.parse(text)
+            whole = found.examples and "evaluation/length_ratio" in found.metrics
+            if found.step == step and whole:
                 return text
-            reason = "it is of another step"
+            reason = "parts are missing" if found.step == step else "it is of another step"
         except (OSError, ValueError) as error:
             reason = first_line(error)
         moved = f"{path.name}.corrupt-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}"

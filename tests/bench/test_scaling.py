@@ -23,7 +23,8 @@ from gad_jax.distributed.mesh import SHARDS_STAY
 def test_bytes_match_the_layout(devices: int, replica: int, micro_batches: int) -> None:
     chosen = ScalingBench(2, 64, (devices,), replica, micro_batches)
     found, layout = scaling.sent(chosen, devices), scaling.by_layout(chosen, devices)
-    assert found.gathered == layout.gathered
+    # besides weights: the sums that show whether an updated leaf is finite
+    assert layout.gathered <= found.gathered <= layout.gathered + 1000
     # besides gradients: the loss, the count of tokens, the norm of the gradient
     assert layout.gradients <= found.gradients <= layout.gradients + 1000
     assert layout.between_replicas <= found.between_replicas <= layout.between_replicas + 1000

@@ -16,7 +16,8 @@ from gad_jax.core.optimizer import adamw
 from gad_jax.distributed import devices, sharding
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.models import decoder, families
-from gad_jax.models.config import DecoderConfig, alike
+from gad_jax.models.config import DecoderConfig, Lora, alike
+from gad_jax.settings.lora import TARGETS
 from gad_jax.settings.sections import Optimizer
 from tests.models.networks import NETWORKS
 
@@ -43,7 +44,10 @@ def network(family: str, **switches: Any) -> DecoderConfig:
 def networks() -> list[DecoderConfig]:
     kinds = ({"tied": True}, {"tied": False}, {"head": "score"}, {"head": "score", "tied": True})
     read = [families.read(hf) for hf in NETWORKS.values()]
-    return [dataclasses.replace(config, **kind) for config in read for kind in kinds]
+    whole = [dataclasses.replace(config, **kind) for config in read for kind in kinds]
+    lora = Lora(rank=2, alpha=32.0, targets=TARGETS)
+    bases = ("none", "int8", "nf4")
+    return whole + [dataclasses.replace(network("qwen2"), lora=lora, quantisation=b) for b in bases]
 
 
 def paths(tree: Any) -> dict[str, Any]:

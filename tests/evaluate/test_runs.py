@@ -53,5 +53,5 @@ def test_a_damaged_evaluation_is_named(run: Path) -> None:
     path = run / "evaluations" / "2.json"
     for text in (path.read_text()[:-9], "[]", "{}", '{"label": 1}', "{" * 9000):
         path.write_text(text)
-        with pytest.raises(UserError, match=r"2\.json is not a whole evaluation \(.*remove it"):
+        with pytest.raises(UserError, match=r"2\.json is no evaluation of a run \(.*move it"):
             runs.rows(run)
