@@ -35,8 +35,8 @@ class Settings(Config):
 
     dry_run: bool = option(
         False,
-        "check settings, data, devices, memory and disk, take a step of every stage with tiny "
-        "networks on these devices, and leave nothing behind",
+        "check all that can be checked, take a step of every stage with tiny networks, and leave "
+        "nothing behind",
         common=True,
     )
 

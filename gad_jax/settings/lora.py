@@ -28,7 +28,7 @@ class Lora(Checked):
 
     rank: int = option(
         0,
-        "rank of the adapters that are trained in the place of the networks; 0: full training",
+        "rank of the adapters that are trained instead; 0: full training",
         common=True,
         minimum=0,
     )
@@ -39,12 +39,11 @@ class Lora(Checked):
     )
     alpha: float = option(32.0, "adapters are multiplied by alpha / rank", above=0)
     targets: tuple[Target, ...] = option(
-        TARGETS, "projections of a layer that have adapters, with commas", common=True
+        TARGETS, "projections of a layer that have adapters, with commas"
     )
     base_dtype: Literal["auto", "float32", "bfloat16", "int8", "nf4"] = option(
         "auto",
-        "dtype of the frozen base in memory; auto: that of the matmuls; int8, nf4: the layers' "
-        "kernels are quantised, in blocks of 64",
+        "frozen base in memory; auto: as the matmuls",
         common=True,
     )
     adapter: str = option("", "PEFT adapter directory that the student's adapters start from")

@@ -40,7 +40,6 @@ class Checkpoint(Checked):
         30.0,
         "also save after this time; 0: by steps alone",
         "minutes",
-        common=True,
         minimum=0,
         maximum=LONGEST,
     )
@@ -48,7 +47,6 @@ class Checkpoint(Checked):
         "",
         "time by which the run must have saved and stopped, as 2027-01-31T18:00; empty: the end of "
         "the Slurm job, if it is one",
-        common=True,
     )
     margin_minutes: float = option(
         5.0,

@@ -47,8 +47,7 @@ class Discriminator(Checked):
 
     path: str = option(
         "",
-        "model it starts from, as in --student.path, or another run's discriminator; empty: the "
-        "student's",
+        "as --student.path, or the discriminator of a run; empty: the student's",
         common=True,
     )
     objective: Literal["bradley_terry", "cross_entropy"] = option(
@@ -78,16 +77,16 @@ class Data(Checked):
 
     train: str = option(
         "bundled",
-        "teacher rows: JSON, CSV or Parquet file, a directory or pattern ('*.jsonl') of them, or a "
-        "hub dataset (ORG/NAME), each with :SPLIT if it is not train, or 'bundled'; to mix "
-        "several, write a.jsonl=0.7,b.jsonl=0.3, the numbers being shares of the prompts",
+        "teacher rows: JSON, CSV or Parquet files, a directory or pattern of them, or a hub "
+        "dataset (ORG/NAME), each with :SPLIT if it is not train; a.jsonl=0.7,b.jsonl=0.3 mixes "
+        "two, by shares of the prompts",
         common=True,
         filled=True,
     )
     heldout: str = option(
         "bundled:heldout",
-        "rows for evaluation, as above; 5% or 200: that share or number of the training prompts, "
-        "which are then not trained on; empty: no evaluation",
+        "rows for evaluation; 5% or 200: so many of the training prompts, which are then not "
+        "trained on; empty: none",
         common=True,
     )
     heldout_seed: int = option(
@@ -106,8 +105,7 @@ class Data(Checked):
     )
     max_prompt_tokens: int = option(
         LONGEST_PROMPT,
-        "longer prompts are dropped and counted; 0: the longest prompt of the training rows, at "
-        f"most {LONGEST_PROMPT}",
+        f"longer prompts are dropped; 0: the longest prompt of the rows, at most {LONGEST_PROMPT}",
         "tokens",
         common=True,
         minimum=0,
@@ -216,8 +214,7 @@ class Rollout(Checked):
     )
     max_new_tokens: int = option(
         LONGEST_RESPONSE,
-        "a longer response is cut, and ends without an end token; 0: what holds 99 % of the "
-        "teacher's responses",
+        "a longer response is cut; 0: what holds 99 % of the teacher's responses",
         "tokens",
         common=True,
         minimum=0,

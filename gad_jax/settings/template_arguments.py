@@ -9,7 +9,7 @@ from typing import Any
 
 from gad_jax.settings.fields import FieldError
 
-HELP = "arguments of the chat template: enable_thinking=false, several with commas, or JSON"
+HELP = "values for the chat template, as enable_thinking=false"
 
 RESERVED = ("messages", "add_generation_prompt", "tools", "documents", "chat_template")
 """What the program passes to a template itself, and what it does not support."""

@@ -49,7 +49,8 @@ def test_the_curve_joins_evaluations_and_scores(tmp_path: Path) -> None:
     (tmp_path / "evaluations").mkdir()
     for label, step, students in (("before", 0, ["", ""]), ("step 2", 2, [RIGHT[0], ""])):
         examples = [
-            {"prompt": asked, "student": text} for asked, text in zip(ASKED, students, strict=True)
+            {"prompt": asked, "teacher": "", "student": text}
+            for asked, text in zip(ASKED, students, strict=True)
         ]
         result = heldout.HeldoutResult(label, step, {}, examples)
         (tmp_path / "evaluations" / f"{label}.json").write_text(result.to_json())
