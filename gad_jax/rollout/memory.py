@@ -42,22 +42,22 @@ def check_cache(
         "lower --rollout.slots, --rollout.max_new_tokens or --data.max_prompt_tokens, or raise "
         "--mesh.tensor"
     ),
-    beside: int = 0,
+    prompt_tokens: int = 0,
 ) -> str:
     """Returns a sentence on the largest KV cache for sequences of at most `longest` tokens.
 
-    `slots` are per data shard (0: the default); `beside` are tokens of prompts that are cached
-    outside of them. Raises UserError, with the advice, when the cache is larger than a device's
+    `slots` are per data shard (0: the default); `prompt_tokens` are those cached outside of
+    them. Raises UserError, with the advice, when the cache is larger than a device's
     memory.
     """
     slots = slots or default_slots()
-    needed = cache_bytes(config, slots, longest) + beside * token_bytes(config)
+    needed = cache_bytes(config, slots, longest) + prompt_tokens * token_bytes(config)
     needed /= mesh.shape["tensor"] * 1e9
     size = (
         f"{needed:.2g} GB a device for {slots} slots of {cache_capacity(longest, longest)} tokens"
     )
-    if beside:
-        size += f" and {beside} tokens of prompts"
+    if prompt_tokens:
+        size += f" and {prompt_tokens} tokens of prompts"
     memory = devices.device_memory()
     if needed * 1e9 > memory:
         raise UserError(

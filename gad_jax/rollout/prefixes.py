@@ -1,7 +1,7 @@
 """Prompts in chunks, and the chunks of earlier prompts: what two prompts share is computed once.
 
 One prompt is worked on at a time, in one cache on the devices. A prompt that begins as the one
-before it goes on from there. Whole chunks are also kept apart, under a hash of all tokens up to
+before it continues there. Whole chunks are also kept apart, under a hash of all tokens up to
 their end, and the least recently used are dropped: a system prompt or the earlier turns of a
 conversation are copied, which costs about a hundredth of computing them.
 """

@@ -17,7 +17,7 @@ from gad_jax.rollout.sampling import RowSamplers, Sampler
 class Streamer:
     """Answers one prompt at a time. The caller sets the mesh, which has one data shard.
 
-    A prompt that begins as the one before it, as the next turn of a conversation does, goes on from
+    A prompt that begins as the one before it, as the next turn of a conversation does, continues
     there. The KV cache is made for the longest answer, so that no answer stops to compile.
     """
 

@@ -4,7 +4,7 @@ One thread owns the devices. It launches a step before it reads the tokens of th
 the devices never wait for the host. The price: a slot whose answer has just ended takes part in one
 more step, whose token is dropped.
 
-The prompts of new requests run in chunks between the steps, so that the answers of others go on. A
+The prompts of new requests run in chunks between the steps, so that other answers continue. A
 request that fails costs itself alone; what the devices refuse ends the thread.
 """
 

@@ -64,7 +64,7 @@ class ServedStudent:
         slots = slots or (8 if devices.platform() == "cpu" else memory.default_slots())
         with jax.set_mesh(mesh):
             advice = "lower --slots or --context, or raise --tensor"
-            memory.check_cache(config, slots, context, mesh, advice, beside=context + kept)
+            memory.check_cache(config, slots, context, mesh, advice, prompt_tokens=context + kept)
             weights = prefill.only_copy(config, params)
         chunk = min(chunk or chunks.default_chunk(), context)
         return cls(config, weights, chat, mesh, slots, context, chunk, kept)

@@ -58,9 +58,10 @@ def needs(config: Config, networks: Networks, mesh: Mesh, lengths: Lengths) -> l
     found: list[Need] = []
     samples = False
     with jax.set_mesh(mesh):
+        base = base_bytes(config, networks, mesh)
         for stage in config.stages:
             program = state.make_program(config, stage, *networks)
-            held = sizes(program, mesh).device + _base_bytes(config, networks, mesh)
+            held = sizes(program, mesh).device + base
             samples |= stage == "gad" or program.train_discriminator
             parts = {
                 "weights and moments": held,
@@ -68,7 +69,7 @@ def needs(config: Config, networks: Networks, mesh: Mesh, lengths: Lengths) -> l
             }
             found.append(Need(f"{stage}: update", parts))
             if samples and stage == config.stages[-1]:
-                found += _rollout(config, program, mesh, lengths)
+                found += _rollout(config, program.generator, mesh, lengths, held)
     return found
 
 
@@ -105,7 +106,7 @@ def _sizes(program: Program, mesh: Mesh) -> Sizes:
     )
 
 
-def _base_bytes(config: Config, networks: Networks, mesh: Mesh) -> int:
+def base_bytes(config: Config, networks: Networks, mesh: Mesh) -> int:
     """Returns the bytes of the frozen bases on a device."""
     return devices.device_bytes(bases.abstract(config, networks, mesh))
 
@@ -198,8 +199,10 @@ def shape(config: Config, lengths: Lengths, shards: int) -> layout.Shape:
     return count, rows, length
 
 
-def _rollout(config: Config, program: Program, mesh: Mesh, lengths: Lengths) -> list[Need]:
-    network, size = program.generator, sizes(program, mesh)
+def _rollout(
+    config: Config, network: DecoderConfig, mesh: Mesh, lengths: Lengths, held: int
+) -> list[Need]:
+    """Returns what a rollout takes where weights and moments take `held` bytes."""
     shards = data_shards(mesh)
     prompts = [np.zeros(length, np.int32) for length in lengths.prompts]
     numbers = np.arange(len(prompts))
@@ -212,7 +215,6 @@ def _rollout(config: Config, program: Program, mesh: Mesh, lengths: Lengths) -> 
         packed.prompts_per_shard * config.rollout.samples,
     )
     cache = memory.cache_bytes(network, slots, config.longest) // mesh.shape["tensor"]
-    held = size.device + _base_bytes(config, (network, program.discriminator), mesh)
     kept = {"weights and moments": held, "decode copy": copy_bytes(network, mesh)}
     positions = packed.rows[0].size // shards
     wide = 2 * network.mlp_width + 3 * network.heads * network.head_width + 4 * network.width

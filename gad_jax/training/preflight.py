@@ -1,7 +1,5 @@
 """Checks before a run begins: whether its parts fit each other and the machine."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,12 +10,12 @@ from gad_jax.base.errors import UserError
 from gad_jax.base.shortage import gigabytes
 from gad_jax.data.chat import Chat
 from gad_jax.distributed import devices, processes
-from gad_jax.models import adapters, costs, decoder
+from gad_jax.models import adapters, costs
 from gad_jax.models.config import DecoderConfig
 from gad_jax.rollout import memory
 from gad_jax.rollout.engine import RolloutProgram
 from gad_jax.settings.config import Config, with_limits
-from gad_jax.training import bases, footprint, levers
+from gad_jax.training import footprint, levers
 from gad_jax.training.checkpoint import Checkpoints
 from gad_jax.training.footprint import Lengths
 from gad_jax.training.stages import Span
@@ -43,7 +41,7 @@ def check(
     """
     sizes = [footprint.sizes(span.program, mesh) for span in spans]
     total, needed = max(size.total for size in sizes), max(size.device for size in sizes)
-    needed += devices.device_bytes(bases.abstract(config, networks, mesh))
+    needed += footprint.base_bytes(config, networks, mesh)
     available = devices.device_memory()
     if needed > available:
         raise UserError(
@@ -162,9 +160,7 @@ def _check_memory(
 
 def _export_bytes(network: DecoderConfig) -> int:
     """Returns the size of the student's directory, nearly all of which are weights."""
-    leaves = jax.tree.leaves(decoder.abstract(network))
-    itemsize = jnp.dtype(network.stored_dtype).itemsize
-    return sum(math.prod(leaf.shape) for leaf in leaves) * itemsize
+    return costs.parameters(network.merged) * jnp.dtype(network.stored_dtype).itemsize
 
 
 def _check_sizes(config: Config, networks: tuple[DecoderConfig, DecoderConfig], chat: Chat) -> None:

@@ -1,4 +1,4 @@
-"""A conversation at a terminal: it streams, goes on, and can be stopped."""
+"""A conversation at a terminal: it streams, keeps what was said, and can be stopped."""
 
 import os
 import pty
