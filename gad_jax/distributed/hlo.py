@@ -37,7 +37,7 @@ def collectives(text: str, per_node: int, iterations: int = 1) -> list[Collectiv
 
     An outermost loop of unknown length counts with `iterations`.
     """
-    bodies = _computations(text)
+    bodies = computations(text)
     totals: dict[tuple[str, int, int], list[int]] = defaultdict(lambda: [0, 0])
     channels: set[str] = set()
     for name, times in _repetitions(bodies, iterations).items():
@@ -54,7 +54,7 @@ def collectives(text: str, per_node: int, iterations: int = 1) -> list[Collectiv
                 continue
             if channel:
                 channels.add(channel[1])
-            kind, sizes = found[2], _sizes(found[1])
+            kind, sizes = found[2], array_bytes(found[1])
             # What starts a transfer returns its operands too; an all-reduce, where it nests them.
             if found[3] and (kind != "all-reduce" or found[1].startswith("((")):
                 sizes = sizes[len(sizes) // 2 :]
@@ -68,7 +68,7 @@ def collectives(text: str, per_node: int, iterations: int = 1) -> list[Collectiv
     return [Collective(*key, *value) for key, value in sorted(totals.items())]
 
 
-def _computations(text: str) -> dict[str, list[str]]:
+def computations(text: str) -> dict[str, list[str]]:
     """Returns the lines of every computation by its name; the entry is called ENTRY."""
     bodies: dict[str, list[str]] = {}
     lines: list[str] = []
@@ -94,7 +94,7 @@ def _repetitions(bodies: dict[str, list[str]], iterations: int) -> dict[str, int
         for line in bodies[name]:
             here, inside = factor, unknown
             if " while(" in line:
-                known = _known_iterations(line, bodies)
+                known = known_iterations(line, bodies)
                 here *= unknown if known is None else known
                 inside = unknown if known is not None else 1
             called = re.findall(r"(?:body|calls|to_apply)=%?([\w.\-]+)", line)
@@ -104,7 +104,7 @@ def _repetitions(bodies: dict[str, list[str]], iterations: int) -> dict[str, int
     return times
 
 
-def _known_iterations(line: str, bodies: dict[str, list[str]]) -> int | None:
+def known_iterations(line: str, bodies: dict[str, list[str]]) -> int | None:
     """Returns the iterations of the loop in this line if they are fixed: jax counts up from 0."""
     if said := re.search(r'known_trip_count\D+"?(\d+)', line):
         return int(said[1])
@@ -119,7 +119,7 @@ def _known_iterations(line: str, bodies: dict[str, list[str]]) -> int | None:
     return int(value[1]) if value else None
 
 
-def _sizes(shape: str) -> list[int]:
+def array_bytes(shape: str) -> list[int]:
     """Returns the bytes of each array in an HLO type."""
     arrays = re.findall(r"\b([a-z]\w*)\[([\d,]*)\]", shape)
     return [

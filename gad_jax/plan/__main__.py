@@ -34,6 +34,9 @@ class PlanOptions(Checked):
     price_per_hour: float = option(
         0.0, "price of one device, for the cost of the run; 0: not known", minimum=0
     )
+    kernels: bool = option(
+        False, "also count the kernels, bytes, graphs and host waits of each program (GPU targets)"
+    )
     json: bool = option(False, "print JSON instead of tables")
 
     def __post_init__(self) -> None:
@@ -41,6 +44,14 @@ class PlanOptions(Checked):
         for name in ("prompt_tokens", "response_tokens"):
             if getattr(self, name) < 1:
                 raise FieldError(name, f"{name}={getattr(self, name)} must be 1 or more")
+        kind = self.target.partition(":")[0]
+        if self.kernels and (not kind or kind == "cpu" or kind.startswith("v")):
+            raise FieldError(
+                "kernels",
+                f"kernels are counted in programs for one kind of GPU, and target={self.target!r} "
+                "names none; give one, such as --target=h100:1x1",
+                "target",
+            )
 
 
 @dataclasses.dataclass(frozen=True)

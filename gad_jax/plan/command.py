@@ -81,7 +81,13 @@ def make(settings: "PlanCommand", target: Target, say: Callable[[str], None]) ->
         weights.check_tensor_axis(network, settings.mesh.tensor, "--mesh.tensor")
     work = workload.draw(settings, _lengths(settings), target)
     compiled = programs.compile_all(
-        settings, both, mesh, target, work, lambda what: say(f"compiling {what} for {target.name}")
+        settings,
+        both,
+        mesh,
+        target,
+        work,
+        lambda what: say(f"compiling {what} for {target.name}"),
+        count_kernels=settings.plan.kernels,
     )
     chip = estimate.chip_of(target)
     steps = [
@@ -90,7 +96,8 @@ def make(settings: "PlanCommand", target: Target, say: Callable[[str], None]) ->
     ]
     taken = duration.of(duration.steps_of(settings, settings.plan.rows), steps)
     price = settings.plan.price_per_hour
-    plan = Plan(target, chip, dict(mesh.shape), compiled, steps, work, taken, price)
+    layers = both[0].layers
+    plan = Plan(target, chip, dict(mesh.shape), compiled, steps, work, taken, price, layers=layers)
     if plan.fits:
         return plan
     with devices.compiling_for(target.backend):

@@ -1,8 +1,10 @@
 """The programs of a run, compiled for devices that need not be present, and XLA's analysis."""
 
 import dataclasses
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +14,8 @@ from jax.sharding import Mesh, NamedSharding
 
 from gad_jax.base.errors import first_line
 from gad_jax.core import packing, steps
-from gad_jax.distributed import devices, hlo, sharding
+from gad_jax.distributed import devices, hlo, kernels, sharding
+from gad_jax.distributed.kernels import Launches
 from gad_jax.distributed.mesh import data_shards
 from gad_jax.distributed.targets import Target
 from gad_jax.models import adapters
@@ -32,7 +35,8 @@ class Compiled:
 
     `bytes` has the arguments by name; `resident`, which stays on the device and is no argument;
     `temporary`; and `results`, without those that reuse the memory of an argument. `refused` is the
-    compiler's sentence if the program did not fit.
+    compiler's sentence if the program did not fit. `launches` are counted where asked for. `needed`
+    are the bytes that an iteration of its loop must read: of decode, weights and KV cache once.
     """
 
     name: str
@@ -40,6 +44,8 @@ class Compiled:
     collectives: list[hlo.Collective]
     compile_seconds: float
     refused: str = ""
+    launches: Launches | None = None
+    needed: int = 0
 
     @property
     def total(self) -> int:
@@ -51,7 +57,7 @@ class _Call(NamedTuple):
     """A jitted function with abstract arguments.
 
     `held` are the trees on the device by kind, `resident` further bytes, and `iterations` those of
-    its outermost loop of unknown length.
+    its outermost loop of unknown length. `read` are trees that each of them must read once.
     """
 
     name: str
@@ -60,6 +66,7 @@ class _Call(NamedTuple):
     held: dict[str, Any]
     resident: int = 0
     iterations: int = 1
+    read: Any = ()
 
 
 def compile_all(
@@ -69,8 +76,13 @@ def compile_all(
     target: Target,
     work: Workload,
     report: Callable[[str], None],
+    *,
+    count_kernels: bool = False,
 ) -> list[Compiled]:
-    """Returns every program of the run's stages; `report` is told what is being compiled."""
+    """Returns every program of the run's stages; `report` is told what is being compiled.
+
+    With `count_kernels`, which only XLA's compiler for GPUs can, also what each starts.
+    """
     done: list[Compiled] = []
     samples = False
     rows = {
@@ -97,7 +109,7 @@ def compile_all(
                 calls += _rollout(config, program.generator, start, frozen, mesh, work)
             for call in calls:
                 report(call.name)
-                done.append(_compile(call, target))
+                done.append(_compile(call, target, count_kernels=count_kernels))
     return done
 
 
@@ -160,7 +172,10 @@ def _rollout(
     return [
         _Call("rollout: reshard", prefill.decode_copy, (network, generator), held, resident),
         _Call("rollout: prefill", prefill.prefill, tokens, copied, resident),
-        _Call("rollout: decode", engine.decode, sampling, sampled, resident, work.iterations),
+        _Call(
+            *("rollout: decode", engine.decode, sampling, sampled, resident, work.iterations),
+            read=(weights.layers, weights.head, cache.ring),
+        ),
     ]
 
 
@@ -180,7 +195,7 @@ def _abstract_queue(
     return packed, rows, queue
 
 
-def _compile(call: _Call, target: Target) -> Compiled:
+def _compile(call: _Call, target: Target, *, count_kernels: bool) -> Compiled:
     kinds: dict[str, int] = {}
     for kind, tree in call.held.items():
         if isinstance(tree, TrainState):
@@ -191,9 +206,9 @@ def _compile(call: _Call, target: Target) -> Compiled:
     if call.resident:
         kinds["resident"] = call.resident
     started = time.perf_counter()
+    lowered = call.function.trace(*call.arguments).lower(lowering_platforms=(target.platform,))
     try:
-        traced = call.function.trace(*call.arguments)
-        compiled = traced.lower(lowering_platforms=(target.platform,)).compile()
+        compiled, launches = _counted(lowered) if count_kernels else (lowered.compile(), None)
     except jax.errors.JaxRuntimeError as error:
         # The TPU's compiler refuses a program that does not fit; others compile it.
         if "RESOURCE_EXHAUSTED" not in str(error) and "hbm" not in str(error).lower():
@@ -204,7 +219,19 @@ def _compile(call: _Call, target: Target) -> Compiled:
     kinds["temporary"] = analysis.temp_size_in_bytes
     kinds["results"] = max(analysis.output_size_in_bytes - analysis.alias_size_in_bytes, 0)
     transfers = hlo.collectives(compiled.as_text(), target.per_node, call.iterations)
-    return Compiled(call.name, kinds, transfers, seconds)
+    needed = devices.device_bytes(call.read)
+    return Compiled(call.name, kinds, transfers, seconds, launches=launches, needed=needed)
+
+
+def _counted(lowered: Any) -> tuple[Any, Launches]:
+    """Returns the compiled program and what it starts, which XLA writes into files."""
+    # A program from the cache on disk is not compiled, so nothing would be written.
+    jax.config.update("jax_enable_compilation_cache", False)
+    with tempfile.TemporaryDirectory() as place:
+        compiled = lowered.compile(compiler_options={"xla_dump_to": place})
+
+        thunks, metadata = kernels.dumped(Path(place))
+        return compiled, kernels.launches(thunks, metadata, compiled.as_text())
 
 
 def _state_bytes(start: TrainState) -> dict[str, int]:

@@ -30,6 +30,8 @@ class Plan:
     price_per_hour: float = 0.0
     instead: str = ""
     """Flags that would make it fit, by estimate."""
+    layers: int = 1
+    """Of the student."""
 
     @property
     def cost(self) -> float | None:
@@ -82,6 +84,21 @@ def _advice(program: Compiled, mesh: dict[str, int]) -> list[str]:
     return [f"split or reduce {change}" for change in dict.fromkeys(said)]
 
 
+def _launches(program: Compiled, layers: int) -> dict[str, Any] | None:
+    """Returns what a program starts in one call, or in one iteration of its loop."""
+    found = program.launches
+    return found and {
+        "kernels": found.total,
+        "kernels_per_layer": found.per_layer(layers),
+        "bytes": found.bytes,
+        "needed_bytes": program.needed or None,
+        "in_graphs": found.in_graphs,
+        "graphs": found.graphs,
+        "host_waits": found.waits,
+        "largest": [kernel._asdict() for kernel in found.largest()],
+    }
+
+
 def to_json(plan: Plan) -> dict[str, Any]:
     """Returns the plan for json.dumps; bytes are per device, FLOPs of all devices."""
 
@@ -108,6 +125,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
                 "refused": program.refused,
                 "compile_seconds": program.compile_seconds,
                 "collectives": [transfer(found) for found in program.collectives],
+                "launches": _launches(program, plan.layers),
             }
             for program in plan.programs
         ],

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console
 from rich.table import Table
 
+from gad_jax.plan import launches
 from gad_jax.plan.cards import Answer, Card, usable
 from gad_jax.plan.duration import Duration, in_words
 from gad_jax.plan.estimate import Step
@@ -44,6 +45,7 @@ def show(plan: Plan, console: Console) -> None:
     if any(program.collectives for program in plan.programs):
         title = "transfers per step: GiB that each device sends"
         _print(title, _transfer_table(plan), console)
+    launches.show(plan.programs, plan.layers, console)
     for step in plan.steps:
         title = (
             f"{step.stage}: predicted {step.seconds:.3g} s per step, assuming "

@@ -1,0 +1,320 @@
+"""Counts what a compiled GPU program starts: kernels, the bytes that they move, graphs, host waits.
+
+XLA lists a program's thunks, which are what its runtime executes, and the instruction of each. The
+bytes of an instruction are those of its operands and results in the HLO text: of an operand that is
+only sliced or gathered from, what is taken; of one that is updated in place, what is written.
+
+The unit is one call of the program. Of a program whose outermost loop has no fixed length, such as
+the decode loop, it is one iteration of that loop. Of loops of unknown length inside of it, such as
+the refill of slots, the condition counts once, for which the host waits, and the body not at all.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from gad_jax.distributed import hlo
+
+_LINE = re.compile(r"^(\s*)(\d+): (k\w+)\s+\[")
+_ON_DEVICE = ("kCustomKernel", "kKernel", "kGemm", "kCublasLt", "kCuDnn", "kConv", "kCopy", "kSort")
+_NAME = re.compile(r"\s*(?:ROOT )?%?([\w.\-]+) = ")
+_OPCODE = re.compile(r" ([\w\-]+)\(([^()]*)")
+_VIEWS = ("bitcast", "reshape", "get-tuple-element")
+
+
+class Kernel(NamedTuple):
+    """A kernel, a library call or a copy: its instruction, executions and bytes of all of them."""
+
+    name: str
+    source: str
+    times: int
+    bytes: int
+    in_graph: bool
+
+
+class Launches(NamedTuple):
+    """What one unit of a program starts on a device.
+
+    `waits` counts how often the host waits for a condition, `graphs` the starts of graphs.
+    """
+
+    kernels: list[Kernel]
+    graphs: int
+    waits: int
+
+    @property
+    def total(self) -> int:
+        """Kernels, library calls and copies."""
+        return sum(kernel.times for kernel in self.kernels)
+
+    @property
+    def bytes(self) -> int:
+        """The bytes that they read and write."""
+        return sum(kernel.bytes for kernel in self.kernels)
+
+    @property
+    def in_graphs(self) -> float:
+        """The share of them that a graph starts."""
+        inside = sum(kernel.times for kernel in self.kernels if kernel.in_graph)
+        return inside / max(self.total, 1)
+
+    def per_layer(self, layers: int) -> int:
+        """Kernels that every layer starts: those that occur as often as there are layers."""
+        occurs: dict[str, int] = {}
+        for kernel in self.kernels:
+            occurs[kernel.source] = occurs.get(kernel.source, 0) + kernel.times
+        return sum(times // layers for times in occurs.values())
+
+    def largest(self, count: int = 5) -> list[Kernel]:
+        """Those that move the most bytes; kernels of the same source are one."""
+        merged: dict[str, Kernel] = {}
+        for kernel in self.kernels:
+            known = merged.get(kernel.source, kernel._replace(times=0, bytes=0))
+            both = known.times + kernel.times, known.bytes + kernel.bytes
+            merged[kernel.source] = known._replace(times=both[0], bytes=both[1])
+        return sorted(merged.values(), key=lambda kernel: -kernel.bytes)[:count]
+
+
+class _Thunk(NamedTuple):
+    """A line of XLA's list; `inside` are those of a loop's body, a graph or a branch."""
+
+    instruction: str
+    kind: str
+    inside: list["_Thunk"]
+    condition: list["_Thunk"]
+
+
+def dumped(place: Path) -> tuple[str, str]:
+    """Returns the lists of one program that XLA has written into a directory.
+
+    They are its thunks, with graphs where it makes any, and the instruction of each.
+    """
+    [metadata] = place.glob("*.thunk_metadata.txt")
+    [thunks] = [
+        *place.glob("*.thunk_sequence_after_thunk_passes.txt"),
+        *place.glob("*.thunk_sequence.txt"),
+    ][:1]
+    return thunks.read_text("utf-8"), metadata.read_text("utf-8")
+
+
+def launches(thunks: str, metadata: str, text: str) -> Launches:
+    """Returns the launches of a program, from XLA's dumped lists and the HLO text."""
+    program = _Program(text)
+    tree = _tree(thunks, _instructions(metadata))
+    totals = {"graphs": 0, "waits": 0}
+    outermost = [each for each in tree if each.kind == "kWhile" and not program.iterations(each)]
+    if outermost:
+        totals["waits"] = 1
+        tree = [*outermost[0].condition, *outermost[0].inside]
+    found = [kernel for each in tree for kernel in program.kernels(each, 1, False, totals)]
+    return Launches(found, **totals)
+
+
+def _instructions(metadata: str) -> dict[int, str]:
+    """Returns the instruction of every thunk by the thunk's number."""
+    pairs = re.findall(r'profile_annotation: "([^"]+)"\s+thunk_id: (\d+)', metadata)
+    return {int(number): name for name, number in pairs}
+
+
+def _tree(thunks: str, instructions: dict[int, str]) -> list[_Thunk]:
+    """Returns the outermost thunks."""
+    root = _Thunk("", "", [], [])
+    stack: list[tuple[int, _Thunk]] = [(-1, root)]
+    conditions: set[int] = set()  # the indents of the loops whose condition is being read
+    for line in thunks.splitlines():
+        if line.strip() == "condition:":
+            conditions.add(stack[-1][0])
+        elif line.strip() == "body:":
+            conditions.remove(max(conditions))
+        elif found := _LINE.match(line):
+            indent, kind = len(found[1]), found[3]
+            while indent <= stack[-1][0]:
+                stack.pop()
+            outer, loop = stack[-1]
+            thunk = _Thunk(instructions.get(int(found[2]), ""), kind, [], [])
+            (loop.condition if outer in conditions else loop.inside).append(thunk)
+            stack.append((indent, thunk))
+    return root.inside
+
+
+class _Instruction(NamedTuple):
+    """An instruction of the HLO text."""
+
+    opcode: str
+    shape: str
+    operands: list[str]
+    line: str
+
+    @property
+    def size(self) -> int:
+        return sum(hlo.array_bytes(self.shape))
+
+    @property
+    def called(self) -> str:
+        found = re.search(r"calls=%?([\w.\-]+)", self.line)
+        return found[1] if found else ""
+
+
+class _Program:
+    """The HLO text of a program."""
+
+    def __init__(self, text: str) -> None:
+        self.bodies = hlo.computations(text)
+        self.parsed = {name: _parse(lines) for name, lines in self.bodies.items()}
+        self.home = {
+            name: body
+            for body, found in self.parsed.items()
+            if not body.startswith("fused_")
+            for name in found
+        }
+
+    def iterations(self, loop: _Thunk) -> int:
+        """Returns the iterations of a loop, 0 where they are not fixed."""
+        line = self.parsed[self.home[loop.instruction]][loop.instruction].line
+        return hlo.known_iterations(line, self.bodies) or 0
+
+    def kernels(
+        self, thunk: _Thunk, times: int, in_graph: bool, totals: dict[str, int]
+    ) -> Iterator[Kernel]:
+        """Yields what a thunk starts in so many executions; adds graphs and waits to the totals."""
+        if thunk.kind == "kWhile":
+            known = self.iterations(thunk)
+            if not known:
+                totals["waits"] += 0 if in_graph else times
+                for each in thunk.condition:
+                    yield from self.kernels(each, times, in_graph, totals)
+            times *= known
+        elif thunk.kind == "kCommandBuffer":
+            totals["graphs"] += times
+            in_graph = True
+        elif thunk.kind == "kConditional" and not in_graph:
+            totals["waits"] += times
+        elif thunk.kind.startswith(_ON_DEVICE) and times:
+            body = self.parsed.get(self.home.get(thunk.instruction, ""), {})
+            moved = self._moved(body, thunk.instruction) if body else 0
+            source = _source(body[thunk.instruction].line) if body else thunk.kind
+            yield Kernel(thunk.instruction, source, times, times * moved, in_graph)
+        for each in thunk.inside:
+            yield from self.kernels(each, times, in_graph, totals)
+
+    def _moved(self, body: dict[str, _Instruction], name: str) -> int:
+        """Returns the bytes that an instruction reads and writes."""
+        instruction = body[name]
+        given = [_size(body, each) for each in instruction.operands]
+        inner = self.parsed.get(instruction.called)
+        if instruction.opcode != "fusion" or not inner:
+            if instruction.opcode == "custom-call":  # its last result is scratch memory
+                return sum(given) + sum(hlo.array_bytes(instruction.shape)[:1])
+            return sum(given) + instruction.size
+        read = sum(
+            _read(inner, parameter, given[place])
+            for parameter, place in _parameters(inner)
+            if place < len(given)
+        )
+        return read + _written(inner)
+
+
+def _parse(lines: list[str]) -> dict[str, _Instruction]:
+    """Returns the instructions of a computation by name; the result is called ROOT, too."""
+    found: dict[str, _Instruction] = {}
+    for line in lines:
+        name = _NAME.match(line)
+        if name is None:
+            continue
+        end = _shape_end(line, name.end())
+        opcode = _OPCODE.match(line, end)
+        if opcode is None:
+            continue
+        operands = re.findall(r"%([\w.\-#]+)", opcode[2])
+        found[name[1]] = _Instruction(opcode[1], line[name.end() : end], operands, line)
+        if line.lstrip().startswith("ROOT"):
+            found["ROOT"] = found[name[1]]
+    return found
+
+
+def _size(body: dict[str, _Instruction], operand: str) -> int:
+    """Returns the bytes of an operand; %loop#3#1 is a part of a part of what a loop returns."""
+    name, *places = operand.split("#")
+    if name not in body:
+        return 0
+    shape = body[name].shape
+    for place in places:
+        shape = _members(shape)[int(place)]
+    return sum(hlo.array_bytes(shape))
+
+
+def _members(shape: str) -> list[str]:
+    """Returns the members of a tuple's shape, such as '(s32[], (f32[2]{0}, f32[]))'."""
+    inside = re.sub(r"/\*.*?\*/", "", shape)[1:-1]
+    depth, members = 0, [""]
+    for letter in inside:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and not depth:
+            members.append("")
+        else:
+            members[-1] += letter
+    return [member.strip() for member in members]
+
+
+def _shape_end(line: str, start: int) -> int:
+    """Returns where the shape ends that begins here."""
+    depth = 0
+    for place in range(start, len(line)):
+        depth += (line[place] in "([{") - (line[place] in ")]}")
+        if line[place] == " " and not depth:
+            return place
+    return len(line)
+
+
+def _parameters(body: dict[str, _Instruction]) -> list[tuple[str, int]]:
+    """Returns the parameters of a computation with their places."""
+    pattern = re.compile(r" parameter\((\d+)\)")
+    return [
+        (name, int(place[1]))
+        for name, each in body.items()
+        if name != "ROOT" and (place := pattern.search(each.line))
+    ]
+
+
+def _read(body: dict[str, _Instruction], name: str, size: int) -> int:
+    """Returns the bytes that a fusion reads of an operand of this size."""
+    taken = 0
+    for user, each in body.items():
+        if user == "ROOT" or name not in each.operands:
+            continue
+        first = each.operands[0] == name
+        if each.opcode in _VIEWS:
+            taken += _read(body, user, size)
+        elif each.opcode in ("dynamic-slice", "gather", "slice") and first:
+            taken += each.size
+        elif each.opcode in ("dynamic-update-slice", "scatter") and first:
+            continue
+        else:
+            return size
+    return min(taken, size)
+
+
+def _written(body: dict[str, _Instruction]) -> int:
+    """Returns the bytes that a fusion writes."""
+
+    def of(each: _Instruction) -> int:
+        if each.opcode in _VIEWS and each.operands[0] in body:
+            return of(body[each.operands[0]])
+        if each.opcode == "tuple":
+            return sum(of(body[name]) for name in each.operands)
+        if each.opcode == "dynamic-update-slice":
+            return body[each.operands[1]].size
+        if each.opcode == "scatter":
+            return sum(body[name].size for name in each.operands[-(len(each.operands) // 3) :])
+        return each.size
+
+    return of(body["ROOT"])
+
+
+def _source(line: str) -> str:
+    """Returns what an instruction was made from: the name of the operation, without its loops."""
+    found = re.search(r'op_name="([^"]*)"', line)
+    if not found:
+        return next(each.opcode for each in _parse([line]).values())
+    return re.sub(r"^jit\(\w+\)/|while/body/|closed_call/", "", found[1])

@@ -1,0 +1,59 @@
+"""The counts of a small program: a loop of unknown length around a fixed one, an update in place
+and another loop of unknown length. XLA compiled it for an H100 (jaxlib 0.11.2)."""
+
+from pathlib import Path
+
+import pytest
+
+from gad_jax.distributed import kernels
+
+GOLDEN = Path(__file__).parents[1] / "golden/kernels"
+FLOAT, WIDTH = 4, 64
+
+
+def counted(thunks=None):
+    texts = (GOLDEN / name for name in ("metadata.txt", "program.hlo.txt"))
+    thunks = thunks or (GOLDEN / "thunks.txt").read_text()
+    return kernels.launches(thunks, *(text.read_text() for text in texts))
+
+
+def test_one_iteration_of_the_loop_is_counted():
+    found = counted()
+    by_name = {kernel.name: kernel for kernel in found.kernels}
+    matmul = by_name["gemm_fusion_dot_general.0"]
+    # 64 × 64 weights, 8 × 64 inputs and as many outputs, three times.
+    assert (matmul.times, matmul.bytes) == (3, 3 * FLOAT * (WIDTH * WIDTH + 2 * 8 * WIDTH))
+    # Of the cache of 32 rows, one is written; it is read from the inputs, with its place.
+    update = by_name["loop_dynamic_update_slice_fusion"]
+    assert (update.times, update.bytes) == (1, 2 * FLOAT * WIDTH + FLOAT)
+    # Both loops' conditions, the fixed loop's matmul, counter and copy, a copy, update and counter.
+    assert found.total == 2 + 3 * 3 + 1 + 1 + 1 + 1
+    assert found.waits == 2
+    assert found.bytes == sum(kernel.bytes for kernel in found.kernels)
+    assert found.largest(1)[0].source == "eval_jaxpr/dot_general"
+
+
+def test_kernels_of_a_layer_occur_as_often_as_there_are_layers():
+    assert counted().per_layer(layers=3) == 3  # matmul, its copy, a counter
+    assert counted().per_layer(layers=4) == 2  # the counters, the copies
+
+
+def test_a_graph_holds_what_is_inside_of_it():
+    lines = (GOLDEN / "thunks.txt").read_text().splitlines()
+    first = next(n for n, line in enumerate(lines) if " 006: " in line)
+    last = next(n for n, line in enumerate(lines) if " 013: " in line)
+    graph = "    000: kCommandBuffer [source | sink] "
+    # All of the fixed loop and the update in one graph.
+    moved = [graph, *("    " + line if line[0] == " " else line for line in lines[first:last])]
+    found = counted("\n".join([*lines[:first], *moved, *lines[last:]]))
+    assert (found.graphs, found.waits) == (1, 2)
+    assert found.total == counted().total
+    assert found.in_graphs == pytest.approx((9 + 2) / 15)
+
+
+def test_the_lists_are_found_with_and_without_graphs(tmp_path):
+    (tmp_path / "module_0001.jit_f.thunk_metadata.txt").write_text("names")
+    (tmp_path / "module_0001.jit_f.thunk_sequence.txt").write_text("before")
+    assert kernels.dumped(tmp_path) == ("before", "names")
+    (tmp_path / "module_0001.jit_f.thunk_sequence_after_thunk_passes.txt").write_text("after")
+    assert kernels.dumped(tmp_path) == ("after", "names")
