@@ -187,7 +187,11 @@ class Batch(Checked):
         minimum=0,
     )
     vocabulary_chunk: int = option(
-        512, "positions per data shard whose logits are in memory at a time", "tokens", above=0
+        0,
+        "positions per data shard whose logits are in memory at a time; 0: 512 on a CPU or where "
+        "the head is frozen, else 2048",
+        "tokens",
+        minimum=0,
     )
 
     def __post_init__(self) -> None:

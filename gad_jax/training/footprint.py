@@ -179,7 +179,7 @@ def _head_bytes(config: Config, network: DecoderConfig, rows: int, length: int, 
     in the compute dtype and, where it is trained, in float32 and as a gradient."""
     if network.head != "vocabulary":
         return 0
-    chunk = rows * min(max(config.batch.vocabulary_chunk // rows, 1), length)
+    chunk = rows * min(max(state.vocabulary_chunk(config) // rows, 1), length)
     size = jnp.dtype(network.compute_dtype).itemsize
     trained = 4 + 4 if network.lora is None else 0  # a frozen head has no gradient
     numbers = 4 * 3 * chunk + (trained + size) * network.width

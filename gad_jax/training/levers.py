@@ -15,7 +15,7 @@ from gad_jax.base.shortage import gigabytes
 from gad_jax.rollout import memory
 from gad_jax.settings import options
 from gad_jax.settings.config import Config
-from gad_jax.training import footprint
+from gad_jax.training import footprint, state
 from gad_jax.training.footprint import Lengths, Need, Networks
 
 LEAST_SLOTS = 4
@@ -105,7 +105,7 @@ def _recompute(config: Config) -> Config | None:
 
 
 def _smaller_chunk(config: Config) -> Config | None:
-    half = config.batch.vocabulary_chunk // 2
+    half = state.vocabulary_chunk(config) // 2
     return _with(config, "batch", vocabulary_chunk=half) if half >= LEAST_CHUNK else None
 
 

@@ -102,7 +102,7 @@ def make_program(
             name == "gad" or getattr(config, name).train_discriminator for name in so_far
         ),
         has_reference=stage == "gad" and grpo.kl_coefficient > 0,
-        vocabulary_chunk=config.batch.vocabulary_chunk,
+        vocabulary_chunk=vocabulary_chunk(config),
         temperature=config.rollout.temperature,
         clip_low=grpo.clip_low,
         clip_high=grpo.clip_high,
@@ -114,6 +114,16 @@ def make_program(
         advantage_epsilon=grpo.advantage_epsilon,
         keep_moments=options.keep_moments,
     )
+
+
+def vocabulary_chunk(config: settings.Config) -> int:
+    """Returns the positions of a data shard whose logits are in memory at a time.
+
+    Every chunk adds to the float32 gradient of the whole vocabulary projection, which an
+    accelerator's caches do not hold. So where that is trained, larger chunks are the default.
+    """
+    small = devices.platform() == "cpu" or config.lora.rank_of("generator") > 0
+    return config.batch.vocabulary_chunk or (512 if small else 2048)
 
 
 def load(

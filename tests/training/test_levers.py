@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from gad_jax.distributed import devices
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.settings import options
 from gad_jax.settings.config import Config
@@ -57,3 +58,16 @@ def test_where_nothing_helps_it_is_said(run) -> None:
     assert said.startswith("even with --")
     assert "use a smaller --student.path" in said
     assert "python -m gad_jax.plan says what fits" in said
+
+
+def test_chunks_of_the_vocabulary_are_larger_where_a_trained_head_gains_by_it() -> None:
+    def chunk(*flags: str, backend: str = "gpu") -> int:
+        given = ("--config=tiny", *flags)
+        config = options.read(Config, given, program="train", description="")
+        with devices.compiling_for(backend):
+            return state.vocabulary_chunk(config)
+
+    assert chunk() == 2048
+    assert chunk(backend="cpu") == 512
+    assert chunk("--lora.rank=4") == 512
+    assert chunk("--lora.rank=4", "--batch.vocabulary_chunk=100") == 100
