@@ -65,6 +65,18 @@ class Rollout(NamedTuple):
     thresholds: Float[Array, "B N R"] | None = None
 
 
+class Replay(NamedTuple):
+    """Older answers in the discriminator's batch.
+
+    `old` is True for the places of `PackedRows` of pairs that hold an older answer in place of a
+    fresh sample, the teacher's place left out. They are among the last K of each group. `displaced`
+    holds the fresh samples of those K places, of every prompt; None where no reward is paid.
+    """
+
+    old: Bool[Array, "B N"]
+    displaced: PackedRows | None = None
+
+
 class TrainState(NamedTuple):
     """Everything that a run needs to resume: what a checkpoint holds.
 
@@ -106,6 +118,7 @@ __all__ = [
     "Metrics",
     "PackedRows",
     "Params",
+    "Replay",
     "Rollout",
     "Segments",
     "TrainState",

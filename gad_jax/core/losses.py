@@ -4,8 +4,9 @@ Each is a flat function (program, params, one micro-batch, …) → (loss, extra
 a count of the whole batch, so losses and gradients of micro-batches add up to those of the batch.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,18 @@ from gad_jax.core import forward, objectives
 from gad_jax.core.forward import PerToken, TokenLoss
 from gad_jax.core.program import Program
 from gad_jax.distributed import sharding
+from gad_jax.models import adapters
 from gad_jax.types import Metrics, PackedRows, Params
+
+
+def on_base(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns loss(trained, rows, base, …) of a loss(network, rows, …)."""
+
+    def joined(trained: Params, rows: PackedRows, base: Params | None, *shared: Any) -> Any:
+        return loss(adapters.join(base, trained), rows, *shared)
+
+    return joined
+
 
 PAIR_LOSSES = {
     "bradley_terry": objectives.bradley_terry_loss,

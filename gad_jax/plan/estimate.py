@@ -107,6 +107,9 @@ def step(
         count = training if rates.train_discriminator else costs.forward_flops
         flops = count(discriminator, costs.processed_work(discriminator, work.pairs))
         needs.append(Cost("discriminator", flops, _update_bytes(discriminator, work.pairs, target)))
+        if rates.train_discriminator and stage == "gad" and (rows := work.displaced) is not None:
+            flops = costs.forward_flops(discriminator, costs.processed_work(discriminator, rows))
+            needs.append(Cost("replay", flops, _read_bytes(discriminator, rows, target)))
     if rates.train_generator:
         rows = work.samples if stage == "gad" else work.teacher
         done = costs.processed_work(generator, rows)

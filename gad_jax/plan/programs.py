@@ -26,7 +26,7 @@ from gad_jax.rollout.queue import cache_capacity, fewer_slots, make_queue
 from gad_jax.rollout.sampling import Sampler
 from gad_jax.settings.config import Config
 from gad_jax.training import bases, state
-from gad_jax.types import Frozen, TrainState
+from gad_jax.types import Frozen, Replay, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,10 +98,11 @@ def compile_all(
                 _Call(
                     f"{stage}: {name}",
                     function,
-                    (program, start, *(rows[key] for key in inputs), frozen),
+                    (program, start, *(rows[key] for key in inputs), frozen, *older),
                     {"state": start, "rows": [rows[key] for key in inputs], "base": frozen},
                 )
                 for name, function, inputs in _updates(config, stage)
+                for older in [_replay(function, mesh, work)]
             ]
             samples |= stage == "gad" or getattr(config, stage).train_discriminator
             # Once, with the last stage's state, which is the largest.
@@ -129,6 +130,16 @@ def _updates(config: Config, stage: str) -> list[tuple[str, Any, list[str]]]:
     else:
         both = ("G and D update", steps.warmup_step, ["pairs", "teacher"])
     return [only_discriminator, both] if first else [both]
+
+
+def _replay(function: Any, mesh: Mesh, work: Workload) -> list[Replay]:
+    """Returns what a step of a run that replays older answers takes besides."""
+    if work.displaced is None or function is steps.seqkd_step:
+        return []
+    where = NamedSharding(mesh, sharding.mesh_spec(None, None))
+    old = jax.ShapeDtypeStruct(work.responses.shape, jnp.bool_, sharding=where)
+    paid = packing.abstract(work.displaced, mesh) if function is steps.gad_step else None
+    return [Replay(old, paid)]  # pyright: ignore[reportArgumentType]
 
 
 def _rollout(

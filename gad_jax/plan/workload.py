@@ -28,7 +28,8 @@ class LognormalLengths:
 class Workload(NamedTuple):
     """The packed rows of one step, the lengths they hold, and the calls of `decode`.
 
-    `pairs` are D's rows (teacher and student), `samples` are G's, `teacher` those of SeqKD.
+    `pairs` are D's rows (teacher and student), `samples` are G's, `teacher` those of SeqKD, and
+    `displaced` the samples in whose place D sees older answers; None without replay.
     """
 
     pairs: PackedRows
@@ -38,6 +39,7 @@ class Workload(NamedTuple):
     responses: np.ndarray
     rectangle_padding: float
     calls: tuple[engine.DecodeCall, ...]
+    displaced: PackedRows | None = None
 
     @property
     def iterations(self) -> int:
@@ -89,13 +91,21 @@ def draw(config: Config, lengths: LognormalLengths, target: Target) -> Workload:
     if Sampler(rollout.temperature, rollout.top_k, rollout.top_p).truncates:
         samples = samples._replace(thresholds=samples.sampled_logprobs)
     first = [group[:1] for group in answers]
-    count = layout.fewest_micro_batches(asked, first, micro_batches, pairs.tokens[0].size)
+
+    def fewest(answers: list[list[np.ndarray]]) -> int:
+        return layout.fewest_micro_batches(asked, answers, micro_batches, pairs.tokens[0].size)
+
+    displaced = None
+    if replayed := config.discriminator.replayed(rollout.samples):
+        last = slice(-replayed, None)
+        displaced = rows(last, fewest([group[last] for group in answers]))
     return Workload(
         pairs,
         samples,
-        rows(slice(0, 1), count),
+        rows(slice(0, 1), fewest(first)),
         prompts,
         responses[:, 1:],
         layout.rectangle_padding_share(asked, answers),
         decoding.decode_calls(prompts, responses[:, 1:], shards, slots, config.longest),
+        displaced,
     )

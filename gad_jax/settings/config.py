@@ -11,13 +11,13 @@ from typing import TypeVar
 
 from gad_jax.settings import fields, lora
 from gad_jax.settings.alarms import Health
+from gad_jax.settings.discriminator import Discriminator
 from gad_jax.settings.fields import Checked, FieldError, Given, option, section
 from gad_jax.settings.lora import Lora
 from gad_jax.settings.operation import Checkpoint, Evaluation, Limits, Mesh, Profile
 from gad_jax.settings.sections import (
     Batch,
     Data,
-    Discriminator,
     Grpo,
     Optimizer,
     Rollout,
@@ -114,6 +114,8 @@ class Config(Checked):
         if not 0 <= self.seed < 2**32:
             raise FieldError("seed", f"seed={self.seed} must be in [0, 2**32)")
         self._check_stages()
+        trains = {name: getattr(self, name).train_discriminator for name in self.stages}
+        self.discriminator.check(self.rollout.samples, trains)
         if 0 < self.batch.row_tokens < self.longest:
             raise FieldError(
                 "batch.row_tokens",

@@ -41,22 +41,6 @@ class Student(Checked):
     )
 
 
-@dataclass(frozen=True)
-class Discriminator(Checked):
-    """The second network: scores [prompt, response] with a scalar head."""
-
-    path: str = option(
-        "",
-        "as --student.path, or the discriminator of a run; empty: the student's",
-        common=True,
-    )
-    objective: Literal["bradley_terry", "cross_entropy"] = option(
-        "bradley_terry", "its loss; cross_entropy is the paper's ablation"
-    )
-    # A head of zeros gives every sample the same reward: the generator's first gradient is zero.
-    head_stddev: float = option(0.02, "standard deviation of the new head's weights", above=0)
-
-
 _PROMPT = (
     "column of the prompt, or a path such as body.messages; empty: found by the columns' names"
 )

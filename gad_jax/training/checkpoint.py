@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from gad_jax.base import files
@@ -81,6 +82,7 @@ class Checkpoints:
         handlers: Any = {
             # zstd writes 6 times slower, saves 8 % of the disk and needs up to one more copy.
             "state": ocp.PyTreeCheckpointHandler(use_compression=False),
+            restoring.HOST: ocp.PyTreeCheckpointHandler(use_compression=False),
             "meta": ocp.JsonCheckpointHandler(restoring.RECORD),
         }
         self._manager = ocp.CheckpointManager(
@@ -147,11 +149,19 @@ class Checkpoints:
                 f"{first_line(error, with_class=True)}"
             ) from error
 
-    def save(self, step: int, state: Any, meta: Meta, score: float | None = None) -> bool:
+    def save(
+        self,
+        step: int,
+        state: Any,
+        meta: Meta,
+        score: float | None = None,
+        host: dict[str, np.ndarray] | None = None,
+    ) -> bool:
         """Saves the state and returns True; returns False if this step has been saved already.
 
         `meta` is anything that JSON can hold. `score` ranks the step (higher is better); with None
-        or NaN it cannot be the best. The state may be donated as soon as this returns.
+        or NaN it cannot be the best. `host` are arrays on the host, the same in every process, and
+        not changed afterwards. The state may be donated as soon as this returns.
 
         Raises StorageError when the disk is short of space, or when this save or one before it
         failed; then the earlier steps are intact.
@@ -161,7 +171,7 @@ class Checkpoints:
             return False
         self._errors.last = None
         leaves = digest.plain_leaves(state)
-        self._bytes = sum(leaf.nbytes for leaf in leaves.values())
+        self._bytes = sum(leaf.nbytes for leaf in (*leaves.values(), *(host or {}).values()))
         self._pending = step
         if any(processes.any_of(shutil.disk_usage(self.directory).free < self._bytes)):
             raise self._failed_save(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
@@ -173,11 +183,13 @@ class Checkpoints:
             "layout": digest.layout(state),
             "digests": digest.digests(state),
             "meta": meta,
-        }
+        } | ({restoring.HOST: digest.of_host(host)} if host else {})
         items: dict[str, Any] = {
             "state": ocp.args.PyTreeSave(leaves),
             "meta": ocp.args.JsonSave(digest.sealed(record)),
         }
+        if host:
+            items[restoring.HOST] = ocp.args.PyTreeSave(host)
         self._mark(record)
         try:
             with quiet():

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from gad_jax.base import host_memory
 from gad_jax.core import packing, steps
 from gad_jax.core.layout import Shape, fewest_micro_batches
+from gad_jax.core.program import Program
 from gad_jax.data import scripts
 from gad_jax.data.chat import Chat
 from gad_jax.data.epochs import PromptBatch
@@ -28,8 +29,9 @@ from gad_jax.rollout.engine import DecodeCall, RolloutProgram
 from gad_jax.training import randomness
 from gad_jax.training.health import Side
 from gad_jax.training.profiler import Profiler
+from gad_jax.training.replay import Answers, Drawn, Pool
 from gad_jax.training.stages import Span
-from gad_jax.types import Frozen, PackedRows, Rollout, TrainState
+from gad_jax.types import Frozen, PackedRows, Replay, Rollout, TrainState
 
 Ragged = list[list[np.ndarray]]
 """Numbers of each response, prompt by prompt: B lists of N arrays."""
@@ -39,7 +41,7 @@ class Iteration:
     """What all iterations of a run share; `run` is one of them.
 
     `shapes` are those of the packed rows so far. Packing prefers them, so that a run compiles few
-    programs.
+    programs. `pool` has the older answers of the student, where the discriminator sees some again.
     """
 
     def __init__(
@@ -52,10 +54,11 @@ class Iteration:
         micro_batches: int,
         shapes: set[Shape],
         profiler: Profiler,
+        pool: Pool | None = None,
     ) -> None:
         self.generator, self.chat, self.mesh, self.rollout = generator, chat, mesh, rollout
         self.row_tokens, self.micro_batches, self.shapes = row_tokens, micro_batches, shapes
-        self.profiler = profiler
+        self.profiler, self.pool = profiler, pool
         self.compiles = devices.CompileCounter()
         self.scripts = scripts.token_scripts(chat.tokenizer, generator.vocabulary)
 
@@ -75,27 +78,27 @@ class Iteration:
             program = dataclasses.replace(program, train_discriminator=False)
         # In the first steps of a stage, or while an alarm pauses G.
         generator_waits = span.is_discriminator_only(step) or paused == "generator"
-        rows = _Rows(self)
         rollout, metrics = None, {}
         if span.samples_student:
             rollout, metrics = self._sample(batch, state, frozen, step)
             if devices.platform() == "cpu":  # the layers of the decode copy, too small to be mapped
                 host_memory.give_back()
         sampled = time.perf_counter()
+        rows = _Rows(self, batch, rollout, self._replayed(program, batch, step))
 
         # The stage's step, which updates both networks or one of them.
         if rollout is None:
-            state, found = steps.seqkd_step(program, state, rows.teacher(batch), frozen)
+            state, found = steps.seqkd_step(program, state, rows.teacher(), frozen)
         elif generator_waits or not program.train_generator:
-            pairs = rows.pairs(batch, rollout)
-            state, found = steps.discriminator_step(program, state, pairs, frozen)
+            pairs, replay = rows.pairs(), rows.replay(paid=False)
+            state, found = steps.discriminator_step(program, state, pairs, frozen, replay)
         elif span.stage == "warmup":
-            pairs = rows.pairs(batch, rollout)
-            state, found = steps.warmup_step(program, state, pairs, rows.teacher(batch), frozen)
+            pairs, teacher, replay = rows.pairs(), rows.teacher(), rows.replay(paid=False)
+            state, found = steps.warmup_step(program, state, pairs, teacher, frozen, replay)
         else:
-            pairs = rows.pairs(batch, rollout)
-            samples = rows.samples(batch, rollout)
-            state, found = steps.gad_step(program, state, pairs, samples, frozen)
+            pairs, samples, replay = rows.pairs(), rows.samples(), rows.replay(paid=True)
+            state, found = steps.gad_step(program, state, pairs, samples, frozen, replay)
+        metrics |= self._remember(rows, step)
 
         metrics |= {name: float(value) for name, value in jax.device_get(found).items()}
         metrics |= {f"health/{paused}_paused": 1.0} if paused else {}
@@ -109,6 +112,20 @@ class Iteration:
         metrics |= {"memory/peak_gib": peak / 2**30} if peak else {}
         self.profiler.end(step + 1, metrics)
         return state, metrics
+
+    def _replayed(self, program: Program, batch: PromptBatch, step: int) -> Drawn | None:
+        """Returns older answers to a batch's prompts; None where D does not learn from any."""
+        if self.pool is None or not program.train_discriminator:
+            return None
+        return self.pool.draw(batch.indices, step)
+
+    def _remember(self, rows: "_Rows", step: int) -> dict[str, float]:
+        """Adds the step's answers to the pool, after its draws; returns what is measured of it."""
+        if self.pool is None or not rows.shown:
+            return {}
+        self.pool.add(rows.batch.indices, rows.shown, step)
+        measured = {} if rows.drawn is None else rows.drawn.metrics(self.rollout.samples)
+        return measured | {"replay/gib": self.pool.nbytes / 2**30}
 
     def _sample(
         self, batch: PromptBatch, state: TrainState, frozen: Frozen, step: int
@@ -161,39 +178,61 @@ class Iteration:
 
 
 class _Rows:
-    """The packed rows of one iteration: lays them out, copies them to the devices, counts them."""
+    """The packed rows of one iteration: lays them out, copies them to the devices, counts them.
 
-    def __init__(self, iteration: Iteration) -> None:
-        self.iteration = iteration
+    `drawn` are the older answers that D sees, and `shown` the samples as it sees them."""
+
+    def __init__(
+        self,
+        iteration: Iteration,
+        batch: PromptBatch,
+        rollout: Rollout | None,
+        drawn: Drawn | None,
+    ) -> None:
+        self.iteration, self.batch, self.rollout, self.drawn = iteration, batch, rollout, drawn
+        self.shown = [] if rollout is None else _shown(rollout, iteration.chat)
         self.packed: list[PackedRows] = []  # on the host, in the order in which they were packed
         self.seconds = 0.0
 
-    def teacher(self, batch: PromptBatch) -> PackedRows:
+    def teacher(self) -> PackedRows:
         """The teacher's response to every prompt."""
-        responses = [[response] for response in batch.responses]
-        if not self.packed:
-            return self._pack(batch, responses)
-        # After the pairs: the fewest micro-batches that are no larger than those of the pairs,
-        # whose memory is needed anyway.
-        of_pairs = self.packed[0].tokens
-        count = fewest_micro_batches(batch.prompts, responses, of_pairs.shape[0], of_pairs[0].size)
-        return self._pack(batch, responses, micro_batches=count)
+        responses = [[response] for response in self.batch.responses]
+        return self._pack(responses, micro_batches=self._fewest(responses) if self.packed else 0)
 
-    def pairs(self, batch: PromptBatch, rollout: Rollout) -> PackedRows:
-        """The teacher's response and the samples of every prompt, as D sees them."""
-        shown = [
-            [_end_as_teacher(sample, self.iteration.chat) for sample in group]
-            for group in _ragged(rollout.tokens, rollout.lengths)
-        ]
-        groups = zip(batch.responses, shown, strict=True)
-        return self._pack(batch, [[teacher, *samples] for teacher, samples in groups])
+    def pairs(self) -> PackedRows:
+        """The teacher's response and the samples of every prompt, older answers among them."""
+        samples = self.shown if self.drawn is None else self.drawn.mixed(self.shown)
+        groups = zip(self.batch.responses, samples, strict=True)
+        return self._pack([[teacher, *samples] for teacher, samples in groups])
 
-    def samples(self, batch: PromptBatch, rollout: Rollout) -> PackedRows:
+    def samples(self) -> PackedRows:
         """The samples of every prompt with the sampler's log-probabilities and thresholds."""
+        rollout = self.rollout
+        assert rollout is not None
         samples = _ragged(rollout.tokens, rollout.lengths)
         given = [rollout.logprobs]
         given += [rollout.thresholds] if rollout.thresholds is not None else []
-        return self._pack(batch, samples, *(_ragged(values, rollout.lengths) for values in given))
+        return self._pack(samples, *(_ragged(values, rollout.lengths) for values in given))
+
+    def replay(self, *, paid: bool) -> Replay | None:
+        """What a step needs to know of the older answers in the pairs; None where there are none.
+
+        With `paid`, also the samples that they displaced, for their rewards."""
+        if self.drawn is None or not self.drawn.ages:
+            return None
+        samples = self.iteration.rollout.samples
+        old = devices.put(self.drawn.old(samples), self.iteration.mesh)
+        if not paid:
+            return Replay(old)
+        displaced = [group[samples - self.drawn.places :] for group in self.shown]
+        return Replay(old, self._pack(displaced, micro_batches=self._fewest(displaced)))
+
+    def _fewest(self, responses: Answers) -> int:
+        """The fewest micro-batches that are no larger than those of the pairs, which were packed
+        first: that memory is needed anyway."""
+        of_pairs = self.packed[0].tokens
+        prompts = self.batch.prompts
+        return fewest_micro_batches(prompts, responses, of_pairs.shape[0], of_pairs[0].size)
 
     def metrics(self, seconds: float) -> dict[str, float]:
         """Returns the metrics of packing and updating, which together took so many seconds."""
@@ -206,17 +245,11 @@ class _Rows:
             "packing/padding": padding / positions,
         }
 
-    def _pack(
-        self,
-        batch: PromptBatch,
-        responses: Ragged,
-        *given: Ragged,
-        micro_batches: int = 0,
-    ) -> PackedRows:
+    def _pack(self, responses: Ragged, *given: Ragged, micro_batches: int = 0) -> PackedRows:
         started = time.perf_counter()
         shared = self.iteration
         rows = packing.pack(
-            batch.prompts,
+            self.batch.prompts,
             responses,
             *given,
             row_tokens=shared.row_tokens,
@@ -235,6 +268,14 @@ class _Rows:
 def _shape(rows: PackedRows) -> Shape:
     count, height, length = rows.tokens.shape
     return count, height, length
+
+
+def _shown(rollout: Rollout, chat: Chat) -> Answers:
+    """Returns the samples of every prompt as D sees them."""
+    return [
+        [_end_as_teacher(sample, chat) for sample in group]
+        for group in _ragged(rollout.tokens, rollout.lengths)
+    ]
 
 
 def _end_as_teacher(sample: np.ndarray, chat: Chat) -> np.ndarray:

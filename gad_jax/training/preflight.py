@@ -15,7 +15,7 @@ from gad_jax.models.config import DecoderConfig
 from gad_jax.rollout import memory
 from gad_jax.rollout.engine import RolloutProgram
 from gad_jax.settings.config import Config, with_limits
-from gad_jax.training import footprint, levers
+from gad_jax.training import footprint, levers, replay
 from gad_jax.training.checkpoint import Checkpoints
 from gad_jax.training.footprint import Lengths
 from gad_jax.training.stages import Span
@@ -49,19 +49,24 @@ def check(
             f"{available / 1e9:.2f} GB; use more devices for --mesh.fsdp or --mesh.tensor, or a "
             "smaller --student.path; python -m gad_jax.plan says what fits"
         )
+    lengths = expected_lengths(config, spans)
+    pool = replay.expected_bytes(
+        config, networks[0].vocabulary, len(spans[0].batches.prepared), lengths.responses.mean()
+    )
     checkpoints.require_space(
-        total, _export_bytes(networks[0]) if config.export else 0, bool(config.data.heldout)
+        total + pool, _export_bytes(networks[0]) if config.export else 0, bool(config.data.heldout)
     )
     _check_sizes(config, networks, chat)
     cache = memory.check_cache(networks[0], config.rollout.slots, config.longest, mesh)
-    largest = _check_memory(config, networks, expected_lengths(config, spans), mesh)
+    largest = _check_memory(config, networks, lengths, mesh, pool)
     if processes.is_first():
         print(
             f"weights and moments: {needed / 1e9:.2g} GB a device of {available / 1e9:.1f} GB; "
             f"a checkpoint: {total / 1e9:.2g} GB\n{cache}\n{largest}",
             flush=True,
         )
-        print("\n".join([*_adapters(config, networks), *_steps(config, spans)]), flush=True)
+        lines = [*_adapters(config, networks), *_replay(config, pool), *_steps(config, spans)]
+        print("\n".join(lines), flush=True)
 
 
 def _adapters(config: Config, networks: tuple[DecoderConfig, DecoderConfig]) -> list[str]:
@@ -82,6 +87,18 @@ def _adapters(config: Config, networks: tuple[DecoderConfig, DecoderConfig]) -> 
             f"learning rates: {rates}"
         )
     return lines
+
+
+def _replay(config: Config, pool: int) -> list[str]:
+    """Returns what the student's older answers take, in a run that replays some."""
+    options, samples = config.discriminator, config.rollout.samples
+    if not pool:
+        return []
+    return [
+        f"replay: up to {options.replayed(samples)} of {samples} samples in D's batch are older "
+        f"answers; the newest {options.kept(samples)} of each prompt take about {gigabytes(pool)} "
+        "of host memory in each process and in a checkpoint, if they are as long as the teacher's"
+    ]
 
 
 def _steps(config: Config, spans: tuple[Span, ...]) -> list[str]:
@@ -128,8 +145,10 @@ def _check_memory(
     networks: tuple[DecoderConfig, DecoderConfig],
     lengths: Lengths,
     mesh: Mesh,
+    pool: int = 0,
 ) -> str:
-    """Returns a sentence on the largest program, by estimate, and a warning if it is a close fit.
+    """Returns a sentence on the largest program, by estimate, and a warning if it is a close fit;
+    `pool` are bytes of older answers, which on a CPU take the same memory.
 
     Raises UserError where it is larger than the memory, unless the settings ask for a warning.
     """
@@ -140,7 +159,7 @@ def _check_memory(
     if devices.platform() == "cpu":
         limit = host_memory.limit()
         source = f"{limit.source} gives a device"
-        held = host_memory.used() // jax.local_device_count()
+        held = (host_memory.used() + pool) // jax.local_device_count()
     said = (
         f"{need.program} needs about {gigabytes(need.total + held)} a device by estimate, and "
         f"{source} {gigabytes(there)}"

@@ -6,6 +6,7 @@
 | `sampling` | the samples of a step | `sampling_key`, a key of jax |
 | `head` | the weights of the discriminator's new head | `head_key`, a key of jax |
 | `adapters` | the first adapters of a network | `adapters_key`, a key of jax for each network |
+| `replay` | which older answers of a prompt D sees again | `replay_draws`, a generator of numpy's |
 
 The prompts that are held out have a seed of their own (`data.heldout_seed`). So do answers outside
 of training, with the `seed` of their command. Held-out evaluations are greedy and draw nothing.
@@ -23,6 +24,9 @@ HEAD = 2**32 - 1
 ADAPTERS = {"vocabulary": 2**32 - 2, "score": 2**32 - 3}
 """The same for the adapters of a network with this head."""
 
+REPLAY = 2**32 - 4
+"""What sets the stream of replay apart from the orders, whose second number is that of a stage."""
+
 
 def order_seed(seed: int, stage: str) -> int:
     """Returns the seed of the order of the rows in a stage."""
@@ -36,6 +40,11 @@ def sampling_key(root: Array, step: int) -> Array:
     It is in the training state, so that a resumed run draws what it would have drawn.
     """
     return jax.random.fold_in(root, step)
+
+
+def replay_draws(seed: int, step: int, place: int) -> np.random.Generator:
+    """Returns what draws the older answers of the prompt at a place of a step's batch."""
+    return np.random.default_rng([seed, REPLAY, step, place])
 
 
 def head_key(seed: int) -> Array:

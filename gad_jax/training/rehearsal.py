@@ -89,7 +89,12 @@ def _tiny_run(config: Config, directory: str, mesh: Mesh) -> Config:
         run_dir=directory,
         export=False,
         student=replace(config.student, path="random-tiny"),
-        discriminator=replace(config.discriminator, path=""),
+        discriminator=replace(
+            config.discriminator,
+            path="",
+            replay_share=0.5 if config.discriminator.replay_share else 0.0,
+            replay_pool=0,
+        ),
         lora=replace(config.lora, adapter=""),
         data=replace(
             config.data,

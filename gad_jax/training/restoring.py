@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from gad_jax.base.errors import UserError, first_line
@@ -18,6 +19,11 @@ FORMAT = 2
 """Number of the layout of a record; a later version says what it can read."""
 
 RECORD = "record.json"
+
+HOST = "host"
+"""The item of a step with arrays that every process holds on its host, and their digests in the
+record; a step without any has neither."""
+
 UNREADABLE = (OSError, digest.DamagedRecord)
 
 Meta = dict[str, Any]
@@ -25,11 +31,12 @@ Meta = dict[str, Any]
 
 
 class Restored(NamedTuple):
-    """A checkpoint as it was saved."""
+    """A checkpoint as it was saved; `host` is empty where a part of the state was asked for."""
 
     step: int
     state: Any
     meta: Meta
+    host: dict[str, np.ndarray]
 
 
 def try_restore(
@@ -44,6 +51,7 @@ def try_restore(
     Raises UserError, which ends with `advice`, where its arrays are not those of `abstract(meta)`.
     """
     record, state, reason = None, None, ""
+    host: dict[str, np.ndarray] = {}
     try:
         record = read_record(checkpoint)
         if not subset:  # a part is verified by the digests of its arrays
@@ -56,6 +64,7 @@ def try_restore(
         _check_layout(checkpoint, record["layout"], digest.layout(expected), subset, advice)
         with quiet():
             try:
+                host = {} if subset else _read_host(int(checkpoint.name), manager, record)
                 state = _read_state(int(checkpoint.name), manager, expected, record)
             except Exception as error:  # Orbax and TensorStore raise errors of many types.
                 reason = first_line(error, with_class=True)
@@ -63,7 +72,7 @@ def try_restore(
                 gc.collect()  # What was read of it must not stay in memory next to the next one.
                 time.sleep(0.1)  # TensorStore's threads end after the error is known.
         if processes.all_of(state is not None):
-            return Restored(int(checkpoint.name), state, record["meta"])
+            return Restored(int(checkpoint.name), state, record["meta"], host)
     return reason or "another process could not read it"
 
 
@@ -102,6 +111,24 @@ def _read_state(step: int, manager: ocp.CheckpointManager, expected: Any, record
         raise ValueError(f"{len(wrong)} arrays changed on disk, {wrong[0]} among them")
     typed = [digest.typed_leaf(leaves[name], leaf) for name, leaf in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(expected), typed)
+
+
+def _read_host(step: int, manager: ocp.CheckpointManager, record: Meta) -> dict[str, np.ndarray]:
+    """Returns the arrays on the host, verified; {} where the step has none."""
+    if HOST not in record:
+        return {}
+    names = dict.fromkeys(record[HOST], 0)
+    arguments: Any = ocp.args.PyTreeRestore(
+        item=names,
+        restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names},
+    )
+    items = {HOST: arguments}
+    found: dict[str, np.ndarray] = manager.restore(step, args=ocp.args.Composite(**items))[HOST]
+    changed = digest.of_host(found)
+    wrong = [name for name in names if changed.get(name) != record[HOST][name]]
+    if wrong:
+        raise ValueError(f"{len(wrong)} arrays changed on disk, {wrong[0]} among them")
+    return found
 
 
 def _check_layout(

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 from jax.sharding import Mesh
 
 from gad_jax.base import files
@@ -21,11 +22,13 @@ from gad_jax.types import TrainState
 
 
 class Resumed(NamedTuple):
-    """A run where its newest checkpoint left it; `shapes` are those of the packed rows so far."""
+    """A run where its newest checkpoint left it; `shapes` are those of the packed rows so far, and
+    `host` the arrays that were on the host."""
 
     state: TrainState
     health: health.State
     shapes: set[Shape]
+    host: dict[str, np.ndarray]
 
 
 class Best(NamedTuple):
@@ -73,8 +76,10 @@ class Saver:
         health_state: health.State,
         shapes: set[Shape],
         result: heldout.HeldoutResult | None,
+        host: dict[str, np.ndarray] | None = None,
     ) -> None:
-        """Saves the run after a step; `result` is the evaluation of this step, if there is one."""
+        """Saves the run after a step; `result` is the evaluation of this step, if there is one, and
+        `host` are arrays that every process holds."""
         meta = self.meta(step, stage) | {
             "health": health_state,
             "shapes": sorted(shapes),  # a resumed run packs as this one would have
@@ -85,7 +90,7 @@ class Saver:
         else:
             best = self.best()
         meta["best"] = best._asdict() if best else None
-        self.checkpoints.save(step, train_state, meta, score)
+        self.checkpoints.save(step, train_state, meta, score, host)
 
     def meta(self, step: int, stage: str) -> Meta:
         """Returns what is known of the network at a step: its stage, and the rows behind it."""
@@ -155,4 +160,5 @@ class Saver:
 
         restored = self.checkpoints.restore(expected)
         shapes = {tuple(shape) for shape in restored.meta.get("shapes", ())}
-        return Resumed(restored.state, restored.meta.get("health", {}), shapes)
+        health_state = restored.meta.get("health", {})
+        return Resumed(restored.state, health_state, shapes, restored.host)

@@ -28,6 +28,7 @@ from gad_jax.training import (
     origins,
     preflight,
     reading,
+    replay,
     saving,
     selection,
     stages,
@@ -244,7 +245,16 @@ def _iteration(
         micro_batches=batch.prompts // (batch.micro_batch_prompts or batch.prompts),
         shapes=resumed.shapes if resumed else set(),
         profiler=Profiler(config.profile.window, config.run_dir, networks),
+        pool=_pool(config, networks, resumed),
     )
+
+
+def _pool(config: Config, networks: Networks, resumed: Resumed | None) -> replay.Pool | None:
+    """Returns the student's older answers, as they were in the checkpoint."""
+    pool = replay.make(config, networks[0].vocabulary)
+    if pool is not None and resumed is not None:
+        pool.restore(resumed.host)
+    return pool
 
 
 def _evaluations(

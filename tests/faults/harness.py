@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.job import Job
+from tests.training.runs import REPLAY
 
 FLAGS = (
     "--config=tiny",
@@ -35,6 +36,7 @@ FLAGS = (
     "--evaluation.every=2",
     "--evaluation.prompts=2",
     "--limits.heartbeat_seconds=10",
+    *REPLAY,
     "--limits.join_seconds=60",  # for the peer of a process that was killed before it joined
 )
 VARYING = ("seconds/", "tokens_per_second/", "compiles")

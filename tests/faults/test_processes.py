@@ -13,6 +13,7 @@ from gad_jax.settings import options
 from gad_jax.settings.config import Config
 from gad_jax.training import setup
 from tests.faults.job import Job
+from tests.training.runs import REPLAY
 
 FLAGS = (
     "--config=tiny",
@@ -21,8 +22,9 @@ FLAGS = (
     "--data.heldout=",
     "--checkpoint.every=1",
     "--checkpoint.keep=9",
+    *REPLAY,
 )
-COMPARED = ("generator/", "discriminator/", "reward/", "entropy", "response/", "kl/")
+COMPARED = ("generator/", "discriminator/", "reward/", "entropy", "response/", "kl/", "replay/")
 # float32 sums in another order: measured 2e-6 on quantities near 1
 TOLERANCE = {"rel": 2e-5, "abs": 2e-5}
 
@@ -66,6 +68,7 @@ def two_by_four(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("two") / "run"
     job = Job(run_dir, *FLAGS, "--mesh.tensor=2", processes=2, devices=4)
     assert job.wait() == [0, 0], job.printed()
+    assert rows(run_dir)[1]["replay/share"] == 0.5
     # The first alone prints.
     assert job.printed(0).count("step 2/2  gad") == 1
     assert "step 2/2" not in job.printed(1)

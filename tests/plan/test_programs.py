@@ -8,7 +8,7 @@ import pytest
 
 from gad_jax.plan import __main__ as plan
 
-FLAGS = ("--config=tiny", "--stage=gad", "--target=cpu:8")
+FLAGS = ("--config=tiny", "--stage=gad", "--target=cpu:8", "--discriminator.replay_share=0.5")
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +29,9 @@ def test_every_program_is_planned(planned: dict) -> None:
     assert planned["fits"]
     assert planned["mesh"] == {"replica": 1, "fsdp": 4, "tensor": 2}
     assert planned["steps"][0]["seconds"] > 0
+    flops = {phase["name"]: phase["flops"] for phase in planned["steps"][0]["phases"]}
+    # One of two samples is scored once more; an update of teacher and samples takes four passes.
+    assert 0 < flops["replay"] < flops["discriminator"] / 8
 
 
 def test_bytes_per_device_are_those_of_the_layout(planned: dict) -> None:

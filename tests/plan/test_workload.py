@@ -6,6 +6,7 @@ import pytest
 from gad_jax.distributed import targets
 from gad_jax.plan import workload
 from gad_jax.settings.config import Config
+from gad_jax.settings.discriminator import Discriminator
 from gad_jax.settings.sections import Batch, Data, Rollout
 
 CONFIG = Config(
@@ -13,6 +14,7 @@ CONFIG = Config(
     data=Data(max_prompt_tokens=64),
     batch=Batch(prompts=256, micro_batch_prompts=64, row_tokens=512),
     rollout=Rollout(samples=4, max_new_tokens=256),
+    discriminator=Discriminator(replay_share=0.5),
 )
 TARGET = targets.parse("cpu:8")
 
@@ -38,6 +40,8 @@ def test_rows_hold_every_token_of_the_step(work: workload.Workload) -> None:
     most = int(4 * work.prompts.sum() + work.responses.sum())
     assert least <= np.count_nonzero(work.samples.tokens) <= most
     assert work.samples.tokens.shape[0] == 4  # micro-batches
+    assert work.displaced is not None
+    assert np.count_nonzero(work.displaced.mask) == work.responses[:, -2:].sum()
     assert 0 < work.padding < work.rectangle_padding < 1
 
 

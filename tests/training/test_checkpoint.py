@@ -32,10 +32,15 @@ def test_restores_every_bit_with_types_and_meta(tmp_path: Path, mesh: Mesh) -> N
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     assert checkpoints.latest() is None
     assert checkpoints.best() is None
-    assert checkpoints.save(7, state, meta, score=0.25)
+    on_host = {"tokens": np.arange(5, dtype=np.uint16), "lengths": np.ones((2, 3), np.int32)}
+    assert checkpoints.save(7, state, meta, score=0.25, host=on_host)
     assert checkpoints.latest() == checkpoints.best() == 7
     assert checkpoints.read_meta(7) == meta
-    step, restored, found = checkpoints.restore(lambda _: abstract(state))
+    step, restored, found, arrays = checkpoints.restore(lambda _: abstract(state))
+    assert arrays.keys() == on_host.keys()
+    for name, array in on_host.items():
+        assert arrays[name].dtype == array.dtype
+        np.testing.assert_array_equal(arrays[name], array)
     assert (step, found) == (7, meta)
     assert host(restored) == host(state)
     assert jax.tree.structure(restored) == jax.tree.structure(state)
@@ -273,7 +278,7 @@ def test_a_checkpoint_of_every_version_is_still_read(
     shutil.copytree(GOLDEN / f"format-{version}", tmp_path / "checkpoints")
     wanted = make_state(mesh, seed=3)
     checkpoints = Checkpoints(tmp_path / "checkpoints")
-    step, restored, meta = checkpoints.restore(lambda _: abstract(wanted))
+    step, restored, meta, _ = checkpoints.restore(lambda _: abstract(wanted))
     assert (step, meta, checkpoints.best()) == (7, {"step": 7}, 7)
     assert host(restored) == host(wanted)
     checkpoints.close()

@@ -63,10 +63,11 @@ def test_no_damage_is_silent(tmp_path: Path, mesh: Mesh) -> None:
         step: {"key": jax.random.key(step), "params": make_params(mesh, step, 512)}
         for step in (1, 2)
     }
+    numbers = np.arange(300, dtype=np.uint16)
     original = tmp_path / "original"
     checkpoints = Checkpoints(original, keep=2)
     for step, state in states.items():
-        checkpoints.save(step, state, {"step": step})
+        checkpoints.save(step, state, {"step": step}, host={"numbers": numbers + step})
     checkpoints.close()
     want = {step: host(state) for step, state in states.items()}
     files = [f.relative_to(original) for f in (original / "2").rglob("*") if f.is_file()]
@@ -78,9 +79,10 @@ def test_no_damage_is_silent(tmp_path: Path, mesh: Mesh) -> None:
             mutate(damaged / file, how)
             changed = differs(damaged / file, original / file)
             opened = Checkpoints(damaged)
-            step, state, meta = opened.restore(lambda _: abstract(states[1]))
+            step, state, meta, arrays = opened.restore(lambda _: abstract(states[1]))
             assert host(state) == want[step], (file, how)
             assert meta == {"step": step}, (file, how)
+            np.testing.assert_array_equal(arrays["numbers"], numbers + step)
             quarantined = [path.name for path in damaged.iterdir() if ".corrupt-" in path.name]
             assert len(quarantined) == (step == 1), (file, how)
             assert opened.steps() == ([1] if step == 1 else [1, 2])
@@ -102,7 +104,7 @@ def test_goes_on_after_falling_back(
     (tmp_path / "2" / sums.NAME).unlink()  # as after a kill right after the commit
     stages = {"warmup": abstract(warm), "gad": abstract(gad)}
     with caplog.at_level(logging.WARNING):
-        step, state, _ = checkpoints.restore(lambda meta: stages[meta["stage"]])
+        step, state, *_ = checkpoints.restore(lambda meta: stages[meta["stage"]])
     assert step == 1
     assert host(state) == host(warm)
     assert "1 arrays changed on disk, discriminator/layers/kernel" in caplog.text
@@ -186,7 +188,7 @@ def test_a_failed_write_is_reported_and_the_steps_before_stay(tmp_path: Path, me
     assert [line.endswith("complete checkpoints: [1, 3]") for line in ours] == [True]
     checkpoints = Checkpoints(tmp_path)
     state = make_state(mesh, width=4096)
-    step, restored, _ = checkpoints.restore(lambda _: abstract(state))
+    step, restored, _, _ = checkpoints.restore(lambda _: abstract(state))
     assert (step, host(restored)) == (3, host(state))
     checkpoints.close()
 
@@ -222,7 +224,7 @@ def test_kill_during_saves_leaves_a_whole_checkpoint(tmp_path: Path, mesh: Mesh)
         child.stdout.close()
         unfinished += any("tmp" in path.name for path in tmp_path.iterdir())
         reader = Checkpoints(tmp_path, read_only=True)
-        step, state, meta = reader.restore(lambda _: abstract(want[0]))
+        step, state, meta, _ = reader.restore(lambda _: abstract(want[0]))
         reader.close()
         assert step == meta["step"] > last
         assert host(state) == host(want[step % 2])
@@ -247,7 +249,7 @@ with jax.set_mesh(mesh):
     checkpoints = Checkpoints(directory, background=True)
     if phase == "restore":
         target = {"kernel": jax.ShapeDtypeStruct((512, 64), np.float32, sharding=sharding)}
-        step, state, meta = checkpoints.restore(lambda meta: target)
+        step, state, meta, _ = checkpoints.restore(lambda meta: target)
         same = jax.jit(lambda a, b: (a == b).all())(state["kernel"], make(1)["kernel"])
         assert step == meta["step"] == 1 and bool(same) and checkpoints.steps() == [1]
     for step in {"save": (1, 2), "restore": (3,)}[phase]:

@@ -11,13 +11,14 @@ from gad_jax.base import exits
 from gad_jax.base.errors import NumericsError, UserError
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.training import digest, setup, stops
-from tests.training.runs import StopAt, rows, run, scores, settings
+from tests.training.runs import REPLAY, StopAt, rows, run, scores, settings
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
+    """A run that replays older answers: what is resumed has a pool too."""
     directory = tmp_path_factory.mktemp("whole")
-    return directory, run(settings(directory))
+    return directory, run(settings(directory, *REPLAY))
 
 
 def test_a_run_writes_every_metric_that_is_promised(whole):
@@ -47,6 +48,10 @@ def test_a_run_writes_every_metric_that_is_promised(whole):
         assert timed[name] >= 0
     # The trainer sees the log-probs that the sampler drew from, to float32 rounding.
     assert by_stage["gad"]["logprobs/gap"] < 1e-5
+    # Of two samples of a prompt, one is older: of the step before, the pool's newest.
+    assert [row["replay/share"] for row in rows(directory)] == [0, 0.5, 0.5, 0.5]
+    assert [row.get("replay/age") for row in rows(directory)] == [None, 1, 1, 1]
+    assert "discriminator/accuracy_replayed" in by_stage["gad"]
     # At the first GAD step the policy is the reference.
     first = next(row for row in rows(directory) if row["stage"] == "gad")
     assert first["kl/reference"] == pytest.approx(0, abs=1e-9)
@@ -56,13 +61,15 @@ def test_a_run_writes_every_metric_that_is_promised(whole):
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(whole, tmp_path, stop_at):
     """Step 2 is the end of warm-up: its evaluation is made, and the next stage begins, later."""
     directory, uninterrupted = whole
-    config = settings(tmp_path)
+    config = settings(tmp_path, *REPLAY)
     assert not run(config, stop_at).finished
     resumed = run(config)
     assert resumed.finished
     assert resumed.step == uninterrupted.step
     with jax.set_mesh(resumed.mesh):
         assert digest.digests(resumed.state) == digest.digests(uninterrupted.state)
+    pools = (trainer.iteration.pool.arrays() for trainer in (resumed, uninterrupted))
+    assert len({str(digest.of_host(arrays)) for arrays in pools}) == 1
     assert rows(tmp_path) == rows(directory)
     # A stop saves where nothing else would, and of more checkpoints others are kept.
     kept = scores(tmp_path)
@@ -73,7 +80,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(whole, tmp_path, 
 
 def test_a_stop_at_the_last_step_leaves_evaluation_and_export_for_later(whole, tmp_path):
     directory, uninterrupted = whole
-    config = settings(tmp_path)
+    config = settings(tmp_path, *REPLAY)
     assert not run(config, uninterrupted.step).finished
     assert not (tmp_path / "evaluations" / "after-gad.json").exists()
     assert run(config).finished
@@ -130,7 +137,7 @@ def test_a_save_is_due_after_some_time_too(tmp_path):
 def test_a_finished_run_does_nothing_when_started_again(whole):
     directory, trainer = whole
     before = (directory / "metrics.jsonl").read_bytes()
-    again = run(settings(directory))
+    again = run(settings(directory, *REPLAY))
     assert again.finished
     assert again.step == trainer.step
     assert (directory / "metrics.jsonl").read_bytes() == before
@@ -139,7 +146,7 @@ def test_a_finished_run_does_nothing_when_started_again(whole):
 def test_the_device_count_does_not_matter(whole, tmp_path):
     """Eight devices against four data shards with tensor parallelism of two."""
     directory, _ = whole
-    run(settings(tmp_path, "--mesh.tensor=2"))
+    run(settings(tmp_path, *REPLAY, "--mesh.tensor=2"))
     for one, other in zip(rows(directory), rows(tmp_path), strict=True):
         for name in ("discriminator/loss", "generator/loss", "response/length", "entropy"):
             if name in one:
@@ -153,7 +160,7 @@ def test_other_data_is_refused_for_a_run_that_goes_on(whole, tmp_path):
     line = {"prompt": "Hi there", "teacher_response": "Hello."}
     other.write_text("".join(json.dumps(line | {"id": i}) + "\n" for i in range(20)))
     with pytest.raises(UserError, match="trained on other rows"):
-        run(settings(directory, f"--data.train={other}"))
+        run(settings(directory, REPLAY[1], f"--data.train={other}"))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,107 @@
+"""The discriminator's part of a step: its update, and the scores that are paid as rewards."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from gad_jax.core import forward, losses, objectives
+from gad_jax.core.program import Program
+from gad_jax.core.updates import Update, accumulate
+from gad_jax.distributed import sharding
+from gad_jax.models import adapters
+from gad_jax.types import Frozen, Metrics, PackedRows, Params, Replay, TrainState
+
+
+def update(
+    program: Program,
+    state: TrainState,
+    pairs: PackedRows,
+    frozen: Frozen,
+    replay: Replay | None = None,
+) -> tuple[Update, Float[Array, "B S"]]:
+    """Returns the discriminator's update, without gradients where it is frozen, and all scores in
+    the order of the prompts, the teacher's first.
+
+    Every pair counts alike, those of older answers included, so an update takes the same FLOPs with
+    `replay` as without.
+    """
+    count = jnp.float32(pairs.groups.size * (pairs.ends.shape[2] - 1))
+    pair_loss = losses.on_base(partial(losses.pair_loss, program))
+    base = _base(program, frozen)
+    if program.train_discriminator:
+        loss, gradients, scores = accumulate(pair_loss, state.discriminator, pairs, base, count)
+    else:
+        loss, scores = jax.lax.map(lambda r: pair_loss(state.discriminator, r, base, count), pairs)
+        loss, gradients = jnp.sum(loss), None
+    scores = _in_order(scores, pairs)
+    # One non-finite score is an accident; where half of the pairs have one, the network is broken.
+    finite = losses.finite_pairs(scores)
+    loss = jnp.where(2 * jnp.sum(finite) > count, loss, jnp.nan)
+    old = None if replay is None else replay.old
+    return Update(loss, gradients, _metrics(scores, old)), scores
+
+
+def fresh(
+    program: Program,
+    state: TrainState,
+    scores: Float[Array, "B S"],
+    frozen: Frozen,
+    replay: Replay | None,
+) -> Float[Array, "B S"]:
+    """Returns the scores with those of the fresh samples where older answers stood.
+
+    It takes one more forward pass, over the K displaced samples of every prompt, of D before its
+    update. Without `replay` it takes none.
+    """
+    if replay is None or replay.displaced is None:
+        return scores
+    network = adapters.join(_base(program, frozen), state.discriminator)
+    displaced = jax.lax.map(
+        lambda rows: forward.response_scores(program.discriminator, network, rows), replay.displaced
+    )
+    places = displaced.shape[-1]
+    displaced = _in_order(displaced, replay.displaced)
+    # A prompt without older answers keeps the scores of D's own pass.
+    last = jnp.where(replay.old[:, -places:], displaced, scores[:, -places:])
+    return jnp.concatenate([scores[:, :-places], last], axis=1)
+
+
+def _in_order(scores: Float[Array, "U G S"], rows: PackedRows) -> Float[Array, "B S"]:
+    """Returns the scores of all micro-batches in the order of the prompts."""
+    prompts = rows.groups.size
+    order = rows.groups.reshape(prompts)
+    scores = scores.reshape(prompts, scores.shape[-1])
+    return jnp.zeros_like(scores).at[order].set(scores, out_sharding=sharding.spec(None, None))
+
+
+def _base(program: Program, frozen: Frozen) -> Params | None:
+    """Returns the discriminator's own base, or the generator's, which it shares."""
+    if program.discriminator.lora is None or frozen.discriminator is not None:
+        return frozen.discriminator
+    return adapters.without_head(frozen.generator)
+
+
+def _metrics(scores: Float[Array, "B S"], old: Bool[Array, "B N"] | None) -> Metrics:
+    """Returns what is measured of the scores; of pairs, only those with a fresh sample count, and
+    those with an older answer have an accuracy of their own."""
+    teacher, student = scores[:, :1], scores[:, 1:]
+
+    def mean(x: Array, where: Array | None = None) -> Array:
+        found = jnp.isfinite(x)
+        return objectives.masked_mean(x, found if where is None else found & where)
+
+    new = None if old is None else ~old
+    correct = (teacher > student).astype(jnp.float32)
+    finite = losses.finite_pairs(scores)
+    found = {
+        "discriminator/accuracy": mean(correct, finite if new is None else finite & new),
+        "discriminator/margin": mean(teacher - student, new),
+        "discriminator/teacher_score": mean(teacher),
+        "discriminator/student_score": mean(student, new),
+        "discriminator/nonfinite_scores": jnp.sum(~jnp.isfinite(scores)).astype(jnp.float32),
+    }
+    if old is not None:
+        found["discriminator/accuracy_replayed"] = mean(correct, finite & old)
+    return found

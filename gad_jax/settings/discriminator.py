@@ -1,0 +1,87 @@
+"""The discriminator's settings. Imports no jax.
+
+All but its model, objective and head are ways to keep it healthy, and off by default:
+docs/discriminator.md has their equations, sources and prices.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gad_jax.settings.fields import Checked, FieldError, option
+
+
+@dataclass(frozen=True)
+class Discriminator(Checked):
+    """The second network: scores [prompt, response] with a scalar head."""
+
+    path: str = option(
+        "",
+        "as --student.path, or the discriminator of a run; empty: the student's",
+        common=True,
+    )
+    objective: Literal["bradley_terry", "cross_entropy"] = option(
+        "bradley_terry", "its loss; cross_entropy is the paper's ablation"
+    )
+    # A head of zeros gives every sample the same reward: the generator's first gradient is zero.
+    head_stddev: float = option(0.02, "standard deviation of the new head's weights", above=0)
+    replay_share: float = option(
+        0.0,
+        "share of the samples in its batch that are older answers to the same prompt; 0: none",
+        minimum=0,
+        below=1,
+    )
+    replay_pool: int = option(
+        0,
+        "newest answers that are kept of each prompt for --discriminator.replay_share; 0: as many "
+        "as --rollout.samples",
+        "answers",
+        minimum=0,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.replay_pool and not self.replay_share:
+            raise FieldError(
+                "replay_pool",
+                f"replay_pool={self.replay_pool} keeps answers that nothing replays; give "
+                "--discriminator.replay_share, or leave it out",
+                "replay_share",
+            )
+
+    def replayed(self, samples: int) -> int:
+        """Returns how many of a prompt's samples in D's batch are older answers, where there are
+        so many."""
+        return round(self.replay_share * samples)
+
+    def kept(self, samples: int) -> int:
+        """Returns how many answers of a prompt are kept."""
+        return self.replay_pool or samples
+
+    def check(self, samples: int, stages: dict[str, bool]) -> None:
+        """Raises FieldError where a setting does not fit the samples of a prompt, or the stages of
+        the run, by name: whether each trains the discriminator."""
+        if not self.replay_share:
+            return
+        share, count = f"discriminator.replay_share={self.replay_share:g}", self.replayed(samples)
+        if not 0 < count < samples:
+            raise FieldError(
+                "discriminator.replay_share",
+                f"{share} of rollout.samples={samples} is {count} of them, and it must be 1 to "
+                f"{samples - 1}; use a share from {0.5 / samples:.2g} to {1 - 0.6 / samples:.2g}",
+                "rollout.samples",
+            )
+        if self.kept(samples) < count:
+            raise FieldError(
+                "discriminator.replay_pool",
+                f"discriminator.replay_pool={self.replay_pool} is fewer than the {count} answers "
+                f"that {share} of rollout.samples={samples} replays; give {count} or more",
+                "discriminator.replay_share",
+                "rollout.samples",
+            )
+        if not any(stages.values()):
+            raise FieldError(
+                "discriminator.replay_share",
+                f"{share}, and no discriminator is trained in stage={','.join(stages)}; leave it "
+                "out, or add a stage that trains one",
+                "stage",
+            )

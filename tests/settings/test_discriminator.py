@@ -1,0 +1,62 @@
+"""Which settings of the discriminator fit each other and the run, and the sentences for others."""
+
+import pytest
+
+from gad_jax.base.errors import UserError
+from gad_jax.settings import options
+from gad_jax.settings.config import Config
+
+REFUSED = {
+    "a share that rounds to no sample": (
+        ("discriminator.replay_share=0.05",),
+        "replay_share=0.05 of rollout.samples=8 is 0 of them, and it must be 1 to 7",
+    ),
+    "a share that rounds to all samples": (("discriminator.replay_share=0.99",), "is 8 of them"),
+    "a share of one": (
+        ("discriminator.replay_share=1",),
+        r"replay_share=1(.0)? must be in \[0, 1\)",
+    ),
+    "a pool that is never drawn from": (
+        ("discriminator.replay_pool=16",),
+        "keeps answers that nothing replays",
+    ),
+    "a pool that is too small": (
+        ("discriminator.replay_share=0.5", "discriminator.replay_pool=3"),
+        "replay_pool=3 is fewer than the 4 answers that discriminator.replay_share=0.5",
+    ),
+    "no discriminator": (
+        ("discriminator.replay_share=0.5", "stage=seqkd"),
+        "no discriminator is trained in stage=seqkd",
+    ),
+    "a frozen discriminator": (
+        ("discriminator.replay_share=0.5", "stage=gad", "gad.train_discriminator=false"),
+        "no discriminator is trained in stage=gad",
+    ),
+}
+
+
+def read(*flags: str) -> Config:
+    return options.read(Config, [f"--{f}" for f in flags], program="test", description="")
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_does_not_fit_is_one_sentence(name: str) -> None:
+    flags, sentence = REFUSED[name]
+    with pytest.raises(UserError, match=sentence) as caught:
+        read(*flags)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_share_becomes_whole_samples() -> None:
+    for share, samples, wanted in ((0.5, 8, 4), (0.3, 8, 2), (0.5, 2, 1), (0.0, 8, 0)):
+        found = read(
+            f"discriminator.replay_share={share}", f"rollout.samples={samples}"
+        ).discriminator
+        assert found.replayed(samples) == wanted
+        assert found.kept(samples) == samples
+    assert (
+        read("discriminator.replay_share=0.5", "discriminator.replay_pool=32").discriminator.kept(8)
+        == 32
+    )
+    # a stage that trains one is enough
+    read("discriminator.replay_share=0.5", "stage=seqkd,gad")
