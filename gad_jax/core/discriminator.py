@@ -20,12 +20,15 @@ def update(
     pairs: PackedRows,
     frozen: Frozen,
     replay: Replay | None = None,
+    *,
+    alone: bool = False,
 ) -> tuple[Update, Float[Array, "B S"]]:
     """Returns the discriminator's update, without gradients where it is frozen, and all scores in
     the order of the prompts, the teacher's first.
 
     Every pair counts alike, those of older answers included, so an update takes the same FLOPs with
-    `replay` as without.
+    `replay` as without. `alone` is for steps that train D alone: the gate is not for them, or they
+    would do nothing.
     """
     count = jnp.float32(pairs.groups.size * (pairs.ends.shape[2] - 1))
     pair_loss = losses.on_base(partial(losses.pair_loss, program))
@@ -39,8 +42,12 @@ def update(
     # One non-finite score is an accident; where half of the pairs have one, the network is broken.
     finite = losses.finite_pairs(scores)
     loss = jnp.where(2 * jnp.sum(finite) > count, loss, jnp.nan)
-    old = None if replay is None else replay.old
-    return Update(loss, gradients, _metrics(scores, old)), scores
+    metrics = _metrics(scores, None if replay is None else replay.old)
+    gated = None
+    if program.accuracy_gate < 1 and program.train_discriminator and not alone:
+        gated = metrics["discriminator/accuracy"] > program.accuracy_gate
+        metrics["discriminator/gated"] = gated.astype(jnp.float32)
+    return Update(loss, gradients, metrics, gated), scores
 
 
 def fresh(

@@ -32,6 +32,10 @@ class Program:
     log_ratio_max: float
     entropy_coefficient: float
     advantage_epsilon: float
+    accuracy_gate: float = 1.0
+    label_smoothing: float = 0.0
+    length_debias: bool = False
+    drop_flat_groups: bool = False
     train_generator: bool = True
     train_discriminator: bool = True
     has_discriminator: bool = True

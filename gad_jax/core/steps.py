@@ -83,7 +83,7 @@ def discriminator_step(
 ) -> tuple[TrainState, Metrics]:
     """The discriminator's update alone; `pairs` holds teacher and samples of every prompt."""
     with jax.named_scope("discriminator"):
-        discriminator, _ = scoring.update(program, state, pairs, frozen, replay)
+        discriminator, _ = scoring.update(program, state, pairs, frozen, replay, alone=True)
     return commit(program, state, None, discriminator, {})
 
 

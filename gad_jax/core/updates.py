@@ -15,11 +15,15 @@ from gad_jax.types import Metrics, PackedRows, Params, TrainState
 
 
 class Update(NamedTuple):
-    """What a step found for one network; `gradients` is None where the network is frozen."""
+    """What a step found for one network; `gradients` is None where the network is frozen.
+
+    Where `gated` is True, the network and its moments stay as they are; None is never.
+    """
 
     loss: Float[Array, ""]
     gradients: Params | None
     metrics: Metrics
+    gated: Bool[Array, ""] | None = None
 
 
 def accumulate(
@@ -70,7 +74,8 @@ def commit(
     """Applies both updates, or neither where one of them has a number that is non-finite.
 
     That may be a loss, a gradient, an updated weight or an updated moment. An update that is None
-    leaves its network alone. Returns the metrics with those of the updates.
+    leaves its network alone, and so does one that is gated: the other network moves all the same.
+    Returns the metrics with those of the updates.
     """
     updates = {
         "generator": (generator, program.generator_optimizer),
@@ -92,7 +97,9 @@ def commit(
     with jax.named_scope("optimizer"):
         for name, (update, optimizer) in updates.items():
             params, moments = getattr(state, name), getattr(state, f"{name}_optimizer")
-            params, moments = _apply(optimizer, update, params, moments, finite)
+            gated = None if update is None else update.gated
+            applied = finite if gated is None else finite & ~gated
+            params, moments = _apply(optimizer, update, params, moments, applied)
             moved |= {name: params, f"{name}_optimizer": moments}
     skips = jnp.where(finite, jnp.stack([state.skips[0], 0]), state.skips + 1)
     state = state._replace(step=state.step + 1, skips=skips, **moved)
@@ -160,11 +167,11 @@ def _apply(
     update: Update | None,
     params: Any,
     moments: Any,
-    finite: Bool[Array, ""],
+    applied: Bool[Array, ""],
 ) -> tuple[Any, Any]:
     if update is None or update.gradients is None:
         return params, moments
     # `finite` reaches the optimizer too: it writes its moments in place, so no old copy is kept
-    changes, moments = optimizer.update(update.gradients, moments, params, finite=finite)
+    changes, moments = optimizer.update(update.gradients, moments, params, finite=applied)
     new = optax.apply_updates(params, changes)
-    return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, params), moments
+    return jax.tree.map(lambda a, b: jnp.where(applied, a, b), new, params), moments

@@ -114,7 +114,8 @@ class Config(Checked):
         if not 0 <= self.seed < 2**32:
             raise FieldError("seed", f"seed={self.seed} must be in [0, 2**32)")
         self._check_stages()
-        trains = {name: getattr(self, name).train_discriminator for name in self.stages}
+        stages = {name: getattr(self, name) for name in self.stages}
+        trains = {n: (s.train_generator, s.train_discriminator) for n, s in stages.items()}
         self.discriminator.check(self.rollout.samples, trains)
         if 0 < self.batch.row_tokens < self.longest:
             raise FieldError(

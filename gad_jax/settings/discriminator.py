@@ -4,6 +4,7 @@ All but its model, objective and head are ways to keep it healthy, and off by de
 docs/discriminator.md has their equations, sources and prices.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,6 +39,13 @@ class Discriminator(Checked):
         minimum=0,
     )
 
+    accuracy_gate: float = option(
+        1.0,
+        "a step in which its accuracy is higher leaves it as it is; 1: none does",
+        above=0,
+        maximum=1,
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.replay_pool and not self.replay_share:
@@ -57,17 +65,32 @@ class Discriminator(Checked):
         """Returns how many answers of a prompt are kept."""
         return self.replay_pool or samples
 
-    def check(self, samples: int, stages: dict[str, bool]) -> None:
+    def check(self, samples: int, stages: Mapping[str, tuple[bool, bool]]) -> None:
         """Raises FieldError where a setting does not fit the samples of a prompt, or the stages of
-        the run, by name: whether each trains the discriminator."""
-        if not self.replay_share:
-            return
+        the run: by name, whether each trains the generator and the discriminator."""
+        if self.replay_share:
+            self._check_replay(samples)
+        trains = any(discriminator for _, discriminator in stages.values())
+        both = any(all(networks) for networks in stages.values())
+        for name, there, needed in (
+            ("replay_share", trains, "trains a discriminator"),
+            ("accuracy_gate", both, "trains both networks"),
+        ):
+            if getattr(self, name) != type(self).__dataclass_fields__[name].default and not there:
+                raise FieldError(
+                    f"discriminator.{name}",
+                    f"discriminator.{name}={getattr(self, name):g}, and no stage of "
+                    f"stage={','.join(stages)} {needed}; leave it out, or add one that does",
+                    "stage",
+                )
+
+    def _check_replay(self, samples: int) -> None:
         share, count = f"discriminator.replay_share={self.replay_share:g}", self.replayed(samples)
         if not 0 < count < samples:
             raise FieldError(
                 "discriminator.replay_share",
                 f"{share} of rollout.samples={samples} is {count} of them, and it must be 1 to "
-                f"{samples - 1}; use a share from {0.5 / samples:.2g} to {1 - 0.6 / samples:.2g}",
+                f"{samples - 1}; use a share from {1 / samples:.2g} to {1 - 1 / samples:.2g}",
                 "rollout.samples",
             )
         if self.kept(samples) < count:
@@ -77,11 +100,4 @@ class Discriminator(Checked):
                 f"that {share} of rollout.samples={samples} replays; give {count} or more",
                 "discriminator.replay_share",
                 "rollout.samples",
-            )
-        if not any(stages.values()):
-            raise FieldError(
-                "discriminator.replay_share",
-                f"{share}, and no discriminator is trained in stage={','.join(stages)}; leave it "
-                "out, or add a stage that trains one",
-                "stage",
             )

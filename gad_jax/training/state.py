@@ -88,14 +88,15 @@ def make_program(
 ) -> Program:
     """Returns what the steps of a stage are compiled for."""
     options: sections.Stage = getattr(config, stage)
-    grpo = config.grpo
+    grpo, judge = config.grpo, config.discriminator
     so_far = config.stages[: config.stages.index(stage) + 1]
     return Program(
         generator=generator,
         discriminator=discriminator,
         generator_optimizer=adamw(config.optimizer, options.generator_learning_rate),
         discriminator_optimizer=adamw(config.optimizer, options.discriminator_learning_rate),
-        discriminator_objective=config.discriminator.objective,
+        discriminator_objective=judge.objective,
+        accuracy_gate=judge.accuracy_gate,
         train_generator=options.train_generator,
         train_discriminator=options.train_discriminator,
         has_discriminator=any(

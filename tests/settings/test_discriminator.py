@@ -26,11 +26,16 @@ REFUSED = {
     ),
     "no discriminator": (
         ("discriminator.replay_share=0.5", "stage=seqkd"),
-        "no discriminator is trained in stage=seqkd",
+        "no stage of stage=seqkd trains a discriminator; leave it out",
     ),
     "a frozen discriminator": (
         ("discriminator.replay_share=0.5", "stage=gad", "gad.train_discriminator=false"),
-        "no discriminator is trained in stage=gad",
+        "no stage of stage=gad trains a discriminator",
+    ),
+    "a gate of 0": (("discriminator.accuracy_gate=0",), r"accuracy_gate=0(.0)? must be in \(0, 1\]"),
+    "a gate where nothing else trains": (
+        ("discriminator.accuracy_gate=0.9", "stage=offpolicy"),
+        "accuracy_gate=0.9, and no stage of stage=offpolicy trains both networks",
     ),
 }
 
