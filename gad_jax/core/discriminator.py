@@ -32,17 +32,20 @@ def update(
     """
     count = jnp.float32(pairs.groups.size * (pairs.ends.shape[2] - 1))
     pair_loss = losses.on_base(partial(losses.pair_loss, program))
-    base = _base(program, frozen)
+    slope = _length_slope(pairs) if program.length_debias else None
+    shared = _base(program, frozen), count, slope
     if program.train_discriminator:
-        loss, gradients, scores = accumulate(pair_loss, state.discriminator, pairs, base, count)
+        loss, gradients, scores = accumulate(pair_loss, state.discriminator, pairs, *shared)
     else:
-        loss, scores = jax.lax.map(lambda r: pair_loss(state.discriminator, r, base, count), pairs)
+        loss, scores = jax.lax.map(lambda r: pair_loss(state.discriminator, r, *shared), pairs)
         loss, gradients = jnp.sum(loss), None
     scores = _in_order(scores, pairs)
     # One non-finite score is an accident; where half of the pairs have one, the network is broken.
     finite = losses.finite_pairs(scores)
     loss = jnp.where(2 * jnp.sum(finite) > count, loss, jnp.nan)
     metrics = _metrics(scores, None if replay is None else replay.old)
+    if slope is not None:
+        metrics["discriminator/length_slope"] = slope
     gated = None
     if program.accuracy_gate < 1 and program.train_discriminator and not alone:
         gated = metrics["discriminator/accuracy"] > program.accuracy_gate
@@ -73,6 +76,11 @@ def fresh(
     # A prompt without older answers keeps the scores of D's own pass.
     last = jnp.where(replay.old[:, -places:], displaced, scores[:, -places:])
     return jnp.concatenate([scores[:, :-places], last], axis=1)
+
+
+def _length_slope(pairs: PackedRows) -> Float[Array, ""]:
+    """Returns `objectives.length_slope` of the whole batch."""
+    return objectives.length_slope(jax.lax.map(forward.longer_teachers, pairs))
 
 
 def _in_order(scores: Float[Array, "U G S"], rows: PackedRows) -> Float[Array, "B S"]:

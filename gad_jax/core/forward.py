@@ -50,10 +50,23 @@ class TokenLoss:
 def response_scores(config: DecoderConfig, params: Params, rows: PackedRows) -> Float[Array, "G S"]:
     """Returns the score of every response of one micro-batch: that of its last token."""
     scores = decoder.score(config, params, rows.tokens, rows.positions, rows.segments)
+    return _at_ends(scores, rows)
+
+
+def longer_teachers(rows: PackedRows) -> Float[Array, "G N"]:
+    """Returns how many tokens the teacher's response is longer than each sample of its prompt, for
+    the pairs of one micro-batch."""
+    # Both have the same prompt before them.
+    last = _at_ends(rows.positions, rows).astype(jnp.float32)
+    return last[:, :1] - last[:, 1:]
+
+
+def _at_ends(values: Shaped[Array, "M T"], rows: PackedRows) -> Shaped[Array, "G S"]:
+    """Returns the value at the last token of every response."""
     # M × T numbers: gathering them costs nothing next to the pass that made them.
-    scores = parallel.all_gather_over_replicas(sharding.reshard(scores, None, None))
+    values = parallel.all_gather_over_replicas(sharding.reshard(values, None, None))
     out = sharding.spec(None, None)
-    return scores.at[rows.ends[..., 0], rows.ends[..., 1]].get(out_sharding=out)
+    return values.at[rows.ends[..., 0], rows.ends[..., 1]].get(out_sharding=out)
 
 
 def response_logprobs(

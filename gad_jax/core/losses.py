@@ -36,15 +36,25 @@ PAIR_LOSSES = {
 
 
 def pair_loss(
-    program: Program, params: Params, rows: PackedRows, count: Float[Array, ""]
+    program: Program,
+    params: Params,
+    rows: PackedRows,
+    count: Float[Array, ""],
+    slope: Float[Array, ""] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, "G S"]]:
     """The discriminator's loss: the mean over pairs of teacher and sample (equation 1).
 
-    Also returns all scores, the teacher's first. A pair with a non-finite score is dropped.
+    Also returns all scores, the teacher's first. A pair with a non-finite score is dropped. `slope`
+    is that of `objectives.length_slope` over the whole batch; None where length is not left out.
     """
     scores = forward.response_scores(program.discriminator, params, rows)
     finite = jnp.where(jnp.isfinite(scores), scores, 0.0)
-    losses = PAIR_LOSSES[program.discriminator_objective](finite[:, 0], finite[:, 1:])
+    teacher, student = finite[:, 0], finite[:, 1:]
+    if slope is not None:
+        student = student - slope * forward.longer_teachers(rows)
+    losses = PAIR_LOSSES[program.discriminator_objective](teacher, student)
+    if program.label_smoothing > 0:
+        losses = objectives.smoothed(losses, teacher, student, program.label_smoothing)
     return jnp.sum(jnp.where(finite_pairs(scores), losses, 0.0)) / count, scores
 
 

@@ -4,6 +4,8 @@ Losses are unreduced, per token or per pair, in float32. Callers mask, sum, and 
 global count. Nothing here knows of batches or models.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -101,3 +103,52 @@ def cross_entropy_loss(
     """Returns -log σ(D(x, y_t)) - log(1 - σ(D(x, y_s))) for each pair: the paper's ablation."""
     teacher, student = teacher.astype(jnp.float32), student.astype(jnp.float32)
     return jax.nn.softplus(-teacher)[:, None] + jax.nn.softplus(student)
+
+
+def smoothed(
+    loss: Float[Array, "B N"],
+    teacher: Float[Array, " B"],
+    student: Float[Array, "B N"],
+    smoothing: float,
+) -> Float[Array, "B N"]:
+    """Returns either pair loss with its labels smoothed: the teacher's response is the teacher's
+    with probability 1 - ε only, in nats.
+
+    L = (1 - ε) L(y_t, y_s) + ε L(y_s, y_t) = L(y_t, y_s) + ε (D(x, y_t) - D(x, y_s)), because
+    softplus(z) = z + softplus(-z). Bradley-Terry's loss is then least at a margin of
+    log((1 - ε) / ε), where without smoothing it has no least value.
+    """
+    return loss + smoothing * (teacher.astype(jnp.float32)[:, None] - student.astype(jnp.float32))
+
+
+RIDGE = 0.01
+"""Penalty on the squared slope of `length_slope`: where length tells all pairs apart, the
+likelihood has no maximum."""
+
+
+def length_slope(longer: Float[Array, "*n"]) -> Float[Array, ""]:
+    """Returns how much length alone says about who wrote a response, in nats per token.
+
+    `longer` is the teacher's length minus the sample's, in tokens. With d = longer / its root mean
+    square, the slope c is that of a logistic regression of "is the teacher's" on length alone:
+
+        c = argmin over c of  mean(softplus(-c d)) + RIDGE / 2 c²
+
+    The discriminator is then trained on the margin plus c d (`bradley_terry_loss` of
+    `student - c d`). So its score has to learn only what length does not say, and the reward is
+    that score: log p/q less its part that is linear in length.
+    """
+    longer = longer.astype(jnp.float32)
+    scale = jnp.sqrt(jnp.mean(jnp.square(longer)))
+    d = longer / jnp.maximum(scale, 1.0)
+
+    def halve(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        # The derivative of the objective grows with c, so its zero can be bracketed.
+        low, high = ends
+        middle = (low + high) / 2
+        rises = RIDGE * middle > jnp.mean(d * jax.nn.sigmoid(-middle * d))
+        return jnp.where(rises, low, middle), jnp.where(rises, middle, high)
+
+    most = jnp.float32(1 / RIDGE)  # |c| <= mean |d| / RIDGE, and mean |d| <= 1
+    low, high = jax.lax.fori_loop(0, 40, halve, (-most, most))
+    return (low + high) / 2 / jnp.maximum(scale, 1.0)

@@ -24,8 +24,12 @@ from gad_jax.core import discriminator as scoring
 from gad_jax.core import losses, objectives
 from gad_jax.core.program import Program
 from gad_jax.core.updates import Update, accumulate, commit
+from gad_jax.distributed import sharding
 from gad_jax.models import adapters
 from gad_jax.types import NOTHING, Frozen, Metrics, PackedRows, Params, Replay, TrainState
+
+FLAT = 1e-6
+"""A group whose rewards have a smaller standard deviation is flat: it teaches nothing."""
 
 
 @jax.jit(static_argnames="program", donate_argnames="state")
@@ -51,6 +55,8 @@ def gad_step(
         rewards = jax.lax.stop_gradient(scores[:, 1:])
         advantages = objectives.group_advantages(rewards, program.advantage_epsilon)
         metrics = _reward_metrics(rewards, advantages) | _over_teacher(scores)
+        if program.drop_flat_groups:
+            samples = _without_flat_groups(samples, objectives.group_spread(rewards))
     with jax.named_scope("generator"):
         generator = _reinforce_generator(program, state, samples, advantages, frozen)
     return commit(program, state, generator, discriminator, metrics)
@@ -132,6 +138,15 @@ def _reinforce_generator(
     return Update(loss, gradients, jax.tree.map(jnp.sum, parts))
 
 
+def _without_flat_groups(samples: PackedRows, spread: Float[Array, " B"]) -> PackedRows:
+    """Returns the samples without the tokens of groups whose rewards have no spread: they leave the
+    loss, the KL included, and the count of tokens that it is divided by."""
+    each = samples.ends.shape[2]
+    kept = jnp.repeat(spread >= FLAT, each, total_repeat_length=spread.size * each)
+    of_tokens = kept.at[samples.sequences].get(out_sharding=sharding.spec(None, "batch", None))
+    return samples._replace(mask=samples.mask & of_tokens)
+
+
 def _response_tokens(rows: PackedRows) -> Float[Array, ""]:
     """Returns by what a token mean over the whole batch divides."""
     return jnp.maximum(jnp.sum(rows.mask), 1).astype(jnp.float32)
@@ -150,6 +165,6 @@ def _reward_metrics(rewards: Float[Array, "B N"], advantages: Float[Array, "B N"
     return {
         "reward/mean": objectives.masked_mean(rewards, jnp.isfinite(rewards)),
         "reward/std": jnp.mean(spread),
-        "advantage/dead_groups": jnp.mean((spread < 1e-6).astype(jnp.float32)),
+        "advantage/dead_groups": jnp.mean((spread < FLAT).astype(jnp.float32)),
         "advantage/norm": jnp.sqrt(jnp.mean(jnp.square(advantages))),
     }

@@ -117,6 +117,13 @@ class Config(Checked):
         stages = {name: getattr(self, name) for name in self.stages}
         trains = {n: (s.train_generator, s.train_discriminator) for n, s in stages.items()}
         self.discriminator.check(self.rollout.samples, trains)
+        if self.grpo.drop_flat_groups and "gad" not in self.stages:
+            raise FieldError(
+                "grpo.drop_flat_groups",
+                f"grpo.drop_flat_groups=true, and no stage of stage={','.join(self.stages)} pays "
+                "rewards; leave it out, or add gad",
+                "stage",
+            )
         if 0 < self.batch.row_tokens < self.longest:
             raise FieldError(
                 "batch.row_tokens",

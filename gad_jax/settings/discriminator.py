@@ -45,9 +45,26 @@ class Discriminator(Checked):
         above=0,
         maximum=1,
     )
+    label_smoothing: float = option(
+        0.0,
+        "probability with which its loss takes the sample for the teacher's response",
+        minimum=0,
+        below=0.5,
+    )
+    length_debias: bool = option(
+        False, "its score learns only what the lengths of a pair do not say (bradley_terry)"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.length_debias and self.objective != "bradley_terry":
+            raise FieldError(
+                "length_debias",
+                f"length_debias=true compares the lengths of a pair, and objective="
+                f"{self.objective} judges each response by itself; use bradley_terry, or leave it "
+                "out",
+                "objective",
+            )
         if self.replay_pool and not self.replay_share:
             raise FieldError(
                 "replay_pool",
@@ -75,12 +92,16 @@ class Discriminator(Checked):
         for name, there, needed in (
             ("replay_share", trains, "trains a discriminator"),
             ("accuracy_gate", both, "trains both networks"),
+            ("label_smoothing", trains, "trains a discriminator"),
+            ("length_debias", trains, "trains a discriminator"),
         ):
-            if getattr(self, name) != type(self).__dataclass_fields__[name].default and not there:
+            value = getattr(self, name)
+            if value != getattr(Discriminator, name) and not there:
+                shown = "true" if value is True else f"{value:g}"
                 raise FieldError(
                     f"discriminator.{name}",
-                    f"discriminator.{name}={getattr(self, name):g}, and no stage of "
-                    f"stage={','.join(stages)} {needed}; leave it out, or add one that does",
+                    f"discriminator.{name}={shown}, and no stage of stage={','.join(stages)} "
+                    f"{needed}; leave it out, or add one that does",
                     "stage",
                 )
 

@@ -281,6 +281,9 @@ class Grpo(Checked):
     )
     entropy_coefficient: float = option(0.0, "weight of an entropy bonus", minimum=0)
     advantage_epsilon: float = option(1e-6, "added to a group's standard deviation", above=0)
+    drop_flat_groups: bool = option(
+        False, "groups whose rewards are all the same leave the loss and its count of tokens"
+    )
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,9 @@ def make_program(
         discriminator_optimizer=adamw(config.optimizer, options.discriminator_learning_rate),
         discriminator_objective=judge.objective,
         accuracy_gate=judge.accuracy_gate,
+        label_smoothing=judge.label_smoothing,
+        length_debias=judge.length_debias,
+        drop_flat_groups=grpo.drop_flat_groups,
         train_generator=options.train_generator,
         train_discriminator=options.train_discriminator,
         has_discriminator=any(

@@ -1,5 +1,6 @@
-"""The discriminator's part of a step: older answers in its batch."""
+"""The discriminator's part of a step: older answers, and what keeps it from winning."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gad_jax.core import packing, steps
+from gad_jax.core import objectives, packing, steps
 from gad_jax.types import Params, Replay
 from tests.core.builders import (
     GAD,
@@ -18,6 +19,8 @@ from tests.core.builders import (
     close,
     gradients,
     host,
+    identical,
+    moved,
     networks,
     put,
     rows,
@@ -106,3 +109,69 @@ def test_an_update_takes_the_same_flops_with_older_answers() -> None:
 
     without, with_replay = flops(), flops(Replay(jnp.asarray(OLD)))
     assert abs(with_replay / without - 1) < 0.01
+
+
+HEALTHY = dataclasses.replace(
+    GAD, accuracy_gate=0.01, label_smoothing=0.1, length_debias=True, drop_flat_groups=True
+)
+
+
+def test_a_gated_discriminator_stays_and_the_generator_moves() -> None:
+    """Neither its weights nor its moments move; rewards are its scores, without the length term."""
+    found, wanted = stepped("gad", HEALTHY), stepped("gad")
+    assert found.metrics["discriminator/accuracy"] > HEALTHY.accuracy_gate
+    assert found.metrics["discriminator/gated"] == 1
+    assert found.metrics["skips/total"] == 0
+    before = host((start(), {})).state
+    identical(found.state.discriminator, before.discriminator)
+    identical(found.state.discriminator_optimizer, before.discriminator_optimizer)
+    assert moved(before.generator, found.state.generator)
+    # No group is flat here, so the generator's update is that of the paper's discriminator.
+    close(gradients(found)[0], gradients(wanted)[0], 2e-5)
+    np.testing.assert_allclose(
+        found.metrics["reward/mean"], wanted.metrics["reward/mean"], rtol=1e-5
+    )
+
+
+def test_smoothed_labels_and_the_length_term_by_hand() -> None:
+    """In a step that trains D alone, which no gate keeps from it."""
+    teacher, samples = alone(texts(), "teacher"), alone(texts(), "samples")
+    longer = (teacher.last - samples.last).astype(jnp.float32)
+    slope = objectives.length_slope(longer)
+    assert abs(slope) > 1e-3
+
+    @jax.jit
+    def by_hand(params: Params) -> tuple[jax.Array, Params]:
+        def loss(params: Params) -> jax.Array:
+            margin = scores_by_hand(params, teacher) - scores_by_hand(params, samples)
+            margin += slope * longer
+            right, wrong = jax.nn.log_sigmoid(margin), jax.nn.log_sigmoid(-margin)
+            return -jnp.mean(0.9 * right + 0.1 * wrong)
+
+        return jax.value_and_grad(loss)(params)
+
+    loss, gradient = by_hand(put(networks()[2]))
+    found = stepped("discriminator", HEALTHY)
+    assert "discriminator/gated" not in found.metrics
+    close(gradients(found)[1], gradient, 1e-5)
+    np.testing.assert_allclose(found.metrics["discriminator/loss"], loss, rtol=1e-5)
+    np.testing.assert_allclose(found.metrics["discriminator/length_slope"], slope, rtol=1e-4)
+    # Accuracy is that of the scores alone, as in any step.
+    wanted = stepped("discriminator").metrics["discriminator/accuracy"]
+    assert found.metrics["discriminator/accuracy"] == wanted
+
+
+def test_flat_groups_leave_the_loss_and_its_count() -> None:
+    packed = rows(texts(), "samples")
+    spread = jnp.asarray([0.0, 1.0, 1e-7, 2.0, 1.0, 0.5, 0.1, 0.0])
+    kept = steps._without_flat_groups(packed, spread)
+    group = np.asarray(packed.sequences) // SAMPLES
+    wanted = np.asarray(packed.mask) & np.isin(group, [1, 3, 4, 5, 6])
+    np.testing.assert_array_equal(kept.mask, wanted)
+    lengths = [sum(len(r) for r in responses[1:]) for responses in texts().responses]
+    assert steps._response_tokens(kept) == sum(lengths[n] for n in (1, 3, 4, 5, 6))
+    identical(kept._replace(mask=packed.mask), packed)
+    # Where all are flat, the loss is zero, not 0 / 0.
+    nothing = steps._without_flat_groups(packed, jnp.zeros(PROMPTS))
+    assert steps._response_tokens(nothing) == 1
+    assert not np.asarray(nothing.mask).any()

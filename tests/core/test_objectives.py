@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,10 @@ from gad_jax.core.objectives import (
     cross_entropy_loss,
     group_advantages,
     kl_k3,
+    length_slope,
     masked_mean,
     probability_ratio,
+    smoothed,
 )
 
 LN2 = math.log(2)
@@ -236,3 +239,75 @@ def test_k3_is_never_negative_and_capped() -> None:
 def test_k3_pulls_the_policy_to_the_reference_but_not_beyond_the_cap() -> None:
     gradient = jax.grad(lambda x: kl_k3(x, array(LN2, -LN2, 0, 9, -90)).sum())(jnp.zeros(5))
     close(gradient, [-1.0, 0.5, 0.0, 0.0, 0.0])
+
+
+LOSSES = [bradley_terry_loss, cross_entropy_loss]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_smoothing_mixes_the_loss_with_that_of_the_labels_exchanged(loss: Any) -> None:
+    teacher, student = jnp.asarray(normal(1, 6)), jnp.asarray(normal(2, 6, 1))
+    exchanged = loss(student[:, 0], teacher[:, None])
+    wanted = 0.8 * loss(teacher, student) + 0.2 * exchanged
+    close(smoothed(loss(teacher, student), teacher, student, 0.2), wanted)
+
+
+def test_smoothed_bradley_terry_is_least_at_a_finite_margin() -> None:
+    def slope(margin: float) -> jax.Array:
+        def at(m: jax.Array) -> jax.Array:
+            student = array(0)[None]
+            return smoothed(bradley_terry_loss(m[None], student), m[None], student, 0.1).sum()
+
+        return jax.grad(at)(jnp.float32(margin))
+
+    close(slope(math.log(0.9 / 0.1)), 0.0)
+    assert slope(1.0) < 0 < slope(3.0)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_equal_texts_teach_nothing_without_a_label_of_their_own(
+    loss: Any, smoothing: float
+) -> None:
+    """A tie is a pair of the same text, so its scores move together: a target of 1/2 has the same
+    gradient in what both have in common."""
+
+    def both(shared: jax.Array, tie: bool) -> jax.Array:
+        teacher, student = shared[None], shared[None, None]
+        target = 0.5 if tie else smoothing
+        return smoothed(loss(teacher, student), teacher, student, target).sum()
+
+    for score in (-2.0, 0.0, 3.0):
+        found, wanted = (jax.grad(both)(jnp.float32(score), tie) for tie in (False, True))
+        close(found, wanted)
+        if loss is bradley_terry_loss:
+            close(found, 0.0)
+
+
+def test_the_slope_of_length_is_a_logistic_regression() -> None:
+    """Its derivative is zero, by hand, for lengths that tell much, nothing and all."""
+    rng = np.random.default_rng(0)
+    for longer in (rng.normal(5, 10, (8, 4)), rng.normal(0, 1e4, (3, 7)), np.full((2, 2), 50.0)):
+        c = float(length_slope(jnp.asarray(longer)))
+        scale = np.sqrt(np.mean(longer**2))
+        d = longer / scale
+        derivative = -np.mean(d / (1 + np.exp(c * scale * d))) + 0.01 * c * scale
+        assert abs(derivative) < 1e-5
+    assert length_slope(jnp.full((2, 2), 50.0)) > 0  # the teacher's are longer: length says so
+    assert length_slope(jnp.full((2, 2), -50.0)) < 0
+    assert abs(length_slope(jnp.zeros((3, 2)))) < 1e-6
+    assert abs(length_slope(array(-7, 7))) < 1e-6
+
+
+def test_lengths_that_tell_all_pairs_apart_leave_little_to_learn() -> None:
+    """The gradient of the pair loss shrinks to what length does not say."""
+    longer = jnp.asarray([[40.0, 60.0], [50.0, 30.0]])
+
+    def gradient(offset: jax.Array) -> jax.Array:
+        return jax.grad(lambda t: bradley_terry_loss(t, jnp.zeros((2, 2)) - offset).sum())(
+            jnp.zeros(2)
+        )
+
+    without, with_lengths = gradient(jnp.zeros((2, 2))), gradient(length_slope(longer) * longer)
+    close(without, [-1.0, -1.0])
+    assert (jnp.abs(with_lengths) < 0.2).all()

@@ -32,7 +32,10 @@ REFUSED = {
         ("discriminator.replay_share=0.5", "stage=gad", "gad.train_discriminator=false"),
         "no stage of stage=gad trains a discriminator",
     ),
-    "a gate of 0": (("discriminator.accuracy_gate=0",), r"accuracy_gate=0(.0)? must be in \(0, 1\]"),
+    "a gate of 0": (
+        ("discriminator.accuracy_gate=0",),
+        r"accuracy_gate=0(.0)? must be in \(0, 1\]",
+    ),
     "a gate where nothing else trains": (
         ("discriminator.accuracy_gate=0.9", "stage=offpolicy"),
         "accuracy_gate=0.9, and no stage of stage=offpolicy trains both networks",

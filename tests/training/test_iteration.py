@@ -19,6 +19,13 @@ ABLATIONS = {
         "--gad.train_discriminator=false",
     ],
     "cross-entropy discriminator": ["--discriminator.objective=cross_entropy"],
+    "a discriminator kept healthy": [
+        "--discriminator.accuracy_gate=0.9",
+        "--discriminator.label_smoothing=0.1",
+        "--discriminator.length_debias",
+        "--grpo.drop_flat_groups",
+        "--mesh.replica=2",
+    ],
     "no KL": ["--grpo.kl_coefficient=0"],
     "bfloat16": ["--student.compute_dtype=bfloat16"],
     "micro-batches": ["--batch.prompts=16", "--batch.micro_batch_prompts=8"],
@@ -47,6 +54,9 @@ def test_every_ablation_runs_and_changes_what_it_names(tmp_path, name):
     if name == "no KL":
         assert trainer.state.reference is None
         assert "kl/reference" not in last
+    if name == "a discriminator kept healthy":
+        assert {"discriminator/gated", "discriminator/length_slope"} <= last.keys()
+        assert "discriminator/gated" not in logged[0]  # a step that trains D alone
     if name == "bfloat16":
         assert trainer.networks[0].compute_dtype == "bfloat16"
         # sampler and trainer round in other places: eight bits of mantissa on about -6
