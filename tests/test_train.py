@@ -1,6 +1,7 @@
 """The train command as a process: Ctrl-C and resuming, mistakes, --help."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,15 @@ import time
 from tests.faults.job import Job
 
 LONG = ["--config=tiny", "--gad.steps=500", "--data.heldout=", "--checkpoint.every=1000"]
+
+CALLED = """
+import os, pathlib
+
+def called(response):
+    with open(pathlib.Path(__file__).with_name("calls"), "a") as file:
+        print(os.getpid(), file=file)
+    return len(response)
+"""
 
 
 def start(run_dir, *flags):
@@ -66,8 +76,11 @@ def test_mistakes_are_one_sentence_and_exit_with_2(tmp_path):
 
 
 def test_a_dry_run_of_two_processes_leaves_nothing_behind(tmp_path):
+    """Its reward is a function that one of the processes calls for all."""
     run_dir = tmp_path / "run"
+    (tmp_path / "own.py").write_text(CALLED)
     flags = (
+        f"--reward.extra={tmp_path}/own.py:called",
         "--mesh.tensor=2",
         "--batch.prompts=256",
         "--stage=gad",
@@ -81,6 +94,12 @@ def test_a_dry_run_of_two_processes_leaves_nothing_behind(tmp_path):
     assert "batch:\n  prompts: 256" in printed
     assert "bundled: 352 rows with 352 responses" in printed
     assert printed.count("step 1/1  gad") == 1
+    calls = (tmp_path / "calls").read_text().split()
+    assert len(calls) == 2 * 4 * 2  # two prompts on each data shard, two samples
+    assert len(set(calls)) == 1
+    for name in ("calls", "own.py"):
+        (tmp_path / name).unlink()
+    shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.0.log", "run.1.log"]
 
 

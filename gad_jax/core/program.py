@@ -5,6 +5,7 @@ from typing import Literal
 
 import optax
 
+from gad_jax.core.rewards import Mix
 from gad_jax.models.config import DecoderConfig
 
 
@@ -15,6 +16,7 @@ class Program:
     `has_discriminator` is True also where an earlier stage trained one: it stays in the state.
     `has_reference` is True where the stage pays the KL term, so that the state holds the weights at
     the stage's start. With `keep_moments` it begins with the optimizers of the stage before.
+    `reward` is None where D's score alone is the reward.
     """
 
     generator: DecoderConfig
@@ -41,3 +43,4 @@ class Program:
     has_discriminator: bool = True
     has_reference: bool = True
     keep_moments: bool = False
+    reward: Mix | None = None

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 from gad_jax.core import discriminator as scoring
 from gad_jax.core import losses, objectives
 from gad_jax.core.program import Program
+from gad_jax.core.rewards import mixed
 from gad_jax.core.updates import Update, accumulate, commit
 from gad_jax.distributed import sharding
 from gad_jax.models import adapters
@@ -40,26 +41,46 @@ def gad_step(
     samples: PackedRows,
     frozen: Frozen = NOTHING,
     replay: Replay | None = None,
+    extra: Float[Array, "K B N"] | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One iteration of GAD: both networks' updates, in one program.
 
     `pairs` holds the teacher's response (first) and the samples of every prompt, `samples` the
     samples alone. Rewards are the scores of the discriminator's own forward pass, so of D before
     its update. With `replay`, some places of `pairs` hold older answers, and the samples that they
-    displace are scored by a pass of their own.
+    displace are scored by a pass of their own. `extra` has further terms of the reward, which
+    `Program.reward` mixes in.
     """
     with jax.named_scope("discriminator"):
         discriminator, scores = scoring.update(program, state, pairs, frozen, replay)
         scores = scoring.fresh(program, state, scores, frozen, replay)
     with jax.named_scope("advantages"):
         rewards = jax.lax.stop_gradient(scores[:, 1:])
-        advantages = objectives.group_advantages(rewards, program.advantage_epsilon)
-        metrics = _reward_metrics(rewards, advantages) | _over_teacher(scores)
-        if program.drop_flat_groups:
-            samples = _without_flat_groups(samples, objectives.group_spread(rewards))
+        metrics = _over_teacher(scores)
+        if extra is not None:
+            metrics |= _discriminator_reward(rewards)
+            rewards = mixed(program.reward, rewards, extra, program.advantage_epsilon)
+        advantages, samples, found = _advantages(program, rewards, samples)
     with jax.named_scope("generator"):
         generator = _reinforce_generator(program, state, samples, advantages, frozen)
-    return commit(program, state, generator, discriminator, metrics)
+    return commit(program, state, generator, discriminator, metrics | found)
+
+
+@jax.jit(static_argnames="program", donate_argnames="state")
+def reward_step(
+    program: Program,
+    state: TrainState,
+    samples: PackedRows,
+    extra: Float[Array, "K B N"],
+    frozen: Frozen = NOTHING,
+) -> tuple[TrainState, Metrics]:
+    """GRPO for G on rewards that need no discriminator: `gad_step` where its weight is 0."""
+    with jax.named_scope("advantages"):
+        rewards = mixed(program.reward, None, extra, program.advantage_epsilon)
+        advantages, samples, found = _advantages(program, rewards, samples)
+    with jax.named_scope("generator"):
+        generator = _reinforce_generator(program, state, samples, advantages, frozen)
+    return commit(program, state, generator, None, found)
 
 
 @jax.jit(static_argnames="program", donate_argnames="state")
@@ -115,6 +136,16 @@ def _imitate_teacher(
     return Update(loss, gradients, jax.tree.map(jnp.sum, parts))
 
 
+def _advantages(
+    program: Program, rewards: Float[Array, "B N"], samples: PackedRows
+) -> tuple[Float[Array, "B N"], PackedRows, Metrics]:
+    """Returns the advantages, the samples that the generator learns from, and metrics of both."""
+    advantages = objectives.group_advantages(rewards, program.advantage_epsilon)
+    if program.drop_flat_groups:
+        samples = _without_flat_groups(samples, objectives.group_spread(rewards))
+    return advantages, samples, _reward_metrics(rewards, advantages)
+
+
 def _reinforce_generator(
     program: Program,
     state: TrainState,
@@ -158,6 +189,14 @@ def _over_teacher(scores: Float[Array, "B S"]) -> Metrics:
     difference = scores[:, 1:] - scores[:, :1]
     mean = objectives.masked_mean(difference, jnp.isfinite(difference))
     return {"reward/minus_teacher": mean}
+
+
+def _discriminator_reward(scores: Float[Array, "B N"]) -> Metrics:
+    """What the discriminator's score alone would pay, as of every other term."""
+    return {
+        "reward/discriminator/mean": objectives.masked_mean(scores, jnp.isfinite(scores)),
+        "reward/discriminator/std": jnp.mean(objectives.group_spread(scores)),
+    }
 
 
 def _reward_metrics(rewards: Float[Array, "B N"], advantages: Float[Array, "B N"]) -> Metrics:

@@ -77,35 +77,27 @@ def draw(config: Config, lengths: LognormalLengths, target: Target) -> Workload:
     answers = [[np.ones(n, np.int32) for n in group] for group in responses]
     micro_batches = batch.prompts // (batch.micro_batch_prompts or batch.prompts)
 
-    def rows(part: slice, count: int) -> PackedRows:
+    def rows(part: slice, pairs: PackedRows | None = None) -> PackedRows:
+        """Packs these answers; after the pairs, into the fewest micro-batches no larger."""
+        chosen, count = [group[part] for group in answers], micro_batches
+        if pairs is not None:
+            count = layout.fewest_micro_batches(asked, chosen, count, pairs.tokens[0].size)
         return packing.pack(
-            asked,
-            [group[part] for group in answers],
-            row_tokens=config.row_tokens,
-            micro_batches=count,
-            shards=shards,
+            asked, chosen, row_tokens=config.row_tokens, micro_batches=count, shards=shards
         )
 
-    pairs, samples = (rows(part, micro_batches) for part in (slice(None), slice(1, None)))
+    pairs, samples = rows(slice(None)), rows(slice(1, None))
     rollout = config.rollout
     if Sampler(rollout.temperature, rollout.top_k, rollout.top_p).truncates:
         samples = samples._replace(thresholds=samples.sampled_logprobs)
-    first = [group[:1] for group in answers]
-
-    def fewest(answers: list[list[np.ndarray]]) -> int:
-        return layout.fewest_micro_batches(asked, answers, micro_batches, pairs.tokens[0].size)
-
-    displaced = None
-    if replayed := config.discriminator.replayed(rollout.samples):
-        last = slice(-replayed, None)
-        displaced = rows(last, fewest([group[last] for group in answers]))
+    replayed = config.discriminator.replayed(rollout.samples)
     return Workload(
         pairs,
         samples,
-        rows(slice(0, 1), fewest(first)),
+        rows(slice(0, 1), pairs),
         prompts,
         responses[:, 1:],
         layout.rectangle_padding_share(asked, answers),
         decoding.decode_calls(prompts, responses[:, 1:], shards, slots, config.longest),
-        displaced,
+        rows(slice(-replayed, None), pairs) if replayed else None,
     )

@@ -15,6 +15,7 @@ from gad_jax.settings.discriminator import Discriminator
 from gad_jax.settings.fields import Checked, FieldError, Given, option, section
 from gad_jax.settings.lora import Lora
 from gad_jax.settings.operation import Checkpoint, Evaluation, Limits, Mesh, Profile
+from gad_jax.settings.reward import Reward
 from gad_jax.settings.sections import (
     Batch,
     Data,
@@ -42,6 +43,7 @@ CAN_CHANGE = (
     "batch.row_tokens",
     "batch.vocabulary_chunk",
     "rollout.slots",
+    "reward.timeout",
 )
 """Settings that may differ when a run resumes. None changes the arithmetic of a step beyond
 rounding; an alarm of `health.` may pause a network or stop the run."""
@@ -78,6 +80,7 @@ class Config(Checked):
         Optimizer, "AdamW for both networks; learning rates are constant"
     )
     grpo: Grpo = section(Grpo, "the generator's loss in the GAD stage")
+    reward: Reward = section(Reward, "what the generator is paid in the GAD stage")
     seqkd: Stage = section(
         Stage,
         "stage: cross-entropy on teacher text, the baseline",
@@ -164,6 +167,13 @@ class Config(Checked):
                 "gad.train_generator",
                 "gad.train_generator=false leaves the discriminator alone; use --stage=offpolicy",
             )
+        if self.gad.discriminator_only_steps and not self.reward.discriminator:
+            raise FieldError(
+                "gad.discriminator_only_steps",
+                f"gad.discriminator_only_steps={self.gad.discriminator_only_steps} trains a "
+                "discriminator alone, and reward.discriminator=0 uses none; leave one of them out",
+                "reward.discriminator",
+            )
 
     @classmethod
     def completed(cls, given: Mapping[str, Given]) -> dict[str, Given]:
@@ -175,6 +185,16 @@ class Config(Checked):
     def stages(self) -> tuple[str, ...]:
         """The stages to run, in order."""
         return ("warmup", "gad") if self.stage == "all" else tuple(self.stage.split(","))
+
+    def uses_discriminator(self, stage: str) -> bool:
+        """Returns whether a stage scores responses with the discriminator, or trains it."""
+        if stage == "gad":
+            return self.reward.discriminator > 0
+        return getattr(self, stage).train_discriminator
+
+    def trains_discriminator(self, stage: str) -> bool:
+        """Returns whether a stage trains the discriminator."""
+        return self.uses_discriminator(stage) and getattr(self, stage).train_discriminator
 
     @property
     def longest(self) -> int:

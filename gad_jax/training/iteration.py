@@ -30,6 +30,7 @@ from gad_jax.training import randomness
 from gad_jax.training.health import Side
 from gad_jax.training.profiler import Profiler
 from gad_jax.training.replay import Answers, Drawn, Pool
+from gad_jax.training.rewards.paying import Rewards
 from gad_jax.training.stages import Span
 from gad_jax.types import Frozen, PackedRows, Replay, Rollout, TrainState
 
@@ -55,10 +56,11 @@ class Iteration:
         shapes: set[Shape],
         profiler: Profiler,
         pool: Pool | None = None,
+        rewards: Rewards | None = None,
     ) -> None:
         self.generator, self.chat, self.mesh, self.rollout = generator, chat, mesh, rollout
         self.row_tokens, self.micro_batches, self.shapes = row_tokens, micro_batches, shapes
-        self.profiler, self.pool = profiler, pool
+        self.profiler, self.pool, self.rewards = profiler, pool, rewards
         self.compiles = devices.CompileCounter()
         self.scripts = scripts.token_scripts(chat.tokenizer, generator.vocabulary)
 
@@ -96,14 +98,13 @@ class Iteration:
             pairs, teacher, replay = rows.pairs(), rows.teacher(), rows.replay(paid=False)
             state, found = steps.warmup_step(program, state, pairs, teacher, frozen, replay)
         else:
-            pairs, samples, replay = rows.pairs(), rows.samples(), rows.replay(paid=True)
-            state, found = steps.gad_step(program, state, pairs, samples, frozen, replay)
+            state, found = self._gad(span, program, rows, state, frozen)
         metrics |= self._remember(rows, step)
 
         metrics |= {name: float(value) for name, value in jax.device_get(found).items()}
         metrics |= {f"health/{paused}_paused": 1.0} if paused else {}
         ended = time.perf_counter()
-        metrics |= rows.metrics(ended - sampled) | {
+        metrics |= rows.metrics(ended - sampled - metrics.get("seconds/reward", 0.0)) | {
             "seconds/step": ended - started,
             "seconds/compile": self.compiles.seconds - compiled[1],
             "compiles": float(self.compiles.count - compiled[0]),
@@ -112,6 +113,27 @@ class Iteration:
         metrics |= {"memory/peak_gib": peak / 2**30} if peak else {}
         self.profiler.end(step + 1, metrics)
         return state, metrics
+
+    def _gad(
+        self, span: Span, program: Program, rows: "_Rows", state: TrainState, frozen: Frozen
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """Returns the state after a step of GAD, and its metrics with those of extra rewards."""
+        extra, paid = None, {}
+        pairs = rows.pairs() if program.reward is None or program.reward.discriminator else None
+        samples, replay = rows.samples(), rows.replay(paid=True)
+        if self.rewards is not None:
+            assert rows.rollout is not None
+            started = time.perf_counter()
+            prepared = span.batches.prepared.rows
+            values, paid = self.rewards.pay(rows.batch, rows.rollout, prepared, self.chat)
+            extra = devices.put(values, self.mesh)
+            paid["seconds/reward"] = time.perf_counter() - started
+        if pairs is None:
+            assert extra is not None
+            state, found = steps.reward_step(program, state, samples, extra, frozen)
+        else:
+            state, found = steps.gad_step(program, state, pairs, samples, frozen, replay, extra)
+        return state, found | paid
 
     def _replayed(self, program: Program, batch: PromptBatch, step: int) -> Drawn | None:
         """Returns older answers to a batch's prompts; None where D does not learn from any."""

@@ -17,6 +17,7 @@ from gad_jax.settings.operation import Checkpoint
 from gad_jax.training import bases, health, state
 from gad_jax.training.checkpoint import Checkpoints
 from gad_jax.training.restoring import Meta
+from gad_jax.training.rewards import paying
 from gad_jax.training.stages import Span
 from gad_jax.types import TrainState
 
@@ -52,7 +53,8 @@ class Saver:
     """Saves and restores a run, whose `rows` have this `fingerprint`.
 
     `measured` says what its evaluations measure: scores of others do not compare with theirs.
-    `identities` are those of the bases of its networks with adapters.
+    `identities` are those of the bases of its networks with adapters, `rewards` those of the
+    functions that pay its generator.
     """
 
     def __init__(
@@ -63,10 +65,12 @@ class Saver:
         rows: int,
         measured: str = "",
         identities: dict[str, str] | None = None,
+        rewards: dict[str, str] | None = None,
     ) -> None:
         self.checkpoints, self.options = checkpoints, options
         self.fingerprint, self.rows = fingerprint, rows
         self.measured, self.identities = measured, identities or {}
+        self.rewards = rewards or {}
 
     def save(
         self,
@@ -99,6 +103,8 @@ class Saver:
         ranking = [stage, options.best_metric, *band, self.measured]
         about = {"step": step, "stage": stage, "data": self.fingerprint, "rows": self.rows}
         about |= {"ranking": json.dumps(ranking)}
+        if stage == "gad" and self.rewards:
+            about["rewards"] = self.rewards
         return about | ({"bases": self.identities} if self.identities else {})
 
     def best(self) -> Best | None:
@@ -156,6 +162,7 @@ class Saver:
                     "choose another --run_dir"
                 )
             bases.check(meta.get("bases", {}), self.identities, run_dir)
+            paying.check(meta.get("rewards", {}), self.rewards, run_dir)
             return state.abstract(programs[meta["stage"]], mesh)
 
         restored = self.checkpoints.restore(expected)

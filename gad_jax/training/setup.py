@@ -20,6 +20,7 @@ from gad_jax.rollout.engine import RolloutProgram
 from gad_jax.rollout.sampling import Sampler
 from gad_jax.settings import options
 from gad_jax.settings.config import CAN_CHANGE, Config
+from gad_jax.settings.operation import Checkpoint
 from gad_jax.training import (
     bases,
     continuing,
@@ -40,6 +41,8 @@ from gad_jax.training.evaluating import Evaluations
 from gad_jax.training.iteration import Iteration
 from gad_jax.training.origins import Origin
 from gad_jax.training.profiler import Profiler
+from gad_jax.training.rewards import paying
+from gad_jax.training.rewards.paying import Rewards
 from gad_jax.training.saving import Resumed, Saver
 from gad_jax.training.stages import Span
 from gad_jax.training.tracker import Tracker
@@ -157,14 +160,14 @@ def build(config: Config, mesh: Mesh) -> Trainer:
     Raises UserError for settings, data and models that do not fit each other.
     """
     given, directory = config, Path(config.run_dir)
+    rewards = paying.load(config)
     taken = origins.read(given, directory)
     config, chat, data, held_out, _ = reading.read(origins.effective(given, directory))
     networks = state.network_configs(config)
     spans = stages.spans(config, data, networks)
     lines = _take_up(given, data, networks, spans)
-    saver = _saver(config, networks, data, held_out)
+    saver = _saver(config, networks, data, held_out, rewards)
     preflight.check(config, networks, spans, chat, mesh, saver.checkpoints)
-    stop_by = stop_time(config.checkpoint.must_save_by, config.checkpoint.margin_minutes)
     student, judge = taken.get("student"), origins.discriminator(taken, given)
     bases.refuse_runs(networks, student and student.name, judge and judge.name)
     resumed = saver.restore(spans, mesh, config.run_dir)
@@ -179,11 +182,11 @@ def build(config: Config, mesh: Mesh) -> Trainer:
         mesh=mesh,
         networks=networks,
         spans=spans,
-        iteration=_iteration(config, networks, chat, mesh, resumed),
+        iteration=_iteration(config, networks, chat, mesh, resumed, rewards),
         evaluations=_evaluations(config, networks, chat, mesh, held_out, tracker),
         saver=saver,
         tracker=tracker,
-        deadline=Deadline(stop_by, config.checkpoint.every_minutes),
+        deadline=_deadline(config.checkpoint),
         health_settings=config.health,
         limits=config.limits,
         max_skips=config.optimizer.max_skips,
@@ -203,7 +206,13 @@ def build(config: Config, mesh: Mesh) -> Trainer:
     return trainer
 
 
-def _saver(config: Config, networks: Networks, data: Prepared, held_out: Prepared | None) -> Saver:
+def _saver(
+    config: Config,
+    networks: Networks,
+    data: Prepared,
+    held_out: Prepared | None,
+    rewards: Rewards | None,
+) -> Saver:
     options = config.checkpoint
     checkpoints = Checkpoints(
         Path(config.run_dir) / "checkpoints",
@@ -213,7 +222,13 @@ def _saver(config: Config, networks: Networks, data: Prepared, held_out: Prepare
     )
     measured = evaluating.measured(config, held_out)
     identities = bases.identities(config, networks)
-    return Saver(checkpoints, options, data.fingerprint, len(data.rows), measured, identities)
+    paid = rewards.identities if rewards else {}
+    return Saver(checkpoints, options, data.fingerprint, len(data.rows), measured, identities, paid)
+
+
+def _deadline(options: Checkpoint) -> Deadline:
+    stop_by = stop_time(options.must_save_by, options.margin_minutes)
+    return Deadline(stop_by, options.every_minutes)
 
 
 def _weights(origin: Origin | None, mesh: Mesh) -> Callable[[], Params] | None:
@@ -224,7 +239,12 @@ def _weights(origin: Origin | None, mesh: Mesh) -> Callable[[], Params] | None:
 
 
 def _iteration(
-    config: Config, networks: Networks, chat: Chat, mesh: Mesh, resumed: Resumed | None
+    config: Config,
+    networks: Networks,
+    chat: Chat,
+    mesh: Mesh,
+    resumed: Resumed | None,
+    rewards: Rewards | None,
 ) -> Iteration:
     rollout, batch = config.rollout, config.batch
     program = RolloutProgram(
@@ -246,6 +266,7 @@ def _iteration(
         shapes=resumed.shapes if resumed else set(),
         profiler=Profiler(config.profile.window, config.run_dir, networks),
         pool=_pool(config, networks, resumed),
+        rewards=rewards,
     )
 
 

@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from gad_jax.base.errors import UserError
 from gad_jax.core.optimizer import adamw
 from gad_jax.core.program import Program
+from gad_jax.core.rewards import Mix
 from gad_jax.distributed import devices, sharding
 from gad_jax.models import adapters, decoder, source, weights
 from gad_jax.models.config import DecoderConfig, Lora
@@ -101,10 +102,8 @@ def make_program(
         length_debias=judge.length_debias,
         drop_flat_groups=grpo.drop_flat_groups,
         train_generator=options.train_generator,
-        train_discriminator=options.train_discriminator,
-        has_discriminator=any(
-            name == "gad" or getattr(config, name).train_discriminator for name in so_far
-        ),
+        train_discriminator=config.trains_discriminator(stage),
+        has_discriminator=any(map(config.uses_discriminator, so_far)),
         has_reference=stage == "gad" and grpo.kl_coefficient > 0,
         vocabulary_chunk=vocabulary_chunk(config),
         temperature=config.rollout.temperature,
@@ -117,6 +116,7 @@ def make_program(
         entropy_coefficient=grpo.entropy_coefficient,
         advantage_epsilon=grpo.advantage_epsilon,
         keep_moments=options.keep_moments,
+        reward=_mix(config) if stage == "gad" else None,
     )
 
 
@@ -128,6 +128,13 @@ def vocabulary_chunk(config: settings.Config) -> int:
     """
     small = devices.platform() == "cpu" or config.lora.rank_of("generator") > 0
     return config.batch.vocabulary_chunk or (512 if small else 2048)
+
+
+def _mix(config: settings.Config) -> Mix | None:
+    """Returns how the terms of the reward are mixed; None where D's score alone is the reward."""
+    reward = config.reward
+    weights = tuple(term.weight for term in reward.terms)
+    return Mix(reward.discriminator, weights, reward.normalise, reward.clip) if weights else None
 
 
 def load(

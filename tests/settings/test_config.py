@@ -185,10 +185,10 @@ def test_a_number_is_finite_unless_inf_has_a_meaning(leaf: fields.Leaf) -> None:
             build(value)
 
 
-def test_inf_has_a_meaning_for_three_settings() -> None:
+def test_inf_has_a_meaning_for_four_settings() -> None:
     infinite = [leaf.path for leaf in NUMBERS if leaf.metadata["infinite"]]
-    wanted = ["optimizer.max_gradient_norm", "grpo.kl_max", "checkpoint.best_max_length_ratio"]
-    assert infinite == wanted
+    wanted = ["optimizer.max_gradient_norm", "grpo.kl_max", "reward.clip"]
+    assert infinite == [*wanted, "checkpoint.best_max_length_ratio"]
 
 
 def test_a_stage_that_trains_nothing_is_refused() -> None:

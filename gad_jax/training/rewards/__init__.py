@@ -1,0 +1,1 @@
+"""Further terms of the generator's reward: rules, and functions of a user's own file."""

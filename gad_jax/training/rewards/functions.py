@@ -1,0 +1,243 @@
+"""A user's own function as a term of the reward: finding it, calling it, checking what it returns.
+
+A function names what it wants to see by its parameters: some fields of `rules.Row`, of one response
+at a time; or a single parameter `rows` for all responses of the step, as a list of `Row`.
+"""
+
+import importlib
+import importlib.util
+import inspect
+import math
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from gad_jax.base.errors import UserError, first_line
+from gad_jax.settings.fields import did_you_mean, show
+from gad_jax.settings.reward import is_file
+from gad_jax.training.rewards.rules import Row
+
+_FLAG = "--reward.extra"
+
+
+class Function:
+    """A function that was loaded: `source` is as it was given, `identity` hashes its file."""
+
+    def __init__(self, source: str) -> None:
+        place, _, name = source.rpartition(":")
+        self.source = source
+        module, self.files = _from_file(source, place) if is_file(place) else _module(source, place)
+        self.function = _named(source, module, name)
+        self.whole = _takes_rows(source, self.function)
+        self.identity = _identity(self.files, place)
+
+    def __call__(self, rows: Sequence[Row], timeout: float) -> list[float]:
+        """Returns the value of each response; one that is no number is an error, NaN and inf are
+        not. Raises UserError that names the response, or says which call takes longer than
+        `timeout` seconds."""
+        call = _Call(self, rows)
+        worker = threading.Thread(target=call.run, daemon=True)  # one that hangs ends with us
+        worker.start()
+        while worker.is_alive():
+            began = call.began
+            worker.join(max(began + timeout - time.monotonic(), 0.01))
+            if worker.is_alive() and call.began == began < time.monotonic() - timeout:
+                raise UserError(
+                    f"{_FLAG}={self.source} has not returned after {show(timeout)} s for "
+                    f"{call.place}; make it faster, or raise --reward.timeout"
+                )
+        if call.error is not None:
+            raise UserError(self._failed(call.error, call.place)) from call.error
+        return self._checked(call, rows)
+
+    def _failed(self, error: BaseException, place: str) -> str:
+        frames = traceback.extract_tb(error.__traceback__)
+        ours = {str(path) for path in self.files}
+        line = next((f" in line {f.lineno}" for f in reversed(frames) if f.filename in ours), "")
+        return (
+            f"{_FLAG}={self.source} raised {first_line(error, with_class=True)}{line}, for "
+            f"{place}; correct it, and the same command resumes"
+        )
+
+    def _checked(self, call: "_Call", rows: Sequence[Row]) -> list[float]:
+        found = call.returned
+        if self.whole:
+            size = len(found) if hasattr(found, "__len__") else None
+            if size != len(rows) or isinstance(found, (str, bytes, dict)):
+                got = type(found).__name__ if size is None else f"{size} values"
+                raise UserError(
+                    f"{_FLAG}={self.source} returned {got} for {len(rows)} rows; return a list "
+                    "with a number for each"
+                )
+        numbers = [_number(value) for value in found]
+        for row, value, number in zip(rows, found, numbers, strict=True):
+            if number is None:
+                raise UserError(
+                    f"{_FLAG}={self.source} returned {_shown(value)} for {row.place}; return a "
+                    "number, or nan for a response that is not to count"
+                )
+        return [math.nan if number is None else number for number in numbers]
+
+
+class _Call:
+    """One call for all rows, in a thread of its own; `began` is when the last one of them did."""
+
+    def __init__(self, function: Function, rows: Sequence[Row]) -> None:
+        self.function, self.rows = function, rows
+        self.began = time.monotonic()
+        self.place = f"{len(rows)} rows"
+        self.returned: Any = []
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        """Calls the function, and keeps what it returns or raises."""
+        call = self.function.function
+        try:
+            if self.function.whole:
+                self.returned = call(list(self.rows))
+                return
+            wanted = _wanted(call)
+            for row in self.rows:
+                self.place, self.began = row.place, time.monotonic()
+                self.returned.append(_one(call, wanted, row))
+        except BaseException as error:  # SystemExit would end this thread alone
+            self.error = error
+
+
+def _one(call: Callable[..., Any], wanted: dict[str, bool], row: Row) -> Any:
+    by_place = [getattr(row, name) for name, named in wanted.items() if not named]
+    by_name = {name: getattr(row, name) for name, named in wanted.items() if named}
+    return call(*by_place, **by_name)
+
+
+def _wanted(call: Callable[..., Any]) -> dict[str, bool]:
+    """Returns the fields of a row that a function takes, and whether it takes them by name."""
+    parameters = inspect.signature(call).parameters.values()
+    known = {
+        one.name: one.kind is not one.POSITIONAL_ONLY
+        for one in parameters
+        if one.name in Row._fields
+    }
+    takes_all = any(one.kind is one.VAR_KEYWORD for one in parameters)
+    return dict.fromkeys(Row._fields, True) | known if takes_all else known
+
+
+def _takes_rows(source: str, function: Callable[..., Any]) -> bool:
+    """Returns whether a function takes all rows at once. Raises UserError for parameters that
+    nothing is known for."""
+    names = ", ".join(Row._fields)
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        raise UserError(
+            f"{_FLAG}={source} does not say its parameters; wrap it in a function of some of "
+            f"{names}"
+        ) from None
+    if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+        raise UserError(f"{_FLAG}={source} is async or a generator; give a plain function")
+    needed = [
+        one.name
+        for one in parameters
+        if one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
+    ]
+    if needed == ["rows"]:
+        return True
+    unknown = [name for name in needed if name not in Row._fields]
+    if unknown:
+        raise UserError(
+            f"{_FLAG}={source} has a parameter {unknown[0]!r}"
+            f"{did_you_mean(unknown[0], Row._fields)}; name some of {names}, or rows alone"
+        )
+    if not _wanted(function):
+        raise UserError(f"{_FLAG}={source} takes nothing of a response; name some of {names}")
+    return False
+
+
+def _from_file(source: str, place: str) -> tuple[ModuleType, list[Path]]:
+    path = Path(place).expanduser().resolve()
+    if not path.is_file():
+        raise UserError(f"{_FLAG}={source}: there is no file {path}; name one, as rewards.py:NAME")
+    name = f"_reward_{sha256(str(path).encode()).hexdigest()[:16]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{_FLAG}={source}: {path} is no Python file; name one that ends in .py")
+    if str(path.parent) not in sys.path:  # for what it imports; last, so that it hides nothing
+        sys.path.append(str(path.parent))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # as import does; a dataclass needs it
+    run = spec.loader.exec_module
+    _execute(source, lambda: run(module), path)
+    return module, [path]
+
+
+def _module(source: str, place: str) -> tuple[ModuleType, list[Path]]:
+    module = _execute(source, lambda: importlib.import_module(place), Path(place))
+    file = getattr(module, "__file__", None)
+    return module, [Path(file)] if file else []
+
+
+def _execute(source: str, load: Callable[[], Any], path: Path) -> Any:
+    """Loads a module, whatever it does meanwhile."""
+    try:
+        return load()
+    except SyntaxError as error:
+        where = f"{error.filename or path}:{error.lineno}"
+        raise UserError(f"{_FLAG}={source}: {where}: {error.msg}; correct that line") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        line = next(
+            (f" in line {f.lineno}" for f in reversed(frames) if f.filename == str(path)), ""
+        )
+        raise UserError(
+            f"{_FLAG}={source} could not be loaded: {first_line(error, with_class=True)}{line}; "
+            "correct it, or name another one"
+        ) from error
+
+
+def _named(source: str, module: ModuleType, name: str) -> Callable[..., Any]:
+    found = getattr(module, name, None)
+    if found is None:
+        theirs = [
+            other
+            for other, one in vars(module).items()
+            if inspect.isfunction(one) and other[0] != "_"
+        ]
+        known = f"; it has {', '.join(theirs[:10])}" if theirs else "; it has no function"
+        guess = did_you_mean(name, theirs) or known
+        raise UserError(f"{_FLAG}={source}: there is no function {name}{guess}")
+    if not callable(found):
+        raise UserError(
+            f"{_FLAG}={source}: {name} is {_shown(found)} and no function; name a function"
+        )
+    return found
+
+
+def _identity(files: Sequence[Path], place: str) -> str:
+    """Returns a sha256 of a function's file; the module's name where there is none."""
+    contents = [path.read_bytes() for path in files]
+    return sha256(b"".join(contents)).hexdigest() if contents else place
+
+
+def _number(value: Any) -> float | None:
+    """Returns a value as a float, also that of an array without axes; None for what is none."""
+    if isinstance(value, (str, bytes)) or getattr(value, "ndim", 0) != 0:
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+    except (TypeError, ValueError):
+        return None
+
+
+def _shown(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:60]}…"

@@ -1,0 +1,194 @@
+"""The extra terms of a run's reward: loaded when it starts, computed for the samples of a step.
+
+The first process computes the values of rules and functions, and the others get them from it. So a
+function with side effects or random numbers is called once for each response, and all processes
+train on the same reward.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Float32
+
+from gad_jax.base.errors import UserError
+from gad_jax.data.chat import Chat
+from gad_jax.data.epochs import PromptBatch
+from gad_jax.data.sources.rows import Row as Source
+from gad_jax.distributed import processes
+from gad_jax.settings.config import Config
+from gad_jax.settings.reward import Reward, Term
+from gad_jax.training.rewards import rules
+from gad_jax.training.rewards.functions import Function
+from gad_jax.training.rewards.rules import Row
+from gad_jax.types import Rollout
+
+logger = logging.getLogger(__name__)
+
+Values = Float32[np.ndarray, "K B N"]
+
+
+class Rewards:
+    """The terms of a run, ready to be computed.
+
+    `identities` tell their code from any other: a run resumes with the same. Raises UserError for a
+    term that cannot be loaded, in all processes.
+    """
+
+    def __init__(self, settings: Reward) -> None:
+        self.settings, self.terms = settings, settings.terms
+        self._warned: set[str] = set()
+
+        def load() -> dict[str, Function]:
+            sources = [term.source for term in self.terms if term.kind == "function"]
+            return {source: Function(source) for source in sources}
+
+        self.functions = processes.together(load)
+        self.identities = {name: found.identity for name, found in self.functions.items()}
+        processes.require_same("reward functions", str(sorted(self.identities.items())))
+
+    def pay(
+        self, batch: PromptBatch, rollout: Rollout, sources: Sequence[Source], chat: Chat
+    ) -> tuple[Values, dict[str, float]]:
+        """Returns the values of all terms, and their metrics.
+
+        `sources` are the training rows that the batch numbers. Raises UserError where a function
+        fails, or where none of its values is finite.
+        """
+        shape = np.asarray(rollout.lengths).shape
+
+        def compute() -> list[list[float]]:
+            rows = rows_of(batch, rollout, sources, chat)
+            return [self._values(term, rows) for term in self.terms]
+
+        computed = processes.from_first(compute)
+        with np.errstate(over="ignore"):  # what float32 cannot hold counts as non-finite
+            values = np.asarray(computed, np.float32).reshape(len(self.terms), *shape)
+        metrics: dict[str, float] = {}
+        for term, of_term in zip(self.terms, values, strict=True):
+            self._look(term, of_term, batch, sources)
+            metrics |= {f"reward/{term.name}/{key}": x for key, x in summary(of_term).items()}
+        return values, metrics
+
+    def _values(self, term: Term, rows: Sequence[Row]) -> list[float]:
+        if term.kind == "rule":
+            return rules.values(rules.rule(term.source, self.settings), rows)
+        return self.functions[term.source](rows, self.settings.timeout)
+
+    def _look(
+        self,
+        term: Term,
+        values: Float32[np.ndarray, "B N"],
+        batch: PromptBatch,
+        sources: Sequence[Source],
+    ) -> None:
+        """Warns of the first non-finite value of a term; raises UserError where all are."""
+        broken = np.argwhere(~np.isfinite(values))
+        if not broken.size:
+            return
+        prompt, sample = map(int, broken[0])
+        name = sources[batch.indices[prompt]].id
+        first = f"{values[prompt, sample]:g} for response {sample + 1} to {name}"
+        if len(broken) == values.size:
+            raise UserError(
+                f"--reward.extra={term.source} has no finite value for any of the step's "
+                f"{values.size} responses, as {first}; correct it, and the same command resumes"
+            )
+        if term.name not in self._warned and processes.is_first():
+            self._warned.add(term.name)
+            logger.warning(
+                "warning: the reward %s is %s; such a response does not count, and "
+                "reward/%s/nonfinite has their number from here on",
+                *(term.name, first, term.name),
+            )
+
+
+def rows_of(
+    batch: PromptBatch, rollout: Rollout, sources: Sequence[Source], chat: Chat
+) -> list[Row]:
+    """Returns what the terms see of each sample, prompt by prompt."""
+    found: list[Row] = []
+    for place, index in enumerate(batch.indices):
+        source, teacher = sources[index], batch.responses[place]
+        text = chat.decode(teacher)
+        for sample, length in enumerate(np.asarray(rollout.lengths[place])):
+            found.append(
+                Row(
+                    prompt=source.messages[-1]["content"],
+                    response=chat.decode(np.asarray(rollout.tokens[place, sample, :length])),
+                    teacher=text,
+                    tokens=int(length),
+                    teacher_tokens=len(teacher),
+                    finished=bool(rollout.finished[place, sample]),
+                    messages=[dict(message) for message in source.messages],
+                    id=source.id,
+                    sample=sample,
+                )
+            )
+    return found
+
+
+def summary(values: Float[np.ndarray, "B N"]) -> dict[str, float]:
+    """Returns mean, standard deviation within groups (as `reward/std`), and the number of
+    non-finite values of a term; statistics are of the finite ones."""
+    finite = np.isfinite(values)
+    wide = np.where(finite, values, 0.0).astype(np.float64)
+    count = finite.sum(axis=1)
+    centred = np.where(finite, wide - (wide.sum(1) / np.maximum(count, 1))[:, None], 0.0)
+    spread = np.sqrt(np.square(centred).sum(1) / np.maximum(count - 1, 1))
+    return {
+        "mean": float(wide.sum() / max(count.sum(), 1)),
+        "std": float(spread.mean()),
+        "nonfinite": float(values.size - count.sum()),
+    }
+
+
+def load(config: Config) -> Rewards | None:
+    """Returns the extra terms of a run, and says what it is paid; None where it has none."""
+    if not config.reward.terms:
+        return None
+    rewards = Rewards(config.reward)
+    if processes.is_first():
+        print("\n".join(sentences(config)), flush=True)
+    return rewards
+
+
+def sentences(config: Config) -> list[str]:
+    """Returns what a run says of its reward, with warnings of what has no effect."""
+    reward = config.reward
+    if not reward.terms:
+        return []
+    parts = [f"discriminator {reward.discriminator:g}"] if reward.discriminator else []
+    parts += [
+        f"{term.name} {term.weight:g}" + (f" ({term.source})" if term.source != term.name else "")
+        for term in reward.terms
+    ]
+    how = {"group": "the samples of a prompt", "batch": "those of a step", "none": ""}
+    z = how[reward.normalise]
+    lines = [f"reward: {', '.join(parts)}" + (f"; each normalised over {z}" if z else "")]
+    if "gad" not in config.stages:
+        lines.append("warning: --reward.extra is paid in the stage gad, which this run lacks")
+    elif not reward.discriminator:
+        lines += [
+            f"warning: {stage} trains a discriminator, which --reward.discriminator=0 leaves "
+            f"unused in gad; give --{stage}.train_discriminator=false, or leave the stage out"
+            for stage in config.stages
+            if config.trains_discriminator(stage)
+        ]
+    return lines
+
+
+def check(stored: Mapping[str, Any], found: Mapping[str, str], run: str) -> None:
+    """Raises UserError where a function is not the one that the steps of the run were paid by.
+
+    Both are `Rewards.identities`.
+    """
+    for source, identity in found.items():
+        before = stored.get(source, identity)
+        if before != identity:
+            raise UserError(
+                f"{run} has steps that --reward.extra={source} paid for as it was before (sha256 "
+                f"{before[:12]}, now {identity[:12]}); restore that file, or choose another "
+                "--run_dir"
+            )

@@ -1,0 +1,61 @@
+"""What a term of the reward sees of a response, and the built-in terms."""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from gad_jax.settings.reward import Reward
+
+
+class Row(NamedTuple):
+    """A response of the student, as a term sees it.
+
+    `prompt` is the last message of the user, `messages` the whole conversation, and `teacher` the
+    teacher's response to it. Tokens are counted with the end token. `finished` is False for a
+    response cut at the limit. `id` names the training row, `sample` counts the prompt's responses
+    from 0.
+    """
+
+    prompt: str
+    response: str
+    teacher: str
+    tokens: int
+    teacher_tokens: int
+    finished: bool
+    messages: list[dict[str, str]]
+    id: str
+    sample: int
+
+    @property
+    def place(self) -> str:
+        """What an error calls it."""
+        return f"response {self.sample + 1} to {self.id}"
+
+
+Rule = Callable[[Row], float]
+
+
+def rule(name: str, settings: Reward) -> Rule:
+    """Returns the built-in term of this name."""
+    if name == "finished":
+        return lambda row: float(row.finished)
+    if name == "format":
+        wanted = re.compile(settings.format)
+        return lambda row: float(wanted.search(row.response) is not None)
+    assert name == "length"
+    low, high = settings.min_length_ratio, settings.max_length_ratio
+    return lambda row: outside(row.tokens / row.teacher_tokens, low, high)
+
+
+def outside(ratio: float, low: float, high: float) -> float:
+    """Returns 0 for a ratio in [low, high], and minus its distance from there in the logarithm:
+    twice the longest and half of the shortest length both give -ln 2."""
+    if ratio < low:
+        return math.log(ratio / low)
+    return math.log(high / ratio) if ratio > high else 0.0
+
+
+def values(rule: Rule, rows: Sequence[Row]) -> list[float]:
+    """Returns a rule's value of each response."""
+    return [rule(row) for row in rows]

@@ -1,0 +1,89 @@
+"""The terms of the reward as they are written: names, weights, and what is refused."""
+
+import math
+
+import pytest
+
+from gad_jax.base.errors import UserError
+from gad_jax.settings import options
+from gad_jax.settings.config import Config
+from gad_jax.settings.reward import Reward, Term
+
+
+def read(*flags: str) -> Config:
+    return options.read(Config, flags, program="test", description="")
+
+
+def refusal(*flags: str) -> str:
+    with pytest.raises(UserError) as refused:
+        read(*flags)
+    return str(refused.value)
+
+
+def test_terms_have_names_and_weights() -> None:
+    given = "--reward.extra= my/own.py:brevity=0.5, length,finished=-2 , pack.mod:brevity=1e-1"
+    config = read(given, "--reward.discriminator=0.8")
+    assert config.reward.terms == (
+        Term("own.brevity", "function", "my/own.py:brevity", 0.5),
+        Term("length", "rule", "length", 1.0),
+        Term("finished", "rule", "finished", -2.0),
+        Term("pack.mod.brevity", "function", "pack.mod:brevity", 0.1),
+    )
+    assert Reward(extra=("a=b/c.py:length=2",)).terms[0] == (
+        *("length", "function", "a=b/c.py:length", 2.0),
+    )
+    both = Reward(extra=("length", "own.py:length", "own.py:mean")).terms
+    assert [term.name for term in both] == ["length", "own.length", "own.mean"]
+
+
+def test_the_same_terms_are_the_same_settings_however_they_are_written(tmp_path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text("reward:\n  extra: [length=1.0, my.py:f=.50]\n  clip: .inf\n")
+    flags = read("--reward.extra=length , my.py:f=0.5")
+    assert options.differences(options.load(Config, file), flags) == []
+    file.write_text(options.to_yaml(flags))
+    assert options.load(Config, file) == flags
+    assert flags.reward.extra == ("length", "my.py:f=0.5")
+    assert math.isinf(flags.reward.clip)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["extra=lenght"], "extra: 'lenght' is no term; did you mean 'length'?"),
+        (["extra=my.py"], "extra: my.py names no function; write my.py:FUNCTION"),
+        (["extra=my.py:2f"], "'my.py:2f' is no term; write length, format, finished, FILE.py:FU"),
+        (["extra=a-b:f"], "'a-b:f' is no term"),
+        (["extra=length,"], "extra: '' is no term"),
+        (["extra=length=much"], "extra: 'much' is no weight of length; write a number, as in leng"),
+        (["extra=length=nan"], "extra: 'nan' is no weight of length"),
+        (["extra=d=x/my.py:f"], "extra: 'x/my.py:f' is no weight of d; write a number"),
+        (["extra=length=1,length=2"], "extra names length twice; name it once"),
+        (["extra=a/r.py:f,b/r.py:f"], "two terms called r.f in the metrics; rename"),
+        (["extra=length=0", "discriminator=0"], "no term of extra has a weight: nothing would be"),
+        (["discriminator=0"], "discriminator=0 leaves no reward; name another one, as in --rew"),
+        (["discriminator=0.5"], "discriminator=0.5 changes nothing without extra terms; name so"),
+        (["normalise=batch"], "normalise=batch changes nothing without extra terms"),
+        (["timeout=1"], "timeout=1.0 changes nothing without extra terms"),
+        (["discriminator=-1", "extra=length"], "discriminator=-1.0 must be 0 or more"),
+        (["extra=length", "clip=0"], "clip=0.0 must be greater than 0"),
+        (["extra=length", "format=x"], "format is for the term format, which --reward.extra does"),
+        (["extra=format"], "extra names format, and there is none; give a regular expression"),
+        (["extra=format", "format=("], "format='(' is no regular expression (missing ), unterm"),
+        (["extra=finished", "max_length_ratio=2"], "max_length_ratio is for the term length"),
+        (["extra=length", "min_length_ratio=2"], "min_length_ratio=2.0 must be less than the max"),
+    ],
+)
+def test_what_is_not_understood_or_has_no_effect_is_refused(flags, said) -> None:
+    message = refusal(*(f"--reward.{flag}" for flag in flags))
+    assert said in message
+    assert message.startswith("--reward.")
+
+
+def test_steps_of_a_discriminator_that_is_not_used_are_refused() -> None:
+    flags = ("--reward.discriminator=0", "--reward.extra=length")
+    said = refusal(*flags, "--gad.discriminator_only_steps=3")
+    assert "trains a discriminator alone, and reward.discriminator=0 uses none" in said
+    config = read(*flags)
+    assert [config.trains_discriminator(name) for name in ("warmup", "gad")] == [True, False]
+    assert [config.uses_discriminator(name) for name in ("seqkd", "gad")] == [False, False]
