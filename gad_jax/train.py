@@ -133,6 +133,9 @@ def _train(config: Config, stop: exits.StopRequest) -> bool:
             print(
                 f"stopped after step {trainer.step} of {trainer.total_steps}, which is saved; "
                 "the same command resumes from there"
+                if trainer.step
+                else "stopped before the first step; the answers so far are kept, and the same "
+                "command samples the others"
             )
     return finished
 

@@ -67,15 +67,22 @@ def fresh(
     """
     if replay is None or replay.displaced is None:
         return scores
-    network = adapters.join(_base(program, frozen), state.discriminator)
-    displaced = jax.lax.map(
-        lambda rows: forward.response_scores(program.discriminator, network, rows), replay.displaced
-    )
+    displaced = scores_of(program, state.discriminator, replay.displaced, frozen)
     places = displaced.shape[-1]
-    displaced = _in_order(displaced, replay.displaced)
     # A prompt without older answers keeps the scores of D's own pass.
     last = jnp.where(replay.old[:, -places:], displaced, scores[:, -places:])
     return jnp.concatenate([scores[:, :-places], last], axis=1)
+
+
+def scores_of(
+    program: Program, discriminator: Params, rows: PackedRows, frozen: Frozen
+) -> Float[Array, "B S"]:
+    """Returns the score of every response, in the order of the prompts."""
+    network = adapters.join(_base(program, frozen), discriminator)
+    scores = jax.lax.map(
+        lambda micro: forward.response_scores(program.discriminator, network, micro), rows
+    )
+    return _in_order(scores, rows)
 
 
 def _length_slope(pairs: PackedRows) -> Float[Array, ""]:

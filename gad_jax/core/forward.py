@@ -78,7 +78,19 @@ def response_logprobs(
     per data shard at a time; a gradient would keep them all (`response_sums` does not).
     """
     x, _ = decoder.hidden(config, params, rows.tokens, rows.positions, rows.segments)
-    kernel = decoder.head_kernel(config, decoder.head(config, params))
+    return projected_logprobs(config, x, decoder.head(config, params), rows, temperature, chunk)
+
+
+def projected_logprobs(
+    config: DecoderConfig,
+    x: Float[Array, "M T D"],
+    head: Float[Array, "*head"],
+    rows: PackedRows,
+    temperature: float,
+    chunk: int,
+) -> tuple[Float[Array, "M T"], Float[Array, "M T"]]:
+    """`response_logprobs` from the hidden states on."""
+    kernel = decoder.head_kernel(config, head)
     per_row = parallel.batch_spec(0)
 
     def in_shard(x: Array, targets: Array, kernel: Array) -> tuple[Array, Array]:
@@ -145,7 +157,18 @@ def response_sums(
     """
     config = loss.config
     x, _ = decoder.hidden(config, params, rows.tokens, rows.positions, rows.segments)
-    head = decoder.head(config, params)
+    return projected_sums(loss, x, decoder.head(config, params), rows, count, inputs)
+
+
+def projected_sums(
+    loss: TokenLoss,
+    x: Float[Array, "M T D"],
+    head: Float[Array, "*head"],
+    rows: PackedRows,
+    count: Float[Array, ""],
+    inputs: Any = None,
+) -> tuple[Float[Array, ""], Metrics]:
+    """`response_sums` from the hidden states on."""
     targets = Targets(rows.targets, rows.thresholds)
     return _projected_sums(loss, x, head, count, targets, rows.mask, inputs)
 
@@ -160,7 +183,7 @@ def _projected_sums(
     mask: Bool[Array, "M T"],
     inputs: Any,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """`response_sums` from the hidden states on."""
+    """`projected_sums` with its own gradient."""
     return _projected_sums_forward(loss, x, head, count, targets, mask, inputs)[0]
 
 

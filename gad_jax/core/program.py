@@ -14,9 +14,10 @@ class Program:
     """What the steps of one stage are compiled for, and which parts of the state the stage needs.
 
     `has_discriminator` is True also where an earlier stage trained one: it stays in the state.
-    `has_reference` is True where the stage pays the KL term, so that the state holds the weights at
-    the stage's start. With `keep_moments` it begins with the optimizers of the stage before.
-    `reward` is None where D's score alone is the reward.
+    `has_reference` is True where the stage compares G with the weights at the stage's start (the KL
+    term of GAD, DPO), so that the state holds them. With `keep_moments` it begins with the
+    optimizers of the stage before. `reward` is None where D's score alone is the reward. `dpo_` are
+    those of the settings' section.
     """
 
     generator: DecoderConfig
@@ -44,3 +45,5 @@ class Program:
     has_reference: bool = True
     keep_moments: bool = False
     reward: Mix | None = None
+    dpo_beta: float = 0.1
+    dpo_sft_coefficient: float = 0.0

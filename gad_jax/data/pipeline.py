@@ -307,6 +307,7 @@ def _fingerprint(rows: Sequence[Row], chat: str) -> str:
     for row in rows:
         content = [row.messages, row.responses]
         content += [] if all(row.complete) else [row.complete]
+        content += [{"rejected": row.rejected}] if row.rejected else []
         line = json.dumps(content, sort_keys=True)
         digest.update(line.encode() + b"\n")
     return digest.hexdigest()

@@ -18,6 +18,9 @@ def part(rows: Rows, drop: bool, prompts_closed: bool) -> tuple[Rows, int]:
     kept: list[Row] = []
     found = unfinished = 0
     for row in rows:
+        if drop and row.rejected:
+            answers = (thoughts.split_teacher(text).answer for text in row.rejected)
+            row = dataclasses.replace(row, rejected=tuple(answers))
         parts = [thoughts.split_teacher(text) for text in row.responses]
         thinking = [text != one.answer for text, one in zip(row.responses, parts, strict=True)]
         found += sum(thinking)

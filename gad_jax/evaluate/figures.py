@@ -17,6 +17,8 @@ CURVES = {
     "reward/mean": "reward (D's loss leaves its level free)",
     "discriminator/accuracy": "discriminator accuracy",
     "discriminator/margin": "score margin, teacher − student",
+    "dpo/accuracy": "DPO accuracy",
+    "dpo/margin": "DPO margin, teacher − rejected",
     "response/length": "response length, tokens",
     "kl/reference": "KL to the stage's start, nats per token",
     "evaluation/rouge_l": "held-out ROUGE-L",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,8 @@ from gad_jax.models.costs import Work
 from gad_jax.plan.programs import Compiled
 from gad_jax.plan.workload import Workload
 from gad_jax.rollout import ring
+from gad_jax.rollout.engine import DecodeCall
+from gad_jax.settings import baselines
 from gad_jax.settings.config import Config
 from gad_jax.types import PackedRows
 
@@ -101,9 +104,9 @@ def step(
         again = costs.forward_flops(network, done) if config.student.remat == "full" else 0.0
         return costs.training_flops(network, done) + again
 
-    needs: list[Cost] = []
+    needs: list[Cost] = _snapshot(config, stage, networks, target, work)
     if rates.train_discriminator or stage == "gad":
-        needs += _rollout(config, generator, target, work)
+        needs += _rollout(config, generator, target, work, work.calls)
         count = training if rates.train_discriminator else costs.forward_flops
         flops = count(discriminator, costs.processed_work(discriminator, work.pairs))
         needs.append(Cost("discriminator", flops, _update_bytes(discriminator, work.pairs, target)))
@@ -111,17 +114,48 @@ def step(
             flops = costs.forward_flops(discriminator, costs.processed_work(discriminator, rows))
             needs.append(Cost("replay", flops, _read_bytes(discriminator, rows, target)))
     if rates.train_generator:
-        rows = work.samples if stage == "gad" else work.teacher
+        rows = {"gad": work.samples, "dpo": work.preferences}.get(stage) or work.teacher
         done = costs.processed_work(generator, rows)
         moved = _update_bytes(generator, rows, target)
-        needs.append(Cost("generator", training(generator, done), moved))
+        # DPO makes the logits twice (`core/preference.py`).
+        again = costs.forward_flops(generator, Work(0, 0, done.scored if stage == "dpo" else 0))
+        needs.append(Cost("generator", training(generator, done) + again, moved))
         flops = costs.forward_flops(generator, done)
-        if stage == "gad" and config.grpo.kl_coefficient > 0:
+        if stage == "dpo" or (stage == "gad" and config.grpo.kl_coefficient > 0):
             needs.append(Cost("reference", flops, _read_bytes(generator, rows, target)))
     sent = {program.name: transfer_seconds(program.collectives, chip) for program in programs}
     updates = [seconds for name, seconds in sent.items() if name.startswith(f"{stage}:")]
     phases = [_timed(need, target.devices, chip, sent.get(need.name, 0.0)) for need in needs]
     return Step(stage, phases, updates[-1] if updates else 0.0)
+
+
+def _snapshot(
+    config: Config,
+    stage: str,
+    networks: tuple[DecoderConfig, DecoderConfig],
+    target: Target,
+    work: Workload,
+) -> list[Cost]:
+    """Returns a step's share of the snapshot that a stage samples once, at its start.
+
+    Each prompt is answered once, so of several epochs only the first one pays.
+    """
+    if not baselines.snapshot_samples(config, stage):
+        return []
+    generator, discriminator = networks
+    options = getattr(config, stage)
+    share = 1.0 if options.steps else min(1.0, 1 / options.epochs)
+    calls = work.snapshot_calls if stage == "dpo" else work.calls
+    needs = _rollout(config, generator, target, work, calls)
+    if stage == "rejection":
+        done = costs.processed_work(discriminator, work.samples)
+        flops = costs.forward_flops(discriminator, done)
+        moved = _read_bytes(discriminator, work.samples, target)
+        needs.append(Cost("rejection: scores", flops, moved))
+    return [
+        Cost(need.name, share * need.flops, share * need.bytes, round(share * need.layers))
+        for need in needs
+    ]
 
 
 def _timed(need: Cost, devices: int, chip: Chip, transfers: float) -> Phase:
@@ -147,7 +181,13 @@ def transfer_seconds(transfers: list[hlo.Collective], chip: Chip) -> float:
     return total
 
 
-def _rollout(config: Config, network: DecoderConfig, target: Target, work: Workload) -> list[Cost]:
+def _rollout(
+    config: Config,
+    network: DecoderConfig,
+    target: Target,
+    work: Workload,
+    calls: Sequence[DecodeCall],
+) -> list[Cost]:
     """Returns the costs of a rollout: the decode copy of the weights, prefill and decode.
 
     Each iteration of the decode loop reads the weights once per tensor shard, of a mixture those
@@ -165,22 +205,22 @@ def _rollout(config: Config, network: DecoderConfig, target: Target, work: Workl
         return size * (layers + network.width * network.vocabulary)
 
     shards = target.devices // config.mesh.tensor
-    tokens = shards * sum(call.steps * call.slots for call in work.calls)
+    tokens = shards * sum(call.steps * call.slots for call in calls)
     positions = shards * sum(
         call.steps * call.slots * sum(ring.layer_positions(network, call.capacity))
-        for call in work.calls
+        for call in calls
     )
     cache = 2 * network.kv_heads * network.head_width * size * positions
     flops = costs.forward_flops(network, Work(tokens, positions, tokens))
     copies = weights(experts) * shards  # each data shard has a whole copy
     moved = cache + shards * sum(
-        call.steps * weights(costs.touched_experts(network, call.slots)) for call in work.calls
+        call.steps * weights(costs.touched_experts(network, call.slots)) for call in calls
     )
     read = 4.0 * costs.parameters(network) * config.mesh.replica
     return [
         Cost("rollout: reshard", 0.0, read + copies),
         Cost("rollout: prefill", costs.forward_flops(network, prefill), copies),
-        Cost("rollout: decode", flops, moved, network.layers * work.iterations),
+        Cost("rollout: decode", flops, moved, network.layers * sum(call.steps for call in calls)),
     ]
 
 

@@ -13,7 +13,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from gad_jax.base.errors import first_line
-from gad_jax.core import packing, steps
+from gad_jax.core import packing, preference, steps
+from gad_jax.core.program import Program
 from gad_jax.distributed import devices, hlo, kernels, sharding
 from gad_jax.distributed.kernels import Launches
 from gad_jax.distributed.mesh import data_shards
@@ -24,9 +25,10 @@ from gad_jax.plan.workload import Workload
 from gad_jax.rollout import engine, memory, prefill
 from gad_jax.rollout.queue import cache_capacity, fewer_slots, make_queue
 from gad_jax.rollout.sampling import Sampler
+from gad_jax.settings import baselines
 from gad_jax.settings.config import Config
 from gad_jax.training import bases, state
-from gad_jax.types import Frozen, Replay, TrainState
+from gad_jax.types import Frozen, PackedRows, Replay, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,10 +86,10 @@ def compile_all(
     With `count_kernels`, which only XLA's compiler for GPUs can, also what each starts.
     """
     done: list[Compiled] = []
-    samples = False
     rows = {
         name: packing.abstract(getattr(work, name), mesh)
-        for name in ("pairs", "samples", "teacher")
+        for name in ("pairs", "samples", "teacher", "preferences")
+        if getattr(work, name) is not None
     }
     frozen = bases.abstract(config, networks, mesh)
     with jax.set_mesh(mesh), devices.compiling_for(target.backend):
@@ -104,9 +106,10 @@ def compile_all(
                 for name, function, inputs in _updates(config, stage)
                 for older in [_replay(function, mesh, work)]
             ]
-            samples |= stage == "gad" or getattr(config, stage).train_discriminator
+            if stage == "rejection":
+                calls.append(_scoring(program, start, rows["samples"], frozen))
             # Once, with the last stage's state, which is the largest.
-            if samples and stage == config.stages[-1]:
+            if baselines.most_samples(config) and stage == config.stages[-1]:
                 calls += _rollout(config, program.generator, start, frozen, mesh, work)
             for call in calls:
                 report(call.name)
@@ -118,7 +121,9 @@ def _updates(config: Config, stage: str) -> list[tuple[str, Any, list[str]]]:
     """Returns the updates of a stage: name, compiled function, the rows that it takes."""
     rates = getattr(config, stage)
     only_discriminator = ("D update", steps.discriminator_step, ["pairs"])
-    if stage == "seqkd":
+    if stage == "dpo":
+        return [("G update", preference.dpo_step, ["preferences"])]
+    if stage in ("seqkd", "rejection"):
         return [("G update", steps.seqkd_step, ["teacher"])]
     if not rates.train_generator:
         return [only_discriminator]
@@ -142,6 +147,14 @@ def _replay(function: Any, mesh: Mesh, work: Workload) -> list[Replay]:
     return [Replay(old, paid)]  # pyright: ignore[reportArgumentType]
 
 
+def _scoring(program: Program, start: TrainState, samples: PackedRows, frozen: Frozen) -> _Call:
+    """Returns the call in which D scores the samples that it chooses among."""
+    samples = samples._replace(thresholds=None)
+    held = {"rows": samples, "state": start, "base": frozen}
+    arguments = (program, start.discriminator, samples, frozen)
+    return _Call("rejection: scores", preference.score_responses, arguments, held)
+
+
 def _rollout(
     config: Config,
     network: DecoderConfig,
@@ -152,7 +165,7 @@ def _rollout(
 ) -> list[_Call]:
     """Returns the calls of a rollout: the decode copy of the weights, prefill, the decode loop."""
     settings = engine.RolloutProgram(
-        samples=config.rollout.samples,
+        samples=baselines.most_samples(config),
         max_new_tokens=config.rollout.max_new_tokens,
         end_tokens=(0,),
         pad_token=0,

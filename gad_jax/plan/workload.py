@@ -1,6 +1,7 @@
 """The prompts and responses of one step. Only their lengths matter, and those are sampled."""
 
 import dataclasses
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from gad_jax.distributed.targets import Target
 from gad_jax.plan import decoding
 from gad_jax.rollout import engine, memory
 from gad_jax.rollout.sampling import Sampler
+from gad_jax.settings import baselines
 from gad_jax.settings.config import Config
 from gad_jax.types import PackedRows
 
@@ -29,7 +31,8 @@ class Workload(NamedTuple):
     """The packed rows of one step, the lengths they hold, and the calls of `decode`.
 
     `pairs` are D's rows (teacher and student), `samples` are G's, `teacher` those of SeqKD, and
-    `displaced` the samples in whose place D sees older answers; None without replay.
+    `displaced` the samples in whose place D sees older answers; None without replay. Of DPO are
+    `preferences` and the calls that sample its snapshot.
     """
 
     pairs: PackedRows
@@ -40,6 +43,8 @@ class Workload(NamedTuple):
     rectangle_padding: float
     calls: tuple[engine.DecodeCall, ...]
     displaced: PackedRows | None = None
+    preferences: PackedRows | None = None
+    snapshot_calls: tuple[engine.DecodeCall, ...] = ()
 
     @property
     def iterations(self) -> int:
@@ -54,50 +59,83 @@ class Workload(NamedTuple):
         return empty / sum(rows.tokens.size for rows in both)
 
 
-def draw(config: Config, lengths: LognormalLengths, target: Target) -> Workload:
-    """Returns one step of the run's size, packed as on the target; the seed is fixed."""
-    shards = target.devices // config.mesh.tensor
-    with devices.compiling_for(target.backend):
-        slots = config.rollout.slots or memory.default_slots()
+def _draw_lengths(
+    config: Config, lengths: LognormalLengths, members: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the lengths of the prompts, [B], and of so many responses to each."""
     rng = np.random.default_rng(0)
-    batch, limit = config.batch, config.rollout.max_new_tokens
+    count = config.batch.prompts
 
     def lognormal(mean: float, spread: float, cut: int, *shape: int) -> np.ndarray:
         # A lognormal's mean is exp(μ + spread²/2), so μ = log(mean) - spread²/2.
         drawn = rng.lognormal(np.log(mean) - spread**2 / 2, spread, shape)
         return np.clip(drawn.astype(int), 1, cut)
 
-    prompts = lognormal(
-        lengths.prompt, lengths.prompt_spread, config.data.max_prompt_tokens, batch.prompts
+    prompts = lognormal(lengths.prompt, lengths.prompt_spread, config.data.max_prompt_tokens, count)
+    limit = config.rollout.max_new_tokens
+    return prompts, lognormal(lengths.response, lengths.response_spread, limit, count, members)
+
+
+def _packed(
+    row_tokens: int,
+    shards: int,
+    prompts: list[np.ndarray],
+    answers: list[list[np.ndarray]],
+    part: slice,
+    micro_batches: int,
+) -> PackedRows:
+    """Returns a part of the answers to every prompt, packed."""
+    return packing.pack(
+        prompts,
+        [group[part] for group in answers],
+        row_tokens=row_tokens,
+        micro_batches=micro_batches,
+        shards=shards,
     )
-    responses = lognormal(
-        lengths.response, lengths.response_spread, limit, batch.prompts, config.rollout.samples + 1
-    )
+
+
+def draw(config: Config, lengths: LognormalLengths, target: Target) -> Workload:
+    """Returns one step of the run's size, packed as on the target; the seed is fixed."""
+    shards = target.devices // config.mesh.tensor
+    with devices.compiling_for(target.backend):
+        slots = config.rollout.slots or memory.default_slots()
+    batch = config.batch
+    members = 1 + config.rollout.samples
+    compared = 1 + baselines.rejected(config) if "dpo" in config.stages else 0
+    prompts, responses = _draw_lengths(config, lengths, max(members, compared))
     asked = [np.ones(n, np.int32) for n in prompts]
     answers = [[np.ones(n, np.int32) for n in group] for group in responses]
     micro_batches = batch.prompts // (batch.micro_batch_prompts or batch.prompts)
-
-    def rows(part: slice, pairs: PackedRows | None = None) -> PackedRows:
-        """Packs these answers; after the pairs, into the fewest micro-batches no larger."""
-        chosen, count = [group[part] for group in answers], micro_batches
-        if pairs is not None:
-            count = layout.fewest_micro_batches(asked, chosen, count, pairs.tokens[0].size)
-        return packing.pack(
-            asked, chosen, row_tokens=config.row_tokens, micro_batches=count, shards=shards
-        )
-
-    pairs, samples = rows(slice(None)), rows(slice(1, None))
+    rows = partial(_packed, config.row_tokens, shards, asked, answers)
+    parts = (slice(members), slice(1, members))
+    pairs, samples = (rows(part, micro_batches) for part in parts)
     rollout = config.rollout
     if Sampler(rollout.temperature, rollout.top_k, rollout.top_p).truncates:
         samples = samples._replace(thresholds=samples.sampled_logprobs)
-    replayed = config.discriminator.replayed(rollout.samples)
+
+    def fewest(answers: list[list[np.ndarray]]) -> int:
+        return layout.fewest_micro_batches(asked, answers, micro_batches, pairs.tokens[0].size)
+
+    displaced = None
+    if replayed := config.discriminator.replayed(rollout.samples):
+        last = slice(members - replayed, members)
+        displaced = rows(last, fewest([group[last] for group in answers]))
+    others = any(baselines.samples(config, stage) for stage in config.stages if stage != "dpo")
+
+    def calls(count: int) -> tuple[engine.DecodeCall, ...]:
+        sampled = responses[:, 1 : 1 + count]
+        return decoding.decode_calls(prompts, sampled, shards, slots, config.longest)
+
+    snapshot_calls = calls(baselines.rejected(config)) if compared else ()
     return Workload(
         pairs,
         samples,
-        rows(slice(0, 1), pairs),
+        rows(slice(0, 1), fewest([group[:1] for group in answers])),
         prompts,
-        responses[:, 1:],
-        layout.rectangle_padding_share(asked, answers),
-        decoding.decode_calls(prompts, responses[:, 1:], shards, slots, config.longest),
-        rows(slice(-replayed, None), pairs) if replayed else None,
+        responses[:, 1:members],
+        layout.rectangle_padding_share(asked, [group[:members] for group in answers]),
+        snapshot_calls if compared and not others else calls(config.rollout.samples),
+        displaced,
+        rows(slice(compared), micro_batches) if compared else None,
+        snapshot_calls,
     )

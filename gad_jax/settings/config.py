@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TypeVar
 
-from gad_jax.settings import fields, lora
+from gad_jax.settings import baselines, fields, lora
 from gad_jax.settings.alarms import Health
+from gad_jax.settings.baselines import Dpo
 from gad_jax.settings.discriminator import Discriminator
 from gad_jax.settings.fields import Checked, FieldError, Given, option, section
 from gad_jax.settings.lora import Lora
@@ -26,7 +27,8 @@ from gad_jax.settings.sections import (
     Student,
 )
 
-STAGES = ("seqkd", "warmup", "offpolicy", "gad")
+STAGES = ("seqkd", "warmup", "offpolicy", "gad", "dpo", "rejection")
+"""In this order: a stage's number seeds the order of its rows, so new ones come last."""
 
 CAN_CHANGE = (
     "run_dir",
@@ -55,7 +57,7 @@ class Config(Checked):
 
     stage: str = option(
         "all",
-        "seqkd, warmup, offpolicy or gad, several with commas, or all (warmup,gad)",
+        "seqkd, warmup, offpolicy, gad, dpo or rejection, several with commas, or all (warmup,gad)",
         common=True,
     )
     run_dir: str = option(
@@ -102,6 +104,19 @@ class Config(Checked):
     )
     gad: Stage = section(
         Stage, "stage: GRPO on the discriminator's score, both networks learn", epochs=2.0
+    )
+    dpo: Dpo = section(
+        Dpo,
+        "stage: DPO of the teacher's response over the student's own (SODA) or given ones",
+        common=False,
+        train_discriminator=False,
+    )
+    rejection: Stage = section(
+        Stage,
+        "stage: cross-entropy on the best of the student's own samples by the discriminator",
+        common=False,
+        generator_learning_rate=5e-6,
+        train_discriminator=False,
     )
     evaluation: Evaluation = section(Evaluation, "held-out evaluation")
     checkpoint: Checkpoint = section(Checkpoint, "checkpoints")
@@ -175,6 +190,8 @@ class Config(Checked):
                 "reward.discriminator",
             )
 
+        baselines.check(self, self.stages)
+
     @classmethod
     def completed(cls, given: Mapping[str, Given]) -> dict[str, Given]:
         """Returns the given values with those that follow from them: learning rates of adapters."""
@@ -190,6 +207,8 @@ class Config(Checked):
         """Returns whether a stage scores responses with the discriminator, or trains it."""
         if stage == "gad":
             return self.reward.discriminator > 0
+        if stage == "rejection":
+            return True
         return getattr(self, stage).train_discriminator
 
     def trains_discriminator(self, stage: str) -> bool:

@@ -78,6 +78,9 @@ class Data(Checked):
     )
     prompt: str = option("", _PROMPT, common=True)
     response: str = option("", _RESPONSE, common=True)
+    rejected: str = option(
+        "", "column of the rejected answers, for --dpo.rejected=column; empty: rejected"
+    )
     template: Literal["alpaca", "none"] = option(
         "alpaca", "wrapper of the instruction inside the user turn (the paper uses alpaca)"
     )

@@ -26,7 +26,12 @@ METHODS = {
     "text, while the discriminator learns",
     "offpolicy": "the discriminator alone, on samples of a frozen student",
     "gad": "generative adversarial distillation: GRPO on the discriminator's score",
+    "dpo": "direct preference optimisation of the teacher's text over other answers",
+    "rejection": "rejection sampling: cross-entropy on the best of the student's own samples by "
+    "the discriminator",
 }
+PAPERS = {"dpo": "2305.18290", "rejection": "2304.06767"}
+"""Those of the stages that are not of `PAPER`."""
 _NAMES = ("student.path", "discriminator.path", "data.train", "data.heldout")
 _FILES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".txt", ".gz", ".zst")
 _MEASURES = {
@@ -117,7 +122,8 @@ def _made(subject: Subject) -> str:
     ]
     rows = "not recorded" if subject.rows is None else f"{subject.rows}"
     table = {
-        "method": f"{METHODS[subject.stage]} ([paper](https://arxiv.org/abs/{PAPER}))",
+        "method": f"{METHODS[subject.stage]} "
+        f"([paper](https://arxiv.org/abs/{PAPERS.get(subject.stage, PAPER)}))",
         "stage, step": f"{subject.stage}, {subject.step}",
         "stages of the run": ", ".join(subject.config.stages),
         "teacher data": ", ".join(shown),

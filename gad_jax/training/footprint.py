@@ -23,6 +23,7 @@ from gad_jax.models import decoder, quantised
 from gad_jax.models.config import DecoderConfig
 from gad_jax.rollout import memory
 from gad_jax.rollout.queue import make_queue
+from gad_jax.settings import baselines
 from gad_jax.settings.config import Config
 from gad_jax.training import bases, state
 
@@ -56,21 +57,29 @@ def largest(config: Config, networks: Networks, mesh: Mesh, lengths: Lengths) ->
 def needs(config: Config, networks: Networks, mesh: Mesh, lengths: Lengths) -> list[Need]:
     """Returns what each program of a run takes on a device, in the order of the run."""
     found: list[Need] = []
-    samples = False
+    samples = baselines.most_samples(config) > 0
     with jax.set_mesh(mesh):
         base = base_bytes(config, networks, mesh)
         for stage in config.stages:
             program = state.make_program(config, stage, *networks)
             held = sizes(program, mesh).device + base
-            samples |= stage == "gad" or program.train_discriminator
+            shown = lengths
+            if stage == "dpo":
+                shown = _of_groups(lengths, 1 + baselines.rejected(config))
             parts = {
                 "weights and moments": held,
-                "temporary": _update_bytes(config, program, mesh, lengths),
+                "temporary": _update_bytes(config, program, mesh, shown),
             }
             found.append(Need(f"{stage}: update", parts))
             if samples and stage == config.stages[-1]:
                 found += _rollout(config, program.generator, mesh, lengths, held)
     return found
+
+
+def _of_groups(lengths: Lengths, members: int) -> Lengths:
+    """Returns the lengths with so many responses to each prompt."""
+    columns = np.arange(members) % lengths.responses.shape[1]
+    return lengths._replace(responses=lengths.responses[:, columns])
 
 
 class Sizes(NamedTuple):
@@ -204,6 +213,7 @@ def _rollout(
 ) -> list[Need]:
     """Returns what a rollout takes where weights and moments take `held` bytes."""
     shards = data_shards(mesh)
+    samples = baselines.most_samples(config)
     prompts = [np.zeros(length, np.int32) for length in lengths.prompts]
     numbers = np.arange(len(prompts))
     packed = make_queue(prompts, numbers, np.full(len(prompts), 1), shards)
@@ -212,7 +222,7 @@ def _rollout(
     prompt_cache = int(token * network.layers * packed.size)
     slots = min(
         config.rollout.slots or memory.default_slots(),
-        packed.prompts_per_shard * config.rollout.samples,
+        packed.prompts_per_shard * samples,
     )
     cache = memory.cache_bytes(network, slots, config.longest) // mesh.shape["tensor"]
     kept = {"weights and moments": held, "decode copy": copy_bytes(network, mesh)}

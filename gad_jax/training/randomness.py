@@ -7,6 +7,7 @@
 | `head` | the weights of the discriminator's new head | `head_key`, a key of jax |
 | `adapters` | the first adapters of a network | `adapters_key`, a key of jax for each network |
 | `replay` | which older answers of a prompt D sees again | `replay_draws`, a generator of numpy's |
+| `rejected` | which of a row's rejected answers a step takes | `rejected_choice`, numpy's |
 
 The prompts that are held out have a seed of their own (`data.heldout_seed`). So do answers outside
 of training, with the `seed` of their command. Held-out evaluations are greedy and draw nothing.
@@ -20,6 +21,9 @@ from gad_jax.settings.config import STAGES
 
 HEAD = 2**32 - 1
 """What the head's key is folded with: no step, because steps are int32."""
+
+REJECTED = 2**32 - 1
+"""What tells the draws of rejected answers from the orders of rows, which have a stage's number."""
 
 ADAPTERS = {"vocabulary": 2**32 - 2, "score": 2**32 - 3}
 """The same for the adapters of a network with this head."""
@@ -35,11 +39,17 @@ def order_seed(seed: int, stage: str) -> int:
 
 
 def sampling_key(root: Array, step: int) -> Array:
-    """Returns the key of the samples of the step after `step`; the root is `jax.random.key(seed)`.
+    """Returns the key of the samples of the step after `step`, or of the snapshot of a stage that
+    begins there; the root is `jax.random.key(seed)`.
 
     It is in the training state, so that a resumed run draws what it would have drawn.
     """
     return jax.random.fold_in(root, step)
+
+
+def rejected_choice(seed: int, step: int) -> np.random.Generator:
+    """Returns what draws one of several rejected answers in the step after `step`."""
+    return np.random.default_rng([seed, REJECTED, step])
 
 
 def replay_draws(seed: int, step: int, place: int) -> np.random.Generator:

@@ -15,7 +15,7 @@ from gad_jax.data.pipeline import Encoded, Prepared
 from gad_jax.data.sources import mixture
 from gad_jax.distributed import processes
 from gad_jax.models import source, weights
-from gad_jax.settings import template_arguments
+from gad_jax.settings import baselines, template_arguments
 from gad_jax.settings.config import Config, with_limits
 from gad_jax.settings.fields import FieldError
 from gad_jax.settings.sections import LONGEST_PROMPT
@@ -76,7 +76,8 @@ def _read(config: Config, stored: _Stored | None) -> tuple[Text, list[str]]:
         networks.append(weights.read_config(source.resolve(config.discriminator.path)))
     positions = min(network.max_positions for network in networks)
     names, shares = mixture.split(config.data.train, "--data.train")
-    encoded = [_encode(config, name, chat) for name in names]
+    rejected = baselines.reads_rejected(config) and (config.data.rejected or "rejected")
+    encoded = [_encode(config, name, chat, rejected or "") for name in names]
     given = Limits(config.data.max_prompt_tokens, config.rollout.max_new_tokens)
     chosen = limits.choose(encoded, given, LONGEST_PROMPT, positions)
     try:
@@ -111,13 +112,14 @@ def _read(config: Config, stored: _Stored | None) -> tuple[Text, list[str]]:
     return Text(config, chat, pipeline.mix(prepared, shares), held_out, tuple(losses)), lines
 
 
-def _encode(config: Config, name: str, chat: Chat) -> Encoded:
+def _encode(config: Config, name: str, chat: Chat, rejected: str = "") -> Encoded:
     rows = sources.read(
         name,
         skip_invalid=config.data.skip_invalid,
         keep_unfinished=config.data.keep_unfinished,
         prompt_field=config.data.prompt,
         response_field=config.data.response,
+        rejected_field=rejected,
     )
     drop = config.data.thoughts == "drop"
     return pipeline.encode(rows, chat, config.data.max_invalid_share, drop)

@@ -12,7 +12,7 @@ from gad_jax.base.exits import StopRequest
 from gad_jax.distributed import processes
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.settings.config import Config
-from gad_jax.training import origins, preflight, reading, setup, stages, state
+from gad_jax.training import origins, preflight, reading, setup, snapshots, stages, state
 from gad_jax.training.checkpoint import Checkpoints
 
 TINY_TENSOR = 2
@@ -44,6 +44,7 @@ def rehearse(
         processes.from_first(begin)
         processes.require_shared(scratch / "config.yaml")
         run = Path(config.run_dir)
+        snapshots.refuse_untrained(config, _origins(config, run))
         text = reading.read(origins.replaced(config, _origins(config, run)), store=False)
         networks = state.network_configs(text.config)
         spans = stages.spans(text.config, text.rows, networks)
@@ -80,12 +81,19 @@ def _tiny_run(config: Config, directory: str, mesh: Mesh) -> Config:
     replace = dataclasses.replace
     tensor = math.gcd(mesh.shape["tensor"], TINY_TENSOR)
     shards = mesh.size // tensor
+    chosen = config.stages
+    if config.discriminator.path and "rejection" in chosen:  # it needs one that is trained
+        chosen = ("offpolicy", *(stage for stage in chosen if stage != "offpolicy"))
     short = {
         stage: replace(getattr(config, stage), steps=1, discriminator_only_steps=0)
-        for stage in config.stages
+        for stage in chosen
     }
+    short[chosen[0]] = replace(short[chosen[0]], keep_moments=False)
+    if "dpo" in short:  # the bundled rows have no rejected answers
+        short["dpo"] = replace(short["dpo"], rejected="snapshot", answers=1)
     return replace(
         config,
+        stage=",".join(chosen),
         run_dir=directory,
         export=False,
         student=replace(config.student, path="random-tiny"),
@@ -103,6 +111,7 @@ def _tiny_run(config: Config, directory: str, mesh: Mesh) -> Config:
             max_prompt_tokens=256,
             stop_at_dropped_share=1.0,
             stop_at_cut_share=1.0,
+            rejected="",
         ),
         batch=replace(config.batch, prompts=2 * shards, micro_batch_prompts=shards, row_tokens=0),
         rollout=replace(config.rollout, samples=2, max_new_tokens=16),

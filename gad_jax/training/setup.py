@@ -32,6 +32,7 @@ from gad_jax.training import (
     replay,
     saving,
     selection,
+    snapshots,
     stages,
     state,
 )
@@ -45,6 +46,7 @@ from gad_jax.training.rewards import paying
 from gad_jax.training.rewards.paying import Rewards
 from gad_jax.training.saving import Resumed, Saver
 from gad_jax.training.stages import Span
+from gad_jax.training.step_rows import Packer
 from gad_jax.training.tracker import Tracker
 from gad_jax.training.trainer import Trainer
 from gad_jax.types import Params
@@ -53,7 +55,10 @@ Networks = tuple[DecoderConfig, DecoderConfig]
 """The configs of generator and discriminator."""
 
 
-_DIRECTORIES = ("checkpoints", "evaluations", "samples", "tensorboard", "export", "export/student")
+_DIRECTORIES = (
+    *("checkpoints", "evaluations", "samples", "snapshots", "tensorboard"),
+    *("export", "export/student"),
+)
 _FILES = ("config.yaml", "metrics.jsonl", "status.json", reading.HELD_OUT, origins.FILE)
 
 
@@ -73,7 +78,8 @@ def claim(config: Config) -> str:
         origins.read(config, run)
         return str(path)
     if origins.pin(config, run) or replaces:
-        shutil.rmtree(run / "evaluations", ignore_errors=True)
+        for name in ("evaluations", snapshots.DIRECTORY):
+            shutil.rmtree(run / name, ignore_errors=True)
         (run / reading.HELD_OUT).unlink(missing_ok=True)
     files.write_atomic(path, options.to_yaml(config))
     return str(path)
@@ -162,6 +168,7 @@ def build(config: Config, mesh: Mesh) -> Trainer:
     given, directory = config, Path(config.run_dir)
     rewards = paying.load(config)
     taken = origins.read(given, directory)
+    snapshots.refuse_untrained(given, taken)
     config, chat, data, held_out, _ = reading.read(origins.effective(given, directory))
     networks = state.network_configs(config)
     spans = stages.spans(config, data, networks)
@@ -178,11 +185,12 @@ def build(config: Config, mesh: Mesh) -> Trainer:
     first = partial(state.load, config, networks[0], mesh, _weights(student, mesh))
     train_state = resumed.state if resumed else first()
     tracker = Tracker(directory, enabled=processes.is_first())
+    iteration = _iteration(config, networks, chat, mesh, resumed, rewards)
     trainer = Trainer(
         mesh=mesh,
         networks=networks,
         spans=spans,
-        iteration=_iteration(config, networks, chat, mesh, resumed, rewards),
+        iteration=iteration,
         evaluations=_evaluations(config, networks, chat, mesh, held_out, tracker),
         saver=saver,
         tracker=tracker,
@@ -197,12 +205,19 @@ def build(config: Config, mesh: Mesh) -> Trainer:
         row_ids=[row.id for row in data.rows],
         state=train_state,
         frozen=bases.load(config, networks, mesh),
+        snapshots=snapshots.Snapshots(config, data, iteration),
         step=int(train_state.step),
         health_state=resumed.health if resumed else {},
     )
+    return _started(trainer)
+
+
+def _started(trainer: Trainer) -> Trainer:
+    """Returns the trainer, with console and files at its step."""
+    tracker, ends = trainer.tracker, {f"after {span.stage}": span.end for span in trainer.spans}
     tracker.start(trainer.step, trainer.total_steps)
     trainer.iteration.compiles.begins = tracker.compiling
-    trainer.evaluations.recall(trainer.step, {f"after {span.stage}": span.end for span in spans})
+    trainer.evaluations.recall(trainer.step, ends)
     return trainer
 
 
@@ -261,10 +276,13 @@ def _iteration(
         chat=chat,
         mesh=mesh,
         rollout=program,
-        row_tokens=config.row_tokens,
-        micro_batches=batch.prompts // (batch.micro_batch_prompts or batch.prompts),
-        shapes=resumed.shapes if resumed else set(),
-        profiler=Profiler(config.profile.window, config.run_dir, networks),
+        packer=Packer(
+            mesh,
+            config.row_tokens,
+            micro_batches=batch.prompts // (batch.micro_batch_prompts or batch.prompts),
+            shapes=resumed.shapes if resumed else set(),
+            profiler=Profiler(config.profile.window, config.run_dir, networks),
+        ),
         pool=_pool(config, networks, resumed),
         rewards=rewards,
     )

@@ -2,7 +2,7 @@
 
 A stage begins with fresh optimizer moments for the networks that it trains, or keeps those that
 there are. It gets a reference if
-it pays the KL term, and a discriminator if it needs one and no earlier stage had one.
+it pays the KL term or is DPO, and a discriminator if it needs one and no earlier stage had one.
 """
 
 import dataclasses
@@ -104,7 +104,7 @@ def make_program(
         train_generator=options.train_generator,
         train_discriminator=config.trains_discriminator(stage),
         has_discriminator=any(map(config.uses_discriminator, so_far)),
-        has_reference=stage == "gad" and grpo.kl_coefficient > 0,
+        has_reference=stage == "dpo" or (stage == "gad" and grpo.kl_coefficient > 0),
         vocabulary_chunk=vocabulary_chunk(config),
         temperature=config.rollout.temperature,
         clip_low=grpo.clip_low,
@@ -117,6 +117,8 @@ def make_program(
         advantage_epsilon=grpo.advantage_epsilon,
         keep_moments=options.keep_moments,
         reward=_mix(config) if stage == "gad" else None,
+        dpo_beta=config.dpo.beta,
+        dpo_sft_coefficient=config.dpo.sft_coefficient,
     )
 
 

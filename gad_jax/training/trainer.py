@@ -5,6 +5,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 
 from jax.sharding import Mesh
 
@@ -20,6 +21,7 @@ from gad_jax.training.deadline import Deadline
 from gad_jax.training.evaluating import Evaluations
 from gad_jax.training.iteration import Iteration
 from gad_jax.training.saving import Saver
+from gad_jax.training.snapshots import Interrupted, Snapshots
 from gad_jax.training.stages import Span
 from gad_jax.training.tracker import Tracker
 from gad_jax.types import Frozen, Params, TrainState
@@ -48,6 +50,7 @@ class Trainer:
     row_ids: list[str]
     state: TrainState
     frozen: Frozen
+    snapshots: Snapshots
     step: int
     health_state: health.State
 
@@ -83,6 +86,8 @@ class Trainer:
                 self.state = state.begin_stage(
                     self.state, span.program, self.mesh, self.load_discriminator
                 )
+            if not self._sample_answers(span, stop):
+                return False
             while self.step < span.end:
                 paused = self._paused(span)
                 self._arm_watchdog(span, compiles=self.step == first or paused is not None)
@@ -119,6 +124,30 @@ class Trainer:
             run = self.saver.checkpoints.directory.parent
             stops.refuse_skipped_end(span, self.state, span is self.spans[-1], run)
 
+    def _sample_answers(self, span: Span, stop: StopRequest) -> bool:
+        """Has the student answer what the stage learns from; returns False if it was stopped."""
+
+        def keep_going() -> bool:
+            stop.ready = True  # the answers so far are kept
+            return self._keep_going(stop)
+
+        try:
+            self.iteration.learnt = self.snapshots.prepare(
+                span,
+                self.step,
+                self.state,
+                self.frozen,
+                keep_going,
+                self.tracker.notice,
+            )
+        except Interrupted:
+            return False
+        return True
+
+    def _keep_going(self, stop: StopRequest) -> bool:
+        self.deadline.poll(stop)
+        return not self.deadline.stopping
+
     def _arm_watchdog(self, span: Span, compiles: bool) -> None:
         changes = (span.start, span.start + span.discriminator_only_steps)
         compiles = compiles or self.step in changes
@@ -126,10 +155,7 @@ class Trainer:
         exits.watchdog(60 * minutes)
 
     def _evaluate(self, label: str, stop: StopRequest) -> heldout.HeldoutResult | None:
-        def keep_going() -> bool:
-            self.deadline.poll(stop)
-            return not self.deadline.stopping
-
+        keep_going = partial(self._keep_going, stop)
         return self.evaluations.make(label, self.step, self.generator, keep_going)
 
     def _after_step(self, span: Span, metrics: dict[str, float], stop: StopRequest) -> None:
@@ -176,7 +202,7 @@ class Trainer:
                 span.stage,
                 self.state,
                 self.health_state,
-                self.iteration.shapes,
+                self.iteration.packer.shapes,
                 result,
                 {} if pool is None else pool.arrays(),
             )

@@ -83,3 +83,33 @@ def test_a_frozen_discriminator_has_no_backward_pass() -> None:
         trained = step_of()["discriminator"].flops
         frozen = step_of(remat=remat, train_discriminator=False)["discriminator"].flops
         assert frozen == pytest.approx(trained / 3)
+
+
+def test_baselines_pay_for_their_snapshot_once() -> None:
+    """Of two epochs, the first one samples; DPO compares two responses, and makes logits twice."""
+
+    def phases(stage: str, epochs: float) -> dict[str, estimate.Phase]:
+        config = Config(
+            stage="warmup,rejection" if stage == "rejection" else stage,
+            student=Student(remat="dots"),
+            data=Data(max_prompt_tokens=64),
+            batch=Batch(prompts=16, row_tokens=256),
+            rollout=Rollout(samples=8, max_new_tokens=128),
+        )
+        options = dataclasses.replace(getattr(config, stage), epochs=epochs)
+        config = dataclasses.replace(config, **{stage: options})
+        work = workload.draw(config, workload.LognormalLengths(20.0, 40.0), TARGET)
+        step = estimate.step(config, stage, (NETWORK, NETWORK), TARGET, CHIPS["h100"], work, [])
+        return {phase.name: phase for phase in step.phases}
+
+    once, half = phases("dpo", 1.0), phases("dpo", 2.0)
+    assert half["rollout: decode"].flops == once["rollout: decode"].flops / 2
+    assert half["generator"] == once["generator"]
+    reference, seqkd = once["reference"].flops, phases("seqkd", 1.0)["generator"].flops
+    assert 3 * reference < once["generator"].flops < 4 * reference
+    assert seqkd < once["generator"].flops < 3 * seqkd
+    chosen = phases("rejection", 1.0)
+    assert chosen["rollout: decode"].flops > 2 * once["rollout: decode"].flops  # 8 answers, not 1
+    assert chosen["rejection: scores"].flops > 0
+    assert chosen["generator"].flops == seqkd
+    assert "reference" not in chosen

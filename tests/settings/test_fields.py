@@ -137,7 +137,7 @@ def test_sections_within_sections_keep_the_defaults_they_were_given() -> None:
         (
             ["--generator.learning_rate=1"],
             "--generator.learning_rate: Config has no section 'generator'; did you mean "
-            "'gad.generator_learning_rate' or 'seqkd.generator_learning_rate'?",
+            "'gad.generator_learning_rate' or 'dpo.generator_learning_rate'?",
         ),
         (["--sede=1"], "--sede: Config has no field 'sede'; did you mean 'seed'?"),
         (

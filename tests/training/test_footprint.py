@@ -102,3 +102,29 @@ def test_a_frozen_base_is_counted_once_and_has_no_gradients(run, dtype: str) -> 
     found = footprint.needs(config, networks, mesh, LENGTHS)
     assert {need.bytes["weights and moments"] for need in found} == {held}
     assert held < footprint.sizes(state.make_program(run[0], "gad", *run[1]), mesh).device / 2
+
+
+def test_baselines_hold_what_they_need(run) -> None:
+    config, networks = run
+    mesh = make_mesh(devices=jax.devices()[:1])
+
+    def found(**changes) -> dict[str, footprint.Need]:
+        changed = dataclasses.replace(config, **changes)
+        return {need.program: need for need in footprint.needs(changed, networks, mesh, LENGTHS)}
+
+    rollout = {"rollout: prefill", "rollout: decode"}
+    one = found(stage="dpo")
+    assert set(one) == {"dpo: update", *rollout}
+    several = found(stage="dpo", dpo=dataclasses.replace(config.dpo, answers=5))
+    name = "dpo: update"
+    assert several[name].bytes["temporary"] > one[name].bytes["temporary"]
+    seqkd = found(stage="seqkd")
+    assert set(seqkd) == {"seqkd: update"}
+    weights = [
+        needs["weights and moments"] for needs in (one[name].bytes, seqkd["seqkd: update"].bytes)
+    ]
+    program = state.make_program(dataclasses.replace(config, stage="dpo"), "dpo", *networks)
+    assert weights[0] - weights[1] == footprint.sizes(program, mesh).generator  # the reference
+    given = found(stage="dpo", dpo=dataclasses.replace(config.dpo, rejected="column"))
+    assert set(given) == {"dpo: update"}
+    assert set(found(stage="warmup,rejection")) == {"warmup: update", "rejection: update", *rollout}

@@ -52,11 +52,13 @@ def read(
     keep_unfinished: bool = False,
     prompt_field: str = "",
     response_field: str = "",
+    rejected_field: str = "",
 ) -> Rows:
     """Returns the rows of a file, a directory, a pattern of files, a hub dataset, or bundled.
 
     A row holds a conversation or a text, and the teacher's answer: `formats` knows where by the
-    names of the columns, or the two fields say it. The answer is optional without `need_response`.
+    names of the columns, or the two fields say it. The answer is optional without `need_response`,
+    and rejected ones are read where their field is given.
     `split`, or the end of a name (`ORG/NAME:test`), picks a part of a hub dataset or the files of a
     directory; a single file is read whole. A `.txt` file has a prompt per line.
 
@@ -71,7 +73,8 @@ def read(
     """
     name, split = _with_split(str(name), split)
     # The bundled rows keep their columns when those of one's own rows are named.
-    fields = Fields() if name in _BUNDLED else Fields(prompt_field, response_field)
+    named = ("", "") if name in _BUNDLED else (prompt_field, response_field)
+    fields = Fields(*named, rejected_field)
     reader = _Reader(need_response, keep_unfinished, fields)
     stream = records(name, split, need_response)
     for where, record in stream:
@@ -200,7 +203,10 @@ def _add(rows: list[Row], row: Row, key: str | None, groups: dict[str, int]) -> 
     if index < len(rows) and rows[index].messages == row.messages:
         responses = rows[index].responses + row.responses
         complete = rows[index].complete + row.complete
-        rows[index] = dataclasses.replace(rows[index], responses=responses, complete=complete)
+        rejected = rows[index].rejected + row.rejected
+        rows[index] = dataclasses.replace(
+            rows[index], responses=responses, complete=complete, rejected=rejected
+        )
     else:
         rows.append(row)
 

@@ -11,10 +11,14 @@ from gad_jax.data.sources.rows import Invalid, is_blank, shortened
 
 
 class Fields(NamedTuple):
-    """Where prompt and response are, as given by flags; empty: known by the columns' names."""
+    """Where prompt and response are, as given by flags; empty: known by the columns' names.
+
+    `rejected` is where the rejected answers are; empty: they are not read.
+    """
 
     prompt: str = ""
     response: str = ""
+    rejected: str = ""
 
 
 BY_NAME = Fields()

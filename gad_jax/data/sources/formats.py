@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gad_jax.data.sources import answers as answering
-from gad_jax.data.sources import conversations, prompts
+from gad_jax.data.sources import conversations, prompts, rejected
 from gad_jax.data.sources.answers import Answer
 from gad_jax.data.sources.conversations import Turn
 from gad_jax.data.sources.fields import BY_NAME, Columns, Fields, find, fold, from_json
@@ -65,7 +65,8 @@ def parse(
     if not isinstance(record, dict):
         raise Invalid("not a JSON object", f" but {kind(record)}")
     columns = Columns(record)
-    if any(fields):
+    columns.values.pop(fold(fields.rejected), None)  # it is no other answer
+    if fields.prompt or fields.response:
         reading = _named(columns, fields, need_response)
     else:
         _refuse_what_is_not_text(columns, need_response)
@@ -83,6 +84,7 @@ def parse(
         responses=tuple(answer.text for answer in reading.answers),
         id=_id(record, where),
         complete=tuple(ended and answer.complete for answer in reading.answers),
+        rejected=rejected.read(record, fields.rejected, reading.prompt),
     )
 
 

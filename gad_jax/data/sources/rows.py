@@ -62,12 +62,14 @@ class Row:
 
     `id` names the row in messages and reports: the record's id, or its place. It is unique in a
     file. `complete` says of each response whether it ended by itself; empty means that all did.
+    `rejected` are answers that the responses are preferred to, where they were asked for.
     """
 
     messages: tuple[dict[str, str], ...]
     responses: tuple[str, ...]
     id: str
     complete: tuple[bool, ...] = ()
+    rejected: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.complete:

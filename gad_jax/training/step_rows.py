@@ -1,0 +1,161 @@
+"""The packed rows of a step: the responses that the networks see, laid out, on the devices."""
+
+import dataclasses
+import time
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from gad_jax.core import packing
+from gad_jax.core.layout import Shape, fewest_micro_batches
+from gad_jax.data.chat import Chat
+from gad_jax.data.epochs import PromptBatch
+from gad_jax.distributed import devices
+from gad_jax.distributed.mesh import data_shards
+from gad_jax.training.profiler import Profiler
+from gad_jax.training.replay import Answers, Drawn
+from gad_jax.types import PackedRows, Replay, Rollout
+
+Ragged = list[list[np.ndarray]]
+"""Numbers of each response, prompt by prompt: B lists of N arrays."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Packer:
+    """How rows are packed in all steps of a run.
+
+    `shapes` are those of the packed rows so far. Packing prefers them, so that a run compiles few
+    programs.
+    """
+
+    mesh: Mesh
+    row_tokens: int
+    micro_batches: int
+    shapes: set[Shape]
+    profiler: Profiler
+
+
+class StepRows:
+    """The packed rows of one iteration: lays them out, copies them to the devices, counts them.
+
+    `drawn` are the older answers that D sees, and `shown` the samples as it sees them."""
+
+    def __init__(
+        self,
+        packer: Packer,
+        chat: Chat,
+        batch: PromptBatch,
+        rollout: Rollout | None,
+        drawn: Drawn | None,
+    ) -> None:
+        self.packer, self.batch, self.rollout, self.drawn = packer, batch, rollout, drawn
+        self.shown = [] if rollout is None else _shown(rollout, chat)
+        self.packed: list[PackedRows] = []  # on the host, in the order in which they were packed
+        self.seconds = 0.0
+
+    def teacher(self) -> PackedRows:
+        """The teacher's response to every prompt."""
+        return self.alone([[response] for response in self.batch.responses])
+
+    def alone(self, responses: Answers) -> PackedRows:
+        """One response to every prompt."""
+        return self._pack(responses, micro_batches=self._fewest(responses) if self.packed else 0)
+
+    def pairs(self) -> PackedRows:
+        """The teacher's response and the samples of every prompt, older answers among them."""
+        samples = self.shown if self.drawn is None else self.drawn.mixed(self.shown)
+        return self.groups(samples)
+
+    def groups(self, others: Answers) -> PackedRows:
+        """The teacher's response and others to every prompt."""
+        groups = zip(self.batch.responses, others, strict=True)
+        return self._pack([[teacher, *rest] for teacher, rest in groups])
+
+    def samples(self) -> PackedRows:
+        """The samples of every prompt with the sampler's log-probabilities and thresholds."""
+        rollout = self.rollout
+        assert rollout is not None
+        samples = ragged(rollout.tokens, rollout.lengths)
+        given = [rollout.logprobs]
+        given += [rollout.thresholds] if rollout.thresholds is not None else []
+        return self._pack(samples, *(ragged(values, rollout.lengths) for values in given))
+
+    def replay(self, *, paid: bool) -> Replay | None:
+        """What a step needs to know of the older answers in the pairs; None where there are none.
+
+        With `paid`, also the samples that they displaced, for their rewards."""
+        if self.drawn is None or not self.drawn.ages:
+            return None
+        samples = len(self.shown[0])
+        old = devices.put(self.drawn.old(samples), self.packer.mesh)
+        if not paid:
+            return Replay(old)
+        displaced = [group[samples - self.drawn.places :] for group in self.shown]
+        return Replay(old, self._pack(displaced, micro_batches=self._fewest(displaced)))
+
+    def _fewest(self, responses: Answers) -> int:
+        """The fewest micro-batches that are no larger than those of the pairs, which were packed
+        first: that memory is needed anyway."""
+        of_pairs = self.packed[0].tokens
+        prompts = self.batch.prompts
+        return fewest_micro_batches(prompts, responses, of_pairs.shape[0], of_pairs[0].size)
+
+    def metrics(self, seconds: float) -> dict[str, float]:
+        """Returns the metrics of packing and updating, which together took so many seconds."""
+        positions = sum(rows.tokens.size for rows in self.packed)
+        padding = sum(rows.tokens.size * packing.padding_share(rows) for rows in self.packed)
+        return {
+            "seconds/pack": self.seconds,
+            "seconds/update": seconds - self.seconds,
+            "tokens_per_second/update": positions / (seconds - self.seconds),
+            "packing/padding": padding / positions,
+        }
+
+    def _pack(self, responses: Ragged, *given: Ragged, micro_batches: int = 0) -> PackedRows:
+        started = time.perf_counter()
+        shared = self.packer
+        rows = packing.pack(
+            self.batch.prompts,
+            responses,
+            *given,
+            row_tokens=shared.row_tokens,
+            micro_batches=micro_batches or shared.micro_batches,
+            shards=data_shards(shared.mesh),
+            known=shared.shapes,
+        )
+        shared.shapes.add(_shape(rows))
+        shared.profiler.saw(rows)
+        self.packed.append(rows)
+        placed = packing.place(rows, shared.mesh)
+        self.seconds += time.perf_counter() - started
+        return placed
+
+
+def _shape(rows: PackedRows) -> Shape:
+    count, height, length = rows.tokens.shape
+    return count, height, length
+
+
+def _shown(rollout: Rollout, chat: Chat) -> Answers:
+    """Returns the samples of every prompt as D sees them."""
+    return [
+        [end_as_teacher(sample, chat) for sample in group]
+        for group in ragged(rollout.tokens, rollout.lengths)
+    ]
+
+
+def end_as_teacher(sample: np.ndarray, chat: Chat) -> np.ndarray:
+    """Returns a sample whose end token is the teacher's: which of a model's several end tokens was
+    drawn must not tell the discriminator who wrote the text."""
+    if sample[-1] not in chat.end_tokens:
+        return sample
+    return np.append(sample[:-1], np.int32(chat.end_token))
+
+
+def ragged(values: Any, lengths: Any) -> Ragged:
+    """Returns each response's values without what lies after its end: [B N R] and [B N] → lists."""
+    return [
+        [row[:length] for row, length in zip(group, counts, strict=True)]
+        for group, counts in zip(values, lengths, strict=True)
+    ]
