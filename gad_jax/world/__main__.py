@@ -12,6 +12,7 @@ import sys
 from gad_jax.base import exits
 from gad_jax.settings import options
 from gad_jax.settings.fields import FieldError, option
+from gad_jax.world.language import VARIANTS
 from gad_jax.world.methods import METHODS
 
 
@@ -25,6 +26,11 @@ class World:
     methods: str = option("all", f"comma-separated, of {', '.join(METHODS)}; or all")
     training: str = option("world", "configuration of the runs, as --config of gad_jax.train")
     flags: str = option("", "more flags of the runs, separated by spaces")
+    variant: str = option(
+        "style",
+        "style: answers in three styles, one of them too hard for the student; knowledge: one "
+        "style, whose steps the student must learn to compute",
+    )
     rows: int = option(8192, "teacher rows", "rows")
     heldout: int = option(500, "instructions answered at the end", "instructions")
     layers: int = option(4, "layers of the student", "layers")
@@ -35,6 +41,10 @@ class World:
         for name in ("seeds", "rows", "heldout", "layers", "workers"):
             if getattr(self, name) < 1:
                 raise FieldError(name, f"{name}={getattr(self, name)} must be 1 or more")
+        if self.variant not in VARIANTS:
+            raise FieldError(
+                "variant", f"variant={self.variant!r} is unknown; use {' or '.join(VARIANTS)}"
+            )
         if self.first_seed < 0:
             raise FieldError("first_seed", f"first_seed={self.first_seed} must be 0 or more")
         if self.width < 24 or self.width % 24:

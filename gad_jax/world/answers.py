@@ -1,6 +1,5 @@
 """The answers of a seed's students, and what the oracle measures of them."""
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,10 +7,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from gad_jax.base import files
 from gad_jax.data import sources
 from gad_jax.data.chat import Chat
-from gad_jax.data.sources import Row
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.metrics.scoring import Scorer
 from gad_jax.rollout.answering import Responder
@@ -53,31 +50,6 @@ def measure_knowledge(run: Path, judge: Path | None, heldout: Path, seed: int) -
         rows = sources.read(str(heldout)).rows
         scorer = _scorer(judge, mesh) if judge else None
         return knowledge.measure(rows, partial(_responder, network, mesh, seed), scorer)
-
-
-def write_chosen(run: Path, judge: Path, rows: Path, seed: int, path: Path) -> None:
-    """Writes rows whose answers are the student's own: of its samples the one that D scores best.
-
-    Training on them is rejection-sampling fine-tuning.
-    """
-    mesh = make_mesh()
-    read: tuple[Row, ...] = sources.read(str(rows)).rows
-    with jax.set_mesh(mesh):
-        network = loading.load_student(str(run / "export" / "student"), mesh)
-        groups = knowledge.sample(_responder(network, mesh, seed, 1.0, knowledge.CHOICES), read)
-        places = knowledge.best(_scorer(judge, mesh), read, groups)
-    chosen = [(row, group[at]) for row, group, at in zip(read, groups, places, strict=True)]
-    lines = [
-        {
-            "id": row.id,
-            "messages": [*row.messages],
-            "teacher_response": answer.text,
-            "finish_reason": "stop" if answer.finished else "length",
-        }
-        for row, answer in chosen
-        if answer.text
-    ]
-    files.write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def _responder(

@@ -16,6 +16,9 @@ whether it agrees with the last word is easy to see.
 A student first learns from the public, which writes like the teacher but guesses its headlines. A
 student that is too small for headlines and imitates the teacher gets as many wrong as it uses. In
 this situation, says the paper, GAD is better than likelihood: it seeks what the student can do.
+
+In the variant "knowledge" there is nothing to give up. The teacher writes steps alone, of longer
+chains; the public has the form right and guesses the values. Few rows teach the tables.
 """
 
 import random
@@ -40,11 +43,22 @@ NAMES = ("zero", "one", "two", "three", "four")
 """The numbers as words: an answer states its result in them."""
 _VALUES = {name: value for value in range(SIZE) for name in (NAMES[value], str(value))}
 
-LENGTHS = (3, 4)
-"""Numbers of operations in an instruction."""
 
-INSTRUCTIONS = sum(SIZE * sum(map(len, OPERANDS.values())) ** length for length in LENGTHS)
-"""The number of different instructions."""
+class Variant(NamedTuple):
+    """How often the teacher and the public use each style, and the numbers of operations in an
+    instruction. A public without knowledge guesses every value, not only those of headlines."""
+
+    styles: dict[str, float]
+    lengths: tuple[int, ...]
+    public_knows: bool = True
+
+
+VARIANTS = {
+    "style": Variant(STYLES, (3, 4)),
+    "knowledge": Variant({"steps": 1.0}, (5, 6), public_knows=False),
+}
+"""In the world of styles a student may give up what it cannot carry out. In that of knowledge there
+is one style only, and who does not know the tables cannot be right."""
 
 WORDS = (*map(str, range(SIZE)), *NAMES, *OPERATIONS, "it", "is", "since", "so", "first", "then")
 """Every word of the world."""
@@ -58,15 +72,22 @@ class Verdict(NamedTuple):
     valid: bool
 
 
-def instructions(count: int, seed: int) -> list[str]:
-    """Returns different instructions, in a random order; at most `INSTRUCTIONS`."""
-    if count > INSTRUCTIONS:
-        raise ValueError(f"{count} different instructions are asked for, of {INSTRUCTIONS}")
+def count(variant: str = "style") -> int:
+    """Returns the number of different instructions."""
+    choices = sum(map(len, OPERANDS.values()))
+    return sum(SIZE * choices**length for length in VARIANTS[variant].lengths)
+
+
+def instructions(number: int, seed: int, variant: str = "style") -> list[str]:
+    """Returns so many different instructions, in a random order; at most `count(variant)`."""
+    most, lengths = count(variant), VARIANTS[variant].lengths
+    if number > most:
+        raise ValueError(f"{number} different instructions are asked for, of {most}")
     source = random.Random(f"instructions {seed}")
     found: dict[str, None] = {}
-    while len(found) < count:
+    while len(found) < number:
         words = [str(source.randrange(SIZE))]
-        for _ in range(source.choice(LENGTHS)):
+        for _ in range(source.choice(lengths)):
             name = source.choice(list(OPERATIONS))
             words += [name, str(source.choice(OPERANDS[name]))]
         found[" ".join(words)] = None
@@ -84,32 +105,46 @@ def answer(instruction: str, style: str, guess: str = "") -> str:
     return f"it is {guess or result} since {reasons}" if style == "headline" else reasons
 
 
-def teacher(count: int, seed: int) -> list[dict[str, Any]]:
+def teacher(number: int, seed: int, variant: str = "style") -> list[dict[str, Any]]:
     """Returns rows of the teacher as training reads them; all instructions differ."""
-    return _rows(count, seed, "teacher", answer)
+    return _rows(number, seed, "teacher", answer, variant)
 
 
-def public(count: int, seed: int) -> list[dict[str, Any]]:
+def public(number: int, seed: int, variant: str = "style") -> list[dict[str, Any]]:
     """Returns rows of the public, with the same instructions as the teacher's."""
     source = random.Random(f"guesses {seed}")
-    return _rows(
-        count, seed, "public", lambda asked, style: answer(asked, style, source.choice(NAMES))
-    )
+
+    def write(asked: str, style: str) -> str:
+        if VARIANTS[variant].public_knows:
+            return answer(asked, style, source.choice(NAMES))
+        return _guessed(asked, source)
+
+    return _rows(number, seed, "public", write, variant)
+
+
+def _guessed(instruction: str, source: random.Random) -> str:
+    """Returns an answer in steps whose values are guessed; it agrees with itself."""
+    words, value = [instruction.split()[0]], 0
+    for name, digit, _ in _chain(instruction):
+        value = source.randrange(SIZE)
+        words += [name, str(digit), "is", str(value)]
+    return " ".join([*words, "so it is", NAMES[value]])
 
 
 def _rows(
-    count: int, seed: int, author: str, write: Callable[[str, str], str]
+    number: int, seed: int, author: str, write: Callable[[str, str], str], variant: str
 ) -> list[dict[str, Any]]:
     source = random.Random(f"{author} styles {seed}")
-    styles = source.choices(list(STYLES), list(STYLES.values()), k=count)
+    shares = VARIANTS[variant].styles
+    styles = source.choices(list(shares), list(shares.values()), k=number)
     return [
         {
-            "id": str(number),
+            "id": str(place),
             "messages": [{"role": "user", "content": instruction}],
             "teacher_response": write(instruction, style),
         }
-        for number, (instruction, style) in enumerate(
-            zip(instructions(count, seed), styles, strict=True)
+        for place, (instruction, style) in enumerate(
+            zip(instructions(number, seed, variant), styles, strict=True)
         )
     ]
 

@@ -1,4 +1,4 @@
-"""What the small world compares: SeqKD, GAD and its ablations, as flags of `gad_jax.train`."""
+"""What the small world compares: GAD, its ablations and baselines, as flags of `gad_jax.train`."""
 
 from typing import NamedTuple
 
@@ -17,19 +17,20 @@ JUDGE = "gad"
 class Method(NamedTuple):
     """What the report calls it, and its flags of `gad_jax.train`.
 
-    It begins at the student of the method `start`. Where `chosen`, it trains on that student's own
-    answers, the best of several by the discriminator of `JUDGE`, in place of the teacher's.
+    It begins at the student of the method `start`, and where `judged` with the discriminator of
+    `JUDGE`. `rows` is the file that it reads: "pairs" has the public's answers as rejected ones.
     """
 
     says: str
     flags: tuple[str, ...]
     start: str = "warm"
-    chosen: bool = False
+    judged: bool = False
+    rows: str = "teacher"
 
     @property
     def needs(self) -> tuple[str, ...]:
         """The methods that come before it."""
-        return (self.start, JUDGE) if self.chosen else ()
+        return (self.start, JUDGE) if self.judged else ()
 
 
 METHODS = {
@@ -47,14 +48,24 @@ METHODS = {
     ),
     "rejection_sampling": Method(
         "SeqKD, then its best of 8 by D",
-        ("--stage=seqkd", "--seqkd.epochs=1", "--data.keep_unfinished=true"),
+        ("--stage=rejection", "--rollout.samples=8"),
         start="seqkd",
-        chosen=True,
+        judged=True,
+    ),
+    "soda": Method("SODA", ("--stage=dpo", "--dpo.epochs=3")),
+    "seqkd_soda": Method(
+        "SeqKD, then SODA", ("--stage=seqkd,dpo", "--seqkd.epochs=1", "--dpo.epochs=2")
+    ),
+    "dpo": Method(
+        "DPO over the public",
+        ("--stage=dpo", "--dpo.epochs=3", "--dpo.rejected=column"),
+        rows="pairs",
     ),
 }
 """The paper's comparison and its ablations.
 
 Each takes three epochs over the teacher's rows, except the longer SeqKD (nine) and the frozen
-discriminator, which is trained for two epochs first. Rejection sampling (RFT) is no part of the
-paper: SeqKD's student takes one more epoch on the best of its own samples.
+discriminator, which is trained for two epochs first. Those after the cross-entropy discriminator
+are no part of the paper. In rejection sampling, SeqKD's student takes one more epoch on the best of
+its own samples.
 """

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING
 from gad_jax.base import exits, files, next_command
 from gad_jax.base.errors import UserError
 from gad_jax.settings import options
-from gad_jax.settings.config import Config
+from gad_jax.settings.config import CAN_CHANGE, STAGES, Config
 from gad_jax.world import answers, language, results, words
 from gad_jax.world.methods import JUDGE, METHODS, WARM_FLAGS, Method
 
@@ -25,17 +24,22 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.2
 
+_PLACES = ("student.path", "discriminator.path", "data.train", "data.heldout")
+"""Settings that name files of the directory, which may have been moved."""
+
 
 def run(world: "World") -> int:
     """Runs or resumes every seed, then reports; returns the exit code."""
-    if world.rows + world.heldout > language.INSTRUCTIONS:
+    most = language.count(world.variant)
+    if world.rows + world.heldout > most:
         raise UserError(
             f"--rows={world.rows} and --heldout={world.heldout} are more than the "
-            f"{language.INSTRUCTIONS} instructions that the world has; lower them"
+            f"{most} instructions that the world has; lower them"
         )
     out = Path(world.out)
     files.make_writable(out, "--out")
     _keep_settings(world, out / "settings.json")
+    _refuse_other_runs(world)
     lock = threading.Lock()
     with exits.StopRequest("stopping; training saves first") as stop:
         stop.ready = True
@@ -67,27 +71,63 @@ def _take_cores(worker: int, workers: int) -> None:
 
 
 def _keep_settings(world: "World", path: Path) -> None:
-    """Writes the settings that results depend on; refuses a directory with other settings."""
-    names = ("training", "rows", "heldout", "layers", "width")
-    texts = [language.teacher(32, seed=0), language.public(32, seed=0)]
-    # The repr of Method is in the digest: renaming its fields would refuse old directories.
-    flags = str([WARM_FLAGS, *METHODS.values()]) + world.flags
-    kept = {name: getattr(world, name) for name in names} | {
-        "world": _digest(json.dumps(texts)),
-        "settings": _digest(options.to_yaml(options.load(Config, world.training)) + flags),
-    }
-    if path.exists():
-        before = json.loads(path.read_text("utf-8"))
-        changed = [name for name in kept if before.get(name) != kept[name]]
-        if changed:
-            name = changed[0]
-            what = {
-                "world": "results of another world",
-                "settings": f"results of other settings than {world.training} and --flags say now",
-            }.get(name, f"results with {name}={before.get(name)}, now {kept[name]}")
-            raise UserError(f"{path.parent} has {what}; give the same, or choose another --out")
-    else:
+    """Writes the world's own settings, on which results depend; refuses a directory with others."""
+    names = ("rows", "heldout", "layers", "width")
+    texts = [write(32, 0, world.variant) for write in (language.teacher, language.public)]
+    kept = {name: getattr(world, name) for name in names} | {"world": _digest(json.dumps(texts))}
+    if not path.exists():
         files.write_atomic(path, json.dumps(kept, indent=1) + "\n")
+        return
+    before = json.loads(path.read_text("utf-8"))
+    changed = [name for name in kept if before.get(name) != kept[name]]
+    if changed:
+        name = changed[0]
+        what = f"results with {name}={before.get(name)}, now {kept[name]}"
+        what = "results of another world" if name == "world" else what
+        raise UserError(f"{path.parent} has {what}; give the same, or choose another --out")
+
+
+def _refuse_other_runs(world: "World") -> None:
+    """Raises UserError where a chosen method has been trained with other settings.
+
+    Methods that are not chosen may have any, and others can be added later.
+    """
+    out = Path(world.out)
+    for number, name in itertools.product(world.numbers, ("warm", *world.chosen)):
+        run = out / f"seed-{number}" / name
+        if not (run.with_name(f"{name}.json").exists() and (run / "config.yaml").exists()):
+            continue  # training itself compares, if it has begun
+        wanted = options.read(
+            Config, _flags(world, number, name), program="python -m gad_jax.train", description=""
+        )
+        found = options.differences(options.load(Config, run / "config.yaml"), wanted)
+        unread = [f"{stage}." for stage in STAGES if stage not in wanted.stages]
+        unread += [] if "gad" in wanted.stages else ["grpo."]
+        changed = [line for line in found if not line.startswith((*CAN_CHANGE, *_PLACES, *unread))]
+        if changed:
+            raise UserError(
+                f"{out} has results of other settings than {world.training} and --flags say now "
+                f"({name}: {'; '.join(changed)}); give the same, or choose another --out"
+            )
+
+
+def _flags(world: "World", number: int, name: str) -> list[str]:
+    """Returns the flags with which `gad_jax.train` trains by a method."""
+    place = Path(world.out) / f"seed-{number}"
+    method = METHODS.get(name, Method("", WARM_FLAGS, start="", rows="public"))
+    student = place / method.start / "export/student" if method.start else place / "untrained"
+    judge = [f"--discriminator.path={place / JUDGE}"] if method.judged else []
+    return [
+        f"--config={world.training}",
+        f"--run_dir={place / name}",
+        f"--student.path={student}",
+        f"--data.train={place / method.rows}.jsonl",
+        f"--data.heldout={place / 'heldout.jsonl'}",
+        f"--seed={number}",
+        *judge,
+        *method.flags,
+        *world.flags.split(),
+    ]
 
 
 def _digest(text: str) -> str:
@@ -103,17 +143,11 @@ class _Seed:
 
     def run(self) -> None:
         """Does what is missing, until all is done or a stop is requested."""
-        if not (self.place / "heldout.jsonl").exists():
+        names = {"heldout", *(METHODS[name].rows for name in self.world.chosen)}
+        if not all((self.place / f"{name}.jsonl").exists() for name in names):
             self._make_world()
-        warm = Method("", WARM_FLAGS)
-        self._do("warm", warm, self.place / "untrained", self.place / "public.jsonl")
-        for name in self.world.chosen:
-            method = METHODS[name]
-            student = self.place / method.start / "export" / "student"
-            rows = (
-                self._chosen_rows(method.start) if method.chosen else self.place / "teacher.jsonl"
-            )
-            self._do(name, method, student, rows)
+        for name in ("warm", *self.world.chosen):
+            self._do(name)
         for name in ("warm", *self.world.chosen):
             self._measure_knowledge(name)
 
@@ -124,30 +158,21 @@ class _Seed:
         words.write_student(
             self.place / "untrained", language.WORDS, layers=layers, width=width, seed=self.number
         )
-        rows = language.teacher(self.world.rows + self.world.heldout, self.number)
+        count, variant = self.world.rows, self.world.variant
+        rows = language.teacher(count + self.world.heldout, self.number, variant)
+        public = language.public(count, self.number, variant)
         parts = {
-            "public": language.public(self.world.rows, self.number),
-            "teacher": rows[: self.world.rows],
-            "heldout": rows[self.world.rows :],
+            "public": public,
+            "teacher": rows[:count],
+            "pairs": [
+                row | {"rejected": other["teacher_response"]}
+                for row, other in zip(rows, public, strict=False)
+            ],
+            "heldout": rows[count:],
         }
         for name, part in parts.items():
             text = "".join(json.dumps(row) + "\n" for row in part)
             files.write_atomic(self.place / f"{name}.jsonl", text)
-
-    def _chosen_rows(self, start: str) -> Path:
-        """Returns rows with the best of this student's samples by GAD's discriminator; makes them
-        where they are missing."""
-        path = self.place / f"{start}-chosen.jsonl"
-        if not (self.stop.requested or path.exists()):
-            with self.lock:
-                answers.write_chosen(
-                    self.place / start,
-                    self.place / JUDGE,
-                    self.place / "teacher.jsonl",
-                    self.number,
-                    path,
-                )
-        return path
 
     def _measure_knowledge(self, name: str) -> None:
         """Measures what a method's student knows, unless that is done."""
@@ -161,13 +186,13 @@ class _Seed:
             )
         files.write_atomic(result, json.dumps(found, indent=1) + "\n")
 
-    def _do(self, name: str, method: Method, student: Path, rows: Path) -> None:
+    def _do(self, name: str) -> None:
         """Trains by a method and measures its answers with the oracle, unless that is done."""
         result = self.place / f"{name}.json"
         if self.stop.requested or result.exists():
             return
         started = time.monotonic()
-        if not self._train(name, method.flags, student, rows):
+        if not self._train(name):
             return
         with self.lock:  # one seed at a time: the compiled programs are shared
             found = answers.measure(self.place / name, self.place / "heldout.jsonl", self.number)
@@ -179,19 +204,10 @@ class _Seed:
             flush=True,
         )
 
-    def _train(self, name: str, flags: Sequence[str], student: Path, rows: Path) -> bool:
+    def _train(self, name: str) -> bool:
         """Returns whether training finished; False if a stop request interrupted it."""
-        command = [
-            *(sys.executable, "-m", "gad_jax.train"),
-            f"--config={self.world.training}",
-            f"--run_dir={self.place / name}",
-            f"--student.path={student}",
-            f"--data.train={rows}",
-            f"--data.heldout={self.place / 'heldout.jsonl'}",
-            f"--seed={self.number}",
-            *flags,
-            *self.world.flags.split(),
-        ]
+        flags = _flags(self.world, self.number, name)
+        command = [sys.executable, "-m", "gad_jax.train", *flags]
         log = self.place / f"{name}.log"
         with log.open("ab") as output:
             child = subprocess.Popen(

@@ -94,6 +94,29 @@ def test_every_value_on_the_way_is_right() -> None:
 
 def test_more_instructions_than_there_are_end_in_an_error() -> None:
     # of three operations, 5 · 14³; of four, 5 · 14⁴
-    assert language.INSTRUCTIONS == 13_720 + 192_080
+    assert language.count() == 13_720 + 192_080
     with pytest.raises(ValueError, match="205801 different instructions"):
         language.instructions(205_801, seed=0)
+
+
+def test_in_the_world_of_knowledge_there_is_nothing_to_give_up() -> None:
+    rows = language.teacher(200, seed=1, variant="knowledge")
+    asked = [row["messages"][0]["content"] for row in rows]
+    assert {len(question.split()) for question in asked} == {11, 13}  # five or six operations
+    verdicts = [
+        language.judge(question, row["teacher_response"])
+        for question, row in zip(asked, rows, strict=True)
+    ]
+    assert {*verdicts} == {("steps", True)}
+    # The longest fits the limits of configs/world.yaml, with its end token.
+    assert max(len(row["teacher_response"].split()) for row in rows) + 1 <= 32
+    guessed = language.public(200, seed=1, variant="knowledge")
+    texts = [row["teacher_response"] for row in guessed]
+    assert [row["messages"] for row in guessed] == [row["messages"] for row in rows]
+    assert all(map(language.agrees, texts))
+    right = sum(language.judge(*pair).valid for pair in zip(asked, texts, strict=True))
+    assert right <= 2  # of 200, each by chance with a probability of 1 in 3125 or less
+    for text, row in zip(texts, rows, strict=True):  # the same words but for the values
+        given = row["teacher_response"].split()
+        differing = [n for n, word in enumerate(text.split()) if word != given[n]]
+        assert all(given[n - 1] == "is" for n in differing)

@@ -24,28 +24,27 @@ def test_methods_are_trained_judged_and_compared(
 ) -> None:
     out = tmp_path / "world"
     more = "--flags=--optimizer.max_gradient_norm=3 --optimizer.beta2=0.95"
-    flags = (f"--out={out}", *SMALL, "--methods=seqkd,gad,rejection_sampling", more)
+    flags = (f"--out={out}", *SMALL, "--methods=seqkd,gad,rejection_sampling,dpo", more)
     done = command("world", *flags)
     assert done.returncode == 0, done.stderr
     assert "seed 0, warm:" in done.stdout
     assert "seed 0, seqkd:" in done.stdout
     results = json.loads((out / "results.json").read_text())
-    assert [*results] == ["seeds", "warm start", "SeqKD", "GAD", "SeqKD, then its best of 8 by D"]
+    methods = ["SeqKD", "GAD", "SeqKD, then its best of 8 by D", "DPO over the public"]
+    assert [*results] == ["seeds", "warm start", *methods]
     (seqkd,) = results["SeqKD"]
     # three steps: an epoch has one
     assert [point["step"] for point in seqkd["curve"]] == [0, 3]
     assert set(seqkd["greedy"]) > {"valid", "coverage", "distinct", "tokens", "ngram_1", "rouge_l"}
     assert [*seqkd["knowledge"]["chosen"]] == ["first", "majority", "agrees", "discriminator"]
-    chosen, teacher = (
-        list(jsonl.read_rows(out / "seed-0" / f"{name}.jsonl"))
-        for name in ("seqkd-chosen", "teacher")
-    )
-    assert 0 < len(chosen) <= len(teacher)
-    prompts = {row["id"]: row["messages"] for row in teacher}
-    assert all(row["messages"] == prompts[row["id"]] for row in chosen)
+    (step,) = jsonl.read_rows(out / "seed-0" / "rejection_sampling" / "metrics.jsonl")
+    assert step["rejection/best_score"] > step["rejection/mean_score"]
     settings = (out / "seed-0" / "rejection_sampling" / "config.yaml").read_text()
-    assert "seqkd-chosen.jsonl" in settings
     assert "seqkd/export/student" in settings
+    assert "seed-0/gad\n" in settings  # whose discriminator chooses
+    steps = list(jsonl.read_rows(out / "seed-0" / "dpo" / "metrics.jsonl"))
+    assert [step["stage"] for step in steps] == ["dpo"] * 3
+    assert "pairs.jsonl" in (out / "seed-0" / "dpo" / "config.yaml").read_text()
     table = (out / "results.md").read_text().splitlines()
     assert table[0].startswith("|  | warm start | SeqKD | GAD |")
     assert f"| {100 * seqkd['greedy']['valid']:.1f} |" in table[2]
@@ -62,10 +61,14 @@ def test_methods_are_trained_judged_and_compared(
     assert "has results with rows=80, now 81" in refused(world.main, *other)
     settings = out / "settings.json"
     kept = json.loads(settings.read_text())
-    assert "than world and --flags say now" in refused(world.main, *flags[:-1], "--flags=--x=1")
-    for name, said in (("world", "of another world"), ("settings", "of other settings than world")):
-        settings.write_text(json.dumps(kept | {name: "0"}))
-        assert f"has results {said}" in refused(world.main, *flags)
+    said = refused(world.main, *flags[:-1], "--flags=--optimizer.beta2=0.95")
+    assert "than world and --flags say now (warm: optimizer.max_gradient_norm: 3.0 → 1.0)" in said
+    # What other methods depend on may change, so that a directory can get more of them.
+    changed = f"{more} --dpo.beta=1"
+    assert "(dpo: dpo.beta: 0.1 → 1.0)" in refused(world.main, *flags[:-1], changed)
+    assert world.main([f"--out={out}", *SMALL, "--methods=seqkd", changed]) == 0
+    settings.write_text(json.dumps(kept | {"world": "0"}))
+    assert "has results of another world" in refused(world.main, *flags)
 
 
 def test_a_method_is_refused_without_those_that_it_needs(refused: Callable[..., str]) -> None:
