@@ -1,0 +1,1 @@
+"""Exact measurement on a pretrained student; its command is `__main__.py`."""
