@@ -9,7 +9,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 COMMANDS = (
     *("train", "generate", "export", "collect", "evaluate", "serve", "plan", "toy", "world"),
-    *("bench", "bench update", "bench rollout", "bench scaling"),
+    *("world.personas", "bench", "bench update", "bench rollout", "bench scaling"),
 )
 CODE = """
 import runpy, sys

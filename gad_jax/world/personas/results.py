@@ -24,14 +24,14 @@ from gad_jax.world.personas.methods import TEACHER, Entry
 from gad_jax.world.personas.mixture import Persona
 
 PER_PROMPT: dict[str, tuple[str, Bounds, float]] = {
-    "KL(student ‖ teacher), nats": ("reverse_kl", UNBOUNDED, 1),
-    "KL(teacher ‖ student), nats": ("forward_kl", UNBOUNDED, 1),
-    "loss on held-out teacher answers, nats per token": ("heldout_loss", UNBOUNDED, 1),
-    "teacher's loss on these answers, nats per token": ("teacher_loss", UNBOUNDED, 1),
-    "AUC of a fresh classifier, %": ("auc", SHARES, 100),
-    "most probable persona of an answer, %": ("decided", SHARES, 100),
-    "tokens": ("length", UNBOUNDED, 1),
-    "cut, %": ("cut", SHARES, 100),
+    "KL(student ‖ teacher), nats": ("reverse_kl", UNBOUNDED, 1.0),
+    "KL(teacher ‖ student), nats": ("forward_kl", UNBOUNDED, 1.0),
+    "loss on held-out teacher answers, nats per token": ("heldout_loss", UNBOUNDED, 1.0),
+    "teacher's loss on these answers, nats per token": ("teacher_loss", UNBOUNDED, 1.0),
+    "AUC of a fresh classifier, %": ("auc", SHARES, 100.0),
+    "most probable persona of an answer, %": ("decided", SHARES, 100.0),
+    "tokens": ("length", UNBOUNDED, 1.0),
+    "cut, %": ("cut", SHARES, 100.0),
 }
 """Rows of the table with a number per prompt: its name, bounds, and the factor it is shown with."""
 
@@ -119,7 +119,7 @@ def _row(repeated: Sequence[dict[str, Any]], personas: Sequence[Persona]) -> dic
         row[name] = NONE if None in values else _times(_interval(values, bounds), factor)
     shares = np.asarray([one["prompts"]["share"] for one in repeated])  # [seeds prompts personas]
     for place, persona in enumerate(personas):
-        cell = _times(_interval(shares[..., place], SHARES), 100)
+        cell = _times(_interval(shares[..., place], SHARES), 100.0)
         row[f"{persona.name} ({100 * persona.share:g}), %"] = cell
     row[EFFECTIVE] = t_interval([mixture.effective(each.mean(axis=0)) for each in shares])
     for name, (key, factor) in COSTS.items():

@@ -1,58 +1,84 @@
-"""The experiment on a network of words: every method once, what resumes and what is refused."""
+"""The experiment on random-tiny: every method once, what resumes and what is refused."""
 
 import json
 import re
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from gad_jax.base import jsonl
-from gad_jax.world import words
+from gad_jax.distributed.mesh import make_mesh
+from gad_jax.settings import options
+from gad_jax.settings.config import Config
+from gad_jax.world import runs
 from gad_jax.world.personas import __main__ as command_line
+from gad_jax.world.personas import experiment, laboratory, mixture
+from gad_jax.world.personas.teacher import Drawn
 
 pytest_plugins = ["tests.run_fixtures"]
 
-WORDS = ("be", "brief", "grand", "yes", "no", "why", "because")
-SIZES = ("--seeds=1", "--train_prompts=8", "--heldout=4", "--samples=2", "--max_new_tokens=4")
+SIZES = ("--seeds=1", "--heldout=4", "--samples=2", "--max_new_tokens=4")
+METHODS = "--methods=start,seqkd@1e-3,gad,best_of_8,rejection_sampling"
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     """A network, its prompts and its personas, as flags."""
     place = tmp_path_factory.mktemp("inputs")
-    words.write_student(place / "model", WORDS, layers=1, width=24, seed=0)
-    asked = [f"why {a} {b}" for a in WORDS for b in WORDS[:2]]
+    asked = [f"Why {n}?" for n in range(20)]
     (place / "asked.txt").write_text("\n".join([*asked, asked[0]]) + "\n")
     personas = [
-        {"name": name, "share": share, "system": f"be {name}"}
+        {"name": name, "share": share, "system": f"Be {name}."}
         for name, share in (("brief", 0.75), ("grand", 0.25))
     ]
     (place / "personas.jsonl").write_text("".join(json.dumps(row) + "\n" for row in personas))
     return (
-        f"--model={place / 'model'}",
+        "--model=random-tiny",
         f"--prompts={place / 'asked.txt'}",
         f"--personas={place / 'personas.jsonl'}",
+        *SIZES,
     )
+
+
+@pytest.fixture(params=["copied", pytest.param("trained", marks=pytest.mark.slow)])
+def trains(
+    request: pytest.FixtureRequest, tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> list[Config]:
+    """The settings of the runs so far. Runs are copies of a finished one, unless it is slow."""
+    monkeypatch.setattr(laboratory, "make_mesh", lambda: make_mesh(devices=jax.devices()[:1]))
+    real, found = runs.train, []
+
+    def train(flags: Sequence[str], log: Path, *others: Any) -> bool:
+        config = options.read(Config, flags, program="", description="")
+        found.append(config)
+        if request.param == "trained":
+            return real(flags, log, *others)
+        shutil.copytree(tiny_run, config.run_dir)
+        return True
+
+    monkeypatch.setattr(runs, "train", train)
+    return found
 
 
 def test_methods_are_trained_measured_and_compared(
     tmp_path: Path,
     inputs: tuple[str, ...],
-    command: Callable[..., Any],
+    trains: list[Config],
     refused: Callable[..., str],
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "out"
-    chosen = "--methods=start,seqkd@1e-3,gad,best_of_8,rejection_sampling"
     more = "--flags=--optimizer.beta2=0.95"
-    flags = (f"--out={out}", *inputs, *SIZES, "--answers=2", chosen, more)
-    done = command("world.personas", *flags)
-    assert done.returncode == 0, done.stderr
-    assert all(len(line) <= 80 for line in done.stdout.splitlines() if "│" in line)
-    assert re.search(r"seed 0, gad: \d+\.\d minutes, KL\(q‖p\) ", done.stdout)
+    flags = (f"--out={out}", *inputs, "--train_prompts=8", "--answers=2", METHODS, more)
+    assert command_line.main([*flags]) == 0
+    printed = capfd.readouterr().out
+    assert all(len(line) <= 80 for line in printed.splitlines() if "│" in line)
+    assert re.search(r"seed 0, gad: \d+\.\d minutes, KL\(q‖p\) ", printed)
     place = out / "seed-0"
 
     # what training sees: prompts and texts, nothing of personas
@@ -65,17 +91,19 @@ def test_methods_are_trained_measured_and_compared(
     assert {row["messages"][0]["role"] for row in rows} == {"user"}
     texts = [row["text"] for row in drawn if row["text"].strip()]
     assert [row["teacher_response"] for row in rows] == texts
-    asked = [json.loads(line)["prompt"] for line in (place / "start-answers.jsonl").open()]
+    asked = [row["prompt"] for row in jsonl.read_rows(place / "start-answers.jsonl")]
     assert len(asked) == 8
     assert not {*asked} & {row["messages"][0]["content"] for row in rows}
 
     # settings and starts of the runs
-    settings = (place / "seqkd_at_1e-3" / "config.yaml").read_text()
-    for line in ("generator_learning_rate: 0.001", "beta2: 0.95", "rank: 8", "max_new_tokens: 4"):
-        assert line in settings
-    settings = (place / "rejection_sampling" / "config.yaml").read_text()
-    assert "seqkd_at_1e-3\n" in settings
-    assert "rejection_sampling-rows.jsonl" in settings
+    seqkd, gad, rejection = trains
+    assert seqkd.seqkd.generator_learning_rate == 1e-3
+    assert (seqkd.optimizer.beta2, seqkd.lora.rank, seqkd.rollout.max_new_tokens) == (0.95, 8, 4)
+    assert gad.stages == ("warmup", "gad")
+    assert gad.student.path == "random-tiny"
+    assert rejection.data.train == str(place / "rejection_sampling-rows.jsonl")
+    assert str(place / "seqkd_at_1e-3") in (rejection.student.path, rejection.lora.adapter[:-8])
+    assert gad.data.train == str(place / "teacher.jsonl")
 
     found = json.loads((out / "results.json").read_text())
     names = ["teacher", "start", "SeqKD, 1e-3", "GAD", "best of 8 by D"]
@@ -85,12 +113,11 @@ def test_methods_are_trained_measured_and_compared(
         assert len(prompts["reverse_kl"]) == len(prompts["forward_kl"]) == 4
         np.testing.assert_allclose(np.sum(prompts["share"], axis=1), 1)
     assert "reverse_kl" not in found[names[4]][0]["prompts"]
-    shown = [json.loads(line) for line in (place / "gad-answers.jsonl").open()]
+    shown = jsonl.read_rows(place / "gad-answers.jsonl")
     ratios = np.reshape([line["log_q"] - line["log_p"] for line in shown], (4, 2)).mean(axis=1)
     np.testing.assert_allclose(found["GAD"][0]["prompts"]["reverse_kl"], ratios, atol=1e-3)
     cost = {name: found[name][0]["cost"] for name in names}
-    assert cost["start"]["minutes"] == cost["SeqKD, 1e-3"]["sampled"] == 0
-    assert cost["SeqKD, 1e-3"]["discriminator"] == 0
+    assert cost["start"]["minutes"] == 0
     assert min(cost["GAD"].values()) > 0
     assert cost[names[4]]["generator"] == pytest.approx(
         cost["SeqKD, 1e-3"]["generator"] + cost["GAD"]["generator"]
@@ -117,32 +144,53 @@ def test_methods_are_trained_measured_and_compared(
     assert "is of other flags than --stage=warmup,gad; remove" in refused(command_line.main, *flags)
 
 
-def test_drawing_resumes_where_it_stopped(tmp_path: Path, inputs: tuple[str, ...]) -> None:
-    import jax
-
-    from gad_jax.settings import options
-    from gad_jax.world.personas import experiment, laboratory
-
-    settings = options.read(command_line.Personas, [*inputs, *SIZES], program="", description="")
+def test_drawing_resumes_where_it_stopped(
+    tmp_path: Path, inputs: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = options.read(
+        command_line.Personas, [*inputs, "--train_prompts=8"], program="", description=""
+    )
     train, heldout = experiment.split(settings)
     assert len(train) == 8
     assert len(heldout) == 4
     texts = [row.messages[0]["content"] for row in (*train, *heldout)]
     assert len({*texts}) == 12
+    monkeypatch.setattr(laboratory, "make_mesh", lambda: make_mesh(devices=jax.devices()[:1]))
+    monkeypatch.setattr(laboratory, "DRAWN_AT_ONCE", 5)
     lab = laboratory.Laboratory(settings, train, heldout)
+    # test_policy.py: an answer depends on its number alone
+    lab.teacher = ScriptedTeacher(settings)  # pyright: ignore
+    lab.base = lab.teacher  # pyright: ignore
     path = tmp_path / "drawn.jsonl"
-    with jax.set_mesh(lab.mesh):
-        assert lab.draw(train, 2, 5, path, lambda: True)
-        whole = path.read_bytes()
-        lines = whole.splitlines(keepends=True)
-        path.write_bytes(b"".join(lines[:5]) + lines[5][:9])  # killed within a line
-        assert not lab.draw(train, 2, 5, path, lambda: False)
-        assert path.read_bytes() == b"".join(lines[:5])
-        assert lab.draw(train, 2, 5, path, lambda: True)
+    assert lab.draw(train, 2, 5, path, lambda: True)
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    assert [row["tokens"] for row in jsonl.read_rows(path)] == [[n] for n in range(16)]
+    assert [row["text"] for row in jsonl.read_rows(path)][2:4] == [texts[1]] * 2
+    path.write_bytes(b"".join(lines[:7]) + lines[7][:9])  # killed within a line
+    assert not lab.draw(train, 2, 5, path, lambda: False)
+    assert path.read_bytes() == b"".join(lines[:7])
+    assert lab.draw(train, 2, 5, path, lambda: True)
     assert path.read_bytes() == whole
-    assert {row["persona"] for row in jsonl.read_rows(path)} == {"brief", "grand"}
+
+
+class ScriptedTeacher:
+    """Answers a question with its text, as the token that is its number."""
+
+    def __init__(self, settings: command_line.Personas) -> None:
+        self.personas, self.chat = mixture.read(settings.personas), self
+        self.texts: dict[int, str] = {}
+
+    def draw(self, asked: Any, numbers: Sequence[int], key: Any) -> list[Drawn]:
+        assert jax.random.key_data(key).size
+        contents = [messages[-1]["content"] for messages in asked]
+        self.texts |= dict(zip(numbers, contents, strict=True))
+        return [Drawn(number % 2, np.asarray([number]), True) for number in numbers]
+
+    def decode(self, tokens: np.ndarray) -> str:
+        return self.texts[int(tokens[0])]
 
 
 def test_too_few_prompts_are_refused(inputs: tuple[str, ...], refused: Callable[..., str]) -> None:
-    said = refused(command_line.main, *inputs, *SIZES, "--train_prompts=11")
-    assert "has 14 different prompts, and --train_prompts=11 with --heldout=4 need 15" in said
+    said = refused(command_line.main, *inputs, "--train_prompts=17")
+    assert "has 20 different prompts, and --train_prompts=17 with --heldout=4 need 21" in said

@@ -51,7 +51,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             path = tmp_path_factory.mktemp("model")
             words.write_student(path, WORDS, layers=1, width=24, seed=seed)
             config, params = weights.load(path, mesh)
-            params = jax.tree.map(lambda leaf: 8 * leaf, params)  # else all is close to uniform
+            params = jax.tree.map(lambda leaf: 4 * leaf, params)  # else all is close to uniform
             return Policy(config, params, Chat.load(path, "none"), mesh, LIMIT, temperature)
 
         student = policy(1, 1.0)
