@@ -113,12 +113,14 @@ class Laboratory:
 
     def describe(self, responses: Responses, finished: Any) -> Answers:
         """Returns answers to the held-out prompts with all that is measured of any answers."""
-        return Answers(
-            measures.lengths(responses),
-            np.asarray(finished),
-            self.teacher.joint(self.asked, responses),
+        lengths, ended = measures.lengths(responses), np.asarray(finished)
+        features = (
             self.base.hidden_means(self.base.encode(self.asked), responses),
+            np.log(lengths)[..., None],
+            ended[..., None],
         )
+        joint = self.teacher.joint(self.asked, responses)
+        return Answers(lengths, ended, joint, np.concatenate(features, axis=-1))
 
     def measure(
         self, policy: Policy, teacher: Answers, taught: Responses, seed: int, path: Path
