@@ -11,7 +11,8 @@ from typing import Any
 
 from gad_jax.base import exits
 from gad_jax.settings import options
-from gad_jax.settings.fields import Checked, FieldError, option
+from gad_jax.settings.fields import Checked, FieldError, option, section
+from gad_jax.settings.sections import Columns
 from gad_jax.world.personas.methods import METHODS, Entry, entries
 
 
@@ -63,6 +64,7 @@ class Personas(Checked):
         0.7, "sampling temperature of the teacher, part of its distribution", minimum=0.01
     )
     prompts: str = option("", "rows with prompts, as for training; empty: the bundled ones")
+    data: Columns = section(Columns, "columns of the file with prompts")
     train_prompts: int = _size("train_prompts", "prompts of training", "prompts")
     answers: int = _size("answers", "teacher answers to each of them", "answers")
     heldout: int = _size("heldout", "other prompts, for the measurement", "prompts")

@@ -6,7 +6,7 @@ Every part that is done stays: the same command resumes.
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,10 +40,11 @@ def run(settings: "Personas") -> int:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     personas = mixture.read(settings.personas)
     train, heldout = split(settings)
+    training = check_flags(settings)
     out = Path(settings.out)
     files.make_writable(out, "--out")
-    _keep_settings(settings, out / "settings.json", (train, heldout, personas))
-    laboratory = Laboratory(settings, train, heldout)
+    _keep_settings(settings, out / "settings.json", (train, heldout, personas, training))
+    laboratory = Laboratory(settings, training, train, heldout)
     with (
         files.lock_run(out, "--out"),
         exits.StopRequest("stopping after this part; training saves first") as stop,
@@ -65,7 +66,7 @@ def split(settings: "Personas") -> tuple[list[Row], list[Row]]:
     They are drawn from all prompts; a prompt that comes twice counts once.
     """
     names = (settings.prompts,) if settings.prompts else _BUNDLED
-    rows = [row for name in names for row in sources.read(name, need_response=False).rows]
+    rows = [row for name in names for row in _read(settings, name)]
     rows = [*{json.dumps(row.messages): row for row in rows}.values()]
     needed = settings.train_prompts + settings.heldout
     if needed > len(rows):
@@ -79,14 +80,54 @@ def split(settings: "Personas") -> tuple[list[Row], list[Row]]:
     return chosen[settings.heldout :], chosen[: settings.heldout]
 
 
+def _read(settings: "Personas", name: str) -> Sequence[Row]:
+    columns = settings.data
+    return sources.read(
+        name,
+        need_response=False,
+        prompt_field=columns.prompt,
+        response_field=columns.response,
+    ).rows
+
+
+def run_flags(
+    settings: "Personas", entry: Entry, run: Path, start: Sequence[str], rows: Path, seed: int
+) -> list[str]:
+    """Returns the flags of a method's run."""
+    return [
+        f"--config={settings.training}",
+        f"--run_dir={run}",
+        *start,
+        f"--data.train={rows}",
+        f"--rollout.max_new_tokens={settings.max_new_tokens}",
+        f"--seed={seed}",
+        *entry.flags,
+        *settings.flags.split(),
+    ]
+
+
+def check_flags(settings: "Personas") -> Config:
+    """Returns the settings that all runs have in common.
+
+    Raises UserError for flags of a method that are refused, before anything is loaded.
+    """
+    for entry in settings.entries:
+        if entry.trains:
+            start = [f"--student.path={settings.model}"]
+            place = Path(settings.out)
+            flags = run_flags(settings, entry, place / entry.directory, start, place, 0)
+            options.read(Config, flags, program="", description="")
+    common = [f"--config={settings.training}", *settings.flags.split()]
+    return options.read(Config, common, program="", description="")
+
+
 def _keep_settings(settings: "Personas", path: Path, parts: tuple[Any, ...]) -> None:
     """Refuses a directory with results of other settings."""
     kept = {name: getattr(settings, name) for name in _KEPT}
-    train, heldout, personas = parts
+    train, heldout, personas, training = parts
     texts = [[row.messages for row in rows] for rows in (train, heldout)]
     kept |= {"prompts": runs.digest(json.dumps(texts)), "personas": runs.digest(str(personas))}
-    yaml = options.to_yaml(options.load(Config, settings.training))
-    kept["training"] = runs.digest(yaml + settings.flags)
+    kept["training"] = runs.digest(options.to_yaml(training))
 
     def says(name: str, before: Mapping[str, Any]) -> str:
         return {
@@ -141,7 +182,7 @@ class Seed:
         )
         count, samples = self.settings.answers, self.settings.samples
         if not drawn.exists():
-            laboratory.check_lengths()
+            laboratory.check_prompts()
         for path, asked, each in (
             (drawn, laboratory.train, count),
             (heldout, laboratory.heldout, samples),
@@ -199,8 +240,7 @@ class Seed:
     def _policy(self, name: str) -> Policy:
         if name == START:
             return self.laboratory.base
-        path = str(self._run_of(name))
-        return Policy.load(path, self.laboratory.mesh, self.settings.max_new_tokens)
+        return self.laboratory.load(self._run_of(name))
 
     def _mean_tokens(self) -> float:
         drawn = jsonl.read_rows(self.place / "drawn.jsonl")
@@ -223,15 +263,7 @@ class Seed:
                 self.laboratory.write_chosen_rows(
                     self._policy(entry.start), self._run_of(entry.judge), self.number, rows
                 )
-        flags = [
-            f"--config={self.settings.training}",
-            f"--run_dir={self._path(entry)}",
-            *self._start(entry),
-            f"--data.train={rows}",
-            f"--rollout.max_new_tokens={self.settings.max_new_tokens}",
-            f"--seed={self.number}",
-            *entry.flags,
-            *self.settings.flags.split(),
-        ]
+        start = self._start(entry)
+        flags = run_flags(self.settings, entry, self._path(entry), start, rows, self.number)
         name = f"seed {self.number}, {entry.name}"
         return runs.train(flags, self._path(entry, ".log"), self.stop, name)

@@ -12,10 +12,13 @@ from jax.sharding import Mesh
 
 from gad_jax.base import files, jsonl
 from gad_jax.base.errors import UserError
+from gad_jax.data.chat import Chat
 from gad_jax.data.sources import Row
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.metrics.scoring import Scorer
 from gad_jax.rollout.answering import Answer
+from gad_jax.settings import template_arguments
+from gad_jax.settings.config import Config
 from gad_jax.training import exporting, loading
 from gad_jax.training.exporting import Export
 from gad_jax.world import answers, knowledge, runs
@@ -34,8 +37,15 @@ DRAWN_AT_ONCE = 64
 class Laboratory:
     """The teacher, and the student before training, on one mesh. They are loaded when needed."""
 
-    def __init__(self, settings: "Personas", train: Sequence[Row], heldout: Sequence[Row]) -> None:
-        self.settings, self.train, self.heldout = settings, train, heldout
+    def __init__(
+        self,
+        settings: "Personas",
+        training: Config,
+        train: Sequence[Row],
+        heldout: Sequence[Row],
+    ) -> None:
+        self.settings, self.training = settings, training
+        self.train, self.heldout = train, heldout
         self.asked = [[*row.messages] for row in heldout]
 
     @functools.cached_property
@@ -46,7 +56,17 @@ class Laboratory:
     @functools.cached_property
     def base(self) -> Policy:
         """The network without a persona; the features of all answers come from it."""
-        return Policy.load(self.settings.model, self.mesh, self.settings.max_new_tokens)
+        network = loading.load_student(self.settings.model, self.mesh)
+        # The prompts of teacher and student are those of the training runs.
+        data = self.training.data
+        arguments = template_arguments.parse(data.chat_template_kwargs)
+        chat = Chat.load(network.tokenizer, data.template, arguments, data.thoughts == "drop")
+        limit = self.settings.max_new_tokens
+        return Policy(network.config, network.params, chat, self.mesh, limit)
+
+    def load(self, run: Path) -> Policy:
+        """Returns the student of a run."""
+        return Policy.load(str(run), self.base.chat, self.mesh, self.settings.max_new_tokens)
 
     @functools.cached_property
     def teacher(self) -> Teacher:
@@ -56,12 +76,20 @@ class Laboratory:
         policy = Policy(same.config, same.params, same.chat, self.mesh, limit, temperature)
         return Teacher(policy, mixture.read(self.settings.personas))
 
-    def check_lengths(self) -> None:
-        """Raises UserError where a prompt under a persona, or without one, is too long."""
+    def check_prompts(self) -> None:
+        """Raises UserError where a prompt is too long, or the personas' prompts are the same."""
         everything = [[*row.messages] for row in (*self.train, *self.heldout)]
         self.base.encode(everything)
+        first: dict[bytes, str] = {}
         for persona in self.teacher.personas:
-            self.base.encode([persona.conversation(messages) for messages in everything])
+            conversations = [persona.conversation(messages) for messages in everything]
+            tokens = self.base.encode(conversations)[0].tobytes()
+            if first.setdefault(tokens, persona.name) != persona.name:
+                raise UserError(
+                    f"{self.settings.model}: the prompts of {first[tokens]!r} and {persona.name!r} "
+                    "are the same; the chat template drops system messages, or their texts are "
+                    "equal: use another --model or other --personas"
+                )
 
     def draw(
         self,

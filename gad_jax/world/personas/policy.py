@@ -66,11 +66,10 @@ class Policy:
         self._shapes: set[Shape] = set()
 
     @classmethod
-    def load(cls, name: str, mesh: Mesh, max_new_tokens: int, temperature: float = 1.0) -> "Policy":
-        """Returns the student called `name`, a model or a run; prompts have no wrapper."""
+    def load(cls, name: str, chat: Chat, mesh: Mesh, max_new_tokens: int) -> "Policy":
+        """Returns the student called `name`, a model or a run."""
         network = loading.load_student(name, mesh)
-        chat = network.load_chat("none")
-        return cls(network.config, network.params, chat, mesh, max_new_tokens, temperature)
+        return cls(network.config, network.params, chat, mesh, max_new_tokens)
 
     def encode(self, conversations: Sequence[Conversation]) -> list[np.ndarray]:
         """Returns the tokens of each conversation. Raises UserError for one that is too long."""

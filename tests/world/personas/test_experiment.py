@@ -13,6 +13,7 @@ import pytest
 
 from gad_jax.base import jsonl
 from gad_jax.distributed.mesh import make_mesh
+from gad_jax.models.builtin import tiny
 from gad_jax.settings import options
 from gad_jax.settings.config import Config
 from gad_jax.world import runs
@@ -131,7 +132,7 @@ def test_methods_are_trained_measured_and_compared(
     assert "KL(q‖p)" in printed
     other = [flag.replace("samples=2", "samples=3") for flag in flags]
     assert "has results with samples=2, now 3" in refused(command_line.main, *other)
-    said = refused(command_line.main, *flags[:-1], "--flags=--x=1")
+    said = refused(command_line.main, *flags[:-1], "--flags=--optimizer.beta2=0.9")
     assert "than personas and --flags say now" in said
     for name, what in (("prompts", "other prompts"), ("personas", "other personas")):
         path = out / "settings.json"
@@ -157,7 +158,7 @@ def test_drawing_resumes_where_it_stopped(
     assert len({*texts}) == 12
     monkeypatch.setattr(laboratory, "make_mesh", lambda: make_mesh(devices=jax.devices()[:1]))
     monkeypatch.setattr(laboratory, "DRAWN_AT_ONCE", 5)
-    lab = laboratory.Laboratory(settings, train, heldout)
+    lab = laboratory.Laboratory(settings, Config(), train, heldout)
     # test_policy.py: an answer depends on its number alone
     lab.teacher = ScriptedTeacher(settings)  # pyright: ignore
     lab.base = lab.teacher  # pyright: ignore
@@ -194,3 +195,40 @@ class ScriptedTeacher:
 def test_too_few_prompts_are_refused(inputs: tuple[str, ...], refused: Callable[..., str]) -> None:
     said = refused(command_line.main, *inputs, "--train_prompts=17")
     assert "has 20 different prompts, and --train_prompts=17 with --heldout=4 need 21" in said
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--flags=--optimizer.beta=1", "Optimizer has no field 'beta'"),
+        ("--flags=--run_dir=runs/mine", "--run_dir is given twice"),
+        ("--training=world2", "world2"),
+        ("--methods=seqkd@0e1,gad@7e99", "gad.generator_learning_rate"),
+    ],
+)
+def test_flags_of_runs_are_checked_first(
+    tmp_path: Path, inputs: tuple[str, ...], flag: str, said: str, refused: Callable[..., str]
+) -> None:
+    flags = (f"--out={tmp_path}", *inputs, "--train_prompts=8", flag)
+    assert said in refused(command_line.main, *flags)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_template_that_drops_system_messages_is_refused(
+    tmp_path: Path,
+    inputs: tuple[str, ...],
+    refused: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(laboratory, "make_mesh", lambda: make_mesh(devices=jax.devices()[:1]))
+    model = tmp_path / "model"
+    shutil.copytree(tiny.fetch(), model)
+    path = model / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    loop = "{% for message in messages %}"
+    only = "{% for message in messages if message['role'] != 'system' %}"
+    settings["chat_template"] = settings["chat_template"].replace(loop, only)
+    path.write_text(json.dumps(settings))
+    others = (f"--out={tmp_path / 'out'}", *inputs[1:], "--train_prompts=8", "--methods=start")
+    said = refused(command_line.main, f"--model={model}", *others)
+    assert "the prompts of 'brief' and 'grand' are the same; the chat template drops" in said
