@@ -224,7 +224,7 @@ def test_file_names_only_what_differs_from_the_defaults(path: Path) -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_file_starts_with_its_command(path: Path) -> None:
-    commands = {"quickstart": "train", "world": "world"}
+    commands = {"quickstart": "train", "world": "world", "personas": "world.personas"}
     command = commands.get(path.stem, f"train --config {path.stem}")
     first = path.read_text(encoding="utf-8").splitlines()[0]
     assert first == f"# python -m gad_jax.{command}"

@@ -21,7 +21,7 @@ from gad_jax.settings import template_arguments
 from gad_jax.settings.config import Config
 from gad_jax.training import exporting, loading
 from gad_jax.training.exporting import Export
-from gad_jax.world import answers, knowledge, runs
+from gad_jax.world import knowledge, runs
 from gad_jax.world.personas import measures, mixture
 from gad_jax.world.personas.measures import Answers
 from gad_jax.world.personas.policy import Policy, Responses
@@ -137,7 +137,7 @@ class Laboratory:
             for row in self.train
             for n in range(count)
         ]
-        answers.write_rows(path, rows, answered)
+        write_rows(path, rows, answered)
 
     def describe(self, responses: Responses, finished: Any) -> Answers:
         """Returns answers to the held-out prompts with all that is measured of any answers."""
@@ -179,7 +179,7 @@ class Laboratory:
             Answer(policy.chat.decode(one), len(one), ended)
             for one, ended in zip(tokens, finished, strict=True)
         ]
-        answers.write_rows(path, self.train, chosen)
+        write_rows(path, self.train, chosen)
 
     def write_adapter(self, run: Path, path: Path) -> bool:
         """Writes the adapter of a run's student, which another run goes on with on the same base;
@@ -233,6 +233,21 @@ class Laboratory:
         ]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         files.write_atomic(path, text)
+
+
+def write_rows(path: Path, rows: Sequence[Row], answers: Sequence[Answer]) -> None:
+    """Writes training rows: prompts with these answers; empty ones are left out."""
+    lines = [
+        {
+            "id": row.id,
+            "messages": [*row.messages],
+            "teacher_response": answer.text,
+            "finish_reason": "stop" if answer.finished else "length",
+        }
+        for row, answer in zip(rows, answers, strict=True)
+        if answer.text.strip()
+    ]
+    files.write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def key_of(seed: int, purpose: str) -> jax.Array:

@@ -5,33 +5,55 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from gad_jax.settings.fields import did_you_mean
-from gad_jax.world.methods import JUDGE, Method
 
 START = "start"
 """The student before training: the teacher's network without a persona."""
 
 TEACHER = "teacher"
 
+JUDGE = "gad"
+"""The method whose discriminator chooses among samples."""
+
+
+class Method(NamedTuple):
+    """What the report calls it, and its flags of `gad_jax.train`; without any, it trains nothing.
+
+    It begins at the student of the method `start`. Where `chosen`, its answers are the best of
+    several by the discriminator of `JUDGE`: those that it trains on, or else those that it gives,
+    and then its log-probabilities are not known.
+    """
+
+    says: str
+    flags: tuple[str, ...] = ()
+    start: str = START
+    chosen: bool = False
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The methods that come before it."""
+        return (self.start, JUDGE) if self.chosen else ()
+
+
+def _gad(says: str, *flags: str) -> Method:
+    return Method(says, ("--stage=warmup,gad", *flags))
+
+
 METHODS = {
-    START: Method("start", (), START),
-    "seqkd": Method("SeqKD", ("--stage=seqkd",), START),
-    "seqkd_longer": Method("SeqKD, 3 ×", ("--stage=seqkd", "--seqkd.epochs=9"), START),
-    "gad": Method("GAD", ("--stage=warmup,gad",), START),
-    "best_of_8": Method("best of 8 by D", (), "seqkd", chosen=True),
+    START: Method("start"),
+    "seqkd": Method("SeqKD", ("--stage=seqkd",)),
+    "seqkd_longer": Method("SeqKD, 3 ×", ("--stage=seqkd", "--seqkd.epochs=9")),
+    "gad": _gad("GAD"),
+    "gad_replay": _gad("GAD, replay 0.5", "--discriminator.replay_share=0.5"),
+    "gad_gate": _gad("GAD, gate at 0.9", "--discriminator.accuracy_gate=0.9"),
+    "gad_smoothing": _gad("GAD, smoothing 0.1", "--discriminator.label_smoothing=0.1"),
+    "gad_debiased": _gad("GAD, length-debiased", "--discriminator.length_debias=true"),
+    "best_of_8": Method("best of 8 by D", start="seqkd", chosen=True),
     "rejection_sampling": Method(
-        "SFT on best of 8 by D",
-        ("--stage=seqkd", "--seqkd.epochs=1"),
-        "seqkd",
-        chosen=True,
+        "SFT on best of 8 by D", ("--stage=seqkd", "--seqkd.epochs=1"), start="seqkd", chosen=True
     ),
 }
 """Each trains for three epochs of the teacher's rows, except the longer SeqKD (nine) and rejection
-sampling, which adds one epoch on the student's own best answers.
-
-`chosen`: of several samples of the student `start`, those that GAD's discriminator scores best. A
-method without flags trains nothing. If it is `chosen`, it is a rule of sampling: its
-log-probabilities are not known.
-"""
+sampling, which adds one epoch on the student's own best answers."""
 
 
 class Entry(NamedTuple):
@@ -83,7 +105,7 @@ def _entry(name: str, before: Sequence[str]) -> Entry:
         says, flags = f"{says}, {rate}", (*flags, _rate(name, flags, rate))
     # A rate is part of a name: the last entry of a method is the one to build on.
     places = {one.partition("@")[0]: one for one in before}
-    for need in method.needs if method.chosen else ():
+    for need in method.needs:
         if need not in places:
             raise ValueError(f"methods names {name!r}, which needs {need!r} before it")
     judge = places.get(JUDGE, "") if method.chosen else ""

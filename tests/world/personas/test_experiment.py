@@ -214,6 +214,13 @@ def test_flags_of_runs_are_checked_first(
     assert not [*tmp_path.iterdir()]
 
 
+def test_flags_of_all_methods_are_settings_of_training(inputs: tuple[str, ...]) -> None:
+    flags = [*inputs, "--train_prompts=8", "--flags=--lora.rank=0"]
+    settings = options.read(command_line.Personas, flags, program="", description="")
+    assert len(settings.entries) > 6
+    assert experiment.check_flags(settings).lora.rank == 0
+
+
 def test_a_template_that_drops_system_messages_is_refused(
     tmp_path: Path,
     inputs: tuple[str, ...],
