@@ -52,7 +52,7 @@ UNMIRRORED = {
     "world.personas.laboratory": "personas/test_experiment.py: all that is drawn and measured",
     "world.personas.measures": "personas/test_policy.py: KLs against an enumeration",
     "world.personas.teacher": "personas/test_policy.py: its mixture against an enumeration",
-    "world.runs": "personas/test_experiment.py: every run is started by it",
+    "world.runs": "world/test_seeds.py and personas/test_experiment.py: every run is started by it",
 }
 """Modules without a test file of their name, and where they are tested instead."""
 

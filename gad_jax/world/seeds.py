@@ -1,28 +1,24 @@
 """The seeds of the small world: each makes its world, a warm start, and trains every method."""
 
-import hashlib
 import itertools
 import json
 import os
-import subprocess
-import sys
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gad_jax.base import exits, files, next_command
 from gad_jax.base.errors import UserError
 from gad_jax.settings import options
 from gad_jax.settings.config import CAN_CHANGE, STAGES, Config
-from gad_jax.world import answers, language, results, words
+from gad_jax.world import answers, language, results, runs, words
 from gad_jax.world.methods import JUDGE, METHODS, WARM_FLAGS, Method
 
 if TYPE_CHECKING:
     from gad_jax.world.__main__ import World
-
-POLL_SECONDS = 0.2
 
 _PLACES = ("student.path", "discriminator.path", "data.train", "data.heldout")
 """Settings that name files of the directory, which may have been moved."""
@@ -74,17 +70,16 @@ def _keep_settings(world: "World", path: Path) -> None:
     """Writes the world's own settings, on which results depend; refuses a directory with others."""
     names = ("rows", "heldout", "layers", "width")
     texts = [write(32, 0, world.variant) for write in (language.teacher, language.public)]
-    kept = {name: getattr(world, name) for name in names} | {"world": _digest(json.dumps(texts))}
-    if not path.exists():
-        files.write_atomic(path, json.dumps(kept, indent=1) + "\n")
-        return
-    before = json.loads(path.read_text("utf-8"))
-    changed = [name for name in kept if before.get(name) != kept[name]]
-    if changed:
-        name = changed[0]
-        what = f"results with {name}={before.get(name)}, now {kept[name]}"
-        what = "results of another world" if name == "world" else what
-        raise UserError(f"{path.parent} has {what}; give the same, or choose another --out")
+    kept = {name: getattr(world, name) for name in names} | {
+        "world": runs.digest(json.dumps(texts))
+    }
+
+    def says(name: str, before: Mapping[str, Any]) -> str:
+        if name == "world":
+            return "results of another world"
+        return f"results with {name}={before.get(name)}, now {kept[name]}"
+
+    runs.keep_settings(path, kept, says)
 
 
 def _refuse_other_runs(world: "World") -> None:
@@ -128,10 +123,6 @@ def _flags(world: "World", number: int, name: str) -> list[str]:
         *method.flags,
         *world.flags.split(),
     ]
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class _Seed:
@@ -207,22 +198,6 @@ class _Seed:
     def _train(self, name: str) -> bool:
         """Returns whether training finished; False if a stop request interrupted it."""
         flags = _flags(self.world, self.number, name)
-        command = [sys.executable, "-m", "gad_jax.train", *flags]
-        log = self.place / f"{name}.log"
-        with log.open("ab") as output:
-            child = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-            )
-            try:
-                while child.poll() is None and not self.stop.requested:
-                    time.sleep(POLL_SECONDS)
-            finally:
-                child.terminate()
-                code = child.wait()
-        if self.stop.requested:
-            return False
-        if code:
-            raise UserError(
-                f"seed {self.number}, {name}: training ended with exit code {code}; {log} says why"
-            )
-        return True
+        return runs.train(
+            flags, self.place / f"{name}.log", self.stop, f"seed {self.number}, {name}"
+        )

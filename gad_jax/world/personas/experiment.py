@@ -127,7 +127,7 @@ def _keep_settings(settings: "Personas", path: Path, parts: tuple[Any, ...]) -> 
     train, heldout, personas, training = parts
     texts = [[row.messages for row in rows] for rows in (train, heldout)]
     kept |= {"prompts": runs.digest(json.dumps(texts)), "personas": runs.digest(str(personas))}
-    kept["training"] = runs.digest(options.to_yaml(training))
+    kept["training"] = runs.digest(options.changed_yaml(training))
 
     def says(name: str, before: Mapping[str, Any]) -> str:
         return {

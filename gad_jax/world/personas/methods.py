@@ -47,6 +47,10 @@ METHODS = {
     "gad_gate": _gad("GAD, gate at 0.9", "--discriminator.accuracy_gate=0.9"),
     "gad_smoothing": _gad("GAD, smoothing 0.1", "--discriminator.label_smoothing=0.1"),
     "gad_debiased": _gad("GAD, length-debiased", "--discriminator.length_debias=true"),
+    "soda": Method("SODA", ("--stage=dpo", "--dpo.epochs=3")),
+    "seqkd_soda": Method(
+        "SeqKD, then SODA", ("--stage=seqkd,dpo", "--seqkd.epochs=1", "--dpo.epochs=2")
+    ),
     "best_of_8": Method("best of 8 by D", start="seqkd", chosen=True),
     "rejection_sampling": Method(
         "SFT on best of 8 by D", ("--stage=seqkd", "--seqkd.epochs=1"), start="seqkd", chosen=True
