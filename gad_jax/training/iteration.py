@@ -6,7 +6,7 @@ continues as if it had never stopped.
 
 import dataclasses
 import time
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -34,6 +34,7 @@ from gad_jax.training.step_rows import Packer, StepRows, ragged
 from gad_jax.types import Frozen, Rollout, TrainState
 
 
+@runtime_checkable  # for the checks of the tests
 class Learnt(Protocol):
     """Answers to the rows of the data that a stage learns from (`snapshots.py`)."""
 

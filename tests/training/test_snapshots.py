@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -16,6 +17,7 @@ FLAGS = (
     "--stage=offpolicy,dpo,rejection",
     "--offpolicy.steps=1",
     "--dpo.steps=2",
+    "--dpo.answers=2",  # as many as --rollout.samples, so that one program samples for all stages
     "--rejection.steps=2",
     "--dpo.generator_learning_rate=0.01",
     "--rejection.generator_learning_rate=0.01",
@@ -53,13 +55,13 @@ def test_each_stage_learns_from_answers_of_its_start(whole):
     assert all(row["rejection/best_score"] > row["rejection/mean_score"] for row in rejection)
     assert "dpo/margin" not in rejection[0]
     assert trainer.state.reference is None
-    for stage, samples in (("dpo", 1), ("rejection", 2)):
+    for stage, kept in (("dpo", 2), ("rejection", 1)):
         paths = sorted((directory / "snapshots" / stage).iterdir())
         assert [path.name for path in paths] == ["00000.npz", "00001.npz"]
         with np.load(paths[0]) as part:
-            assert part["sampled"].shape == (8, samples)
-            assert len(part["lengths"]) == 8  # of several samples, the chosen one
-            assert part["scores"].shape == (8, samples if stage == "rejection" else 0)
+            assert part["sampled"].shape == (8, 2)
+            assert len(part["lengths"]) == 8 * kept  # rejection keeps the chosen one
+            assert part["scores"].shape == (8, 2 if stage == "rejection" else 0)
 
 
 def test_a_run_that_stops_anywhere_ends_as_if_it_had_not(whole, tmp_path):
@@ -106,9 +108,9 @@ def test_parts_of_something_else_are_not_taken(whole):
     found = snapshots.read(path, identity, numbers)
     assert found is not None
     answers = snapshots.Answers([found])
-    ((first,), (again,)) = answers.of(numbers[[3, 3]], 0)
-    np.testing.assert_array_equal(first, again)
-    assert len(first) == found.sampled[3, 0]
+    first, again = answers.of(numbers[[3, 3]], 0)
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    assert [len(tokens) for tokens in first] == found.sampled[3].tolist()
     assert answers.metrics(numbers[:2]) == {}
     assert snapshots.read(path, identity + " ", numbers) is None
     assert snapshots.read(path, identity, numbers[::-1]) is None
