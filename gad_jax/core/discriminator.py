@@ -22,7 +22,7 @@ def update(
     replay: Replay | None = None,
     *,
     alone: bool = False,
-) -> tuple[Update, Float[Array, "B S"]]:
+) -> tuple[Update, Float[Array, "B S *heads"]]:
     """Returns the discriminator's update, without gradients where it is frozen, and all scores in
     the order of the prompts, the teacher's first.
 
@@ -40,10 +40,14 @@ def update(
         loss, scores = jax.lax.map(lambda r: pair_loss(state.discriminator, r, *shared), pairs)
         loss, gradients = jnp.sum(loss), None
     scores = _in_order(scores, pairs)
+    means = scores if scores.ndim == 2 else jnp.mean(scores, axis=-1)
     # One non-finite score is an accident; where half of the pairs have one, the network is broken.
-    finite = losses.finite_pairs(scores)
+    finite = losses.finite_pairs(means)
     loss = jnp.where(2 * jnp.sum(finite) > count, loss, jnp.nan)
-    metrics = _metrics(scores, None if replay is None else replay.old)
+    metrics = _metrics(means, None if replay is None else replay.old)
+    if scores.ndim == 3:
+        spread = jnp.std(scores[:, 1:] - scores[:, :1], axis=-1, ddof=1)
+        metrics["discriminator/head_spread"] = objectives.masked_mean(spread, finite)
     if slope is not None:
         metrics["discriminator/length_slope"] = slope
     gated = None
@@ -56,10 +60,10 @@ def update(
 def fresh(
     program: Program,
     state: TrainState,
-    scores: Float[Array, "B S"],
+    scores: Float[Array, "B S *heads"],
     frozen: Frozen,
     replay: Replay | None,
-) -> Float[Array, "B S"]:
+) -> Float[Array, "B S *heads"]:
     """Returns the scores with those of the fresh samples where older answers stood.
 
     It takes one more forward pass, over the K displaced samples of every prompt, of D before its
@@ -68,15 +72,32 @@ def fresh(
     if replay is None or replay.displaced is None:
         return scores
     displaced = scores_of(program, state.discriminator, replay.displaced, frozen)
-    places = displaced.shape[-1]
+    places = displaced.shape[1]
     # A prompt without older answers keeps the scores of D's own pass.
-    last = jnp.where(replay.old[:, -places:], displaced, scores[:, -places:])
+    old = replay.old[:, -places:]
+    old = old.reshape(*old.shape, *(1,) * (scores.ndim - 2))
+    last = jnp.where(old, displaced, scores[:, -places:])
     return jnp.concatenate([scores[:, :-places], last], axis=1)
+
+
+def paid(program: Program, scores: Float[Array, "B S *heads"]) -> Float[Array, "B S"]:
+    """Returns one score of each response; of several heads, the mean m_i over them, and for a
+    sample i, which is paid for it,
+
+        r_i = m_i - pessimism · s_i,  s_i the standard deviation over heads h of D_h(y_i) - D_h(y_t)
+
+    The level of a head is free for each prompt, so heads can be compared by differences alone.
+    """
+    if scores.ndim == 2:
+        return scores
+    means = jnp.mean(scores, axis=-1)
+    # The teacher's own difference is zero.
+    return means - program.pessimism * jnp.std(scores - scores[:, :1], axis=-1, ddof=1)
 
 
 def scores_of(
     program: Program, discriminator: Params, rows: PackedRows, frozen: Frozen
-) -> Float[Array, "B S"]:
+) -> Float[Array, "B S *heads"]:
     """Returns the score of every response, in the order of the prompts."""
     network = adapters.join(_base(program, frozen), discriminator)
     scores = jax.lax.map(
@@ -90,12 +111,13 @@ def _length_slope(pairs: PackedRows) -> Float[Array, ""]:
     return objectives.length_slope(jax.lax.map(forward.longer_teachers, pairs))
 
 
-def _in_order(scores: Float[Array, "U G S"], rows: PackedRows) -> Float[Array, "B S"]:
+def _in_order(scores: Float[Array, "U G S *heads"], rows: PackedRows) -> Float[Array, "B S *heads"]:
     """Returns the scores of all micro-batches in the order of the prompts."""
     prompts = rows.groups.size
     order = rows.groups.reshape(prompts)
-    scores = scores.reshape(prompts, scores.shape[-1])
-    return jnp.zeros_like(scores).at[order].set(scores, out_sharding=sharding.spec(None, None))
+    scores = scores.reshape(prompts, *scores.shape[2:])
+    out = sharding.spec(*(None,) * scores.ndim)
+    return jnp.zeros_like(scores).at[order].set(scores, out_sharding=out)
 
 
 def _base(program: Program, frozen: Frozen) -> Params | None:

@@ -47,7 +47,9 @@ class TokenLoss:
         return self.config.lora is None
 
 
-def response_scores(config: DecoderConfig, params: Params, rows: PackedRows) -> Float[Array, "G S"]:
+def response_scores(
+    config: DecoderConfig, params: Params, rows: PackedRows
+) -> Float[Array, "G S *heads"]:
     """Returns the score of every response of one micro-batch: that of its last token."""
     scores = decoder.score(config, params, rows.tokens, rows.positions, rows.segments)
     return _at_ends(scores, rows)
@@ -61,11 +63,12 @@ def longer_teachers(rows: PackedRows) -> Float[Array, "G N"]:
     return last[:, :1] - last[:, 1:]
 
 
-def _at_ends(values: Shaped[Array, "M T"], rows: PackedRows) -> Shaped[Array, "G S"]:
+def _at_ends(values: Shaped[Array, "M T *rest"], rows: PackedRows) -> Shaped[Array, "G S *rest"]:
     """Returns the value at the last token of every response."""
     # M × T numbers: gathering them costs nothing next to the pass that made them.
-    values = parallel.all_gather_over_replicas(sharding.reshard(values, None, None))
-    out = sharding.spec(None, None)
+    axes = (None,) * values.ndim
+    values = parallel.all_gather_over_replicas(sharding.reshard(values, *axes))
+    out = sharding.spec(*axes)
     return values.at[rows.ends[..., 0], rows.ends[..., 1]].get(out_sharding=out)
 
 

@@ -41,21 +41,36 @@ def pair_loss(
     rows: PackedRows,
     count: Float[Array, ""],
     slope: Float[Array, ""] | None = None,
-) -> tuple[Float[Array, ""], Float[Array, "G S"]]:
+) -> tuple[Float[Array, ""], Float[Array, "G S *heads"]]:
     """The discriminator's loss: the mean over pairs of teacher and sample (equation 1).
 
     Also returns all scores, the teacher's first. A pair with a non-finite score is dropped. `slope`
     is that of `objectives.length_slope` over the whole batch; None where length is not left out.
+    Of several heads, each has its own loss, and the mean of them is returned.
     """
     scores = forward.response_scores(program.discriminator, params, rows)
+    longer = None if slope is None else slope * forward.longer_teachers(rows)
+
+    def of_head(scores: Array) -> Array:
+        return _head_loss(program, scores, longer) / count
+
+    if program.discriminator.score_heads == 1:
+        return of_head(scores), scores
+    return jnp.mean(jax.vmap(of_head, in_axes=-1)(scores)), scores
+
+
+def _head_loss(
+    program: Program, scores: Float[Array, "G S"], offset: Float[Array, "G N"] | None
+) -> Float[Array, ""]:
+    """Returns the sum over the pairs of the scores of one head."""
     finite = jnp.where(jnp.isfinite(scores), scores, 0.0)
     teacher, student = finite[:, 0], finite[:, 1:]
-    if slope is not None:
-        student = student - slope * forward.longer_teachers(rows)
+    if offset is not None:
+        student = student - offset
     losses = PAIR_LOSSES[program.discriminator_objective](teacher, student)
     if program.label_smoothing > 0:
         losses = objectives.smoothed(losses, teacher, student, program.label_smoothing)
-    return jnp.sum(jnp.where(finite_pairs(scores), losses, 0.0)) / count, scores
+    return jnp.sum(jnp.where(finite_pairs(scores), losses, 0.0))
 
 
 def finite_pairs(scores: Float[Array, "B S"]) -> Bool[Array, "B N"]:

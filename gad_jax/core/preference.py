@@ -42,8 +42,9 @@ def dpo_step(
 def score_responses(
     program: Program, discriminator: Params, samples: PackedRows, frozen: Frozen = NOTHING
 ) -> Float[Array, "B N"]:
-    """Returns D's score of every response, in the order of the prompts."""
-    return scores_of(program, discriminator, samples, frozen)
+    """Returns D's score of every response, in the order of the prompts; the mean of its heads."""
+    scores = scores_of(program, discriminator, samples, frozen)
+    return scores if scores.ndim == 2 else jnp.mean(scores, axis=-1)
 
 
 def dpo_loss(

@@ -39,6 +39,7 @@ class Program:
     label_smoothing: float = 0.0
     length_debias: bool = False
     drop_flat_groups: bool = False
+    pessimism: float = 0.0
     train_generator: bool = True
     train_discriminator: bool = True
     has_discriminator: bool = True

@@ -53,7 +53,7 @@ def gad_step(
     """
     with jax.named_scope("discriminator"):
         discriminator, scores = scoring.update(program, state, pairs, frozen, replay)
-        scores = scoring.fresh(program, state, scores, frozen, replay)
+        scores = scoring.paid(program, scoring.fresh(program, state, scores, frozen, replay))
     with jax.named_scope("advantages"):
         rewards = jax.lax.stop_gradient(scores[:, 1:])
         metrics = _over_teacher(scores)

@@ -165,6 +165,8 @@ class DecoderConfig:
     """Dtype of the weights in the directory they came from; exports keep it."""
     head: Literal["vocabulary", "score"] = "vocabulary"
     """A generator has a vocabulary head; a discriminator has a score head (one number)."""
+    score_heads: int = 1
+    """Score heads on the same hidden state: a discriminator in training may have several."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of matmuls and activations; parameters, norms, softmax and scores are float32."""
     remat: Literal["full", "dots", "none"] = "full"

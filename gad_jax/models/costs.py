@@ -77,7 +77,7 @@ def forward_flops(config: DecoderConfig, work: Work) -> float:
     """
     projections = 2.0 * (layer_weights(config) + adapter_weights(config)) * work.tokens
     attention = 4.0 * config.heads * config.head_width * work.attended
-    head = 1 if config.head == "score" else config.vocabulary
+    head = config.score_heads if config.head == "score" else config.vocabulary
     return projections + attention + 2.0 * config.width * head * work.scored
 
 

@@ -12,6 +12,7 @@ Elsewhere: the block of one layer (`layers.py`), positions (`rope.py`), attentio
 (`attention.py`), log-probabilities (`logprobs.py`), weights (`weights.py`, `writing.py`).
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
@@ -42,7 +43,9 @@ class Decoder(nnx.Module):
         self.layers = jax.vmap(lambda r: Block(config, r))(rngs.split(config.layers))
         self.final_norm = Norm(config.width, config.norm_epsilon, config.norm_offset)
         if config.head == "score":
-            self.score = Linear(rngs, ("scale", config.width), ("scale", 1), bias=True)
+            self.score = Linear(
+                rngs, ("scale", config.width), ("scale", config.score_heads), bias=True
+            )
         elif not config.tied:
             self.head = Linear(rngs, ("embed", config.width), ("vocabulary", config.vocabulary))
 
@@ -53,12 +56,24 @@ def init(config: DecoderConfig, key: Array) -> Params:
 
 
 def init_score(config: DecoderConfig, key: Array, stddev: float = 0.02) -> Params:
-    """Returns a fresh score head: weights from N(0, stddev), bias 0.
+    """Returns fresh score heads: weights from N(0, stddev), bias 0.
 
     The discriminator is the generator's network with this head (arXiv:2511.10643, section 2).
     """
-    kernel = stddev * jax.random.normal(key, (config.width, 1), jnp.float32)
-    return {"kernel": kernel, "bias": jnp.zeros(1, jnp.float32)}
+    heads = config.score_heads
+    kernel = stddev * jax.random.normal(key, (config.width, heads), jnp.float32)
+    return {"kernel": kernel, "bias": jnp.zeros(heads, jnp.float32)}
+
+
+def with_mean_head(config: DecoderConfig, params: Params) -> tuple[DecoderConfig, Params]:
+    """Returns a discriminator whose one score is the mean of those of its heads.
+
+    Scores are linear in a head, so its weights are the mean of theirs.
+    """
+    if config.score_heads == 1:
+        return config, params
+    head = {name: jnp.mean(leaf, -1, keepdims=True) for name, leaf in params["score"].items()}
+    return dataclasses.replace(config, score_heads=1), {**params, "score": head}
 
 
 def abstract(config: DecoderConfig) -> Params:
@@ -217,12 +232,15 @@ def score(
     tokens: Int[Array, "M T"],
     positions: Int[Array, "M T"],
     segments: Segments,
-) -> Float[Array, "M T"]:
+) -> Float[Array, "M T *heads"]:
     """Returns the score at every position, float32: D(x, y) in arXiv:2511.10643.
 
     A response's score is that of its last token. The head works in float32: the scores of a group
-    differ by less than bfloat16 resolves.
+    differ by less than bfloat16 resolves. Several heads have an axis of their own.
     """
     x, _ = hidden(config, params, tokens, positions, segments)
-    head = params["score"]
-    return jnp.sum(x.astype(jnp.float32) * head["kernel"][:, 0], axis=-1) + head["bias"]
+    head, wide = params["score"], x.astype(jnp.float32)
+    if config.score_heads == 1:
+        return jnp.sum(wide * head["kernel"][:, 0], axis=-1) + head["bias"]
+    each = [jnp.sum(wide * head["kernel"][:, n], axis=-1) for n in range(config.score_heads)]
+    return jnp.stack(each, axis=-1) + head["bias"]

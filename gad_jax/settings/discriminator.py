@@ -54,9 +54,24 @@ class Discriminator(Checked):
     length_debias: bool = option(
         False, "its score learns only what the lengths of a pair do not say (bradley_terry)"
     )
+    heads: int = option(
+        1, "score heads on its last hidden state; the reward is their mean", above=0, maximum=64
+    )
+    pessimism: float = option(
+        0.0,
+        "the reward is less by this many standard deviations over the heads",
+        minimum=0,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.pessimism and self.heads == 1:
+            raise FieldError(
+                "pessimism",
+                f"pessimism={self.pessimism:g} compares heads, and heads=1 is one; give "
+                "--discriminator.heads=4, or leave it out",
+                "heads",
+            )
         if self.length_debias and self.objective != "bradley_terry":
             raise FieldError(
                 "length_debias",
@@ -94,6 +109,8 @@ class Discriminator(Checked):
             ("accuracy_gate", both, "trains both networks"),
             ("label_smoothing", trains, "trains a discriminator"),
             ("length_debias", trains, "trains a discriminator"),
+            ("heads", trains, "trains a discriminator"),
+            ("pessimism", "gad" in stages, "pays rewards"),
         ):
             value = getattr(self, name)
             if value != getattr(Discriminator, name) and not there:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from gad_jax.base.errors import UserError
 from gad_jax.data.chat import Chat
 from gad_jax.distributed import processes
-from gad_jax.models import adapters, source, weights
+from gad_jax.models import adapters, decoder, source, weights
 from gad_jax.models.config import DecoderConfig
 from gad_jax.settings import config as settings
 from gad_jax.settings import options, template_arguments
@@ -114,6 +114,7 @@ def load_from_run(name: str | Path, part: str, mesh: Mesh) -> Network:
     best = ", the best" if named.which == "best" else ""
     origin = f"{run}, step {restored.step} ({restored.meta['stage']}){best}"
     params, adapter = restored.state[part], None
+    network, params = decoder.with_mean_head(network, params)
     if network.lora is not None:
         adapter = Adapter(network, params)
         base = bases.load_one(config, network, mesh)

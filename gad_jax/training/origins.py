@@ -128,9 +128,19 @@ def model_of(name: str) -> str:
 
 
 def discriminator(origins: Origins, config: Config) -> Origin | None:
-    """Returns where the discriminator's weights come from: without a name, the student's origin."""
+    """Returns where the discriminator's weights come from: without a name, the student's origin.
+
+    Raises UserError where a run's discriminator, which has a head, is to start several."""
+    heads = config.discriminator.heads
     if config.discriminator.path:
-        return origins.get("discriminator")
+        origin = origins.get("discriminator")
+        if heads > 1 and origin is not None:
+            raise UserError(
+                f"--discriminator.path={origin.name} is a discriminator with its score head, and "
+                f"--discriminator.heads={heads} start as new ones; name a causal language model, "
+                "or leave out --discriminator.heads"
+            )
+        return origin
     return origins.get("student")
 
 

@@ -8,14 +8,15 @@ from jax.sharding import Mesh
 from gad_jax.base import host_memory
 from gad_jax.base.errors import UserError
 from gad_jax.base.shortage import gigabytes
+from gad_jax.data import same_tokenizer
 from gad_jax.data.chat import Chat
 from gad_jax.distributed import devices, processes
-from gad_jax.models import adapters, costs
+from gad_jax.models import adapters, costs, source
 from gad_jax.models.config import DecoderConfig
 from gad_jax.rollout import memory
 from gad_jax.rollout.engine import RolloutProgram
 from gad_jax.settings.config import Config, with_limits
-from gad_jax.training import footprint, levers, replay
+from gad_jax.training import bases, footprint, levers, replay
 from gad_jax.training.checkpoint import Checkpoints
 from gad_jax.training.footprint import Lengths
 from gad_jax.training.stages import Span
@@ -184,9 +185,18 @@ def _export_bytes(network: DecoderConfig) -> int:
 
 def _check_sizes(config: Config, networks: tuple[DecoderConfig, DecoderConfig], chat: Chat) -> None:
     for network in networks:
-        chat.check_vocabulary(network.vocabulary, config.student.path)
+        name = bases.path_of(config, network)
+        chat.check_vocabulary(network.vocabulary, name)
         if config.longest > network.max_positions:
             raise UserError(
                 f"data.max_prompt_tokens + rollout.max_new_tokens = {config.longest} is more than "
-                f"the {network.max_positions} positions of {config.student.path}; lower one of them"
+                f"the {network.max_positions} positions of {name}; lower one of them"
             )
+    judge = bases.discriminator_path(config)
+    if judge != config.student.path and (
+        found := same_tokenizer.difference(chat, source.resolve(judge))
+    ):
+        raise UserError(
+            f"--discriminator.path={judge} has another tokenizer than the student: {found}; both "
+            "networks read the same token ids, so name a model of the student's family"
+        )

@@ -282,6 +282,7 @@ def _iteration(
             micro_batches=batch.prompts // (batch.micro_batch_prompts or batch.prompts),
             shapes=resumed.shapes if resumed else set(),
             profiler=Profiler(config.profile.window, config.run_dir, networks),
+            judged=networks[1].vocabulary,
         ),
         pool=_pool(config, networks, resumed),
         rewards=rewards,

@@ -250,9 +250,10 @@ class _Sampler:
         shared = self.iteration
         # No shape that the run has used is preferred: a part that is sampled again gets the same
         # scores, and a run that reads its parts the same shapes as one that sampled them.
+        last = shared.packer.judged - 1
         packed = packing.pack(
             prompts,
-            answers,
+            [[np.minimum(answer, last) for answer in group] for group in answers],
             row_tokens=shared.packer.row_tokens,
             micro_batches=shared.packer.micro_batches,
             shards=data_shards(shared.mesh),

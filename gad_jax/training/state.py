@@ -27,6 +27,10 @@ from gad_jax.settings import sections
 from gad_jax.training import bases, randomness
 from gad_jax.types import Params, TrainState
 
+PADDING = 1024
+"""Embeddings of one tokenizer may have so many more rows, for tokens without a text: those of
+Qwen2.5 have 151,936 or 152,064, by size."""
+
 
 def _read_network(name: str) -> DecoderConfig:
     return weights.read_config(source.resolve(name))
@@ -37,7 +41,8 @@ def network_configs(
 ) -> tuple[DecoderConfig, DecoderConfig]:
     """Returns the configs of generator and discriminator, read from their directories.
 
-    Raises UserError when their vocabularies differ: both read the same token ids.
+    Raises UserError when their vocabularies differ by more than padding: both read the same token
+    ids. Whether their tokenizers agree is for `preflight`.
     """
     compute_dtype = config.student.compute_dtype
     if compute_dtype == "auto":
@@ -51,13 +56,20 @@ def network_configs(
             "language model"
         )
     discriminator = read(bases.discriminator_path(config))
-    if discriminator.vocabulary != generator.vocabulary:
+    if abs(discriminator.vocabulary - generator.vocabulary) > PADDING:
         raise UserError(
             f"--discriminator.path={config.discriminator.path} has a vocabulary of "
             f"{discriminator.vocabulary} and the student one of {generator.vocabulary}; both must "
             "share a tokenizer"
         )
-    discriminator = dataclasses.replace(discriminator, head="score", **computing)
+    heads = config.discriminator.heads
+    if heads > 1 and discriminator.head == "score":
+        raise UserError(
+            f"--discriminator.path={config.discriminator.path} has a score head, and "
+            f"--discriminator.heads={heads} start as new ones; name a causal language model, or "
+            "leave out --discriminator.heads"
+        )
+    discriminator = dataclasses.replace(discriminator, head="score", score_heads=heads, **computing)
     return _with_lora(config, generator), _with_lora(config, discriminator)
 
 
@@ -101,6 +113,7 @@ def make_program(
         label_smoothing=judge.label_smoothing,
         length_debias=judge.length_debias,
         drop_flat_groups=grpo.drop_flat_groups,
+        pessimism=judge.pessimism,
         train_generator=options.train_generator,
         train_discriminator=config.trains_discriminator(stage),
         has_discriminator=any(map(config.uses_discriminator, so_far)),

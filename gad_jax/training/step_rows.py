@@ -26,7 +26,8 @@ class Packer:
     """How rows are packed in all steps of a run.
 
     `shapes` are those of the packed rows so far. Packing prefers them, so that a run compiles few
-    programs.
+    programs. `judged` is the discriminator's vocabulary, which may have fewer tokens without a text
+    than the student's.
     """
 
     mesh: Mesh
@@ -34,6 +35,7 @@ class Packer:
     micro_batches: int
     shapes: set[Shape]
     profiler: Profiler
+    judged: int
 
 
 class StepRows:
@@ -50,7 +52,7 @@ class StepRows:
         drawn: Drawn | None,
     ) -> None:
         self.packer, self.batch, self.rollout, self.drawn = packer, batch, rollout, drawn
-        self.shown = [] if rollout is None else _shown(rollout, chat)
+        self.shown = [] if rollout is None else _shown(rollout, chat, packer.judged)
         self.packed: list[PackedRows] = []  # on the host, in the order in which they were packed
         self.seconds = 0.0
 
@@ -137,10 +139,10 @@ def _shape(rows: PackedRows) -> Shape:
     return count, height, length
 
 
-def _shown(rollout: Rollout, chat: Chat) -> Answers:
-    """Returns the samples of every prompt as D sees them."""
+def _shown(rollout: Rollout, chat: Chat, vocabulary: int) -> Answers:
+    """Returns the samples of every prompt as D sees them, in its vocabulary."""
     return [
-        [end_as_teacher(sample, chat) for sample in group]
+        [np.minimum(end_as_teacher(sample, chat), vocabulary - 1) for sample in group]
         for group in ragged(rollout.tokens, rollout.lengths)
     ]
 

@@ -9,9 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from gad_jax.core import objectives, packing, steps
-from gad_jax.types import Params, Replay
+from gad_jax.models import decoder
+from gad_jax.types import Params, Replay, TrainState
 from tests.core.builders import (
+    DISCRIMINATOR,
     GAD,
+    OPTIMIZER,
     PROMPTS,
     SAMPLES,
     Outcome,
@@ -175,3 +178,57 @@ def test_flat_groups_leave_the_loss_and_its_count() -> None:
     nothing = steps._without_flat_groups(packed, jnp.zeros(PROMPTS))
     assert steps._response_tokens(nothing) == 1
     assert not np.asarray(nothing.mask).any()
+
+
+HEADS = dataclasses.replace(
+    GAD, discriminator=dataclasses.replace(DISCRIMINATOR, score_heads=2), pessimism=0.5
+)
+
+
+def second_head() -> Params:
+    """Returns the discriminator with another head."""
+    head = {"kernel": np.roll(networks()[2]["score"]["kernel"], 3), "bias": np.float32([0.3])}
+    return networks()[2] | {"score": head}
+
+
+def with_two_heads() -> TrainState:
+    one, other = networks()[2]["score"], second_head()["score"]
+    heads = {name: np.concatenate([one[name], other[name]], axis=-1) for name in one}
+    params = put(networks()[2] | {"score": heads})
+    return start()._replace(discriminator=params, discriminator_optimizer=OPTIMIZER.init(params))
+
+
+def test_each_head_has_its_loss_and_the_reward_is_less_where_they_differ() -> None:
+    teacher, samples = alone(texts(), "teacher"), alone(texts(), "samples")
+
+    @jax.jit
+    def by_hand(trunk: Params) -> tuple[tuple[jax.Array, Any], Params]:
+        def loss(trunk: Params) -> Any:
+            scores = [
+                [scores_by_hand(trunk | {"score": params["score"]}, x) for x in (teacher, samples)]
+                for params in (networks()[2], second_head())
+            ]
+            losses = [-jnp.mean(jax.nn.log_sigmoid(t - s)) for t, s in scores]
+            return sum(losses) / 2, scores
+
+        return jax.value_and_grad(loss, has_aux=True)(trunk)
+
+    trunk = {name: part for name, part in networks()[2].items() if name != "score"}
+    (loss, scores), gradient = by_hand(put(trunk))
+    batch = rows(texts(), "pairs"), rows(texts(), "samples")
+    found = host(steps.gad_step(HEADS, with_two_heads(), *batch))
+    ours = {name: part for name, part in gradients(found)[1].items() if name != "score"}
+    close(ours, gradient, 1e-5)
+    np.testing.assert_allclose(found.metrics["discriminator/loss"], loss, rtol=1e-5)
+    (t1, s1), (t2, s2) = (map(np.asarray, each) for each in scores)
+    spread = np.abs((s1 - t1) - (s2 - t2)) / np.sqrt(2)  # the standard deviation of two numbers
+    np.testing.assert_allclose(found.metrics["discriminator/head_spread"], spread.mean(), rtol=1e-4)
+    rewards = (s1 + s2) / 2 - 0.5 * spread
+    np.testing.assert_allclose(found.metrics["reward/mean"], rewards.mean(), rtol=1e-4)
+    accuracy = (t1 + t2 > s1 + s2).mean()
+    np.testing.assert_allclose(found.metrics["discriminator/accuracy"], accuracy, rtol=1e-6)
+    # An export has one head, whose scores are the mean.
+    config, params = decoder.with_mean_head(HEADS.discriminator, with_two_heads().discriminator)
+    assert config == DISCRIMINATOR
+    mean = np.asarray(scores_by_hand(params, samples))
+    np.testing.assert_allclose(mean, (s1 + s2) / 2, rtol=1e-4, atol=1e-5)

@@ -32,6 +32,24 @@ REFUSED = {
         ("discriminator.replay_share=0.5", "stage=gad", "gad.train_discriminator=false"),
         "no stage of stage=gad trains a discriminator",
     ),
+    "one head to compare": (("discriminator.pessimism=1",), "heads=1 is one; give --discriminator"),
+    "lengths of single responses": (
+        ("discriminator.length_debias", "discriminator.objective=cross_entropy"),
+        "length_debias=true compares the lengths of a pair, and objective=cross_entropy",
+    ),
+    "labels of a coin": (("discriminator.label_smoothing=0.5",), r"must be in \[0, 0.5\)"),
+    "several heads of nothing": (
+        ("discriminator.heads=2", "stage=seqkd"),
+        "heads=2, and no stage of stage=seqkd trains a discriminator",
+    ),
+    "rewards of no stage": (
+        ("discriminator.heads=2", "discriminator.pessimism=1", "stage=warmup"),
+        "pessimism=1, and no stage of stage=warmup pays rewards",
+    ),
+    "flat groups of no stage": (
+        ("grpo.drop_flat_groups", "stage=warmup"),
+        "drop_flat_groups=true, and no stage of stage=warmup pays rewards",
+    ),
     "a gate of 0": (
         ("discriminator.accuracy_gate=0",),
         r"accuracy_gate=0(.0)? must be in \(0, 1\]",

@@ -3,10 +3,16 @@
 import json
 from collections import Counter
 
+import jax
+import numpy as np
 import pytest
 
+from gad_jax.base.errors import UserError
+from gad_jax.models.builtin import tiny, untrained
 from gad_jax.rollout import engine
-from tests.training.runs import rows, run, settings
+from gad_jax.settings import options
+from gad_jax.training import loading
+from tests.training.runs import REPLAY, rows, run, settings
 
 ABLATIONS = {
     "seqkd": ["--stage=seqkd", "--seqkd.steps=2"],
@@ -19,11 +25,15 @@ ABLATIONS = {
         "--gad.train_discriminator=false",
     ],
     "cross-entropy discriminator": ["--discriminator.objective=cross_entropy"],
-    "a discriminator kept healthy": [
+    "a healthy discriminator": [
         "--discriminator.accuracy_gate=0.9",
         "--discriminator.label_smoothing=0.1",
         "--discriminator.length_debias",
         "--grpo.drop_flat_groups",
+        "--warmup.steps=1",
+        "--discriminator.heads=2",
+        "--discriminator.pessimism=0.5",
+        *REPLAY,
         "--mesh.replica=2",
     ],
     "no KL": ["--grpo.kl_coefficient=0"],
@@ -34,7 +44,8 @@ ABLATIONS = {
 
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_every_ablation_runs_and_changes_what_it_names(tmp_path, name):
-    trainer = run(settings(tmp_path, "--data.heldout=", *ABLATIONS[name]))
+    config = settings(tmp_path, "--data.heldout=", *ABLATIONS[name])
+    trainer = run(config)
     assert trainer.finished
     logged = rows(tmp_path)
     last = logged[-1]
@@ -54,8 +65,17 @@ def test_every_ablation_runs_and_changes_what_it_names(tmp_path, name):
     if name == "no KL":
         assert trainer.state.reference is None
         assert "kl/reference" not in last
-    if name == "a discriminator kept healthy":
-        assert {"discriminator/gated", "discriminator/length_slope"} <= last.keys()
+    if name == "a healthy discriminator":
+        names = ("gated", "length_slope", "head_spread", "accuracy_replayed")
+        assert {f"discriminator/{name}" for name in names} <= last.keys()
+        assert last["discriminator/head_spread"] > 0
+        (tmp_path / "config.yaml").write_text(options.to_yaml(config))
+        with jax.set_mesh(trainer.mesh):  # what is exported and evaluated has their mean
+            found = loading.load_from_run(tmp_path, "discriminator", trainer.mesh)
+        kernels = jax.device_get((found.params, trainer.state.discriminator))
+        one, both = (params["score"]["kernel"] for params in kernels)
+        assert both.shape == (32, 2)
+        np.testing.assert_allclose(one, both.mean(axis=1, keepdims=True), rtol=1e-6)
         assert "discriminator/gated" not in logged[0]  # a step that trains D alone
     if name == "bfloat16":
         assert trainer.networks[0].compute_dtype == "bfloat16"
@@ -64,6 +84,36 @@ def test_every_ablation_runs_and_changes_what_it_names(tmp_path, name):
         assert trainer.state.generator["embedding"].dtype == "float32"
     if name == "cross-entropy discriminator":
         assert last["discriminator/loss"] > 1  # 2 ln 2 at equal scores
+
+
+def test_a_discriminator_of_another_width_needs_the_students_tokenizer(tmp_path):
+    """With adapters and replay. Its embedding has fewer rows of padding than the student's, which
+    samples such tokens here: it has not learned not to."""
+    small = tmp_path / "small"
+    sizes = untrained.Sizes(
+        vocabulary=264, layers=1, width=16, mlp=32, heads=2, kv_heads=2, head_width=8
+    )
+    special = untrained.Special("<|endoftext|>", "<|im_end|>", tiny._CHAT_TEMPLATE)
+    untrained.write(small, tiny._byte_tokenizer(), special, sizes)
+    flags = (
+        "--data.heldout=",
+        f"--discriminator.path={small}",
+        "--lora.rank=2",
+        "--stage=gad",
+        *REPLAY,
+    )
+    trainer = run(settings(tmp_path / "run", *flags))
+    assert trainer.state.discriminator["score"]["kernel"].shape == (16, 1)
+    assert trainer.frozen.discriminator is not None  # a base of its own
+    for row in rows(tmp_path / "run"):
+        assert row["discriminator/nonfinite_scores"] == row["skips/total"] == 0
+    path = small / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    path.write_text(json.dumps(tokenizer))
+    with pytest.raises(UserError, match="has another tokenizer than the student: token 97 is 'b'"):
+        run(settings(tmp_path / "other", *flags))
 
 
 def test_a_row_that_is_drawn_twice_in_a_step_gets_different_samples(tmp_path, monkeypatch):
