@@ -9,7 +9,10 @@ import time
 
 from tests.faults.job import Job
 
-LONG = ["--config=tiny", "--gad.steps=500", "--data.heldout=", "--checkpoint.every=1000"]
+LONG = [
+    *("--config=tiny", "--stage=gad", "--gad.steps=500"),
+    *("--data.heldout=", "--checkpoint.every=1000"),
+]
 
 CALLED = """
 import os, pathlib
@@ -50,12 +53,12 @@ def interrupt_after(process, run_dir, step):
 def test_a_run_that_is_interrupted_saves_and_goes_on(tmp_path):
     printed = interrupt_after(start(tmp_path, *LONG), tmp_path, 3)
     stopped = steps(tmp_path)[-1]
-    assert f"stopped after step {stopped} of 502, which is saved" in printed
+    assert f"stopped after step {stopped} of 500, which is saved" in printed
     again = f"next: python -m gad_jax.train --run_dir={tmp_path} {' '.join(LONG)}"
     assert printed.splitlines()[-1] == again
     assert (tmp_path / "checkpoints" / str(stopped)).is_dir()
     printed = interrupt_after(start(tmp_path, *LONG), tmp_path, stopped + 2)
-    assert f"resuming after step {stopped} of 502" in printed
+    assert f"resuming after step {stopped} of 500" in printed
     logged = steps(tmp_path)
     assert logged == list(range(1, logged[-1] + 1))
     assert logged[-1] >= stopped + 2
@@ -142,7 +145,7 @@ def test_a_dry_run_says_what_the_limits_cost(tmp_path):
         "20 of 20 teacher responses (100%) are longer than --rollout.max_new_tokens=8 and"
         in (printed.splitlines()[-1])
     )
-    code, printed = tried("--rollout.max_new_tokens=8", "--data.stop_at_cut_share=1")
+    code, printed = tried("--rollout.max_new_tokens=8", "--data.stop_at_cut_share=1", "--stage=gad")
     assert code == 0, printed
     assert "warning: " in printed
     assert "went well" not in printed

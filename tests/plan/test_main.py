@@ -19,7 +19,7 @@ def test_a_run_that_is_too_large_is_told_what_to_change(
 ) -> None:
     small = chips.Chip("cpu", 1e12, 1e6, 1e9, 1e9, 1e9, 0.5, 0.0, "a device of one megabyte")
     monkeypatch.setattr("gad_jax.plan.estimate.chip_of", lambda _: small)
-    assert plan.main(list(FLAGS)) == 3
+    assert plan.main([*FLAGS, "--mesh.tensor=2"]) == 3  # the programs of test_programs.py
     out = " ".join(capsys.readouterr().out.split())  # lines are as wide as the terminal
     assert "It does not fit: gad: G and D update needs 0." in out
     assert "- split or reduce what is computed at once: a smaller --batch.micro_batch" in out
