@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from gad_jax.base import exits
 from tests import compiling
@@ -61,9 +62,14 @@ def tiny_run(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path
 
     Step 1 trains the discriminator alone: the student is still random-tiny.
     """
-    directory = tmp_path_factory.mktemp("tiny_run") / "run"
-    done = command("train", "--config", "tiny", f"--run_dir={directory}", *FLAGS)
-    assert done.returncode == 0, done.stderr
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent  # of all workers: the first makes the run, the others wait for it
+    directory = shared / "tiny_run" / "run"
+    with FileLock(shared / "tiny_run.lock"):
+        if not (directory / "export" / "student").is_dir():
+            done = command("train", "--config", "tiny", f"--run_dir={directory}", *FLAGS)
+            assert done.returncode == 0, done.stderr
     return directory
 
 

@@ -10,6 +10,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from gad_jax import __version__
+from gad_jax import train as command
+from gad_jax.base import exits
+from gad_jax.distributed import processes
+from gad_jax.export import __main__ as export
 
 pytest_plugins = ["tests.run_fixtures"]
 
@@ -22,15 +26,24 @@ def run(tiny_run: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def train(command: Callable[..., Any], run: Path) -> Callable[..., list[str]]:
+def train(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., list[str]]:
     """Returns a function: flags → what the run printed about the student."""
 
     from tests.run_fixtures import FLAGS  # pytest loads it first, as a plugin
 
+    # There are none, and in this process devices are in use already.
+    monkeypatch.setattr(processes, "start", lambda *_: None)
+
     def start(*flags: str) -> list[str]:
-        done = command("train", "--config", "tiny", f"--run_dir={run}", *FLAGS, *flags)
-        assert done.returncode == 0, done.stderr
-        return [line for line in done.stdout.splitlines() if str(run / STUDENT) in line]
+        capfd.readouterr()
+        try:
+            assert command.main(["--config=tiny", f"--run_dir={run}", *FLAGS, *flags]) == 0
+        finally:
+            exits.watchdog(0.0)
+        printed = capfd.readouterr().out
+        return [line for line in printed.splitlines() if str(run / STUDENT) in line]
 
     return start
 
@@ -75,14 +88,12 @@ def test_an_export_that_does_not_say_what_it_is_of(
     assert record.read_text() == before
 
 
-def test_an_earlier_step_or_another_dtype(
-    run: Path, train: Any, command: Callable[..., Any]
-) -> None:
-    done = command("export", run / "checkpoints" / "1", f"--out={run}/export", "--part=student")
-    assert done.returncode == 0, done.stderr
+def test_an_earlier_step_or_another_dtype(run: Path, train: Any) -> None:
+    first = str(run / "checkpoints" / "1")
+    assert export.main([first, f"--out={run}/export", "--part=student"]) == 0
     assert "| stage, step | gad, 1 |" in (run / STUDENT / "README.md").read_text()
     assert train() == [replaced(run), announced(run)]
-    assert command("export", run, "--part=student", "--dtype=bfloat16").returncode == 0
+    assert export.main([str(run), "--part=student", "--dtype=bfloat16"]) == 0
     assert train() == [announced(run)]  # the same student, as it was asked for
     assert json.loads((run / STUDENT / "config.json").read_text())["torch_dtype"] == "bfloat16"
 
