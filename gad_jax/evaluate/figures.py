@@ -1,27 +1,56 @@
-"""The report's figures, as SVG: overlap by n, lengths, learning curves."""
+"""The report's figures, as SVG: overlap by n, lengths, learning curves with their alarms."""
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from gad_jax.evaluate.alarms import Row, Watched
 from gad_jax.evaluate.answers import Answers, mean
 from gad_jax.metrics import overlap
 from gad_jax.metrics.plots import COLOURS, colours, make_axes, to_svg
+from gad_jax.training import health
 
 TEACHER = "#222222"
 
+ALARM = "#c0182b"
+PAUSED = {"discriminator": "#8d99a6", "generator": "#b8860b"}
+SMOOTHED_FROM = 30
+"""Points of a line from which its running mean is drawn too, which is what alarms read."""
+
+
+class Curve(NamedTuple):
+    """A figure over the steps: its title, and metrics drawn next to its own, with their labels."""
+
+    title: str
+    more: Mapping[str, str] = MappingProxyType({})
+    ends: tuple[float, float] | None = None
+
+
 CURVES = {
-    "reward/minus_teacher": "reward − the teacher's score",
-    "reward/mean": "reward (D's loss leaves its level free)",
-    "discriminator/accuracy": "discriminator accuracy",
-    "discriminator/margin": "score margin, teacher − student",
-    "dpo/accuracy": "DPO accuracy",
-    "dpo/margin": "DPO margin, teacher − rejected",
-    "response/length": "response length, tokens",
-    "kl/reference": "KL to the stage's start, nats per token",
-    "evaluation/rouge_l": "held-out ROUGE-L",
+    "discriminator/accuracy": Curve(
+        "D accuracy",
+        {"discriminator/accuracy_replayed": "on older answers"},
+        (0.0, 1.05),
+    ),
+    "discriminator/margin": Curve("score margin, teacher − student"),
+    "dpo/accuracy": Curve("DPO accuracy"),
+    "dpo/margin": Curve("DPO margin, teacher − rejected"),
+    "reward/minus_teacher": Curve("reward − the teacher's score"),
+    "reward/mean": Curve("reward (D's loss leaves its level free)"),
+    "reward/std": Curve("spread of the rewards of a prompt"),
+    "replay/share": Curve("share of older answers in D's batch"),
+    "response/length_ratio": Curve("response length, × teacher"),
+    "response/length": Curve("response length, tokens"),
+    "kl/reference": Curve("KL to the stage's start, nats per token"),
+    "entropy": Curve("entropy, nats per token"),
+    "response/repetition": Curve(
+        "repeated 4-grams", {"response/teacher_repetition": "of the teacher"}
+    ),
+    "response/script_drift": Curve("distance of scripts from the teacher's"),
+    "evaluation/rouge_l": Curve("held-out ROUGE-L"),
 }
 
 
@@ -64,37 +93,131 @@ def lengths(answers: Sequence[Answers]) -> str:
     return to_svg(figure)
 
 
-def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
-    """Returns a figure for each metric of `CURVES` that some run has. `runs` holds the rows of each
-    metrics.jsonl by name. With one run, dashed lines mark where stages begin."""
-    figures = []
-    for name, title in CURVES.items():
-        points = {
-            label: [
-                (row["step"], value) for row in rows if (value := _value(row, name)) is not None
-            ]
-            for label, rows in runs.items()
-        }
-        if not any(points.values()):
+def curves(
+    runs: Mapping[str, Sequence[Row]], watched: Mapping[str, Watched] | None = None
+) -> list[str]:
+    """Returns a figure for each metric of `CURVES` that some run has, and for each other that
+    raised an alarm. `runs` holds the rows of each metrics.jsonl by name, `watched` their monitors.
+
+    Limits and alarms are red. With one run, dashed lines mark where stages begin, and the steps in
+    which an alarm paused a network are shaded.
+    """
+    watched = watched or {}
+    alarmed = sorted({alarm.metric for one in watched.values() for alarm in one.raised})
+    chosen = CURVES | {name: Curve(name) for name in alarmed if name not in CURVES}
+    drawn = (_curve(name, curve, runs, watched) for name, curve in chosen.items())
+    return [figure for figure in drawn if figure]
+
+
+def _curve(
+    name: str, curve: Curve, runs: Mapping[str, Sequence[Row]], watched: Mapping[str, Watched]
+) -> str:
+    """Returns the figure of one metric, empty if no run has it."""
+    if not any(_points(rows, name) for rows in runs.values()):
+        return ""
+    figure, axes = make_axes()
+    alone = len(runs) == 1
+    heights = {}
+    for (label, rows), colour in zip(runs.items(), colours(len(runs)), strict=True):
+        colour = COLOURS[3] if alone else colour
+        steps = watched[label].smoothing_steps if label in watched else 10
+        heights[label] = _line(axes, _points(rows, name), steps, "-", color=colour, label=label)
+        for other, said in curve.more.items():
+            if points := _points(rows, other):
+                said = said if alone else f"{label}, {said}"
+                _line(axes, points, steps, ":", color=TEACHER if alone else colour, label=said)
+    if alone:
+        _mark_stages(axes, next(iter(runs.values())))
+    _draw_limits(axes, name, curve.ends, watched)
+    for label, one in watched.items():
+        _mark_alarms(axes, one, name, heights.get(label, {}))
+    if not alone or len(axes.get_legend_handles_labels()[1]) > 1:
+        axes.legend(frameon=False, fontsize=8)
+    axes.set(xlabel="step", title=curve.title)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    return to_svg(figure)
+
+
+def _points(rows: Sequence[Row], name: str) -> list[tuple[int, str, float]]:
+    """Returns step, stage and value of the steps that have a metric."""
+    found = ((row["step"], row["stage"], _value(row, name)) for row in rows)
+    return [(step, stage, float(value)) for step, stage, value in found if value is not None]
+
+
+def _line(
+    axes: Any, points: Sequence[tuple[int, str, float]], window: int, style: str, **look: Any
+) -> dict[int, float]:
+    """Draws a metric, a long one as its running mean over a pale line of its values. Returns the
+    height of the line at each step."""
+    steps, values = [step for step, _, _ in points], [value for _, _, value in points]
+    if len(points) >= SMOOTHED_FROM:
+        axes.plot(steps, values, linewidth=0.8, alpha=0.3, color=look["color"])
+        values = _smoothed(points, window)
+    mark = "o" if len(points) < 12 else ""
+    axes.plot(steps, values, mark + style, **look)
+    return dict(zip(steps, values, strict=True))
+
+
+def _smoothed(points: Sequence[tuple[int, str, float]], window: int) -> list[float]:
+    """Returns the running mean as the alarms have it: every stage starts a new one."""
+    means, stage, seen, mean = [], "", 0, 0.0
+    for _, of_stage, value in points:
+        stage, seen, mean = (stage, seen, mean) if of_stage == stage else (of_stage, 0, 0.0)
+        seen += 1
+        mean += (value - mean) / min(seen, window)
+        means.append(mean)
+    return means
+
+
+def _mark_alarms(axes: Any, watched: Watched, name: str, heights: Mapping[int, float]) -> None:
+    """Marks the steps at which this metric raised an alarm, and names each monitor once."""
+    named = set()
+    middle = sum(axes.get_ylim()) / 2
+    for alarm in watched.raised:
+        if alarm.metric != name or alarm.step not in heights:
             continue
-        figure, axes = make_axes()
-        for (label, line), colour in zip(points.items(), colours(len(points)), strict=True):
-            colour = COLOURS[3] if len(points) == 1 else colour
-            mark = "o-" if len(line) < 12 else "-"
-            axes.plot(
-                *(zip(*line, strict=True) if line else ([], [])), mark, color=colour, label=label
-            )
-        if len(runs) == 1:
-            _mark_stages(axes, next(iter(runs.values())))
-        else:
-            axes.legend(frameon=False)
-        axes.set(xlabel="step", title=title)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        figures.append(to_svg(figure))
-    return figures
+        place = alarm.step, heights[alarm.step]
+        axes.plot(*place, "X" if alarm.action == "stop" else "v", color=ALARM, zorder=5)
+        if alarm.monitor not in named:
+            named.add(alarm.monitor)
+            offset = (0, -14 if place[1] > middle else 7)
+            axes.annotate(
+                alarm.monitor, place, offset, textcoords="offset points",
+                color=ALARM, fontsize=8, ha="center",
+            )  # fmt: skip
 
 
-def _value(row: Mapping[str, Any], name: str) -> Any:
+def _draw_limits(
+    axes: Any, name: str, ends: tuple[float, float] | None, watched: Mapping[str, Watched]
+) -> None:
+    """Draws the limits of the alarms on this metric. One that is far from all values is named at
+    the edge: drawn, it would flatten the curve."""
+    low, high = ends or axes.get_ylim()
+    above: dict[str, None] = {}
+    below: dict[str, None] = {}
+    for one in watched.values():
+        for monitor, limits in one.limits.items():
+            if health.MONITORS[monitor].metric != name:
+                continue
+            last = list(limits.values())[-1]
+            if ends or 2 * low - high <= last <= 2 * high - low:
+                # A limit that follows the teacher's value is averaged like what it is for.
+                line = _smoothed([(n, "", v) for n, v in limits.items()], one.smoothing_steps)
+                axes.plot(list(limits), line, "--", color=ALARM, linewidth=1, alpha=0.8)
+            else:
+                edge, arrow = (above, "↑") if last > high else (below, "↓")
+                edge[f"{monitor} at {last:.3g} {arrow}"] = None
+    if ends:
+        axes.set_ylim(*ends)
+    for height, align, far in ((0.98, "top", above), (0.02, "bottom", below)):
+        if far:
+            axes.text(
+                0.99, height, "\n".join(far), transform=axes.transAxes, color=ALARM, fontsize=8,
+                ha="right", va=align,
+            )  # fmt: skip
+
+
+def _value(row: Row, name: str) -> Any:
     """Returns a metric of a step. Runs of earlier versions lack one, which follows from others."""
     value = row.get(name)
     if value is None and name == "reward/minus_teacher" and row.get("reward/mean") is not None:
@@ -103,8 +226,9 @@ def _value(row: Mapping[str, Any], name: str) -> Any:
     return value
 
 
-def _mark_stages(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Marks where stages begin; the axis covers all steps, also those without the metric."""
+def _mark_stages(axes: Any, rows: Sequence[Row]) -> None:
+    """Marks where stages begin and which steps an alarm paused; the axis covers all steps, also
+    those without the metric."""
     axes.set_xlim(rows[0]["step"], max(rows[-1]["step"], rows[0]["step"] + 1))
     for before, after in itertools.pairwise(rows):
         if before["stage"] != after["stage"]:
@@ -112,3 +236,8 @@ def _mark_stages(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
             axes.axvline(start, color="#bbb", linestyle="--", linewidth=1)
             place = axes.get_xaxis_transform()
             axes.text(start, 0.98, f" {after['stage']}", transform=place, color="#777", va="top")
+    for side, colour in PAUSED.items():
+        paused = [row["step"] for row in rows if row.get(f"health/{side}_paused")]
+        spans = np.split(paused, np.flatnonzero(np.diff(paused) > 1) + 1) if paused else []
+        for span in spans:
+            axes.axvspan(span[0] - 0.5, span[-1] + 0.5, color=colour, alpha=0.25, linewidth=0)

@@ -13,12 +13,14 @@ from pathlib import Path
 import jinja2
 
 from gad_jax.base import console
-from gad_jax.evaluate import comparison, figures
+from gad_jax.evaluate import alarms, comparison, figures
 from gad_jax.evaluate import runs as of_runs
 from gad_jax.evaluate.answers import Answers, common, of_line
 from gad_jax.metrics.statistics import UNBOUNDED, Interval, mean_interval
 
 EXAMPLES = 5
+ALARMS = 20
+"""Alarms of a run that are listed; the others are counted."""
 SHOWN_CHARACTERS = 4000
 _ONE = Interval(1.0, math.nan, math.nan)
 _DIFFERENCES = (
@@ -73,6 +75,7 @@ class Report:
     origins: list[tuple[str, str]]
     sets: list[PromptSet]
     curves: list[str]
+    alarms: list[tuple[str, list[str]]]
 
 
 def collect(
@@ -88,12 +91,15 @@ def collect(
     ]
     labels = dict.fromkeys(one.label for one in answers)
     rows = {label: found for label, run in runs.items() if (found := of_runs.rows(run))}
+    watched = {label: alarms.of_run(runs[label], found) for label, found in rows.items()}
+    known = {label: one for label, one in watched.items() if one}
     return Report(
         title=of_runs.title(runs.values(), labels),
         runs=[(of_runs.name(run), of_runs.about(run)) for run in runs.values()],
         origins=list({one.label: one.origin for one in answers}.items()),
         sets=sets,
-        curves=[_inline(figure) for figure in figures.curves(rows)] if rows else [],
+        curves=[_inline(figure) for figure in figures.curves(rows, known)] if rows else [],
+        alarms=[(of_runs.name(runs[label]), _alarms(one)) for label, one in watched.items()],
     )
 
 
@@ -144,6 +150,15 @@ def _teacher(answers: Answers) -> dict[str, dict[str, Interval]]:
     if scores:
         row["D score"] = mean_interval(scores, bounds=UNBOUNDED)
     return {"teacher": row}
+
+
+def _alarms(watched: alarms.Watched | None) -> list[str]:
+    """Returns a line for each alarm of a run, for so many as are listed."""
+    if watched is None:
+        return ["no alarms are shown: this version cannot read the run's config.yaml"]
+    found = [f"step {one.step}, {one.stage}: {one.sentence}" for one in watched.raised]
+    more = len(found) - ALARMS
+    return found[:ALARMS] + ([f"and {more} more"] if more > 0 else [])
 
 
 def _changes(answers: Sequence[Answers]) -> tuple[str, list[Example], list[Example]]:

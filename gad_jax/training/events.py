@@ -9,6 +9,26 @@ from typing import Any
 
 _PATTERN = "events.out.tfevents.*"
 
+CHARTS = {
+    "D accuracy, also on older answers": (
+        "discriminator/accuracy",
+        "discriminator/accuracy_replayed",
+    ),
+    "score margin": ("discriminator/margin",),
+    "reward minus the teacher's score": ("reward/minus_teacher",),
+    "spread of a prompt's rewards": ("reward/std",),
+    "share of older answers": ("replay/share",),
+    "response length, × teacher": ("response/length_ratio",),
+    "KL to the reference": ("kl/reference",),
+    "entropy": ("entropy",),
+    "repetition, and the teacher's": ("response/repetition", "response/teacher_repetition"),
+    "script drift": ("response/script_drift",),
+    "alarms, paused networks": (
+        *("health/alarms", "health/discriminator_paused", "health/generator_paused"),
+    ),
+}
+"""The charts under TensorBoard's Custom Scalars: how the game goes, in the report's order."""
+
 
 class Events:
     """Writes every scalar and every text once, whatever interrupted the run before.
@@ -75,6 +95,7 @@ class Events:
             self._write(step, at, summary=Summary(value=values))
 
     def _write(self, step: int, at: float, **content: Any) -> None:
+        from tensorboardX import summary
         from tensorboardX.proto.event_pb2 import Event, SessionLog  # type: ignore[attr-defined]
 
         if self._file is None:
@@ -87,6 +108,13 @@ class Events:
             # A TensorBoard that is open forgets what it has read of the earlier files.
             start = SessionLog(status=SessionLog.START)
             self._file.write_event(Event(wall_time=at, step=0, session_log=start))
+            charts = {
+                # Names are regular expressions there.
+                title: ["Multiline", [f"^{name}$" for name in names]]
+                for title, names in CHARTS.items()
+            }
+            layout = summary.custom_scalars({"GAD": charts})
+            self._file.write_event(Event(wall_time=at, step=0, summary=layout))
         self._file.write_event(Event(wall_time=at, step=step, **content))
 
     def _flush(self) -> None:

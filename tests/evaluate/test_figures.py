@@ -2,9 +2,12 @@
 
 from typing import Any
 
+from gad_jax.evaluate import figures
+from gad_jax.evaluate.alarms import Watched, replay
 from gad_jax.evaluate.answers import Answers
 from gad_jax.evaluate.figures import curves, lengths, overlap_by_order
 from gad_jax.metrics import overlap
+from gad_jax.settings.alarms import Alarm, Health
 
 
 def students(teacher: bool) -> list[Answers]:
@@ -41,3 +44,52 @@ def test_the_reward_over_the_teacher_is_drawn_of_old_runs_too() -> None:
     assert len(curves({"run": old})) == 3
     warmup = [{"step": 1, "stage": "warmup", "discriminator/margin": 2.0}]
     assert len(curves({"run": warmup})) == 1
+
+
+def game(steps: int = 40, **more: float) -> list[dict[str, Any]]:
+    return [
+        {"step": n, "stage": "gad", "discriminator/accuracy": 0.97, "kl/reference": n / 10} | more
+        for n in range(1, steps + 1)
+    ]
+
+
+def test_limits_alarms_and_pauses_are_drawn_in() -> None:
+    rows = game()
+    for row in rows[20:25]:
+        row["health/discriminator_paused"] = 1.0
+    settings = Health(saturated=Alarm("pause", 0.95, 10), kl=Alarm("stop", 2.5, 3))
+    accuracy, kl = curves({"run": rows}, {"run": replay(settings, rows)})
+    plain, plain_kl = curves({"run": rows})
+    # named where they were raised, with limits in the same colour, and D's pause shaded
+    assert ">saturated</text>" in accuracy
+    assert ">kl</text>" in kl
+    assert accuracy.count("#c0182b") > 2
+    assert "#c0182b" not in plain + plain_kl
+    assert accuracy.count("opacity: 0.25") > curves({"run": game()})[0].count("opacity: 0.25")
+    # a limit far from all values is named: drawn, it would flatten the curve
+    far = replay(Health(), game(**{"kl/reference": 0.01}))
+    (_, flat) = curves({"run": game(**{"kl/reference": 0.01})}, {"run": far})
+    assert ">kl at 1 ↑</text>" in flat
+
+
+def test_other_metrics_are_drawn_only_where_they_raised_an_alarm() -> None:
+    rows = game(**{"advantage/dead_groups": 0.9})
+    assert len(curves({"run": rows})) == 2
+    found = curves({"run": rows}, {"run": replay(Health(), rows)})
+    assert len(found) == 3
+    assert ">advantage/dead_groups</text>" in found[-1]
+    assert ">dead_groups</text>" in found[-1]
+
+
+def test_older_answers_are_next_to_fresh_ones_where_there_are_any() -> None:
+    rows = game(3, **{"discriminator/accuracy_replayed": 0.8, "replay/share": 0.25})
+    assert len(curves({"run": rows})) == 3
+    assert ">on older answers</text>" in curves({"run": rows})[0]
+    assert "older answers</text>" not in curves({"run": game(3)})[0]
+    both = curves({"a": rows, "b": game(3)}, {"b": Watched({}, [], 10)})
+    assert ">a, on older answers</text>" in both[0]
+
+
+def test_a_long_line_is_averaged_as_the_alarms_do() -> None:
+    points = [(1, "warmup", 1.0), (2, "gad", 3.0), (3, "gad", 5.0), (4, "gad", 10.0)]
+    assert figures._smoothed(points, 2) == [1.0, 3.0, 4.0, 7.0]

@@ -98,6 +98,26 @@ def test_curves_of_a_run(tmp_path: Path) -> None:
     made = report.collect([answers("a", ["x"])], {"run": tmp_path, "gone": tmp_path / "no"})
     assert len(made.curves) == 2  # reward and length: the run has no others
     assert made.sets[0].measure == ""  # nothing to compare with
+    assert made.alarms == [
+        (tmp_path.name, ["no alarms are shown: this version cannot read the run's config.yaml"])
+    ]
+
+
+def test_alarms_of_a_run_are_listed(tmp_path: Path) -> None:
+    rows = [
+        {"step": n, "stage": "gad", "kl/reference": 1.2 if n % 20 < 10 else 0.1}
+        for n in range(1, 600)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "config.yaml").write_text("health:\n  smoothing_steps: 1\n  kl:\n    steps: 2\n")
+    made = report.collect([answers("a", ["x"])], {"run": tmp_path})
+    ((_, lines),) = made.alarms
+    assert lines[0].startswith("step 2, gad: alarm kl: the generator is 1.20 nats per token from")
+    assert len(lines) == 21
+    assert lines[-1] == "and 10 more"
+    page = report.render(made)
+    assert f"Alarms of {tmp_path.name}" in page
+    assert "<li>step 2, gad: alarm kl: " in page
 
 
 @pytest.mark.slow

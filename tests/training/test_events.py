@@ -4,7 +4,9 @@ import math
 import time
 from pathlib import Path
 
-from gad_jax.training.events import Events
+from tensorboardX.proto.layout_pb2 import Layout
+
+from gad_jax.training.events import CHARTS, Events
 from tests.training.test_tracker import read_events, read_scalars
 
 
@@ -52,3 +54,25 @@ def test_nothing_is_written_for_nothing(tmp_path: Path) -> None:
     events.scalars(1, {"bad": math.nan})
     events.close()
     assert not (tmp_path / "tensorboard").exists()
+
+
+def test_charts_of_the_game_are_laid_out_once_a_file(tmp_path: Path) -> None:
+    for _ in range(2):
+        events = Events(tmp_path)
+        events.rebuild([row(1)], time.time())
+        events.scalars(2, {"loss": 1.0})
+        events.close()
+    layouts = [
+        value
+        for event in read_events(tmp_path)
+        for value in event.summary.value
+        if value.tag == "custom_scalars__config__"
+    ]
+    (layout,) = layouts
+    assert layout.metadata.plugin_data.plugin_name == "custom_scalars"
+    (category,) = Layout.FromString(layout.tensor.string_val[0]).category
+    assert [chart.title for chart in category.chart] == list(CHARTS)
+    assert category.chart[0].multiline.tag == [
+        "^discriminator/accuracy$",
+        "^discriminator/accuracy_replayed$",
+    ]
