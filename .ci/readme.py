@@ -1,8 +1,9 @@
 """Extracts the commands of README.md, so that what it says is what CI runs.
 
 A comment stands before each ```bash block: `<!-- ci: TAG -->`, or `<!-- ci: skip REASON -->` for a
-block that CI cannot run. A shell block without one is an error: it would be a promise that nobody
-checks.
+block that CI cannot run. The blocks of a tag run in their order; those with `apart` need nothing of
+the others, and CI runs them at the same time. A shell block without a tag is an error: it would be
+a promise that nobody checks.
 
     python .ci/readme.py README.md check           what will run and what will not
     python .ci/readme.py README.md print TAG       the commands of the blocks with this tag
@@ -13,7 +14,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-TAGS = ("install", "test", "run")
+TAGS = ("install", "test", "run", "apart")
 SHELLS = ("bash", "sh", "shell", "console", "zsh")
 
 
