@@ -121,7 +121,8 @@ def _curve(
     for (label, rows), colour in zip(runs.items(), colours(len(runs)), strict=True):
         colour = COLOURS[3] if alone else colour
         steps = watched[label].smoothing_steps if label in watched else 10
-        heights[label] = _line(axes, _points(rows, name), steps, "-", color=colour, label=label)
+        said = "this run" if alone else label
+        heights[label] = _line(axes, _points(rows, name), steps, "-", color=colour, label=said)
         for other, said in curve.more.items():
             if points := _points(rows, other):
                 said = said if alone else f"{label}, {said}"
