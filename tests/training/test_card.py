@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from gad_jax.settings import options
-from gad_jax.settings.config import Config
+from gad_jax.settings.config import STAGES, Config
 from gad_jax.training import card
 from gad_jax.training.card import Subject
 
@@ -154,3 +154,10 @@ def test_where_transformers_has_no_classifier(subject: Subject, family: str) -> 
     }
     assert said[family] in text
     assert ("```python" in text) == (family != "granite")
+
+
+def test_every_stage_has_a_method_and_a_paper(subject: Subject) -> None:
+    assert {*card.METHODS} == {*STAGES}
+    text = card.write(dataclasses.replace(subject, stage="dpo"))
+    assert "direct preference optimisation" in text
+    assert "arxiv.org/abs/2305.18290" in text
