@@ -44,7 +44,7 @@ class Personas(Checked):
     out: str = option(
         "runs/personas", "directory for everything; the same command resumes there", filled=True
     )
-    small: bool = option(False, "a quarter of an hour on two cores for start, seqkd and gad")
+    small: bool = option(False, "a trial, too small for conclusions")
     methods: str = option(
         "all",
         f"comma-separated, of {', '.join(METHODS)}; or all; NAME@RATE sets the generator's rate",
