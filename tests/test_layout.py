@@ -38,6 +38,7 @@ UNMIRRORED = {
     "settings.alarms": "declarations; training/test_health.py",
     "settings.baselines": "training/test_snapshots.py and settings/test_config.py",
     "settings.decoding": "declarations; settings/test_options.py",
+    "settings.optimizer": "declarations; core/test_optimizer.py",
     "settings.operation": "declarations; settings/test_options.py",
     "settings.sections": "declarations; settings/test_config.py",
     "training.format_1": "training/test_checkpoint.py reads a checkpoint of that format",

@@ -116,6 +116,10 @@ def grpo_loss(
     `advantages` has one number per response of the step, group by group. All three are of the
     distribution that was sampled from: with top-k or top-p, softmax over the tokens kept then
     (`rows.thresholds`).
+
+    With `program.importance_max`, surrogate and KL of a token are multiplied by
+    `objectives.importance_weights`: both are estimates from the token that the sampler drew. The
+    entropy is a sum over all tokens and needs no weight.
     """
     reference_logprobs = None
     if reference is not None:
@@ -160,16 +164,22 @@ def _grpo_per_token(
         program.dual_clip,
         program.log_ratio_max,
     )
-    parts = {
-        "generator/policy_loss": policy_loss,
-        "logprobs/gap": jnp.abs(old - inputs.sampled_logprobs),
-        "entropy": entropy,
-    }
+    parts = {"logprobs/gap": jnp.abs(old - inputs.sampled_logprobs), "entropy": entropy}
+    weights = None
+    if program.importance_max > 0:
+        weights, truncated = objectives.importance_weights(
+            old, inputs.sampled_logprobs, program.importance_max, program.log_ratio_max
+        )
+        policy_loss *= weights
+        parts["logprobs/importance_mean"] = weights
+        parts["logprobs/importance_truncated"] = truncated.astype(jnp.float32)
+    parts["generator/policy_loss"] = policy_loss
     loss = policy_loss
     if inputs.reference_logprobs is not None:
         kl = objectives.kl_k3(
             logprobs, inputs.reference_logprobs, program.log_ratio_max, program.kl_max
         )
+        kl = kl if weights is None else kl * weights
         parts["kl/reference"] = kl
         loss += program.kl_coefficient * kl
     if program.entropy_coefficient > 0:

@@ -54,6 +54,24 @@ def probability_ratio(
     return jnp.exp(jnp.clip(logprobs - old_logprobs, -limit, limit))
 
 
+def importance_weights(
+    logprobs: Float[Array, "*n"],
+    sampled_logprobs: Float[Array, "*n"],
+    maximum: float,
+    limit: float = 20.0,
+) -> tuple[Float[Array, "*n"], Bool[Array, "*n"]]:
+    """Returns min(p / q, maximum) per token, without a gradient, and where the maximum binds.
+
+    p is the token's probability in the training pass, q that under the sampler, whose weights or
+    rounding differ. For any f, E_q[p / q · f] = E_p[f] over the token, given the tokens before it;
+    these still follow q. Truncation bounds the variance, at the price of a bias ("truncated
+    importance sampling", Yao et al., 2025).
+    """
+    ratio = probability_ratio(logprobs, sampled_logprobs, limit)
+    ratio = jax.lax.stop_gradient(ratio)
+    return jnp.minimum(ratio, maximum), ratio > maximum
+
+
 def clipped_surrogate(
     logprobs: Float[Array, "*n"],
     old_logprobs: Float[Array, "*n"],

@@ -17,7 +17,7 @@ class Program:
     `has_reference` is True where the stage compares G with the weights at the stage's start (the KL
     term of GAD, DPO), so that the state holds them. With `keep_moments` it begins with the
     optimizers of the stage before. `reward` is None where D's score alone is the reward. `dpo_` are
-    those of the settings' section.
+    those of the settings' section. With an `importance_max` of 0 there are no importance weights.
     """
 
     generator: DecoderConfig
@@ -48,3 +48,4 @@ class Program:
     reward: Mix | None = None
     dpo_beta: float = 0.1
     dpo_sft_coefficient: float = 0.0
+    importance_max: float = 0.0

@@ -176,6 +176,8 @@ class DecoderConfig:
     """None: the network has no adapters, and all of it is trained."""
     quantisation: Literal["none", "int8", "nf4"] = "none"
     """How the kernels of the layers' projections are stored, in a base below adapters."""
+    decode_weights: Literal["auto", "int8"] = "auto"
+    """How the decode copy stores these kernels: as above, in the compute dtype, or rounded."""
 
     @property
     def merged(self) -> "DecoderConfig":
@@ -185,7 +187,10 @@ class DecoderConfig:
     @property
     def decoding(self) -> "DecoderConfig":
         """The network as it decodes: adapters are merged, unless the base is quantised."""
-        return self.merged if self.quantisation == "none" else self
+        if self.quantisation != "none":
+            return self
+        rounded = "int8" if self.decode_weights == "int8" else "none"
+        return dataclasses.replace(self.merged, quantisation=rounded)
 
     def adapter(self, target: str) -> Lora | None:
         """Returns the adapter of a projection; None: it has none."""

@@ -61,6 +61,12 @@ class Quantised(nnx.Module):
         self.scales = nnx.Param(jnp.zeros(scales, jnp.bfloat16))
 
 
+def bytes_of_a_number(kind: str) -> float:
+    """Returns the bytes of a number in a quantised kernel, its share of a scale included; 0 where
+    kernels are floats."""
+    return {"int8": 1.0, "nf4": 0.5}[kind] + 2 / BLOCK if kind != "none" else 0.0
+
+
 def takes(path: str) -> bool:
     """Returns whether the parameter at this path is quantised: a kernel of a layer's projection."""
     return _TAKEN.fullmatch(path) is not None
@@ -88,6 +94,38 @@ def quantise(kind: str, kernel: Float[np.ndarray, "in out"]) -> tuple[np.ndarray
     codes = places[::2] | places[1::2] << 4
     assert codes.shape == codes_shape
     return codes, scales
+
+
+def rounded_layer(layer: Params) -> Params:
+    """Returns one layer's parameters, their FSDP shards gathered, with kernels in int8.
+
+    The codes and scales are those of `quantise`, computed on the devices.
+    """
+    found = dict(layer)
+    for name, part in layer.items():
+        if takes(path := f"layers/{name}/kernel"):
+            kept = sharding.gathered_axes(*sharding.parameter_axes(path)[1:])
+            found[name] = {**part, "kernel": _rounded(part["kernel"], *kept)}
+    return found
+
+
+def _rounded(kernel: Float[Array, "in out"], *axes: str | None) -> Params:
+    rows, columns = kernel.shape
+    blocks = -(-rows // BLOCK)
+    # A block may lie across two shards of the inputs, so the inputs of one kernel are gathered.
+    whole = sharding.reshard(kernel, None, axes[1]).astype(jnp.float32)
+    padded = jnp.pad(whole, ((0, blocks * BLOCK - rows), (0, 0)))
+    padded = padded.reshape(blocks, BLOCK, columns)
+    # Rounded up to bfloat16 by bits: XLA may drop a cast there and back.
+    bits = jax.lax.bitcast_convert_type(jnp.max(jnp.abs(padded), axis=1), jnp.uint32)
+    bits = (bits + jnp.uint32(0xFFFF)) & jnp.uint32(0xFFFF0000)
+    scales = jax.lax.bitcast_convert_type(bits, jnp.float32)
+    shares = padded / jnp.where(scales == 0, 1.0, scales)[:, None]
+    codes = jnp.rint(shares.reshape(blocks * BLOCK, columns)[:rows] * _LARGEST).astype(jnp.int8)
+    return {
+        "codes": sharding.reshard(codes, *axes),
+        "scales": sharding.reshard(scales.astype(jnp.bfloat16), None, None),
+    }
 
 
 def dequantise(kernel: Params, dtype: DTypeLike, *axes: str | None) -> Float[Array, "*layers i o"]:

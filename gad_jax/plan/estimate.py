@@ -10,7 +10,7 @@ import numpy as np
 from gad_jax.distributed import ceilings, hlo
 from gad_jax.distributed.chips import CHIPS, Chip
 from gad_jax.distributed.targets import Target
-from gad_jax.models import costs
+from gad_jax.models import costs, quantised
 from gad_jax.models.config import DecoderConfig
 from gad_jax.models.costs import Work
 from gad_jax.plan.programs import Compiled
@@ -200,9 +200,11 @@ def _rollout(
     prefill = Work(int(asked.sum()), attended, len(asked))
     experts = float(network.experts.count) if network.experts else None
 
+    kernels = quantised.bytes_of_a_number(network.decoding.quantisation) or size
+
     def weights(experts: float | None) -> float:
         layers = costs.layer_weights(network, experts)
-        return size * (layers + network.width * network.vocabulary)
+        return kernels * layers + size * network.width * network.vocabulary
 
     shards = target.devices // config.mesh.tensor
     tokens = shards * sum(call.steps * call.slots for call in calls)

@@ -193,7 +193,7 @@ def _rollout(
     copied = held | {"decode copy": weights}
     sampled = copied | {"prompt KV cache": prompts, "KV cache": cache}
     tokens = (network, generator, packed.size, *rows)
-    return [
+    calls = [
         _Call("rollout: reshard", prefill.decode_copy, (network, generator), held, resident),
         _Call("rollout: prefill", prefill.prefill, tokens, copied, resident),
         _Call(
@@ -201,6 +201,13 @@ def _rollout(
             read=(weights.layers, weights.head, cache.ring),
         ),
     ]
+    if network.decode_weights != "auto" and config.data.heldout:  # which is decoded in full
+        plain = dataclasses.replace(network, decode_weights="auto")
+        weights = shapes(lambda p: prefill.decode_copy(plain, p), generator)
+        sampling = (plain, *sampling[1:4], weights, *sampling[5:])
+        sampled = sampled | {"decode copy": weights}
+        calls.append(_Call("evaluation: decode", engine.decode, sampling, sampled, resident))
+    return calls
 
 
 def _abstract_queue(

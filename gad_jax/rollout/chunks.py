@@ -68,7 +68,7 @@ def run(
         x = decoder.embed(config, weights.rest, tokens)
         layers = []
         for layer, layer_params in enumerate(weights.layers):
-            block = nnx.merge(decoder.block_graph(config), layer_params)
+            block = nnx.merge(decoder.block_graph(config.decoding), layer_params)
             kind = config.kind(layer)
             attend = partial(_attend, cache.keys[layer], cache.values[layer], start, kind.window)
             x, collected = block(x, angles[kind], attend)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from gad_jax.distributed import parallel, sharding
 from gad_jax.distributed.mesh import data_shards
 from gad_jax.models import adapters, decoder, quantised
-from gad_jax.models.config import DecoderConfig, Lora
+from gad_jax.models.config import DecoderConfig
 from gad_jax.rollout.ring import DecodeCopy, PromptCache
 from gad_jax.types import Params, Segments
 
@@ -26,24 +26,27 @@ def decode_copy(config: DecoderConfig, params: Params) -> DecodeCopy:
     and not once per token. Separate layers let the decode loop update its KV cache in place.
     Adapters are merged: the loop then reads one weight per token, where unmerged ones would add two
     small matmuls to each projection. A quantised base stays as it is, its adapters apart: merged
-    weights would take two to four times its memory. Decode with `config.decoding`.
+    weights would take two to four times its memory. With `config.decode_weights` of int8, kernels
+    are rounded after that. Decode with `config.decoding`.
     """
-    if config.lora is not None and config.quantisation == "none":
-        return _merged_copy(config, config.lora, params)
+    if config.quantisation == "none" and (config.lora or config.decode_weights == "int8"):
+        return _copy_by_layer(config, params)
     whole = jax.tree_util.tree_map_with_path(partial(_copied, config, ()), params)
     layers = whole.pop("layers")
     split = tuple(jax.tree.map(lambda x, i=i: x[i], layers) for i in range(config.layers))
     return DecodeCopy(split, whole, _head(config, whole))
 
 
-def _merged_copy(config: DecoderConfig, lora: Lora, params: Params) -> DecodeCopy:
-    """Returns `decode_copy` with adapters merged, layer by layer: a float32 sum of all layers at
-    once would be larger than the copy itself."""
+def _copy_by_layer(config: DecoderConfig, params: Params) -> DecodeCopy:
+    """Returns `decode_copy` with adapters merged and kernels rounded, layer by layer: the floats of
+    all layers at once would be larger than the copy itself."""
 
     def layer(number: int) -> Params:
         own = jax.tree.map(lambda x: x[number], params["layers"])
-        merged = adapters.merge_layer(lora, own)
-        return jax.tree_util.tree_map_with_path(partial(_copied, config, ("layers",)), merged)
+        if config.lora:
+            own = adapters.merge_layer(config.lora, own)
+        own = jax.tree_util.tree_map_with_path(partial(_copied, config, ("layers",)), own)
+        return own if config.decode_weights == "auto" else quantised.rounded_layer(own)
 
     rest = {name: part for name, part in params.items() if name not in ("layers", "score")}
     rest = jax.tree_util.tree_map_with_path(partial(_copied, config, ()), rest)

@@ -211,7 +211,7 @@ def forward(
     keys, values = [], []
     # Unrolled, so that every layer updates its cache in place; a scan would copy all caches.
     for layer, layer_params in enumerate(weights.layers):
-        if config.quantisation != "none":
+        if config.decoding.quantisation != "none":
             # A kernel is dequantised where it is used: without the barrier XLA may move that out of
             # the loop over tokens, and hold all kernels as floats.
             layer_params, x = jax.lax.optimization_barrier((layer_params, x))

@@ -16,12 +16,13 @@ from gad_jax.settings.discriminator import Discriminator
 from gad_jax.settings.fields import Checked, FieldError, Given, option, section
 from gad_jax.settings.lora import Lora
 from gad_jax.settings.operation import Checkpoint, Evaluation, Limits, Mesh, Profile
+from gad_jax.settings.optimizer import Optimizer
 from gad_jax.settings.reward import Reward
 from gad_jax.settings.sections import (
+    IMPORTANCE_MAX,
     Batch,
     Data,
     Grpo,
-    Optimizer,
     Rollout,
     Stage,
     Student,
@@ -142,6 +143,21 @@ class Config(Checked):
                 "rewards; leave it out, or add gad",
                 "stage",
             )
+        rounded = self.rollout.weights != "auto"
+        if self.grpo.importance_max and not rounded and "gad" not in self.stages:
+            raise FieldError(
+                "grpo.importance_max",
+                f"grpo.importance_max={self.grpo.importance_max:g} weighs the tokens of the gad "
+                f"stage, and stage={','.join(self.stages)} has none; leave it out, or add gad",
+                "stage",
+            )
+        if rounded and self.lora.rank and self.lora.is_quantised:
+            raise FieldError(
+                "rollout.weights",
+                f"rollout.weights={self.rollout.weights} has nothing to round: adapters decode on "
+                f"their base, which lora.base_dtype={self.lora.base_dtype} stores; leave it out",
+                "lora.base_dtype",
+            )
         if 0 < self.batch.row_tokens < self.longest:
             raise FieldError(
                 "batch.row_tokens",
@@ -194,9 +210,14 @@ class Config(Checked):
 
     @classmethod
     def completed(cls, given: Mapping[str, Given]) -> dict[str, Given]:
-        """Returns the given values with those that follow from them: learning rates of adapters."""
+        """Returns the given values with those that follow from them: learning rates of adapters,
+        and importance weights where the sampler's weights are rounded."""
         defaults = {leaf.path: leaf.value for leaf in fields.leaves(cls)}
-        return lora.with_rates(given, STAGES, defaults)
+        found = lora.with_rates(given, STAGES, defaults)
+        sampler = given.get("rollout.weights")
+        if sampler is not None and sampler.value != "auto":
+            found.setdefault("grpo.importance_max", Given(IMPORTANCE_MAX, sampler.where))
+        return found
 
     @property
     def stages(self) -> tuple[str, ...]:

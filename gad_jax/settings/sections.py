@@ -16,6 +16,10 @@ LONGEST_PROMPT = 2048
 LONGEST_RESPONSE = 1536
 """The paper's limits, in tokens."""
 
+IMPORTANCE_MAX = 2.0
+"""Of samples drawn from rounded weights: the bound of "Your Efficient RL Framework Secretly Brings
+You Off-Policy RL Training" (Yao et al., 2025)."""
+
 # What was meant as a share or a number of prompts, right or wrong.
 _AMOUNT = re.compile(r"\s*[-+]?[\d.,_]*\d[\d.,_]*(e[-+]?\d+)?\s*(%|percent|pct)*\s*", re.IGNORECASE)
 
@@ -217,6 +221,11 @@ class Rollout(Checked):
         common=True,
         minimum=0,
     )
+    weights: Literal["auto", "int8"] = option(
+        "auto",
+        "the copy of the weights that decoding reads; auto: as the matmuls, int8: the layers' "
+        "kernels in 8 bits",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -232,28 +241,15 @@ class Rollout(Checked):
                 f"temperature={self.temperature:g} is greedy, and all samples of a group would be "
                 f"the same; use {LEAST_TEMPERATURE:g} or more",
             )
-
-
-@dataclass(frozen=True)
-class Optimizer(Checked):
-    """AdamW with a constant learning rate (set per stage) and a global-norm clip."""
-
-    beta1: float = option(0.9, "decay of the first moment", minimum=0, below=1)
-    beta2: float = option(0.999, "decay of the second moment", minimum=0, below=1)
-    epsilon: float = option(1e-8, "added to the root of the second moment", above=0)
-    moments: Literal["float32", "bfloat16"] = option(
-        "float32", "how both moments are stored; bfloat16 saves 4 bytes a trained parameter"
-    )
-    weight_decay: float = option(0.01, "decoupled weight decay", minimum=0)
-    max_gradient_norm: float = option(
-        0.2,
-        "a gradient of a larger global norm is scaled down to it; inf: never",
-        above=0,
-        infinite=True,
-    )
-    max_skips: int = option(
-        10, "stop after this many consecutive steps with non-finite numbers", "steps", above=0
-    )
+        if self.weights != "auto" and (self.top_k or self.top_p < 1):
+            name = "top_k" if self.top_k else "top_p"
+            raise FieldError(
+                "weights",
+                f"weights={self.weights} moves logits, so training could not know which tokens "
+                f"{name}={getattr(self, name):g} left to draw; give --rollout.weights=auto, or "
+                "sample from all tokens",
+                name,
+            )
 
 
 @dataclass(frozen=True)
@@ -287,6 +283,23 @@ class Grpo(Checked):
     drop_flat_groups: bool = option(
         False, "groups whose rewards are all the same leave the loss and its count of tokens"
     )
+    importance_max: float = option(
+        0.0,
+        "bound on a token's weight, its probability in training / in sampling; inf: none, 0: no "
+        f"weights, but {IMPORTANCE_MAX:g} where --rollout.weights is int8",
+        minimum=0,
+        infinite=True,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if 0 < self.importance_max < 1:
+            raise FieldError(
+                "importance_max",
+                f"importance_max={self.importance_max:g} would scale down tokens on which sampling "
+                f"and training agree; use 1 or more, such as {IMPORTANCE_MAX:g}, or 0 for no "
+                "weights",
+            )
 
 
 @dataclass(frozen=True)

@@ -229,7 +229,13 @@ def _rollout(
     positions = packed.rows[0].size // shards
     wide = 2 * network.mlp_width + 3 * network.heads * network.head_width + 4 * network.width
     working = positions * bytes_of_a_number * wide // mesh.shape["tensor"] + prompt_cache
-    return [
+    caches = {"prompt KV cache": prompt_cache, "KV cache": cache}
+    found = [
         Need("rollout: prefill", kept | {"prompt KV cache": prompt_cache, "temporary": working}),
-        Need("rollout: decode", kept | {"prompt KV cache": prompt_cache, "KV cache": cache}),
+        Need("rollout: decode", kept | caches),
     ]
+    if network.decode_weights != "auto" and config.data.heldout:
+        plain = dataclasses.replace(network, decode_weights="auto")
+        copied = {"decode copy": copy_bytes(plain, mesh)}
+        found.append(Need("evaluation: decode", kept | copied | caches))
+    return found

@@ -3,6 +3,7 @@
 `Config` is read here, once; the parts know only what they need.
 """
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -310,7 +311,8 @@ def _evaluations(
         held_out=held_out,
         chat=chat,
         mesh=mesh,
-        network=networks[0],
+        # what is evaluated is what is trained and exported, not a rounded copy
+        network=dataclasses.replace(networks[0], decode_weights="auto"),
         options=config.evaluation,
         max_new_tokens=config.rollout.max_new_tokens,
         tracker=tracker,

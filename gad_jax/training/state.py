@@ -55,6 +55,12 @@ def network_configs(
             f"--student.path={config.student.path} is a sequence classifier; name a causal "
             "language model"
         )
+    if generator.experts and config.rollout.weights != "auto":
+        raise UserError(
+            f"--rollout.weights={config.rollout.weights} rounds no experts, which are most of a "
+            f"mixture of family {generator.family!r}; give --rollout.weights=auto"
+        )
+    generator = dataclasses.replace(generator, decode_weights=config.rollout.weights)
     discriminator = read(bases.discriminator_path(config))
     if abs(discriminator.vocabulary - generator.vocabulary) > PADDING:
         raise UserError(
@@ -132,6 +138,7 @@ def make_program(
         reward=_mix(config) if stage == "gad" else None,
         dpo_beta=config.dpo.beta,
         dpo_sft_coefficient=config.dpo.sft_coefficient,
+        importance_max=grpo.importance_max,
     )
 
 

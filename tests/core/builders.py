@@ -19,7 +19,7 @@ from gad_jax.distributed import devices, sharding
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.models import decoder
 from gad_jax.models.config import DecoderConfig, alike
-from gad_jax.settings import sections
+from gad_jax.settings.optimizer import Optimizer
 from gad_jax.types import PackedRows, Params, TrainState
 
 PROMPTS, SAMPLES, VOCABULARY = 8, 3, 64
@@ -59,7 +59,7 @@ def _record() -> optax.GradientTransformationExtraArgs:
 
 # With this epsilon an update is a smooth function of the gradient: with 1e-8 it is nearly its sign,
 # and where the gradient is rounding alone, so would be the sign.
-SETTINGS = sections.Optimizer(max_gradient_norm=0.2, weight_decay=1e-4, epsilon=1e-2)
+SETTINGS = Optimizer(max_gradient_norm=0.2, weight_decay=1e-4, epsilon=1e-2)
 OPTIMIZER = optax.chain(_record(), adamw(SETTINGS, 1e-2))
 
 GAD = Program(

@@ -234,3 +234,67 @@ def test_truncated_sampling_gives_the_gradient_of_the_sampling_distribution(
     assert kl > 0.1
     np.testing.assert_allclose(means["kl/reference"], kl, rtol=1e-4)
     assert means["logprobs/gap"] < 1e-5
+
+
+# Importance weights: all responses of one token, drawn from other weights than those trained
+
+
+def test_importance_weights_correct_for_the_sampler() -> None:
+    """Without a bound, the expected gradient is that of samples of the policy itself, surrogate and
+    KL; with one, that of the sampler's probabilities times the bounded weights."""
+    policy, reference, sampler = (
+        jax.tree_util.tree_map_with_path(
+            lambda path, x: x if "norm" in sharding.path_name(path) else 10 * x,
+            decoder.init(SMALL, jax.random.key(seed)),
+        )
+        for seed in (0, 1, 2)
+    )
+    p, q = (
+        np.asarray(jax.nn.softmax(response_logits(each)[:1, 0]))[0] for each in (policy, sampler)
+    )
+    assert p.shape == (7,)
+    ratio, bound = p / q, 1.5
+    assert 0 < np.mean(ratio > bound) < 1
+    packed = packing.pack(
+        [PROMPT], [[np.asarray([token]) for token in range(7)]],
+        [[np.log(q[token : token + 1]) for token in range(7)]], row_tokens=32,
+    )  # fmt: skip
+    rows = first(jax.tree.map(jnp.asarray, packed))
+    advantages = jnp.asarray(np.random.default_rng(0).normal(size=7), jnp.float32)
+
+    def expected(drawn: np.ndarray, maximum: float) -> Any:
+        program = dataclasses.replace(TRUNCATED, importance_max=maximum)
+        weights = jnp.asarray(drawn, jnp.float32)
+
+        def mean(params: Params) -> Any:
+            def of(response: jax.Array) -> Any:
+                alone = rows._replace(mask=rows.mask & (rows.sequences == response))
+                given = (program, params, alone, jnp.float32(1), advantages, reference)
+                return losses.grpo_loss(*given)
+
+            found = jax.vmap(of)(jnp.arange(7))
+            loss, parts = jax.tree.map(lambda x: jnp.sum(weights * x), found)
+            return loss, parts
+
+        return jax.jit(jax.grad(mean, has_aux=True))(policy)
+
+    wanted, of_policy = expected(p, 0.0)
+    found, parts = expected(q, np.inf)
+    close(found, wanted, 1e-4)
+    np.testing.assert_allclose(parts["logprobs/importance_mean"], 1, rtol=1e-4)
+    np.testing.assert_allclose(parts["kl/reference"], of_policy["kl/reference"], rtol=1e-3)
+    assert parts["logprobs/importance_truncated"] == 0
+    bounded, parts = expected(q, bound)
+    close(bounded, expected(q * np.minimum(ratio, bound), 0.0)[0], 1e-4)
+    np.testing.assert_allclose(
+        [parts["logprobs/importance_mean"], parts["logprobs/importance_truncated"]],
+        [np.sum(np.minimum(p, bound * q)), np.sum(q[ratio > bound])],
+        rtol=1e-4,
+    )
+    biased = expected(q, 0.0)[0]
+    off = [
+        np.abs(np.asarray(a) - np.asarray(b)).max()
+        for a, b in zip(jax.tree.leaves(biased), jax.tree.leaves(wanted), strict=True)
+    ]
+    assert max(off) > 0.01
+    assert "logprobs/importance_mean" not in of_policy

@@ -12,7 +12,7 @@ from gad_jax.core import steps, updates
 from gad_jax.core.optimizer import adamw
 from gad_jax.distributed import devices
 from gad_jax.distributed.mesh import make_mesh
-from gad_jax.settings.sections import Optimizer
+from gad_jax.settings.optimizer import Optimizer
 from gad_jax.types import TrainState
 from tests.core.builders import GAD, MESH_GAD, history, host, identical, rows, start, texts
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from gad_jax.base.errors import UserError
+from gad_jax.distributed import sharding
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.models import adapters, decoder, quantised, weights
 from gad_jax.models.config import DecoderConfig, Lora
@@ -124,3 +125,22 @@ def test_what_cannot_be_divided_is_refused_by_name() -> None:
         quantised.check(odd, make_mesh(2, 4, 1))
     with pytest.raises(UserError, match=r"two inputs in a byte.*--lora\.base_dtype=int8"):
         quantised.quantise("nf4", np.zeros((3, 4), np.float32))
+
+
+@pytest.mark.parametrize("name", ["query", "down"])
+def test_devices_round_a_kernel_as_the_host_does(name: str) -> None:
+    """Also where a block lies across two shards of the inputs: 96 numbers on two."""
+    random = np.random.default_rng(0)
+    kernel = random.standard_normal((96, 8)).astype("f") * random.uniform(1e-6, 9, 8).astype("f")
+    kernel[:, 3] = 0
+    kernel[7] = 0.3  # no number of bfloat16
+    codes, scales = quantised.quantise("int8", kernel)
+    with jax.set_mesh(make_mesh(2, 2, 2)):
+        axes = sharding.parameter_axes(f"layers/{name}/kernel")[1:]
+        spread = sharding.reshard(jnp.asarray(kernel), *sharding.gathered_axes(*axes))
+        layer = {name: {"kernel": spread, "bias": jnp.zeros(8)}, "norm": {"scale": jnp.ones(4)}}
+        found = jax.jit(quantised.rounded_layer)(layer)
+    np.testing.assert_array_equal(found[name]["kernel"]["codes"], codes)
+    np.testing.assert_array_equal(found[name]["kernel"]["scales"], scales)
+    assert set(found[name]) == {"kernel", "bias"}
+    assert found["norm"]["scale"].dtype == jnp.float32

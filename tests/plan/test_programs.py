@@ -6,7 +6,9 @@ import json
 
 import pytest
 
+from gad_jax.distributed import devices
 from gad_jax.plan import __main__ as plan
+from gad_jax.plan import programs
 
 FLAGS = ("--config=tiny", "--stage=gad", "--target=cpu:8", "--discriminator.replay_share=0.5")
 
@@ -57,3 +59,21 @@ def test_bytes_are_listed_by_kind(planned: dict) -> None:
     assert reshard == {"generator", "resident", "temporary", "results"}
     assert prefill == reshard | {"decode copy"}
     assert decode == prefill | {"prompt KV cache", "KV cache"}
+
+
+def test_samples_come_from_rounded_weights_and_evaluations_do_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def found(call: programs._Call, target: object) -> programs.Compiled:
+        sizes = {kind: devices.device_bytes(tree) for kind, tree in call.held.items()}
+        return programs.Compiled(call.name, sizes, [], 0.0)
+
+    monkeypatch.setattr(programs, "_compile", found)
+    assert plan.main([*FLAGS, "--json", "--rollout.weights=int8"]) == 0
+    planned = json.loads(capsys.readouterr().out)["programs"]
+    *_, decode, evaluation = planned
+    assert (decode["name"], evaluation["name"]) == ("rollout: decode", "evaluation: decode")
+    sizes = [program["bytes"]["decode copy"] for program in (decode, evaluation)]
+    # a byte for each number of two layers' kernels, and a scale for each of their outputs
+    numbers, outputs = 2 * (32 * (32 + 16 + 16) + 32 * 32 + 3 * 32 * 64), 2 * (5 * 32 + 2 * 48)
+    assert sizes[1] - sizes[0] == (4 - 1) * numbers - 2 * outputs

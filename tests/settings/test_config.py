@@ -193,10 +193,10 @@ def test_a_number_is_finite_unless_inf_has_a_meaning(leaf: fields.Leaf) -> None:
             build(value)
 
 
-def test_inf_has_a_meaning_for_four_settings() -> None:
+def test_inf_has_a_meaning_for_five_settings() -> None:
     infinite = [leaf.path for leaf in NUMBERS if leaf.metadata["infinite"]]
-    wanted = ["optimizer.max_gradient_norm", "grpo.kl_max", "reward.clip"]
-    assert infinite == [*wanted, "checkpoint.best_max_length_ratio"]
+    of_losses = ["optimizer.max_gradient_norm", "grpo.kl_max", "grpo.importance_max"]
+    assert infinite == [*of_losses, "reward.clip", "checkpoint.best_max_length_ratio"]
 
 
 def test_a_stage_that_trains_nothing_is_refused() -> None:
@@ -318,3 +318,28 @@ def test_limits_are_replaced_together() -> None:
     assert config.longest == 144
     with pytest.raises(fields.FieldError, match="shorter than"):
         with_limits(with_value("batch.row_tokens", 4000), 3000, 3000)
+
+
+def test_rounded_sampling_has_importance_weights_unless_they_are_chosen() -> None:
+    def read(*flags: str) -> Config:
+        return options.read(Config, flags, program="test", description="")
+
+    assert Config().grpo.importance_max == 0
+    rounded = "--rollout.weights=int8"
+    assert read(rounded).grpo.importance_max == 2
+    assert read(rounded, "--grpo.importance_max=0").grpo.importance_max == 0
+    assert read(rounded, "--grpo.importance_max=inf").grpo.importance_max == float("inf")
+    assert read("--rollout.weights=auto").grpo.importance_max == 0
+    # Adapters of the discriminator alone leave the student's weights to be rounded.
+    read(rounded, "--lora.discriminator_rank=2", "--lora.base_dtype=nf4")
+    for flags, said in (
+        (("--lora.rank=2", "--lora.base_dtype=nf4"), r"nothing to round.*lora.base_dtype=nf4"),
+        (("--rollout.top_k=5",), r"which tokens top_k=5 left to draw.*--rollout.weights=auto"),
+        (("--rollout.top_p=0.9",), r"which tokens top_p=0.9 left to draw"),
+        (("--grpo.importance_max=0.5",), r"use 1 or more, such as 2, or 0 for no weights"),
+    ):
+        with pytest.raises(UserError, match=said):
+            read(rounded, *flags)
+    assert read(rounded, "--stage=warmup").grpo.importance_max == 2
+    with pytest.raises(UserError, match=r"weighs the tokens of the gad stage, and stage=warmup"):
+        read("--stage=warmup", "--grpo.importance_max=2")

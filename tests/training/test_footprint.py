@@ -44,6 +44,28 @@ def test_the_state_and_the_decode_copy_are_those_of_the_run(run) -> None:
     )
 
 
+def test_a_rounded_decode_copy_is_counted_and_evaluation_has_another(run) -> None:
+    flags = (*FLAGS, "--rollout.weights=int8")
+    config = options.read(Config, flags, program="train", description="")
+    networks = state.network_configs(config)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        copy = jax.eval_shape(
+            lambda p: prefill.decode_copy(networks[0], p), decoder.abstract(networks[0])
+        )
+    copied = footprint.copy_bytes(networks[0], mesh)
+    assert copied == sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(copy))
+    found = {n.program: n.bytes for n in footprint.needs(config, networks, mesh, LENGTHS)}
+    full = footprint.copy_bytes(run[1][0], mesh)
+    assert copied < full
+    assert found["rollout: decode"]["decode copy"] == copied
+    assert found["evaluation: decode"] == found["rollout: decode"] | {"decode copy": full}
+    without = dataclasses.replace(config, data=dataclasses.replace(config.data, heldout=""))
+    assert "evaluation: decode" not in [
+        need.program for need in footprint.needs(without, networks, mesh, LENGTHS)
+    ]
+
+
 def needs(run, **batch: int) -> dict[str, int]:
     config, networks = run
     config = dataclasses.replace(config, batch=dataclasses.replace(config.batch, **batch))

@@ -36,6 +36,7 @@ ABLATIONS = {
         *REPLAY,
         "--mesh.replica=2",
     ],
+    "rounded sampling": ["--stage=gad", "--rollout.weights=int8"],
     # What compiles every program anew goes together.
     "cross-entropy discriminator, bfloat16, micro-batches": [
         "--discriminator.objective=cross_entropy",
@@ -85,6 +86,14 @@ def test_every_ablation_runs_and_changes_what_it_names(tmp_path, name):
         # sampler and trainer round in other places: eight bits of mantissa on about -6
         assert last["logprobs/gap"] < 0.05
         assert trainer.state.generator["embedding"].dtype == "float32"
+    if name == "rounded sampling":
+        # eight bits a number: not the rounding of float32, nor another network
+        assert 1e-4 < last["logprobs/gap"] < 0.05
+        assert 0 < abs(last["logprobs/importance_mean"] - 1) < 0.05
+        assert last["logprobs/importance_truncated"] == 0
+        assert trainer.evaluations.network.decode_weights == "auto"
+    else:
+        assert not any("importance" in metric for metric in last)
     if "cross-entropy" in name:
         assert last["discriminator/loss"] > 1  # 2 ln 2 at equal scores
 
