@@ -1,7 +1,6 @@
 """AdamW after a global-norm clip, written so that a compiled step updates the moments in place.
 
-The moments may be stored in bfloat16. They are then rounded stochastically: the second moment moves
-by a thousandth of itself per step, which rounding to the nearest of 256 steps would lose each time.
+How the moments are stored is in `moments.py`.
 """
 
 import functools
@@ -12,7 +11,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool
 
-from gad_jax.settings.sections import Optimizer
+from gad_jax.core import moments
+from gad_jax.settings.optimizer import Optimizer
 
 
 @functools.cache  # jit compares by identity: equal settings must not be traced and compiled again
@@ -52,11 +52,11 @@ def _scale_by_adam(options: Optimizer) -> optax.GradientTransformationExtraArgs:
     If XLA read the old moments for the updates too, it would have to copy them before it overwrites
     them. The barrier prevents that.
     """
-    plain = optax.scale_by_adam(options.beta1, options.beta2, options.epsilon)
-    stored = jnp.dtype(options.moments)
+    betas = options.beta1, options.beta2
+    plain = optax.scale_by_adam(*betas, options.epsilon)
 
     def init(params: Any) -> optax.OptState:
-        return _cast(plain.init(params), stored)
+        return moments.stored(options.moments, plain.init(params))
 
     def update(
         updates: Any,
@@ -67,49 +67,15 @@ def _scale_by_adam(options: Optimizer) -> optax.GradientTransformationExtraArgs:
         applied: bool = True,
         **_: Any,
     ) -> tuple[Any, optax.OptState]:
-        new = plain.update(updates, _cast(state, jnp.float32))[1]
-        if stored == jnp.bfloat16:
-            new = _rounded(new, updates)
+        new = plain.update(updates, moments.wide(state))[1]
+        new = moments.narrow(options.moments, new, state, updates, *betas)
         if applied:
             new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
             new = jax.lax.optimization_barrier(new)
-        wide = _cast(new, jnp.float32)
+        wide = moments.wide(new)
         first = optax.tree.bias_correction(wide.mu, options.beta1, wide.count)
         second = optax.tree.bias_correction(wide.nu, options.beta2, wide.count)
         scaled = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + options.epsilon), first, second)
         return scaled, new
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _cast(state: Any, dtype: Any) -> Any:
-    """Returns the moments in this dtype; the count stays."""
-    return state._replace(mu=optax.tree.cast(state.mu, dtype), nu=optax.tree.cast(state.nu, dtype))
-
-
-def _rounded(state: Any, gradients: Any) -> Any:
-    """Returns float32 moments rounded to bfloat16, up with the probability of the part cut off.
-
-    What decides is a hash of the gradient's bits and the step, not a random generator: it costs no
-    memory traffic, a resumed run repeats it, and every shard of an array computes its own part.
-    """
-    steps = state.count.astype(jnp.uint32) * jnp.uint32(0x9E3779B9)
-
-    def one(salt: int, moment: Array, gradient: Array) -> Array:
-        seed = jax.lax.bitcast_convert_type(gradient.astype(jnp.float32), jnp.uint32)
-        noise = _hash(seed ^ (steps + jnp.uint32(salt))) & jnp.uint32(0xFFFF)
-        bits = jax.lax.bitcast_convert_type(moment, jnp.uint32)
-        kept = (bits + noise) & jnp.uint32(0xFFFF0000)
-        return jax.lax.bitcast_convert_type(kept, jnp.float32).astype(jnp.bfloat16)
-
-    return state._replace(
-        mu=jax.tree.map(functools.partial(one, 0), state.mu, gradients),
-        nu=jax.tree.map(functools.partial(one, 1), state.nu, gradients),
-    )
-
-
-def _hash(x: Array) -> Array:
-    """Mixes the bits of each uint32: multiplications and shifts that change half of them."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
-    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
-    return x ^ (x >> 16)

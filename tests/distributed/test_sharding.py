@@ -12,13 +12,14 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from gad_jax.core.moments import Adam8
 from gad_jax.core.optimizer import adamw
 from gad_jax.distributed import devices, sharding
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.models import decoder, families
 from gad_jax.models.config import DecoderConfig, Lora, alike
 from gad_jax.settings.lora import TARGETS
-from gad_jax.settings.sections import Optimizer
+from gad_jax.settings.optimizer import Optimizer
 from tests.models.networks import NETWORKS
 
 
@@ -116,7 +117,9 @@ def on(mesh: Mesh, config: DecoderConfig) -> Any:
     return jax.tree.map(lambda x, s: jax.device_put(x, NamedSharding(mesh, s)), params, specs)
 
 
-@pytest.mark.parametrize(("head", "dtype"), [("vocabulary", "float32"), ("score", "bfloat16")])
+@pytest.mark.parametrize(
+    ("head", "dtype"), [("vocabulary", "float32"), ("score", "bfloat16"), ("score", "float8")]
+)
 def test_optimizer_moments_live_with_their_parameters(head: str, dtype: Any) -> None:
     mesh = make_mesh(1, 4, 2)
     config = dataclasses.replace(network("qwen2"), head=head)
@@ -127,7 +130,7 @@ def test_optimizer_moments_live_with_their_parameters(head: str, dtype: Any) -> 
         _, moments = jax.jit(optimizer.update)(params, moments, params)
         expected = sharding.with_shardings(jax.eval_shape(optimizer.init, params), mesh)
     adam = moments[1][0]
-    assert isinstance(adam, optax.ScaleByAdamState)
+    assert isinstance(adam, Adam8 if dtype == "float8" else optax.ScaleByAdamState)
     for tree in (adam.mu, adam.nu):
         found = paths(tree)
         for path, leaf in paths(params).items():

@@ -119,6 +119,7 @@ def test_the_export_is_merged_and_computes_what_the_run_does(whole):
 
 def test_a_run_on_a_quantised_base_resumes_bit_for_bit(model, tmp_path):
     flags = *FLAGS, f"--student.path={model}", "--lora.base_dtype=nf4", "--lora.targets=query,down"
+    flags = *flags, "--optimizer.moments=float8"
     whole, parted = (settings(tmp_path / name, *flags) for name in ("whole", "parted"))
     (tmp_path / "whole").mkdir()
     setup.claim(whole)
@@ -128,6 +129,8 @@ def test_a_run_on_a_quantised_base_resumes_bit_for_bit(model, tmp_path):
     with jax.set_mesh(resumed.mesh):
         assert digest.digests(resumed.state) == digest.digests(uninterrupted.state)
     assert rows(tmp_path / "parted") == rows(tmp_path / "whole")
+    moments = resumed.state.generator_optimizer[1][0]
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(moments.nu)} == {"uint8"}
     # Decoding keeps the base and the adapters as the step has them.
     assert all(row["logprobs/gap"] < 1e-5 for row in rows(tmp_path / "whole"))
     kernels = resumed.frozen.generator["layers"]["gate"]["kernel"]
