@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from gad_jax.base.errors import UserError
@@ -108,7 +109,7 @@ def fresh_adapters(config: Config, network: DecoderConfig, mesh: Mesh) -> Params
 
     def place(leaf: jax.ShapeDtypeStruct, value: object) -> jax.Array:
         where: NamedSharding = leaf.sharding  # pyright: ignore[reportAssignmentType]
-        host = jnp.asarray(value)
+        host = np.asarray(value)  # jax would place it on the devices of all processes
         return jax.make_array_from_callback(leaf.shape, where, lambda index: host[index])
 
     return jax.tree.map(place, sharding.placed(params, mesh), params)
