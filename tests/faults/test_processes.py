@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import jax
@@ -108,6 +109,31 @@ def test_two_processes_resume_on_another_mesh(two_by_four: Path, tmp_path: Path)
     copy = without_last_step(two_by_four, tmp_path / "eight")
     assert Job(copy, *FLAGS, devices=8).wait() == [0]
     assert_same_run(two_by_four, copy)
+
+
+@pytest.mark.slow
+def test_a_killed_run_with_adapters_on_a_quantised_base_ends_bit_for_bit(tmp_path: Path) -> None:
+    base = ("--lora.rank=4", "--lora.base_dtype=nf4", "--optimizer.moments=float8")
+    flags = ("--config=tiny", "--stage=seqkd", "--seqkd.steps=3", *FLAGS[3:6], *base)
+
+    def job(name: str) -> Job:
+        return Job(tmp_path / name, *flags, "--mesh.tensor=2", processes=2, kill={})
+
+    assert job("whole").wait() == [0, 0]
+    killed = job("killed")
+    killed.wait_for(r"step 1/3")
+    for process in range(2):
+        killed.signal(signal.SIGKILL, process)
+    assert killed.wait() == [-signal.SIGKILL] * 2
+    assert not (tmp_path / "killed" / "checkpoints" / "3").exists()
+    again = job("killed")
+    assert again.wait() == [0, 0], again.printed()
+    records = [
+        json.loads((tmp_path / name / "checkpoints" / "3" / "meta" / "record.json").read_text())
+        for name in ("whole", "killed")
+    ]
+    assert records[0]["digests"] == records[1]["digests"]
+    assert any("nu_scale" in name for name in records[0]["digests"])
 
 
 def test_what_two_processes_do_not_share_is_refused(tmp_path: Path) -> None:
