@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from gad_jax.distributed import ceilings, hlo
@@ -19,6 +20,7 @@ from gad_jax.rollout import ring
 from gad_jax.rollout.engine import DecodeCall
 from gad_jax.settings import baselines
 from gad_jax.settings.config import Config
+from gad_jax.training import bases
 from gad_jax.types import PackedRows
 
 
@@ -194,17 +196,15 @@ def _rollout(
     of the experts that its tokens visit, and the whole KV cache. Idle slots cost as much as busy
     ones.
     """
-    size = np.dtype(np.float32).itemsize if network.compute_dtype == "float32" else 2
+    size = _itemsize(network)
     asked = work.prompts.astype(np.int64)
     attended = network.layers * int((asked * (asked + 1) // 2).sum())
     prefill = Work(int(asked.sum()), attended, len(asked))
     experts = float(network.experts.count) if network.experts else None
 
-    kernels = quantised.bytes_of_a_number(network.decoding.quantisation) or size
-
     def weights(experts: float | None) -> float:
-        layers = costs.layer_weights(network, experts)
-        return kernels * layers + size * network.width * network.vocabulary
+        layers = _moved_by_kernels(network.decoding) * costs.layer_weights(network, experts)
+        return layers + size * network.width * network.vocabulary
 
     shards = target.devices // config.mesh.tensor
     tokens = shards * sum(call.steps * call.slots for call in calls)
@@ -214,16 +214,30 @@ def _rollout(
     )
     cache = 2 * network.kv_heads * network.head_width * size * positions
     flops = costs.forward_flops(network, Work(tokens, positions, tokens))
-    copies = weights(experts) * shards  # each data shard has a whole copy
+    passed = weights(experts) * shards  # each data shard has a whole copy
     moved = cache + shards * sum(
         call.steps * weights(costs.touched_experts(network, call.slots)) for call in calls
     )
-    read = 4.0 * costs.parameters(network) * config.mesh.replica
     return [
-        Cost("rollout: reshard", 0.0, read + copies),
-        Cost("rollout: prefill", costs.forward_flops(network, prefill), copies),
+        Cost("rollout: reshard", 0.0, _reshard_bytes(config, network, shards)),
+        Cost("rollout: prefill", costs.forward_flops(network, prefill), passed),
         Cost("rollout: decode", flops, moved, network.layers * sum(call.steps for call in calls)),
     ]
+
+
+def _reshard_bytes(config: Config, network: DecoderConfig, shards: int) -> float:
+    """Returns the bytes of making the decode copy: weights are read, and written for each shard.
+
+    Of a quantised base only the adapters are copied.
+    """
+    adapters = 4.0 * costs.adapter_weights(network)
+    if network.quantisation != "none":
+        return adapters * (config.mesh.replica + shards)
+    size = _itemsize(network)
+    held = 4.0 if network.lora is None else jnp.dtype(bases.dtype(config, network)).itemsize
+    experts = float(network.experts.count) if network.experts else None
+    numbers = costs.layer_weights(network, experts) + network.width * network.vocabulary
+    return held * costs.parameters(network) * config.mesh.replica + size * numbers * shards
 
 
 def _update_bytes(network: DecoderConfig, rows: PackedRows, target: Target) -> float:
@@ -238,5 +252,25 @@ def _update_bytes(network: DecoderConfig, rows: PackedRows, target: Target) -> f
 
 
 def _read_bytes(network: DecoderConfig, rows: PackedRows, target: Target) -> float:
-    size = 4.0 if network.compute_dtype == "float32" else 2.0
-    return size * costs.parameters(network) * rows.tokens.shape[0] * target.devices
+    """Returns the bytes that a pass of every micro-batch reads of the weights, on all devices."""
+    floats = dataclasses.replace(network, quantisation="none")
+    size = _itemsize(network)
+    whole = size * costs.parameters(floats)
+    whole += (_moved_by_kernels(network) - size) * costs.layer_weights(floats)
+    return whole * rows.tokens.shape[0] * target.devices
+
+
+def _moved_by_kernels(network: DecoderConfig) -> float:
+    """Returns the bytes per number of a layer's kernels that a pass moves.
+
+    A quantised kernel is read, written as floats, and these are read: XLA dequantises into memory,
+    as the compiled programs show.
+    """
+    size = _itemsize(network)
+    if network.quantisation == "none":
+        return size
+    return quantised.bytes_of_a_number(network.quantisation) + 2 * size
+
+
+def _itemsize(network: DecoderConfig) -> float:
+    return 4.0 if network.compute_dtype == "float32" else 2.0

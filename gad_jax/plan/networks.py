@@ -29,10 +29,16 @@ def _sizes(width: int, layers: int, heads: int, kv_heads: int, mlp: int, **more:
 
 
 KNOWN: dict[str, dict[str, Any]] = {
+    "Qwen/Qwen2.5-0.5B-Instruct": _QWEN
+    | _sizes(896, 24, 14, 2, 4864, vocab_size=151936, tie_word_embeddings=True),
+    "Qwen/Qwen2.5-1.5B-Instruct": _QWEN
+    | _sizes(1536, 28, 12, 2, 8960, vocab_size=151936, tie_word_embeddings=True),
     "Qwen/Qwen2.5-3B-Instruct": _QWEN
     | _sizes(2048, 36, 16, 2, 11008, vocab_size=151936, tie_word_embeddings=True),
     "Qwen/Qwen2.5-7B-Instruct": _QWEN | _sizes(3584, 28, 28, 4, 18944, vocab_size=152064),
     "Qwen/Qwen2.5-14B-Instruct": _QWEN | _sizes(5120, 48, 40, 8, 13824, vocab_size=152064),
+    "Qwen/Qwen2.5-32B-Instruct": _QWEN | _sizes(5120, 64, 40, 8, 27648, vocab_size=152064),
+    "Qwen/Qwen2.5-72B-Instruct": _QWEN | _sizes(8192, 80, 64, 8, 29568, vocab_size=152064),
     "Qwen/Qwen3-30B-A3B": _QWEN
     | _sizes(2048, 48, 32, 4, 6144, vocab_size=151936, head_dim=128, model_type="qwen3_moe")
     | {"moe_intermediate_size": 768, "num_experts": 128, "num_experts_per_tok": 8}
@@ -44,8 +50,8 @@ KNOWN: dict[str, dict[str, Any]] = {
     | _sizes(4096, 32, 32, 8, 14336)
     | {"rope_scaling": _STRETCH | {"factor": 8.0}},
 }
-"""config.json of the students in configs/ and of a mixture of experts, so that a plan needs no
-network and no licence."""
+"""config.json of the students in configs/, of other sizes and of a mixture of experts, so that a
+plan needs no network and no licence."""
 
 
 def read(name: str) -> DecoderConfig:

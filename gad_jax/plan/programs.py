@@ -22,8 +22,9 @@ from gad_jax.distributed.targets import Target
 from gad_jax.models import adapters
 from gad_jax.models.config import DecoderConfig
 from gad_jax.plan.workload import Workload
-from gad_jax.rollout import engine, memory, prefill
+from gad_jax.rollout import engine, memory, prefill, ring
 from gad_jax.rollout.queue import cache_capacity, fewer_slots, make_queue
+from gad_jax.rollout.ring import DecodeCopy
 from gad_jax.rollout.sampling import Sampler
 from gad_jax.settings import baselines
 from gad_jax.settings.config import Config
@@ -58,8 +59,9 @@ class Compiled:
 class _Call(NamedTuple):
     """A jitted function with abstract arguments.
 
-    `held` are the trees on the device by kind, `resident` further bytes, and `iterations` those of
-    its outermost loop of unknown length. `read` are trees that each of them must read once.
+    `held` are the trees on the device by kind, or their bytes, `resident` further bytes, and
+    `iterations` those of its outermost loop of unknown length. `read` are trees that each of them
+    must read once.
     """
 
     name: str
@@ -189,16 +191,17 @@ def _rollout(
     sampling = (
         network, settings, capacity, fewer_slots(slots), weights, prompts, queue, start.key, cache,
     )  # fmt: skip
-    held = {"generator": generator}
-    copied = held | {"decode copy": weights}
+    held: dict[str, Any] = {"generator": generator}
+    shared = devices.device_bytes(prefill.shared(network, generator))
+    copied = held | {"decode copy": devices.device_bytes(weights) - shared}
     sampled = copied | {"prompt KV cache": prompts, "KV cache": cache}
     tokens = (network, generator, packed.size, *rows)
     calls = [
-        _Call("rollout: reshard", prefill.decode_copy, (network, generator), held, resident),
+        _reshard(network, generator, weights, copied, resident),
         _Call("rollout: prefill", prefill.prefill, tokens, copied, resident),
         _Call(
             *("rollout: decode", engine.decode, sampling, sampled, resident, work.iterations),
-            read=(weights.layers, weights.head, cache.ring),
+            read=(weights.layers, weights.stacked, ring.head(weights), cache.ring),
         ),
     ]
     if network.decode_weights != "auto" and config.data.heldout:  # which is decoded in full
@@ -208,6 +211,27 @@ def _rollout(
         sampled = sampled | {"decode copy": weights}
         calls.append(_Call("evaluation: decode", engine.decode, sampling, sampled, resident))
     return calls
+
+
+def _reshard(
+    network: DecoderConfig,
+    generator: Any,
+    weights: DecodeCopy,
+    copied: dict[str, Any],
+    resident: int,
+) -> _Call:
+    """Returns the program that makes the decode copy, of merged adapters that of the last layer."""
+    name = "rollout: reshard"
+    made = copied | {"decode copy": 0}
+    if network.lora is None:
+        return _Call(name, prefill.whole_copy, (network, generator), made, resident)
+    if network.quantisation != "none":
+        _, floats = prefill.kernels_apart(generator["layers"])
+        return _Call(name, prefill.by_layer, (network, floats), made, resident)
+    made["decode copy"] = copied["decode copy"] - devices.device_bytes(weights.layers[-1])
+    number = jax.ShapeDtypeStruct((), jnp.int32)
+    layers = generator["layers"]
+    return _Call(name, prefill.merged_layer, (network, layers, number), made, resident)
 
 
 def _abstract_queue(
@@ -231,9 +255,8 @@ def _compile(call: _Call, target: Target, *, count_kernels: bool) -> Compiled:
     for kind, tree in call.held.items():
         if isinstance(tree, TrainState):
             kinds |= _state_bytes(tree)
-        else:
-            if size := devices.device_bytes(tree):
-                kinds[kind] = size
+        elif size := tree if isinstance(tree, int) else devices.device_bytes(tree):
+            kinds[kind] = size
     if call.resident:
         kinds["resident"] = call.resident
     started = time.perf_counter()

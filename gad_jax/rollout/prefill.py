@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from gad_jax.distributed import parallel, sharding
+from gad_jax.distributed import devices, parallel, sharding
 from gad_jax.distributed.mesh import data_shards
 from gad_jax.models import adapters, decoder, quantised
 from gad_jax.models.config import DecoderConfig
@@ -18,7 +18,6 @@ from gad_jax.rollout.ring import DecodeCopy, PromptCache
 from gad_jax.types import Params, Segments
 
 
-@jax.jit(static_argnames="config")
 def decode_copy(config: DecoderConfig, params: Params) -> DecodeCopy:
     """Returns the decode copy of the weights: in the compute dtype, gathered, split by layer.
 
@@ -28,41 +27,137 @@ def decode_copy(config: DecoderConfig, params: Params) -> DecodeCopy:
     small matmuls to each projection. A quantised base stays as it is, its adapters apart: merged
     weights would take two to four times its memory. With `config.decode_weights` of int8, kernels
     are rounded after that. Decode with `config.decoding`.
+
+    What a frozen base has as decoding reads it (`is_shared`) is the base's own array, not a copy.
     """
-    if config.quantisation == "none" and (config.lora or config.decode_weights == "int8"):
-        return _copy_by_layer(config, params)
-    whole = jax.tree_util.tree_map_with_path(partial(_copied, config, ()), params)
-    layers = whole.pop("layers")
-    split = tuple(jax.tree.map(lambda x, i=i: x[i], layers) for i in range(config.layers))
-    return DecodeCopy(split, whole, _head(config, whole))
-
-
-def _copy_by_layer(config: DecoderConfig, params: Params) -> DecodeCopy:
-    """Returns `decode_copy` with adapters merged and kernels rounded, layer by layer: the floats of
-    all layers at once would be larger than the copy itself."""
-
-    def layer(number: int) -> Params:
-        own = jax.tree.map(lambda x: x[number], params["layers"])
-        if config.lora:
-            own = adapters.merge_layer(config.lora, own)
-        own = jax.tree_util.tree_map_with_path(partial(_copied, config, ("layers",)), own)
-        return own if config.decode_weights == "auto" else quantised.rounded_layer(own)
-
+    if config.lora is None:
+        return whole_copy(config, params)
     rest = {name: part for name, part in params.items() if name not in ("layers", "score")}
-    rest = jax.tree_util.tree_map_with_path(partial(_copied, config, ()), rest)
-    return DecodeCopy(tuple(map(layer, range(config.layers))), rest, _head(config, rest))
+    turned = not config.tied and devices.platform() == "cpu"
+    head = _turned_head(config, rest.pop("head")["kernel"]) if turned else None
+    rest = jax.tree_util.tree_map_with_path(partial(_shared_or_copied, config, ""), rest)
+    if config.quantisation == "none":
+        layers = (merged_layer(config, params["layers"], n) for n in _numbers(config))
+        return DecodeCopy(tuple(layers), rest, head, {})
+    kernels, others = kernels_apart(params["layers"])
+    one = partial(_shared_or_copied, config, "layers/")
+    stacked = jax.tree_util.tree_map_with_path(one, kernels)
+    return DecodeCopy(by_layer(config, others), rest, head, stacked)
 
 
-def _copied(config: DecoderConfig, above: tuple[str, ...], path: Any, leaf: Array) -> Array:
-    """Returns a parameter as decoding reads it; one of a layer alone has `above` = ("layers",)."""
-    axes = sharding.parameter_axes("/".join((*above, sharding.path_name(path))))[len(above) :]
+@jax.jit(static_argnames="config")
+def whole_copy(config: DecoderConfig, params: Params) -> DecodeCopy:
+    """Returns `decode_copy` of a network without adapters, in one program."""
+    rest = {name: part for name, part in params.items() if name != "layers"}
+    rest = jax.tree_util.tree_map_with_path(partial(_copied, config, ""), rest)
+    if config.decode_weights == "int8":
+        layers = tuple(_rounded(config, params["layers"], n) for n in range(config.layers))
+    else:
+        layers = by_layer(config, params["layers"])
+    head = rest["embedding"] if config.tied else rest.pop("head")["kernel"].T
+    return DecodeCopy(layers, rest, head, {})
+
+
+def _rounded(config: DecoderConfig, layers: Params, number: int) -> Params:
+    """Returns one layer with its kernels in int8: the floats of all layers at once would be larger
+    than the copy itself."""
+    own = jax.tree.map(lambda x: x[number], layers)
+    own = jax.tree_util.tree_map_with_path(partial(_copied, config, "layers/"), own)
+    return quantised.rounded_layer(own)
+
+
+@jax.jit(static_argnames="config")
+def merged_layer(config: DecoderConfig, layers: Params, number: Int[Array, ""]) -> Params:
+    """Returns one layer as decoding reads it, its adapters merged.
+
+    A program of all layers would hold the float32 sums of several at once.
+    """
+    assert config.lora is not None
+    own = jax.tree.map(lambda x: x[number], layers)
+    merged = adapters.merge_layer(config.lora, own)
+    merged = jax.tree_util.tree_map_with_path(partial(_copied, config, "layers/"), merged)
+    return merged if config.decode_weights == "auto" else quantised.rounded_layer(merged)
+
+
+@jax.jit(static_argnames="config")
+def _numbers(config: DecoderConfig) -> tuple[Int[Array, ""], ...]:
+    return tuple(jnp.int32(number) for number in range(config.layers))
+
+
+@jax.jit(static_argnames="config")
+def by_layer(config: DecoderConfig, layers: Params) -> tuple[Params, ...]:
+    """Returns the parameters of each layer as decoding reads them, without its kernels."""
+    copied = jax.tree_util.tree_map_with_path(partial(_copied, config, "layers/"), layers)
+    return _split(config, copied)
+
+
+def _split(config: DecoderConfig, layers: Params) -> tuple[Params, ...]:
+    return tuple(jax.tree.map(lambda x, i=i: x[i], layers) for i in range(config.layers))
+
+
+def kernels_apart(layers: Params) -> tuple[Params, Params]:
+    """Returns the quantised kernels of all layers, and what else is in them."""
+    kernels = {
+        name: {"kernel": part["kernel"]}
+        for name, part in layers.items()
+        if isinstance(part.get("kernel"), dict)
+    }
+    others = {
+        name: {key: leaf for key, leaf in part.items() if key not in kernels.get(name, {})}
+        for name, part in layers.items()
+    }
+    return kernels, others
+
+
+def is_shared(config: DecoderConfig, path: str, leaf: Any) -> bool:
+    """Returns whether decoding reads this parameter of a frozen base where the base has it.
+
+    It must be whole on the mesh that is set and have its dtype for decoding. A layer's floats are
+    not shared: the loop would slice them out of the stack for each token. Nor is a CPU's head
+    (`ring.forward` says why).
+    """
+    sliced = path.startswith("layers/") and not quantised.is_part(path)
+    turned = path == "head/kernel" and devices.platform() == "cpu"
+    if config.lora is None or sliced or turned or path.startswith("score/"):
+        return False
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = sharding.parameter_axes(path)
+    whole = mesh.empty or mesh.shape["fsdp"] == 1 or sharding.gathered_axes(*axes) == axes
+    return whole and leaf.dtype == _dtype(config, path, leaf)
+
+
+def shared(config: DecoderConfig, params: Params) -> list[Any]:
+    """Returns the arrays of a network with adapters that its decode copy shares."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return [x for path, x in leaves if is_shared(config, sharding.path_name(path), x)]
+
+
+def _shared_or_copied(config: DecoderConfig, above: str, path: Any, leaf: Any) -> Any:
+    name = above + sharding.path_name(path)
+    return leaf if is_shared(config, name, leaf) else _copy(config, name, leaf)
+
+
+@jax.jit(static_argnames=("config", "name"))
+def _copy(config: DecoderConfig, name: str, leaf: Array) -> Array:
+    return _copied(config, name, (), leaf)
+
+
+@jax.jit(static_argnames="config")
+def _turned_head(config: DecoderConfig, kernel: Float[Array, "D V"]) -> Float[Array, "V D"]:
+    return _copied(config, "head/kernel", (), kernel).T
+
+
+def _copied(config: DecoderConfig, above: str, path: Any, leaf: Array) -> Array:
+    """Returns a parameter of all layers, of one or of none as decoding reads it."""
+    name = above + sharding.path_name(path)
+    axes = sharding.parameter_axes(name)[-leaf.ndim :]
+    return sharding.gather(leaf.astype(_dtype(config, name, leaf)), *axes)
+
+
+def _dtype(config: DecoderConfig, name: str, leaf: Any) -> Any:
     # norms are computed in float32, so their scales stay float32
-    stays = axes[-1] == "scale" or quantised.is_part(sharding.path_name(path))
-    return sharding.gather(leaf if stays else leaf.astype(config.compute_dtype), *axes)
-
-
-def _head(config: DecoderConfig, rest: Params) -> Array:
-    return rest["embedding"] if config.tied else rest.pop("head")["kernel"].T
+    stays = sharding.parameter_axes(name)[-1] == "scale" or quantised.is_part(name)
+    return leaf.dtype if stays else jnp.dtype(config.compute_dtype)
 
 
 def only_copy(config: DecoderConfig, params: Params) -> DecodeCopy:

@@ -51,11 +51,16 @@ TPU_LAYOUT = Layout(_POSITION_FIRST, _POSITION_FIRST)
 
 
 class DecodeCopy(NamedTuple):
-    """The decode copy of the weights: one tree per layer, the rest, and the head as [V, D]."""
+    """The decode copy of the weights: one tree per layer, the rest, and the head as [V, D].
+
+    `stacked` are parts of all layers that are read where the run keeps them, and in no layer's
+    tree. Without a `head`, that is the embedding or the kernel [D, V] in `rest`.
+    """
 
     layers: tuple[Params, ...]
     rest: Params
-    head: Float[Array, "V D"]
+    head: Float[Array, "V D"] | None
+    stacked: Params
 
 
 class PromptCache(NamedTuple):
@@ -212,25 +217,56 @@ def forward(
     # Unrolled, so that every layer updates its cache in place; a scan would copy all caches.
     for layer, layer_params in enumerate(weights.layers):
         if config.decoding.quantisation != "none":
-            # A kernel is dequantised where it is used: without the barrier XLA may move that out of
-            # the loop over tokens, and hold all kernels as floats.
-            layer_params, x = jax.lax.optimization_barrier((layer_params, x))
+            # A kernel is sliced and dequantised where it is used: without the barrier XLA may move
+            # that out of the loop over tokens, and hold all kernels as floats.
+            parts = (layer_params, weights.stacked, x)
+            layer_params, stacked, x = jax.lax.optimization_barrier(parts)
+            layer_params = _with_part(layer_params, stacked, _number(layer, x))
         block = nnx.merge(decoder.block_graph(config.decoding), layer_params)
         attend = partial(_attend, ring.keys[layer], ring.values[layer], ring.written, context)
         x, (new_keys, new_values) = block(x, angles[config.kind(layer)], attend)
         keys.append(new_keys)
         values.append(new_values)
     x = decoder.final_norm(config, weights.rest, x)
-    # The long axis first: on a CPU this matmul is 2 to 3 times as fast as "sd,vd->sv". The barrier
-    # keeps XLA from folding the transposition back into it.
-    logits = jnp.einsum(
-        "vd,sd->vs", weights.head, x, out_sharding=sharding.spec("vocabulary", None)
-    )
-    logits = sharding.reshard(jax.lax.optimization_barrier(logits).T, None, None)
+    logits = sharding.reshard(_logits(weights, x), None, None)
     ring = ring._replace(
         written=ring.written + 1, keys=tuple(keys), values=tuple(values), context=context
     )
     return ring, decoder.scaled(config, logits.astype(jnp.float32))
+
+
+def _number(layer: int, x: Float[Array, "S D"]) -> int | Int[Array, ""]:
+    """Returns the layer's number, on a CPU as one that depends on the layer before.
+
+    XLA for CPUs drops barriers before it schedules, and would dequantise all layers first. No
+    activation is larger than infinity.
+    """
+    return layer if devices.platform() != "cpu" else layer + (x[0, 0] > jnp.inf).astype(jnp.int32)
+
+
+def _with_part(layer_params: Params, stacked: Params, layer: int | Int[Array, ""]) -> Params:
+    """Returns a layer's parameters with its part of those that are stacked."""
+    index: Any = jax.lax.index_in_dim if isinstance(layer, int) else jax.lax.dynamic_index_in_dim
+    own = jax.tree.map(lambda x: index(x, layer, keepdims=False), stacked)
+    return {name: {**part, **own.get(name, {})} for name, part in layer_params.items()}
+
+
+def head(weights: DecodeCopy) -> Array:
+    """Returns the array that makes the logits: [D, V] where it is the base's kernel, else [V, D]."""
+    if weights.head is not None:
+        return weights.head
+    rest = weights.rest
+    return rest["head"]["kernel"] if "head" in rest else rest["embedding"]
+
+
+def _logits(weights: DecodeCopy, x: Float[Array, "S D"]) -> Float[Array, "S V"]:
+    kernel = head(weights)
+    if "head" in weights.rest:
+        return jnp.einsum("sd,dv->sv", x, kernel, out_sharding=sharding.spec(None, "vocabulary"))
+    # The long axis first: on a CPU this matmul is 2 to 3 times as fast as "sd,vd->sv". The barrier
+    # keeps XLA from folding the transposition back into it.
+    logits = jnp.einsum("vd,sd->vs", kernel, x, out_sharding=sharding.spec("vocabulary", None))
+    return jax.lax.optimization_barrier(logits).T
 
 
 def _attend(

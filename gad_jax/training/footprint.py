@@ -21,11 +21,12 @@ from gad_jax.distributed import devices, sharding
 from gad_jax.distributed.mesh import data_shards
 from gad_jax.models import decoder, quantised
 from gad_jax.models.config import DecoderConfig
-from gad_jax.rollout import memory
+from gad_jax.rollout import memory, prefill
 from gad_jax.rollout.queue import make_queue
 from gad_jax.settings import baselines
 from gad_jax.settings.config import Config
 from gad_jax.training import bases, state
+from gad_jax.types import Params
 
 Networks = tuple[DecoderConfig, DecoderConfig]
 
@@ -59,7 +60,8 @@ def needs(config: Config, networks: Networks, mesh: Mesh, lengths: Lengths) -> l
     found: list[Need] = []
     samples = baselines.most_samples(config) > 0
     with jax.set_mesh(mesh):
-        base = base_bytes(config, networks, mesh)
+        frozen = bases.abstract(config, networks, mesh)
+        base = devices.device_bytes(frozen)
         for stage in config.stages:
             program = state.make_program(config, stage, *networks)
             held = sizes(program, mesh).device + base
@@ -72,7 +74,9 @@ def needs(config: Config, networks: Networks, mesh: Mesh, lengths: Lengths) -> l
             }
             found.append(Need(f"{stage}: update", parts))
             if samples and stage == config.stages[-1]:
-                found += _rollout(config, program.generator, mesh, lengths, held)
+                copy = copy_bytes(program.generator, mesh, frozen.generator)
+                kept = {"weights and moments": held, "decode copy": copy}
+                found += _rollout(config, program.generator, mesh, lengths, kept)
     return found
 
 
@@ -120,9 +124,10 @@ def base_bytes(config: Config, networks: Networks, mesh: Mesh) -> int:
     return devices.device_bytes(bases.abstract(config, networks, mesh))
 
 
-def copy_bytes(network: DecoderConfig, mesh: Mesh) -> int:
+def copy_bytes(network: DecoderConfig, mesh: Mesh, base: Params | None = None) -> int:
     """Returns the bytes of the decode copy: in the compute dtype or quantised, split over tensor
-    alone. Adapters are merged into a float one. A tied head is a second copy of the embedding."""
+    alone. Adapters are merged into a float one. A network without adapters that ties its head has a
+    second copy of the embedding; one with adapters has what it shares with its base there."""
     params = sharding.placed(decoder.abstract(network.decoding), mesh)
 
     def one(path: Any, leaf: Any) -> int:
@@ -132,7 +137,10 @@ def copy_bytes(network: DecoderConfig, mesh: Mesh) -> int:
         return math.prod(leaf.shape) * size // (mesh.shape["tensor"] if split else 1)
 
     found = jax.tree_util.tree_map_with_path(one, params)
-    return sum(jax.tree.leaves(found)) + (found["embedding"] if network.tied else 0)
+    copied = sum(jax.tree.leaves(found))
+    if base is not None:
+        return copied - devices.device_bytes(prefill.shared(network, base))
+    return copied + (found["embedding"] if network.tied else 0)
 
 
 def _update_bytes(config: Config, program: Program, mesh: Mesh, lengths: Lengths) -> int:
@@ -209,9 +217,9 @@ def shape(config: Config, lengths: Lengths, shards: int) -> layout.Shape:
 
 
 def _rollout(
-    config: Config, network: DecoderConfig, mesh: Mesh, lengths: Lengths, held: int
+    config: Config, network: DecoderConfig, mesh: Mesh, lengths: Lengths, kept: dict[str, int]
 ) -> list[Need]:
-    """Returns what a rollout takes where weights and moments take `held` bytes."""
+    """Returns what a rollout takes next to what is `kept`, in bytes by kind."""
     shards = data_shards(mesh)
     samples = baselines.most_samples(config)
     prompts = [np.zeros(length, np.int32) for length in lengths.prompts]
@@ -225,17 +233,25 @@ def _rollout(
         packed.prompts_per_shard * samples,
     )
     cache = memory.cache_bytes(network, slots, config.longest) // mesh.shape["tensor"]
-    kept = {"weights and moments": held, "decode copy": copy_bytes(network, mesh)}
     positions = packed.rows[0].size // shards
     wide = 2 * network.mlp_width + 3 * network.heads * network.head_width + 4 * network.width
     working = positions * bytes_of_a_number * wide // mesh.shape["tensor"] + prompt_cache
-    caches = {"prompt KV cache": prompt_cache, "KV cache": cache}
+    kept = kept | {"prompt KV cache": prompt_cache}
+    floats = _dequantised_bytes(network, mesh)
     found = [
-        Need("rollout: prefill", kept | {"prompt KV cache": prompt_cache, "temporary": working}),
-        Need("rollout: decode", kept | caches),
+        Need("rollout: prefill", kept | {"temporary": working + floats}),
+        Need("rollout: decode", kept | {"KV cache": cache, "temporary": floats}),
     ]
     if network.decode_weights != "auto" and config.data.heldout:
         plain = dataclasses.replace(network, decode_weights="auto")
         copied = {"decode copy": copy_bytes(plain, mesh)}
-        found.append(Need("evaluation: decode", kept | copied | caches))
+        found.append(Need("evaluation: decode", kept | copied | {"KV cache": cache}))
     return found
+
+
+def _dequantised_bytes(network: DecoderConfig, mesh: Mesh) -> int:
+    """Returns the bytes of a quantised layer's gate and up kernels as floats, its largest two."""
+    if network.quantisation == "none":
+        return 0
+    size = jnp.dtype(network.compute_dtype).itemsize
+    return 2 * network.width * network.mlp_width * size // mesh.shape["tensor"]

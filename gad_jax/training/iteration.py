@@ -167,7 +167,8 @@ class Iteration:
             weights = prefill.decode_copy(self.generator, generator)
             jax.block_until_ready(weights)
             resharded = time.perf_counter()
-            weights_gib = devices.device_bytes(weights) / 2**30
+            shared = prefill.shared(self.generator, generator)
+            weights_gib = (devices.device_bytes(weights) - devices.device_bytes(shared)) / 2**30
             rollout, calls = engine.sample_responses(
                 self.generator,
                 generator,

@@ -7,7 +7,8 @@ import pytest
 from gad_jax.distributed import targets
 from gad_jax.distributed.chips import CHIPS
 from gad_jax.distributed.hlo import Collective
-from gad_jax.models.config import DecoderConfig, alike
+from gad_jax.models import costs
+from gad_jax.models.config import DecoderConfig, Lora, alike
 from gad_jax.plan import estimate, workload
 from gad_jax.plan.programs import Compiled
 from gad_jax.settings.config import Config
@@ -113,3 +114,29 @@ def test_baselines_pay_for_their_snapshot_once() -> None:
     assert chosen["rejection: scores"].flops > 0
     assert chosen["generator"].flops == seqkd
     assert "reference" not in chosen
+
+
+def test_a_quantised_base_is_read_as_it_is_stored_and_as_floats() -> None:
+    """By hand: of a number, the codes and scale, the float that is written, and that is read."""
+    plain = dataclasses.replace(NETWORK, lora=Lora(4, 8.0, ("query",)))
+    base = dataclasses.replace(plain, quantisation="nf4")
+    found = {}
+    for network in (plain, base):
+        config = Config(
+            stage="gad",
+            data=Data(max_prompt_tokens=64),
+            batch=Batch(prompts=16, micro_batch_prompts=0, row_tokens=256),
+            rollout=Rollout(samples=8, max_new_tokens=128),
+        )
+        work = workload.draw(config, workload.LognormalLengths(20.0, 40.0), TARGET)
+        step = estimate.step(config, "gad", (network, network), TARGET, CHIPS["h100"], work, [])
+        found[network.quantisation] = {phase.name: phase.bytes for phase in step.phases}
+    kernels = costs.layer_weights(NETWORK)
+    more = (0.5 + 2 / 64 + 2) * kernels
+    apart = {name: found["nf4"][name] - size for name, size in found["none"].items()}
+    assert apart["rollout: prefill"] == pytest.approx(more)
+    assert apart["rollout: decode"] == pytest.approx(more * work.iterations)
+    assert apart["reference"] == pytest.approx(more * work.samples.tokens.shape[0])
+    assert apart["generator"] == pytest.approx(3 * more * work.samples.tokens.shape[0])
+    adapters = 4.0 * costs.adapter_weights(base)
+    assert found["nf4"]["rollout: reshard"] == 2 * adapters

@@ -14,9 +14,13 @@ from gad_jax.plan import networks
 @pytest.mark.parametrize(
     ("name", "billions"),
     [
+        ("Qwen/Qwen2.5-0.5B-Instruct", 0.49),
+        ("Qwen/Qwen2.5-1.5B-Instruct", 1.54),
         ("Qwen/Qwen2.5-3B-Instruct", 3.09),
         ("Qwen/Qwen2.5-7B-Instruct", 7.62),
         ("Qwen/Qwen2.5-14B-Instruct", 14.77),
+        ("Qwen/Qwen2.5-32B-Instruct", 32.76),
+        ("Qwen/Qwen2.5-72B-Instruct", 72.71),
         ("meta-llama/Llama-3.2-3B-Instruct", 3.21),
         ("meta-llama/Llama-3.1-8B-Instruct", 8.03),
     ],

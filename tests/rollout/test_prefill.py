@@ -1,16 +1,22 @@
 """The decode copy of the weights."""
 
 import dataclasses
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from jax.sharding import NamedSharding
 
-from gad_jax.distributed import sharding
-from gad_jax.models import adapters, quantised
+from gad_jax.distributed import devices, sharding
+from gad_jax.distributed.mesh import make_mesh
+from gad_jax.models import adapters, families, quantised
 from gad_jax.models.config import Lora
-from gad_jax.rollout import engine, prefill
+from gad_jax.rollout import engine, prefill, ring
 from gad_jax.types import Params, Rollout
+from tests.models.networks import NETWORKS, random_params
 from tests.rollout.model import (
     PROMPTS,
     SAME,
@@ -85,3 +91,86 @@ def test_adapters_are_merged_before_weights_are_rounded(llama: Model) -> None:
     codes = [each["query"]["kernel"]["codes"] for each in copy.layers]
     assert {x.dtype.name for x in codes} == {"int8"}
     assert set(copy.layers[0]["down"]) == {"kernel"}
+
+
+ONE = make_mesh(devices=jax.devices()[:1])
+
+
+@pytest.fixture
+def one_device():
+    """A mesh of one device, set."""
+    with jax.set_mesh(ONE):
+        yield
+
+
+def on_a_base(quantisation: str, **sizes: Any) -> tuple[Any, Params]:
+    """Returns a network with adapters on all projections, and its parameters."""
+    plain = families.read(NETWORKS["qwen2-window"])
+    lora = Lora(2, 4.0, ("query", "key", "value", "output", "gate", "up", "down"))
+    config = dataclasses.replace(plain, lora=lora, **sizes)
+    params = adapters.join(random_params(config.merged), adapters.init(config, jax.random.key(0)))
+    if quantisation != "none":
+        params = quantised.quantised(quantisation, params)
+        config = dataclasses.replace(config, quantisation=quantisation)
+    where = jax.tree.map(partial(NamedSharding, ONE), sharding.parameter_specs(params))
+    return config, jax.device_put(params, where)
+
+
+def nbytes(tree: Any) -> int:
+    """Returns the bytes of a tree's arrays, each counted once."""
+    return sum({id(leaf): leaf.nbytes for leaf in jax.tree.leaves(tree)}.values())
+
+
+@pytest.mark.usefixtures("one_device")
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_a_rollout_on_a_quantised_base_holds_it_once(kind: str) -> None:
+    config, params = on_a_base(kind, layers=3, pattern=(0,) * 3, width=96, mlp_width=256)
+    base, trained = adapters.split(config, params)
+    assert base is not None
+    copy = prefill.decode_copy(config, params)
+    head = nbytes(copy.head)  # turned, on a CPU
+    vectors = sum(x.nbytes for x in jax.tree.leaves(base["layers"]) if x.ndim == 2)
+    added = nbytes((params, copy)) - nbytes(params)
+    assert added == head + nbytes(trained) + vectors
+    kernels, _ = prefill.kernels_apart(base["layers"])
+    rows = {"int8": 1, "nf4": 2}[kind]
+    floats = [4 * rows * part["kernel"]["codes"].size for part in kernels.values()]
+    state = engine.start(config, (program := engine.RolloutProgram(2, 4, (0,), 0)), 1, 16, 2)
+    packed = engine.make_queue([np.ones(3, np.int32)], np.zeros(1), np.full(1, 4), 1)
+    prompt, queue = devices.put((packed.rows, packed.queue), ONE, "batch")
+    prompts = prefill.prefill(config, params, packed.size, *prompt)
+    arguments = (copy, prompts, queue, jax.random.key(0), state)
+    traced = engine.decode.trace(config, program, 16, 0, *arguments)
+    found = traced.lower().compile().memory_analysis()
+    assert found is not None
+    taken = nbytes((copy, prompts, queue, state))
+    assert found.argument_size_in_bytes == pytest.approx(taken, rel=0.01)
+    assert found.temp_size_in_bytes < 1.1 * sum(floats) / 3  # of one layer at a time
+
+
+@pytest.mark.usefixtures("one_device")
+def test_a_float_base_lends_what_decoding_reads_as_it_is() -> None:
+    config, params = on_a_base("none")
+    copy = prefill.decode_copy(config, params)
+    assert copy.rest["embedding"] is params["embedding"]
+    assert copy.rest["final_norm"]["scale"] is params["final_norm"]["scale"]
+    assert copy.stacked == {}
+    half = prefill.decode_copy(dataclasses.replace(config, compute_dtype="bfloat16"), params)
+    assert half.rest["embedding"].dtype == jnp.bfloat16
+    shared = {id(x) for x in prefill.shared(config, params)}
+    assert shared == {id(x) for x in jax.tree.leaves(copy.rest)}
+
+
+@pytest.mark.usefixtures("one_device")
+def test_an_accelerator_reads_an_untied_head_where_the_base_has_it() -> None:
+    config, params = on_a_base("none")
+    assert not config.tied
+    cache = ring.make(config, 3, 8)
+    cache = cache._replace(token=cache.token + 5)
+    _, wanted = ring.forward(config, prefill.decode_copy(config, params), cache)
+    with devices.compiling_for("gpu"):
+        copy = prefill.decode_copy(config, params)
+    assert copy.head is None
+    assert copy.rest["head"]["kernel"] is params["head"]["kernel"]
+    _, found = ring.forward(config, copy, cache)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)

@@ -8,7 +8,7 @@ import pytest
 
 from gad_jax.distributed import devices
 from gad_jax.distributed.mesh import make_mesh
-from gad_jax.models import decoder
+from gad_jax.models import adapters, decoder
 from gad_jax.rollout import prefill
 from gad_jax.settings import options
 from gad_jax.settings.config import Config
@@ -113,11 +113,17 @@ def test_a_frozen_base_is_counted_once_and_has_no_gradients(run, dtype: str) -> 
     networks = state.network_configs(config)
     mesh = make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
-        whole = decoder.abstract(networks[0])
+        frozen = bases.abstract(config, networks, mesh).generator
+        assert frozen is not None
+        whole = adapters.join(frozen, adapters.abstract(networks[0])[1])
         copy = jax.eval_shape(lambda p: prefill.decode_copy(networks[0], p), whole)
-    assert footprint.copy_bytes(networks[0], mesh) == sum(
-        leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(copy)
-    )
+        shared = prefill.shared(networks[0], whole)
+        assert footprint.copy_bytes(networks[0], mesh, frozen) == sum(
+            leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(copy)
+        ) - devices.device_bytes(shared)
+    assert frozen["embedding"] in shared
+    kernels = jax.tree.leaves(frozen["layers"]["up"]["kernel"])
+    assert all((leaf in shared) == (dtype == "int8") for leaf in kernels)
     base = devices.device_bytes(bases.abstract(config, networks, mesh))
     program = state.make_program(config, "gad", *networks)
     held = base + footprint.sizes(program, mesh).device
