@@ -1,6 +1,9 @@
 """Predicted and measured memory of a GAD step on a CPU, for three sizes of network.
 
-    python benchmarks/plan_memory.py [FLAG ...]      flags are added to the run and to the plan
+    python benchmarks/plan_memory.py [--only=NAME] [FLAG ...]
+
+Each size is trained in full and with adapters. Flags are added to the run and to the plan; NAME is
+a row, such as "25 M, full".
 
 Measured is one process in a step that compiles nothing: the arrays that it holds before the step,
 and by how much its resident memory rises in it. What it holds besides (libraries, programs) comes
@@ -31,6 +34,9 @@ SIZES: dict[str, dict[str, Any]] = {
     | {"head_width": 64, "vocabulary": 49_152, "tied": True},
 }
 """Fields of a DecoderConfig; the second is SmolLM2-135M, the third 20 of the layers of 360M."""
+
+KINDS = {"full": (), "LoRA": ("--lora.rank=16",)}
+"""What is trained, and the flags for it."""
 
 STEPS = 6
 ENDS = 0.03
@@ -70,7 +76,9 @@ def measure(flags: list[str]) -> dict[str, float]:
             Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
             before = status("VmRSS")
             held = sum(array.nbytes for array in jax.live_arrays())
-            trainer.state, metrics = trainer.iteration.run(span, step, trainer.state, None)
+            trainer.state, metrics = trainer.iteration.run(
+                span, step, trainer.state, trainer.frozen, None
+            )
             peak = max(peak, status("VmHWM"))
             if metrics["compiles"] == 0:
                 risen = status("VmHWM") - before
@@ -92,29 +100,39 @@ def planned(flags: list[str], length: float) -> dict[str, Any]:
     return max(json.loads(done.stdout)["programs"], key=lambda program: program["total_bytes"])
 
 
+def compare(sizes: dict[str, Any], flags: list[str]) -> str:
+    """Returns the cells of a row: planned, measured, their ratio, what is besides, the process."""
+    with tempfile.TemporaryDirectory() as scratch:
+        model = Path(scratch) / "model"
+        model.mkdir()
+        (Path(scratch) / "run").mkdir()
+        made = [sys.executable, __file__, "write", str(model), json.dumps(sizes)]
+        subprocess.run(made, check=True)  # elsewhere: its memory is not to be missing here
+        flags = [*FLAGS, f"--student.path={model}", *flags]
+        run = ["--data.heldout=", "--export=false", f"--run_dir={scratch}/run"]
+        command = [sys.executable, __file__, "measure", *flags, *run]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout.splitlines()[-1])
+        write_config(model, sizes)
+        plan = planned(flags, found["length"])
+    cells = (plan["total_bytes"], found["step"], found["others"], found["peak"])
+    expected, actual, others, peak = (f"{size / GIB:.2f}" for size in cells)
+    ratio = plan["total_bytes"] / found["step"]
+    return f"{expected} | {actual} | {ratio:.2f} | {others} | {peak} | {plan['name']}"
+
+
 def main(extra: list[str]) -> None:
     """Prints the table."""
-    print("| parameters | planned | measured | planned / measured | besides | whole process |")
-    print("|---|---|---|---|---|---|")
+    only = [flag.removeprefix("--only=") for flag in extra if flag.startswith("--only=")]
+    extra = [flag for flag in extra if not flag.startswith("--only=")]
+    print("| parameters | planned | measured | planned / measured | besides | process | largest |")
+    print("|---|---|---|---|---|---|---|")
     for name, sizes in SIZES.items():
-        with tempfile.TemporaryDirectory() as scratch:
-            model = Path(scratch) / "model"
-            model.mkdir()
-            (Path(scratch) / "run").mkdir()
-            made = [sys.executable, __file__, "write", str(model), json.dumps(sizes)]
-            subprocess.run(made, check=True)  # elsewhere: its memory is not to be missing here
-            flags = [*FLAGS, f"--student.path={model}", *extra]
-            run = ["--data.heldout=", "--export=false", f"--run_dir={scratch}/run"]
-            command = [sys.executable, __file__, "measure", *flags, *run]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stderr
-            found = json.loads(done.stdout.splitlines()[-1])
-            write_config(model, sizes)
-            plan = planned(flags, found["length"])
-        cells = (plan["total_bytes"], found["step"], found["others"], found["peak"])
-        expected, actual, others, peak = (f"{size / GIB:.2f}" for size in cells)
-        ratio = plan["total_bytes"] / found["step"]
-        print(f"| {name} | {expected} | {actual} | {ratio:.2f} | {others} | {peak} |", flush=True)
+        for kind, flags in KINDS.items():
+            if not only or f"{name}, {kind}" in only:
+                cells = compare(sizes, [*flags, *extra])
+                print(f"| {name}, {kind} | {cells} |", flush=True)
 
 
 if __name__ == "__main__":

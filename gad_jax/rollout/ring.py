@@ -252,7 +252,7 @@ def _with_part(layer_params: Params, stacked: Params, layer: int | Int[Array, ""
 
 
 def head(weights: DecodeCopy) -> Array:
-    """Returns the array that makes the logits: [D, V] where it is the base's kernel, else [V, D]."""
+    """Returns the array that makes the logits: the kernel in `rest`, [D, V], or [V, D]."""
     if weights.head is not None:
         return weights.head
     rest = weights.rest

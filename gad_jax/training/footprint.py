@@ -193,13 +193,14 @@ def _activation_bytes(
 
 def _head_bytes(config: Config, network: DecoderConfig, rows: int, length: int, mesh: Mesh) -> int:
     """Returns the bytes of the logits of a chunk and of the kernel that makes them, which is there
-    in the compute dtype and, where it is trained, in float32 and as a gradient."""
+    in the compute dtype, and in float32 and as a gradient where it is trained, or turned where it
+    is frozen."""
     if network.head != "vocabulary":
         return 0
     chunk = rows * min(max(state.vocabulary_chunk(config) // rows, 1), length)
     size = jnp.dtype(network.compute_dtype).itemsize
-    trained = 4 + 4 if network.lora is None else 0  # a frozen head has no gradient
-    numbers = 4 * 3 * chunk + (trained + size) * network.width
+    more = 4 + 4 if network.lora is None else size
+    numbers = 4 * 3 * chunk + (more + size) * network.width
     return network.vocabulary * numbers // mesh.shape["tensor"]
 
 

@@ -3,14 +3,17 @@
 import dataclasses
 import json
 
+import jax
 import pytest
 
 from gad_jax.distributed import chips, devices, targets
+from gad_jax.distributed.mesh import make_mesh
 from gad_jax.plan import __main__ as main
-from gad_jax.plan import cards, workload
+from gad_jax.plan import cards, estimate, workload
+from gad_jax.plan import networks as shapes
 from gad_jax.plan.report import Plan
 from gad_jax.settings import options
-from gad_jax.training import state
+from gad_jax.training import footprint, state
 from tests.plan.test_report import plan_of, program
 
 FLAGS = ("--config=tiny", "--stage=gad", "--data.max_prompt_tokens=64")
@@ -112,3 +115,33 @@ def test_without_the_compiler_the_answer_is_an_estimate(
     assert (found["smallest"], found["compiled"], found["plan"]) == ("l4", False, None)
     assert [card["name"] for card in found["cards"]] == list(chips.CARDS)
     assert found["cards"][0]["seconds"]["gad"] > 0
+
+
+PRESETS = {
+    "one-gpu-24gb": "rtx4090",
+    "one-gpu-80gb": "h100",
+    "one-gpu-141gb": "h200",
+    "one-gpu-141gb-full": "h200",
+}
+
+
+@pytest.mark.parametrize(("preset", "card"), PRESETS.items())
+def test_the_presets_for_one_card_fit_it_by_estimate(preset: str, card: str) -> None:
+    """Compiled, they are in `test_main.py`. A step is to take one to two minutes."""
+    settings = options.read(
+        main.PlanCommand, [f"--config={preset}"], program="plan", description=""
+    )
+    assert settings.stages == ("warmup", "gad")
+    mesh = make_mesh(devices=jax.devices()[:1])
+    with devices.compiling_for("gpu"):
+        networks = state.network_configs(settings, shapes.read)
+        work = workload.draw(
+            settings, workload.LognormalLengths(150.0, 385.0), targets.parse("h100:1x1")
+        )
+        need = footprint.largest(settings, networks, mesh, cards.lengths_of(work))
+    assert 0.5 < need.total / cards.usable(card) < 0.95
+    target = targets.parse(f"{card}:1x1")
+    step = estimate.step(settings, "gad", networks, target, chips.CHIPS[card], work, [])
+    assert 60 < step.seconds < 120
+    rates = [settings.gad.generator_learning_rate, settings.gad.discriminator_learning_rate]
+    assert rates == [1e-5 if networks[0].lora else 1e-6] * 2

@@ -7,6 +7,7 @@ import pytest
 
 from gad_jax.distributed import chips, devices
 from gad_jax.plan import __main__ as plan
+from tests.plan.test_cards import PRESETS
 
 pytest_plugins = ["tests.run_fixtures"]
 
@@ -129,3 +130,16 @@ def test_the_presets_fit_what_they_are_meant_for(command, config: str, target: s
         across = sum(found["bytes"] for found in update["collectives"] if found["across"] > 1)
         parts = update["bytes"]["generator"] + update["bytes"]["discriminator"]
         assert parts <= across < 1.01 * parts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("config", "card"), PRESETS.items())
+def test_the_presets_for_one_card_fit_it(command, config: str, card: str) -> None:
+    """Needs the CUDA compiler, without its devices; see docs/planning.md."""
+    pytest.importorskip("jax_plugins.xla_cuda13")
+    flags = (f"--config={config}", f"--target={card}:1x1", "--stage=gad", "--json")
+    done = command("plan", *flags, "--gad.discriminator_only_steps=0")
+    assert done.returncode == 0, done.stdout + done.stderr
+    planned = json.loads(done.stdout)
+    assert planned["fits"]
+    assert 60 < planned["steps"][0]["seconds"] < 120
