@@ -130,10 +130,27 @@ def _made(subject: Subject) -> str:
         "prompts": rows,
         "fingerprint of data and tokenizer": _code(subject.data),
     }
+    if weights := _weights(subject):
+        table["weights"] = weights
     if place := origins.public(subject.run, subject.part):
         table["weights taken from"] = place
     lines = [f"| {name} | {value} |" for name, value in table.items()]
     return "\n".join(["## How it was made", "", "| | |", "|---|---|", *lines])
+
+
+def _weights(subject: Subject) -> str:
+    """Returns what the weights of a network with adapters are; "" of one that was trained whole."""
+    lora = subject.config.lora
+    rank = lora.rank_of("generator" if subject.part == "student" else "discriminator")
+    if not rank:
+        return ""
+    merged = f"a frozen base with adapters (LoRA) of rank {rank} merged into it"
+    if not lora.is_quantised:
+        return merged
+    return (
+        f"{merged}; the base was quantised ({lora.base_dtype}), and these are its dequantised "
+        "weights: they differ from those of the original by the error of quantising"
+    )
 
 
 def settings(config: Config) -> dict[str, tuple[Any, Any]]:

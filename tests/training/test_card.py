@@ -161,3 +161,17 @@ def test_every_stage_has_a_method_and_a_paper(subject: Subject) -> None:
     text = card.write(dataclasses.replace(subject, stage="dpo"))
     assert "direct preference optimisation" in text
     assert "arxiv.org/abs/2305.18290" in text
+
+
+def test_weights_of_adapters_say_what_they_are(subject: Subject) -> None:
+    assert "| weights |" not in card.write(subject)
+    flags = ("--stage=gad", "--lora.rank=4", "--lora.discriminator_rank=0")
+    config = with_settings(*flags)
+    text = card.write(dataclasses.replace(subject, config=config))
+    row = "| weights | a frozen base with adapters (LoRA) of rank 4 merged into it"
+    assert f"{row} |" in text
+    config = with_settings(*flags, "--lora.base_dtype=nf4")
+    text = card.write(dataclasses.replace(subject, config=config))
+    assert f"{row}; the base was quantised (nf4), and these are its dequantised weights" in text
+    whole = dataclasses.replace(subject, config=config, part="discriminator")
+    assert "| weights |" not in card.write(whole)
