@@ -29,7 +29,7 @@ from gad_jax.rollout.sampling import Sampler
 from gad_jax.settings import baselines
 from gad_jax.settings.config import Config
 from gad_jax.training import bases, state
-from gad_jax.types import Frozen, PackedRows, Replay, TrainState
+from gad_jax.types import Frozen, PackedRows, Params, Replay, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,12 +204,8 @@ def _rollout(
             read=(weights.layers, weights.stacked, ring.head(weights), cache.ring),
         ),
     ]
-    if network.decode_weights != "auto" and config.data.heldout:  # which is decoded in full
-        plain = dataclasses.replace(network, decode_weights="auto")
-        weights = shapes(lambda p: prefill.decode_copy(plain, p), generator)
-        sampling = (plain, *sampling[1:4], weights, *sampling[5:])
-        sampled = sampled | {"decode copy": weights}
-        calls.append(_Call("evaluation: decode", engine.decode, sampling, sampled, resident))
+    if network.decode_weights != "auto" and config.data.heldout:
+        calls.append(_evaluation(calls[-1], generator, mesh))
     return calls
 
 
@@ -232,6 +228,20 @@ def _reshard(
     number = jax.ShapeDtypeStruct((), jnp.int32)
     layers = generator["layers"]
     return _Call(name, prefill.merged_layer, (network, layers, number), made, resident)
+
+
+def _evaluation(decode: _Call, generator: Params, mesh: Mesh) -> _Call:
+    """Returns the decode loop of an evaluation, which reads no rounded weights."""
+    network, settings, capacity, fewer, _, *others = decode.arguments
+    plain = dataclasses.replace(network, decode_weights="auto")
+    weights = jax.eval_shape(lambda p: prefill.decode_copy(plain, p), generator)
+    weights = sharding.with_shardings(weights, mesh)
+    return decode._replace(
+        name="evaluation: decode",
+        arguments=(plain, settings, capacity, fewer, weights, *others),
+        held=decode.held | {"decode copy": weights},
+        read=(weights.layers, weights.stacked, ring.head(weights), *decode.read[3:]),
+    )
 
 
 def _abstract_queue(
