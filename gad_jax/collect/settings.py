@@ -5,8 +5,8 @@ from typing import Any
 
 from gad_jax.settings import template_arguments
 from gad_jax.settings.fields import FieldError, option, section
+from gad_jax.settings.requests import RequestSettings, api_parameters
 from gad_jax.settings.sections import Columns
-from gad_jax.teacher.settings import RequestSettings, api_parameters
 
 LOCAL = "local:"
 """Prefix of a teacher that this program runs itself."""

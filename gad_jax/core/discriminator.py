@@ -39,7 +39,7 @@ def update(
     else:
         loss, scores = jax.lax.map(lambda r: pair_loss(state.discriminator, r, *shared), pairs)
         loss, gradients = jnp.sum(loss), None
-    scores = _in_order(scores, pairs)
+    scores = in_order(scores, pairs)
     means = scores if scores.ndim == 2 else jnp.mean(scores, axis=-1)
     # One non-finite score is an accident; where half of the pairs have one, the network is broken.
     finite = losses.finite_pairs(means)
@@ -103,7 +103,7 @@ def scores_of(
     scores = jax.lax.map(
         lambda micro: forward.response_scores(program.discriminator, network, micro), rows
     )
-    return _in_order(scores, rows)
+    return in_order(scores, rows)
 
 
 def _length_slope(pairs: PackedRows) -> Float[Array, ""]:
@@ -111,7 +111,7 @@ def _length_slope(pairs: PackedRows) -> Float[Array, ""]:
     return objectives.length_slope(jax.lax.map(forward.longer_teachers, pairs))
 
 
-def _in_order(scores: Float[Array, "U G S *heads"], rows: PackedRows) -> Float[Array, "B S *heads"]:
+def in_order(scores: Float[Array, "U G S *heads"], rows: PackedRows) -> Float[Array, "B S *heads"]:
     """Returns the scores of all micro-batches in the order of the prompts."""
     prompts = rows.groups.size
     order = rows.groups.reshape(prompts)

@@ -107,12 +107,17 @@ def step(
         return costs.training_flops(network, done) + again
 
     needs: list[Cost] = _snapshot(config, stage, networks, target, work)
-    if rates.train_discriminator or stage == "gad":
+    if config.trains_discriminator(stage) or stage == "gad":
         needs += _rollout(config, generator, target, work, work.calls)
-        count = training if rates.train_discriminator else costs.forward_flops
+    if stage != "rejection" and config.uses_discriminator(stage):
+        count = training if config.trains_discriminator(stage) else costs.forward_flops
         flops = count(discriminator, costs.processed_work(discriminator, work.pairs))
         needs.append(Cost("discriminator", flops, _update_bytes(discriminator, work.pairs, target)))
-        if rates.train_discriminator and stage == "gad" and (rows := work.displaced) is not None:
+        if (
+            config.trains_discriminator(stage)
+            and stage == "gad"
+            and (rows := work.displaced) is not None
+        ):
             flops = costs.forward_flops(discriminator, costs.processed_work(discriminator, rows))
             needs.append(Cost("replay", flops, _read_bytes(discriminator, rows, target)))
     if rates.train_generator:

@@ -88,11 +88,12 @@ def compile_all(
     With `count_kernels`, which only XLA's compiler for GPUs can, also what each starts.
     """
     done: list[Compiled] = []
-    rows = {
+    rows: dict[str, Any] = {
         name: packing.abstract(getattr(work, name), mesh)
         for name in ("pairs", "samples", "teacher", "preferences")
         if getattr(work, name) is not None
     }
+    rows["extra"] = _extra(config, mesh)
     frozen = bases.abstract(config, networks, mesh)
     with jax.set_mesh(mesh), devices.compiling_for(target.backend):
         for stage in config.stages:
@@ -129,8 +130,10 @@ def _updates(config: Config, stage: str) -> list[tuple[str, Any, list[str]]]:
         return [("G update", steps.seqkd_step, ["teacher"])]
     if not rates.train_generator:
         return [only_discriminator]
-    first = rates.discriminator_only_steps and rates.train_discriminator
-    if stage == "gad":
+    first = rates.discriminator_only_steps and config.trains_discriminator(stage)
+    if stage == "gad" and not config.uses_discriminator(stage):
+        both = ("G update", steps.reward_step, ["samples", "extra"])
+    elif stage == "gad":
         both = ("G and D update", steps.gad_step, ["pairs", "samples"])
     elif not rates.train_discriminator:
         both = ("G update", steps.seqkd_step, ["teacher"])
@@ -155,6 +158,13 @@ def _scoring(program: Program, start: TrainState, samples: PackedRows, frozen: F
     held = {"rows": samples, "state": start, "base": frozen}
     arguments = (program, start.discriminator, samples, frozen)
     return _Call("rejection: scores", preference.score_responses, arguments, held)
+
+
+def _extra(config: Config, mesh: Mesh) -> jax.ShapeDtypeStruct:
+    """Returns the shape of the values of the reward's extra terms."""
+    shape = (len(config.reward.terms), config.batch.prompts, config.rollout.samples)
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return jax.ShapeDtypeStruct(shape, "float32", sharding=everywhere)
 
 
 def _rollout(

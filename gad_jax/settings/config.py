@@ -47,6 +47,13 @@ CAN_CHANGE = (
     "batch.vocabulary_chunk",
     "rollout.slots",
     "reward.timeout",
+    *(
+        f"reward.judge.{name}"
+        for name in (
+            *("base_url", "key_variable", "concurrency", "timeout", "attempts", "max_wait"),
+            *("max_total_tokens", "max_cost", "prompt_price", "completion_price"),
+        )
+    ),
 )
 """Settings that may differ when a run resumes. None changes the arithmetic of a step beyond
 rounding; an alarm of `health.` may pause a network or stop the run."""

@@ -7,26 +7,38 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from gad_jax.settings.fields import Checked, FieldError, did_you_mean, option, show
+from gad_jax.settings.fields import (
+    Checked,
+    FieldError,
+    did_you_mean,
+    leaves,
+    option,
+    section,
+    show,
+)
+from gad_jax.settings.reward_judge import RewardJudge
 
 RULES = ("length", "format", "finished")
 """Built-in terms."""
 
-_FORMS = f"{', '.join(RULES)}, FILE.py:FUNCTION or MODULE:FUNCTION"
+JUDGE, MODEL = "judge", "model:"
+"""The term of a judge, and what the name of a reward model is led by."""
+
+_FORMS = f"{', '.join(RULES)}, {JUDGE}, {MODEL}PATH, FILE.py:FUNCTION or MODULE:FUNCTION"
 
 
 class Term(NamedTuple):
     """A term of the reward: its name in the metrics, what was given, and its weight.
 
-    `source` is a rule's name, FILE.py:FUNCTION or MODULE:FUNCTION.
+    `source` is a rule's name, judge, model:PATH, FILE.py:FUNCTION or MODULE:FUNCTION.
     """
 
     name: str
-    kind: Literal["rule", "function"]
+    kind: Literal["rule", "function", "model", "judge"]
     source: str
     weight: float
 
@@ -41,7 +53,7 @@ class Reward(Checked):
     extra: tuple[str, ...] = option(
         (),
         "further terms with their weights, as length=0.2,my_rewards.py:brevity=0.5: rules ("
-        f"{', '.join(RULES)}), or functions of a file or a module",
+        f"{', '.join(RULES)}), functions of a file or a module, model:PATH, or judge",
     )
     normalise: Literal["group", "batch", "none"] = option(
         "group",
@@ -65,6 +77,7 @@ class Reward(Checked):
         above=0,
     )
     timeout: float = option(60.0, "longest time of one call of a function", "seconds", above=0)
+    judge: RewardJudge = section(RewardJudge, "the judge of the term judge")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,6 +109,17 @@ class Reward(Checked):
         names = _names(read)
         return tuple(term._replace(name=name) for term, name in zip(read, names, strict=True))
 
+    def rehearsed(self) -> "Reward":
+        """Returns a reward like this one without its judge and models, for a step that tries a run:
+        `finished` stands for them where nothing else is left."""
+        kept = [term for term in self.terms if term.kind in ("rule", "function")]
+        if len(kept) == len(self.terms):
+            return self
+        texts = [f"{term.source}={show(term.weight)}" for term in kept]
+        if not any(term.weight for term in kept):
+            texts = [text for text in texts if not text.startswith("finished=")] + ["finished"]
+        return replace(self, extra=tuple(texts), judge=RewardJudge())
+
     def _refuse_unused(self) -> None:
         """Raises FieldError for a setting that has no effect without extra terms."""
         if not self.discriminator:
@@ -104,17 +128,30 @@ class Reward(Checked):
                 "discriminator=0 leaves no reward; name another one, as in "
                 "--reward.extra=my_rewards.py:brevity",
             )
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value != field.default:
+        for leaf in leaves(type(self), self):
+            default = next(one.value for one in leaves(type(self)) if one.path == leaf.path)
+            if leaf.value != default:
                 raise FieldError(
-                    field.name,
-                    f"{field.name}={show(value)} changes nothing without extra terms; name some "
-                    "with --reward.extra, or leave it out",
+                    leaf.path,
+                    f"{leaf.path}={show(leaf.value)} changes nothing without extra terms; name "
+                    "some with --reward.extra, or leave it out",
                 )
 
     def _check_rules(self, named: set[str]) -> None:
-        defaults = {field.name: field.default for field in fields(self)}
+        defaults = {leaf.path: leaf.value for leaf in leaves(type(self))}
+        if JUDGE in named and not self.judge.model:
+            raise FieldError(
+                "extra",
+                "extra names judge, and there is none; name a model with --reward.judge.model, and "
+                "where it is with --reward.judge.base_url",
+                "judge.model",
+            )
+        if JUDGE not in named and self.judge != RewardJudge():
+            raise FieldError(
+                "judge.model",
+                f"judge.model={self.judge.model} is for the term judge, which --reward.extra does "
+                "not name",
+            )
         if self.format and "format" not in named:
             raise FieldError(
                 "format", "format is for the term format, which --reward.extra does not name"
@@ -166,12 +203,16 @@ def _read(text: str) -> Term:
         )
     if source in RULES:
         return Term(source, "rule", source, value)
+    if source == JUDGE:
+        return Term(source, "judge", source, value)
+    if source.startswith(MODEL) and source != MODEL:
+        return Term("model", "model", source, value)
     place, colon, function = source.rpartition(":")
     if not colon and is_file(source):
         raise FieldError("extra", f"extra: {source} names no function; write {source}:FUNCTION")
     module = re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", place) is not None
     if not (place and function.isidentifier() and (is_file(place) or module)):
-        guess = did_you_mean(source, RULES)
+        guess = did_you_mean(source, [*RULES, JUDGE])
         raise FieldError("extra", f"extra: {source!r} is no term{guess or f'; write {_FORMS}'}")
     return Term(function, "function", source, value)
 
@@ -180,15 +221,19 @@ def _names(terms: Sequence[Term]) -> list[str]:
     """Returns names for the metrics: short ones, with the place in front where two are alike."""
     reserved = ("mean", "std", "minus_teacher", "discriminator")
     alike = Counter([*(term.name for term in terms), *reserved])
-    names = [
-        f"{Path(term.source.rpartition(':')[0]).name.removesuffix('.py')}.{term.name}"
-        if term.kind == "function" and alike[term.name] > 1
-        else term.name
-        for term in terms
-    ]
+    names = [_long_name(term) if alike[term.name] > 1 else term.name for term in terms]
     if len(set(names)) < len(names):
         name = next(name for name in names if names.count(name) > 1)
         raise FieldError(
             "extra", f"extra has two terms called {name} in the metrics; rename a function or file"
         )
     return names
+
+
+def _long_name(term: Term) -> str:
+    if term.kind == "model":
+        return f"model.{Path(term.source.removeprefix(MODEL)).name}"
+    if term.kind == "function":
+        place = Path(term.source.rpartition(":")[0]).name.removesuffix(".py")
+        return f"{place}.{term.name}"
+    return term.name

@@ -11,7 +11,9 @@ from gad_jax.base.redaction import printable, redact
 from gad_jax.data.sources.rows import FINISHED, UNFINISHED, fold_reason
 from gad_jax.data.tokenizer import load_tokenizer
 from gad_jax.models import source
-from gad_jax.teacher import batching, failed_file, settings, store
+from gad_jax.settings import requests as settings
+from gad_jax.settings.requests import RequestSettings
+from gad_jax.teacher import batching, failed_file, store
 from gad_jax.teacher.batching import Batch, BatchedRequests
 from gad_jax.teacher.budget import Budget, Caps, Prices, Use
 from gad_jax.teacher.client import Client, Endpoint
@@ -21,7 +23,6 @@ from gad_jax.teacher.progress import LINE_SECONDS, Progress, cost
 from gad_jax.teacher.questions import Question, Teacher
 from gad_jax.teacher.requests import ApiRequests, ChatRequests, Requests
 from gad_jax.teacher.retrying import Patience
-from gad_jax.teacher.settings import RequestSettings
 from gad_jax.teacher.store import Contents, Store
 
 _BYTES_PER_TOKEN = 4  # of English, roughly

@@ -71,6 +71,12 @@ class Iteration:
         self.compiles = devices.CompileCounter()
         self.scripts = scripts.token_scripts(chat.tokenizer, generator.vocabulary)
 
+    def close(self) -> None:
+        """Ends a trace that is being taken, and closes what the rewards keep open."""
+        self.profiler.close()
+        if self.rewards is not None:
+            self.rewards.close()
+
     def run(
         self, span: Span, step: int, state: TrainState, frozen: Frozen, paused: Side | None
     ) -> tuple[TrainState, dict[str, float]]:
@@ -126,21 +132,23 @@ class Iteration:
         self, span: Span, program: Program, rows: StepRows, state: TrainState, frozen: Frozen
     ) -> tuple[TrainState, dict[str, Any]]:
         """Returns the state after a step of GAD, and its metrics with those of extra rewards."""
-        extra, paid = None, {}
-        pairs = rows.pairs() if program.reward is None or program.reward.discriminator else None
+        mix, extra, paid = program.reward, None, {}
+        uses_discriminator = mix is None or mix.discriminator > 0
+        pairs = rows.pairs() if uses_discriminator else None
         samples, replay = rows.samples(), rows.replay(paid=True)
         if self.rewards is not None:
             assert rows.rollout is not None
-            started = time.perf_counter()
-            prepared = span.batches.prepared.rows
-            values, paid = self.rewards.pay(rows.batch, rows.rollout, prepared, self.chat)
+            started, sources = time.perf_counter(), span.batches.prepared.rows
+            given = rows.batch, rows.rollout, sources, self.chat, rows.fresh
+            values, paid = self.rewards.pay(*given)
             extra = devices.put(values, self.mesh)
             paid["seconds/reward"] = time.perf_counter() - started
-        if pairs is None:
+        if uses_discriminator:
+            assert pairs is not None
+            state, found = steps.gad_step(program, state, pairs, samples, frozen, replay, extra)
+        else:
             assert extra is not None
             state, found = steps.reward_step(program, state, samples, extra, frozen)
-        else:
-            state, found = steps.gad_step(program, state, pairs, samples, frozen, replay, extra)
         return state, found | paid
 
     def _replayed(self, program: Program, batch: PromptBatch, step: int) -> Drawn | None:

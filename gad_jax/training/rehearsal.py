@@ -14,6 +14,7 @@ from gad_jax.distributed.mesh import make_mesh
 from gad_jax.settings.config import Config
 from gad_jax.training import origins, preflight, reading, setup, snapshots, stages, state
 from gad_jax.training.checkpoint import Checkpoints
+from gad_jax.training.rewards import paying
 
 TINY_TENSOR = 2
 """The tiny network has so many key/value heads."""
@@ -51,6 +52,10 @@ def rehearse(
         checkpoints = Checkpoints(scratch / "checkpoints", keep=config.checkpoint.keep)
         preflight.check(text.config, networks, spans, text.chat, mesh, checkpoints)
         checkpoints.close()
+        if config.reward.rehearsed() != config.reward:  # the tiny run leaves terms out
+            terms = paying.load(text.config)
+            assert terms is not None
+            terms.load_models(text.config, networks[0].compute_dtype, text.chat, mesh)
         if processes.is_first():
             print("a step of each stage, with tiny networks and the bundled rows:", flush=True)
         finished = train(tiny, stop)
@@ -104,6 +109,7 @@ def _tiny_run(config: Config, directory: str, mesh: Mesh) -> Config:
             replay_pool=0,
         ),
         lora=replace(config.lora, adapter=""),
+        reward=config.reward.rehearsed(),
         data=replace(
             config.data,
             train="bundled",

@@ -43,7 +43,7 @@ from gad_jax.training.evaluating import Evaluations
 from gad_jax.training.iteration import Iteration
 from gad_jax.training.origins import Origin
 from gad_jax.training.profiler import Profiler
-from gad_jax.training.rewards import paying
+from gad_jax.training.rewards import judge, paying
 from gad_jax.training.rewards.paying import Rewards
 from gad_jax.training.saving import Resumed, Saver
 from gad_jax.training.stages import Span
@@ -60,7 +60,9 @@ _DIRECTORIES = (
     *("checkpoints", "evaluations", "samples", "snapshots", "tensorboard"),
     *("export", "export/student"),
 )
-_FILES = ("config.yaml", "metrics.jsonl", "status.json", reading.HELD_OUT, origins.FILE)
+_FILES = (
+    *("config.yaml", "metrics.jsonl", "status.json", reading.HELD_OUT, origins.FILE, judge.FILE),
+)
 
 
 def claim(config: Config) -> str:
@@ -174,15 +176,15 @@ def build(config: Config, mesh: Mesh) -> Trainer:
     networks = state.network_configs(config)
     spans = stages.spans(config, data, networks)
     lines = _take_up(given, data, networks, spans)
-    saver = _saver(config, networks, data, held_out, rewards)
+    paid = paying.identities(rewards, config, networks[0].compute_dtype, chat, mesh)
+    saver = _saver(config, networks, data, held_out, paid)
     preflight.check(config, networks, spans, chat, mesh, saver.checkpoints)
-    student, judge = taken.get("student"), origins.discriminator(taken, given)
-    bases.refuse_runs(networks, student and student.name, judge and judge.name)
+    student, other = taken.get("student"), origins.discriminator(taken, given)
+    bases.refuse_runs(networks, student and student.name, other and other.name)
     resumed = saver.restore(spans, mesh, config.run_dir)
     if resumed is None:
         lines += origins.sentences(taken, given)
-    if processes.is_first() and lines:
-        print("\n".join(lines), flush=True)
+    _say(lines)
     first = partial(state.load, config, networks[0], mesh, _weights(student, mesh))
     train_state = resumed.state if resumed else first()
     tracker = Tracker(directory, enabled=processes.is_first())
@@ -201,7 +203,7 @@ def build(config: Config, mesh: Mesh) -> Trainer:
         max_skips=config.optimizer.max_skips,
         evaluate_every=config.evaluation.every,
         load_discriminator=partial(
-            state.load_discriminator, config, networks[1], mesh, _weights(judge, mesh)
+            state.load_discriminator, config, networks[1], mesh, _weights(other, mesh)
         ),
         row_ids=[row.id for row in data.rows],
         state=train_state,
@@ -222,12 +224,17 @@ def _started(trainer: Trainer) -> Trainer:
     return trainer
 
 
+def _say(lines: list[str]) -> None:
+    if processes.is_first() and lines:
+        print("\n".join(lines), flush=True)
+
+
 def _saver(
     config: Config,
     networks: Networks,
     data: Prepared,
     held_out: Prepared | None,
-    rewards: Rewards | None,
+    paid: dict[str, str],
 ) -> Saver:
     options = config.checkpoint
     checkpoints = Checkpoints(
@@ -238,7 +245,6 @@ def _saver(
     )
     measured = evaluating.measured(config, held_out)
     identities = bases.identities(config, networks)
-    paid = rewards.identities if rewards else {}
     return Saver(checkpoints, options, data.fingerprint, len(data.rows), measured, identities, paid)
 
 

@@ -52,6 +52,7 @@ class StepRows:
         drawn: Drawn | None,
     ) -> None:
         self.packer, self.batch, self.rollout, self.drawn = packer, batch, rollout, drawn
+        self.chat = chat
         self.shown = [] if rollout is None else _shown(rollout, chat, packer.judged)
         self.packed: list[PackedRows] = []  # on the host, in the order in which they were packed
         self.seconds = 0.0
@@ -73,6 +74,11 @@ class StepRows:
         """The teacher's response and others to every prompt."""
         groups = zip(self.batch.responses, others, strict=True)
         return self._pack([[teacher, *rest] for teacher, rest in groups])
+
+    def fresh(self, vocabulary: int) -> PackedRows:
+        """The samples of every prompt as a reward model of this vocabulary sees them."""
+        assert self.rollout is not None
+        return self._pack(_shown(self.rollout, self.chat, vocabulary))
 
     def samples(self) -> PackedRows:
         """The samples of every prompt with the sampler's log-probabilities and thresholds."""

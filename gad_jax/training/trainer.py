@@ -108,7 +108,7 @@ class Trainer:
 
     def close(self) -> None:
         """Waits for the last save and closes the files."""
-        self.iteration.profiler.close()
+        self.iteration.close()
         self.saver.checkpoints.close()
         self.tracker.close()
 

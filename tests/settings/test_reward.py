@@ -52,7 +52,7 @@ def test_the_same_terms_are_the_same_settings_however_they_are_written(tmp_path)
     [
         (["extra=lenght"], "extra: 'lenght' is no term; did you mean 'length'?"),
         (["extra=my.py"], "extra: my.py names no function; write my.py:FUNCTION"),
-        (["extra=my.py:2f"], "'my.py:2f' is no term; write length, format, finished, FILE.py:FU"),
+        (["extra=my.py:2f"], "'my.py:2f' is no term; write length, format, finished, judge, model"),
         (["extra=a-b:f"], "'a-b:f' is no term"),
         (["extra=length,"], "extra: '' is no term"),
         (["extra=length=much"], "extra: 'much' is no weight of length; write a number, as in leng"),
@@ -71,6 +71,13 @@ def test_the_same_terms_are_the_same_settings_however_they_are_written(tmp_path)
         (["extra=format"], "extra names format, and there is none; give a regular expression"),
         (["extra=format", "format=("], "format='(' is no regular expression (missing ), unterm"),
         (["extra=finished", "max_length_ratio=2"], "max_length_ratio is for the term length"),
+        (["extra=judge"], "extra names judge, and there is none; name a model with --reward.judge"),
+        (["extra=model:"], "'model:' is no term"),
+        (["extra=length", "judge.model=m"], "judge.model=m is for the term judge, which --reward"),
+        (["judge.model=m"], "judge.model=m changes nothing without extra terms; name some with"),
+        (["judge.attempts=2"], "judge.attempts=2 changes nothing without extra terms"),
+        (["extra=judge", "judge.model=m", "judge.max_cost=1"], "max_cost needs prices; give pro"),
+        (["extra=judge", "judge.model=m", "judge.parameters=3"], "parameters must be a JSON obj"),
         (["extra=length", "min_length_ratio=2"], "min_length_ratio=2.0 must be less than the max"),
     ],
 )
@@ -78,6 +85,20 @@ def test_what_is_not_understood_or_has_no_effect_is_refused(flags, said) -> None
     message = refusal(*(f"--reward.{flag}" for flag in flags))
     assert said in message
     assert message.startswith("--reward.")
+
+
+def test_models_and_a_judge_have_names_too() -> None:
+    flags = ["--reward.extra=model:a/one,model:runs/two@best=2,judge", "--reward.judge.model=m"]
+    reward = read(*flags).reward
+    assert [term.name for term in reward.terms] == ["model.one", "model.two@best", "judge"]
+    assert Reward(extra=("model:a=b=0.5",)).terms[0] == Term("model", "model", "model:a=b", 0.5)
+    # A rehearsal asks no judge, and its tiny student fits no model.
+    assert reward.rehearsed() == Reward(extra=("finished",))
+    mixed = read(flags[0] + ",finished=0,my.py:f=0.5", flags[1]).reward
+    assert mixed.rehearsed() == Reward(extra=("finished=0.0", "my.py:f=0.5"))
+    assert mixed.rehearsed().rehearsed() is not mixed
+    alone = Reward(extra=("length",))
+    assert alone.rehearsed() is alone
 
 
 def test_steps_of_a_discriminator_that_is_not_used_are_refused() -> None:

@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 
 from gad_jax.evaluate.judge.contests import Contest, Said
+from gad_jax.metrics.judging.protocol import MOST_UNREAD
 from gad_jax.teacher.questions import Teacher
 from gad_jax.teacher.store import Line, Store
-
-MOST_IN_A_ROW = 20
-"""After so many consecutive verdicts that cannot be read, no more are requested."""
 
 
 class Unreadable(Exception):
@@ -49,5 +47,5 @@ class Verdicts(Store):
         self.unread += 1
         self.last = said
         self.replies.append(said)
-        if len(self.replies) >= MOST_IN_A_ROW:
+        if len(self.replies) >= MOST_UNREAD:
             raise Unreadable

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from gad_jax.settings.fields import FieldError, option
-from gad_jax.teacher.settings import RequestSettings, api_parameters
+from gad_jax.settings.requests import RequestSettings, api_parameters
 
 TEACHER = "teacher"
 

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from gad_jax.base import files
 from gad_jax.base.errors import UserError
-from gad_jax.base.redaction import printable, redact
 from gad_jax.evaluate.judge.contests import (
     Contest,
     Judgement,
@@ -27,11 +26,10 @@ from gad_jax.evaluate.judge.contests import (
 )
 from gad_jax.evaluate.judge.reading import Unreadable, Verdicts
 from gad_jax.evaluate.judge.settings import Judge
+from gad_jax.metrics.judging.protocol import excerpt
 from gad_jax.teacher import collection, store
 from gad_jax.teacher.collection import Service
 from gad_jax.teacher.questions import Question, Teacher
-
-_SHOWN_CHARACTERS = 200
 
 
 def judge(contests: Sequence[Contest], settings: Judge, directory: Path) -> list[Judgement]:
@@ -139,7 +137,7 @@ class _Asking:
         if verdicts.unread:
             print(
                 f"{verdicts.unread} of these verdicts could not be read, such as "
-                f"{_shown(verdicts.last)}"
+                f"{excerpt(*verdicts.last)}"
             )
         return requests.ended == "done"
 
@@ -153,19 +151,9 @@ class _Asking:
         )
         return (
             f"{self.model.model}: {verdicts.in_a_row} verdicts in a row could not be read, the "
-            f"last one {_shown(verdicts.last)}; {advice} or give another --judge.model, and the "
+            f"last one {excerpt(*verdicts.last)}; {advice} or give another --judge.model, and the "
             "same command asks for these again"
         )
-
-
-def _shown(said: Said) -> str:
-    """Returns a reply as one line that may be printed, with its finish reason if it was cut."""
-    text = printable(redact(" ".join(said.text.split())))
-    if len(text) > _SHOWN_CHARACTERS:  # the verdict may be at either end
-        half = _SHOWN_CHARACTERS // 2
-        text = f"{text[:half]} … {text[-half:]}"
-    reason = printable(redact(said.finish_reason))[:40]
-    return f"{text!r}" + (f" (finish reason {reason})" if reason not in ("", "stop") else "")
 
 
 def _write(found: Sequence[Judgement], directory: Path) -> None:

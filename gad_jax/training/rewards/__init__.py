@@ -1,1 +1,1 @@
-"""Further terms of the generator's reward: rules, and functions of a user's own file."""
+"""Further terms of the generator's reward: rules, functions of a file, reward models, a judge."""

@@ -1,15 +1,19 @@
 """The extra terms of a run's reward: loaded when it starts, computed for the samples of a step.
 
-The first process computes the values of rules and functions, and the others get them from it. So a
-function with side effects or random numbers is called once for each response, and all processes
-train on the same reward.
+The first process computes the values of rules, functions and the judge, and the others get them
+from it. So a function with side effects or random numbers is called once for each response, no
+verdict is paid twice, and all processes train on the same reward.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Float, Float32
 
 from gad_jax.base.errors import UserError
@@ -21,8 +25,10 @@ from gad_jax.settings.config import Config
 from gad_jax.settings.reward import Reward, Term
 from gad_jax.training.rewards import rules
 from gad_jax.training.rewards.functions import Function
+from gad_jax.training.rewards.judge import Judge
+from gad_jax.training.rewards.models import Model
 from gad_jax.training.rewards.rules import Row
-from gad_jax.types import Rollout
+from gad_jax.types import PackedRows, Rollout
 
 logger = logging.getLogger(__name__)
 
@@ -30,14 +36,18 @@ Values = Float32[np.ndarray, "K B N"]
 
 
 class Rewards:
-    """The terms of a run, ready to be computed.
+    """The terms of a run, ready to be computed once `load_models` was called.
 
-    `identities` tell their code from any other: a run resumes with the same. Raises UserError for a
-    term that cannot be loaded, in all processes.
+    `identities` tell their code and weights from any other: a run resumes with the same. The
+    verdicts of a judge are kept in `directory`. Raises UserError for a term that cannot be loaded,
+    in all processes.
     """
 
-    def __init__(self, settings: Reward) -> None:
+    def __init__(self, settings: Reward, directory: Path) -> None:
         self.settings, self.terms = settings, settings.terms
+        self.models: dict[str, Model] = {}
+        asks = any(term.kind == "judge" for term in self.terms)
+        self.judge = Judge(settings.judge, directory) if asks else None
         self._warned: set[str] = set()
 
         def load() -> dict[str, Function]:
@@ -48,25 +58,50 @@ class Rewards:
         self.identities = {name: found.identity for name, found in self.functions.items()}
         processes.require_same("reward functions", str(sorted(self.identities.items())))
 
-    def pay(
-        self, batch: PromptBatch, rollout: Rollout, sources: Sequence[Source], chat: Chat
-    ) -> tuple[Values, dict[str, float]]:
-        """Returns the values of all terms, and their metrics.
+    def load_models(self, config: Config, dtype: str, chat: Chat, mesh: Mesh) -> None:
+        """Loads the reward models of a run, to be computed in `dtype`; `chat` is the student's."""
+        for term in self.terms:
+            if term.kind == "model":
+                self.models[term.source] = Model(term.source, config, dtype, chat, mesh)
+        self.identities |= {name: found.identity for name, found in self.models.items()}
 
-        `sources` are the training rows that the batch numbers. Raises UserError where a function
-        fails, or where none of its values is finite.
+    def close(self) -> None:
+        """Closes what the terms keep open."""
+        if self.judge is not None:
+            self.judge.close()
+
+    def pay(
+        self,
+        batch: PromptBatch,
+        rollout: Rollout,
+        sources: Sequence[Source],
+        chat: Chat,
+        packed: Callable[[int], PackedRows],
+    ) -> tuple[Values, dict[str, float]]:
+        """Returns the values of all terms for the samples of a step, and their metrics.
+
+        `sources` are the training rows that the batch numbers, and `packed` returns the samples for
+        a reward model of a vocabulary. Raises UserError where a function fails, or where none of
+        its values is finite.
         """
         shape = np.asarray(rollout.lengths).shape
 
         def compute() -> list[list[float]]:
             rows = rows_of(batch, rollout, sources, chat)
-            return [self._values(term, rows) for term in self.terms]
+            return [self._values(term, rows) for term in self.terms if term.kind != "model"]
 
-        computed = processes.from_first(compute)
-        with np.errstate(over="ignore"):  # what float32 cannot hold counts as non-finite
-            values = np.asarray(computed, np.float32).reshape(len(self.terms), *shape)
+        computed = iter(processes.from_first(compute))
+        values = np.zeros((len(self.terms), *shape), np.float32)
+        for place, term in enumerate(self.terms):
+            if term.kind == "model":
+                model = self.models[term.source]
+                values[place] = model(packed(model.config.vocabulary))
+            else:
+                with np.errstate(over="ignore"):  # what float32 cannot hold counts as non-finite
+                    values[place] = np.asarray(next(computed), np.float32).reshape(shape)
         metrics: dict[str, float] = {}
-        for term, of_term in zip(self.terms, values, strict=True):
+        for place, term in enumerate(self.terms):
+            of_term: np.ndarray = values[place]
             self._look(term, of_term, batch, sources)
             metrics |= {f"reward/{term.name}/{key}": x for key, x in summary(of_term).items()}
         return values, metrics
@@ -74,6 +109,9 @@ class Rewards:
     def _values(self, term: Term, rows: Sequence[Row]) -> list[float]:
         if term.kind == "rule":
             return rules.values(rules.rule(term.source, self.settings), rows)
+        if term.kind == "judge":
+            assert self.judge is not None
+            return self.judge(rows)
         return self.functions[term.source](rows, self.settings.timeout)
 
     def _look(
@@ -148,10 +186,20 @@ def load(config: Config) -> Rewards | None:
     """Returns the extra terms of a run, and says what it is paid; None where it has none."""
     if not config.reward.terms:
         return None
-    rewards = Rewards(config.reward)
+    rewards = Rewards(config.reward, Path(config.run_dir))
     if processes.is_first():
         print("\n".join(sentences(config)), flush=True)
     return rewards
+
+
+def identities(
+    rewards: Rewards | None, config: Config, dtype: str, chat: Chat, mesh: Mesh
+) -> dict[str, str]:
+    """Returns what tells the terms of a run from any other's, once its models are loaded too."""
+    if rewards is None:
+        return {}
+    rewards.load_models(config, dtype, chat, mesh)
+    return rewards.identities
 
 
 def sentences(config: Config) -> list[str]:
@@ -166,7 +214,17 @@ def sentences(config: Config) -> list[str]:
     ]
     how = {"group": "the samples of a prompt", "batch": "those of a step", "none": ""}
     z = how[reward.normalise]
-    lines = [f"reward: {', '.join(parts)}" + (f"; each normalised over {z}" if z else "")]
+    judge = reward.judge
+    lines = []
+    if any(term.kind == "judge" for term in reward.terms):
+        verdicts = config.batch.prompts * config.rollout.samples
+        lines.append(f"judge: {judge.model} at {judge.base_url}, {verdicts} verdicts a step")
+        if judge.key_variable and not os.environ.get(judge.key_variable):
+            lines.append(
+                f"warning: no key is sent: the environment variable {judge.key_variable} "
+                "(--reward.judge.key_variable) is not set"
+            )
+    lines += [f"reward: {', '.join(parts)}" + (f"; each normalised over {z}" if z else "")]
     if "gad" not in config.stages:
         lines.append("warning: --reward.extra is paid in the stage gad, which this run lacks")
     elif not reward.discriminator:
@@ -180,7 +238,7 @@ def sentences(config: Config) -> list[str]:
 
 
 def check(stored: Mapping[str, Any], found: Mapping[str, str], run: str) -> None:
-    """Raises UserError where a function is not the one that the steps of the run were paid by.
+    """Raises UserError where a function or model is not what the steps of the run were paid by.
 
     Both are `Rewards.identities`.
     """
@@ -188,7 +246,12 @@ def check(stored: Mapping[str, Any], found: Mapping[str, str], run: str) -> None
         before = stored.get(source, identity)
         if before != identity:
             raise UserError(
-                f"{run} has steps that --reward.extra={source} paid for as it was before (sha256 "
-                f"{before[:12]}, now {identity[:12]}); restore that file, or choose another "
+                f"{run} has steps that --reward.extra={source} paid for as it was before "
+                f"({_short(before)}, now {_short(identity)}); restore it, or choose another "
                 "--run_dir"
             )
+
+
+def _short(identity: str) -> str:
+    """Returns a digest's beginning; what is no digest as it is."""
+    return identity[:12] if re.fullmatch("[0-9a-f]{32,}", identity) else identity

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from gad_jax.evaluate.judge.contests import contests
-from gad_jax.evaluate.judge.reading import MOST_IN_A_ROW, Unreadable, Verdicts
+from gad_jax.evaluate.judge.reading import Unreadable, Verdicts
 from gad_jax.evaluate.judge.settings import Judge
+from gad_jax.metrics.judging.protocol import MOST_UNREAD
 from gad_jax.teacher import store
 from gad_jax.teacher.questions import Teacher
 from gad_jax.teacher.wire import Completion, Reply
@@ -26,14 +27,14 @@ def test_only_consecutive_verdicts_that_cannot_be_read_end_a_run(tmp_path: Path)
             reply = Reply("", "m", (Completion(text, "stop"),), None)
             await verdicts.add(store.make_line(questions.pop(), judge, reply))
 
-    asyncio.run(come(["no"] * (MOST_IN_A_ROW - 1)))
+    asyncio.run(come(["no"] * (MOST_UNREAD - 1)))
     assert not verdicts.proven
     asyncio.run(come(["8 7"]))
     assert verdicts.proven
-    assert (verdicts.unread, verdicts.in_a_row) == (MOST_IN_A_ROW - 1, 0)
+    assert (verdicts.unread, verdicts.in_a_row) == (MOST_UNREAD - 1, 0)
     with pytest.raises(Unreadable):
-        asyncio.run(come(["no"] * (MOST_IN_A_ROW - 1) + ["the last"]))
-    assert (verdicts.last.text, verdicts.in_a_row) == ("the last", MOST_IN_A_ROW)
+        asyncio.run(come(["no"] * (MOST_UNREAD - 1) + ["the last"]))
+    assert (verdicts.last.text, verdicts.in_a_row) == ("the last", MOST_UNREAD)
     verdicts.close()
     lines = (tmp_path / "verdicts.jsonl").read_bytes().count(b"\n")
-    assert lines == 2 * MOST_IN_A_ROW  # the last one is kept, too
+    assert lines == 2 * MOST_UNREAD  # the last one is kept, too

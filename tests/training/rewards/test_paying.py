@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shutil
 from pathlib import Path
 
 import jax
@@ -20,6 +21,7 @@ from gad_jax.settings.reward import Reward
 from gad_jax.training import digest, setup
 from gad_jax.training.rewards import paying
 from gad_jax.types import Rollout
+from tests.fault_server import FaultServer
 from tests.training.runs import rows, run, settings
 
 PAGE = Path(__file__).parents[3] / "docs" / "rewards.md"
@@ -66,7 +68,8 @@ def test_such_a_run_resumes_bit_for_bit_and_with_the_same_file_only(brief, tmp_p
     text = file.read_text()
     file.write_text(text + "# another\n")
     with pytest.raises(
-        UserError, match=r"own.py:brevity paid for as it was before \(sha256 .* res"
+        UserError,
+        match=r"own.py:brevity paid for as it was before \([0-9a-f]{12}, now [0-9a-f]{12}\); res",
     ):
         run(config)
     file.write_text(text)
@@ -100,6 +103,44 @@ def test_the_page_shows_what_works_next_to_a_discriminator(tmp_path, capsys):
     assert sorted(kept) == [f"{file}:rarity", f"{file}:valid_json"]
 
 
+def test_a_model_and_a_judge_pay_and_a_resumed_run_pays_no_verdict_twice(tmp_path):
+    critic = tmp_path / "critic"
+    flags = ("--stage=offpolicy", "--offpolicy.steps=1", "--data.heldout=", "--rollout.samples=4")
+    taken = settings(critic, *flags)
+    critic.mkdir()
+    setup.claim(taken)
+    run(taken)
+
+    def answer(body):
+        shown = body["messages"][0]["content"].encode()
+        return f"5 {1 + sum(shown) % 9}"
+
+    def paid_by(name, server):
+        return settings(
+            tmp_path / name,
+            *(f for f in FAST if "gad.steps" not in f and "checkpoint" not in f),
+            *("--gad.steps=2", "--checkpoint.every=1", "--reward.discriminator=0"),
+            *(f"--reward.extra=model:{critic},judge=0.5", f"--reward.judge.base_url={server.url}"),
+            *("--reward.judge.model=m", "--reward.judge.key_variable="),
+        )
+
+    with FaultServer(answer=answer) as server:
+        whole = run(paid_by("whole", server))
+        asked = len(server.requests)
+        assert asked == 2 * 8 * 4
+        config = paid_by("part", server)
+        run(config, 1)
+        shutil.rmtree(tmp_path / "part" / "checkpoints")  # as if it were killed before its save
+        resumed = run(config)
+        assert len(server.requests) == 2 * asked
+    with jax.set_mesh(resumed.mesh):
+        assert digest.digests(resumed.state) == digest.digests(whole.state)
+    assert rows(tmp_path / "part") == rows(tmp_path / "whole")
+    for row in rows(tmp_path / "whole"):
+        assert 1 / 6 <= row["reward/judge/mean"] <= 9 / 14
+        assert row["reward/model/std"] > 0
+
+
 def paid(tmp_path, text, **fields):
     """Pays two prompts with two responses each by the function f; returns values and metrics."""
     file = tmp_path / "own.py"
@@ -115,9 +156,9 @@ def paid(tmp_path, text, **fields):
     lengths = np.array([[len(student), 1], [len(student) - 1, 1]], np.int32)
     logprobs = np.zeros(tokens.shape, np.float32)
     rollout = Rollout(*map(jnp.asarray, (tokens, logprobs, lengths, lengths == len(student))))
-    rewards = paying.Rewards(Reward(extra=(f"{file}:f",), **fields))
-    values, metrics = rewards.pay(batch, rollout, sources, chat)
-    again, _ = rewards.pay(batch, rollout, sources, chat)
+    rewards = paying.Rewards(Reward(extra=(f"{file}:f",), **fields), tmp_path)
+    values, metrics = rewards.pay(batch, rollout, sources, chat, lambda _: None)
+    again, _ = rewards.pay(batch, rollout, sources, chat, lambda _: None)
     np.testing.assert_array_equal(values, again)
     return values, metrics
 

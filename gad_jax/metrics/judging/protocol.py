@@ -13,10 +13,16 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
+from gad_jax.base.redaction import printable, redact
 from gad_jax.data.sources.rows import is_finished
-from gad_jax.evaluate.judge import quotes
+from gad_jax.metrics.judging import quotes
 
 Protocol = Literal["reference", "pairwise"]
+
+MOST_UNREAD = 20
+"""After so many consecutive verdicts that cannot be read, no more are requested."""
+
+_SHOWN_CHARACTERS = 200
 
 _ASK = {
     "reference": (
@@ -183,3 +189,13 @@ def preference(text: str, shown: Iterable[str] = ()) -> float | None:
     ((choice, place),) = found.items()
     said = {_SHARES[one.lower()] for text in shown for one in _CHOICE.findall(_plain(text))}
     return None if place < len(lines) - 1 and choice in said else choice
+
+
+def excerpt(text: str, finish_reason: str) -> str:
+    """Returns a reply as one line that may be printed, with its finish reason if it was cut."""
+    text = printable(redact(" ".join(text.split())))
+    if len(text) > _SHOWN_CHARACTERS:  # the verdict may be at either end
+        half = _SHOWN_CHARACTERS // 2
+        text = f"{text[:half]} … {text[-half:]}"
+    reason = printable(redact(finish_reason))[:40]
+    return f"{text!r}" + (f" (finish reason {reason})" if reason not in ("", "stop") else "")

@@ -1,4 +1,4 @@
-"""What the settings of collect and of a judge have in common: API parameters, caps and prices."""
+"""What settings of requests to an API have in common: its parameters, caps and prices."""
 
 import abc
 import json
@@ -13,7 +13,7 @@ LONGEST = ("max_completion_tokens", "max_tokens")
 
 
 class RequestSettings(abc.ABC):
-    """What both kinds of settings have; each declares the fields with its own help texts."""
+    """What all such settings have; each kind declares the fields with its own help texts."""
 
     base_url: str
     model: str

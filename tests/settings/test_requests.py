@@ -4,7 +4,7 @@ import pytest
 
 from gad_jax.collect.settings import Collect
 from gad_jax.evaluate.judge.settings import Judge
-from gad_jax.teacher.settings import api_parameters, longest_response
+from gad_jax.settings.requests import api_parameters, longest_response
 
 
 def test_parameters_of_the_api() -> None:

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from gad_jax.evaluate.judge import protocol
+from gad_jax.metrics.judging import protocol
 
 
 @pytest.mark.parametrize(

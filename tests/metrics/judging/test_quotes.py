@@ -2,7 +2,7 @@
 
 import pytest
 
-from gad_jax.evaluate.judge.quotes import QUOTED, own_lines, repeats
+from gad_jax.metrics.judging.quotes import QUOTED, own_lines, repeats
 
 
 @pytest.mark.parametrize(

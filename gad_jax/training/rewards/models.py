@@ -1,0 +1,100 @@
+"""A reward model as a term: a frozen network with a score head, on the samples as D sees them."""
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Float32
+
+from gad_jax.base.errors import UserError
+from gad_jax.core import forward
+from gad_jax.core.discriminator import in_order
+from gad_jax.data import same_tokenizer
+from gad_jax.data.chat import Chat
+from gad_jax.distributed import devices, processes, sharding
+from gad_jax.models import adapters, checksums, source, weights
+from gad_jax.models.config import DecoderConfig
+from gad_jax.settings.config import Config
+from gad_jax.settings.reward import MODEL
+from gad_jax.training import loading, selection
+from gad_jax.types import PackedRows, Params
+
+
+class Model:
+    """A reward model, loaded: `identity` tells its weights from any other's.
+
+    `name` is model:PATH as it was given: a directory with a sequence classifier of one label, or
+    the discriminator of a run. `chat` is the student's, and `dtype` what matmuls are computed in.
+    Raises UserError for what is no such network, or reads other token ids than the student.
+    """
+
+    def __init__(self, name: str, config: Config, dtype: str, chat: Chat, mesh: Mesh) -> None:
+        path = name.removeprefix(MODEL)
+        try:
+            self.config, self.params, self.identity = _load(path, config, dtype, chat, mesh)
+        except UserError as error:
+            raise UserError(f"--reward.extra={name}: {error}") from error
+
+    def __call__(self, rows: PackedRows) -> Float32[np.ndarray, "B N"]:
+        """Returns the scores of the responses, prompt by prompt; all processes call it."""
+        return devices.fetch(_scores(self.config, self.params, rows))
+
+
+def _load(
+    path: str, config: Config, dtype: str, chat: Chat, mesh: Mesh
+) -> tuple[DecoderConfig, Params, str]:
+    named = selection.parse(path)
+    if selection.is_run(named.run) or named.run != Path(path):
+        taken = loading.load_from_run(path, "discriminator", mesh)
+        network, identity = taken.config, taken.origin
+        _check(path, taken.tokenizer, network, config, chat)
+        narrow = partial(_narrow, jnp.dtype(dtype))
+        params = jax.tree_util.tree_map_with_path(narrow, taken.params)
+    else:
+        directory = source.resolve(path)
+        network = weights.read_config(directory)
+        if network.head != "score":
+            raise UserError(
+                f"{path} is a causal language model; name a sequence classifier with one label, "
+                "such as the export/discriminator of a run"
+            )
+        _check(path, directory, network, config, chat)
+        identity = processes.from_first(partial(checksums.identity, directory))
+        params = weights.load(directory, mesh, dtype, _is_used, adapters.is_vector)[1]
+    return dataclasses.replace(network, compute_dtype=dtype, remat="none"), params, identity
+
+
+def _narrow(kind: jnp.dtype, path: Any, leaf: Array) -> Array:
+    return leaf if adapters.is_vector(sharding.path_name(path)) else leaf.astype(kind)
+
+
+def _is_used(name: str) -> bool:
+    return not name.startswith("head/")
+
+
+def _check(path: str, directory: Path, network: DecoderConfig, config: Config, chat: Chat) -> None:
+    if found := same_tokenizer.difference(chat, directory):
+        raise UserError(
+            f"it has another tokenizer than the student: {found}; name a model of the student's "
+            "family, or call it from a function of your own"
+        )
+    chat.check_vocabulary(network.vocabulary, path)
+    if config.longest > network.max_positions:
+        raise UserError(
+            f"data.max_prompt_tokens + rollout.max_new_tokens = {config.longest} is more than its "
+            f"{network.max_positions} positions; lower one of them"
+        )
+
+
+@partial(jax.jit, static_argnames="config")
+def _scores(config: DecoderConfig, params: Params, rows: PackedRows) -> Float[Array, "B N"]:
+    """Returns the scores in the order of the prompts; of several heads, their mean."""
+    with jax.named_scope("reward model"):
+        scores = jax.lax.map(partial(forward.response_scores, config, params), rows)
+    scores = in_order(scores, rows)
+    return scores if scores.ndim == 2 else jnp.mean(scores, axis=-1)
