@@ -34,7 +34,7 @@ from gad_jax.distributed.mesh import make_mesh
 from gad_jax.models import costs, decoder, families
 from gad_jax.models.config import DecoderConfig
 from gad_jax.plan import networks
-from gad_jax.rollout import engine, prefill
+from gad_jax.rollout import engine, prefill, ring
 from gad_jax.rollout.queue import make_queue
 from gad_jax.rollout.sampling import GREEDY, Sampler
 from gad_jax.settings import sections
@@ -183,8 +183,9 @@ def measure_decode(bench: Bench, name: str, variants: list[Decode]) -> None:
             jax.eval_shape(lambda p: prefill.decode_copy(network, p), params), mesh
         )
     )
-    read = sum(x.nbytes for x in jax.tree.leaves((weights.layers, weights.head)))
-    token = 2 * network.layers * network.kv_heads * network.head_width * weights.head.itemsize
+    read = sum(x.nbytes for x in jax.tree.leaves(ring.read_by_step(weights)))
+    itemsize = ring.head(weights).dtype.itemsize
+    token = 2 * network.layers * network.kv_heads * network.head_width * itemsize
 
     def measure(variant: Decode) -> None:
         decode = _Decoding(network, variant, params, mesh)

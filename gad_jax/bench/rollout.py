@@ -22,7 +22,7 @@ from gad_jax.distributed import ceilings, devices
 from gad_jax.distributed.ceilings import Ceilings
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.models import source
-from gad_jax.rollout import engine, prefill
+from gad_jax.rollout import engine, prefill, ring
 from gad_jax.rollout.queue import make_queue
 from gad_jax.training import loading
 
@@ -177,10 +177,10 @@ class _Sampler:
         A step reads the weights and the tokens' KV cache once, and takes two FLOPs per weight and
         response; the slower of the two counts. The cache counts at its mean length.
         """
-        weights = sum(x.nbytes for x in jax.tree.leaves((self.weights.layers, self.weights.head)))
+        weights = sum(x.nbytes for x in jax.tree.leaves(ring.read_by_step(self.weights)))
         config = self.network.config
         token = 2 * config.layers * config.kv_heads * config.head_width
-        itemsize = self.weights.head.dtype.itemsize
+        itemsize = ring.head(self.weights).dtype.itemsize
         cache = token * itemsize * slots * (prompt + steps / 2)
         flops = 2 * weights / itemsize * slots
         return steps * max((weights + cache) / best.bytes_per_second, flops / best.flops_per_second)

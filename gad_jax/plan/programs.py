@@ -211,7 +211,7 @@ def _rollout(
         _Call("rollout: prefill", prefill.prefill, tokens, copied, resident),
         _Call(
             *("rollout: decode", engine.decode, sampling, sampled, resident, work.iterations),
-            read=(weights.layers, weights.stacked, ring.head(weights), cache.ring),
+            read=(ring.read_by_step(weights), cache.ring),
         ),
     ]
     if network.decode_weights != "auto" and config.data.heldout:
@@ -250,7 +250,7 @@ def _evaluation(decode: _Call, generator: Params, mesh: Mesh) -> _Call:
         name="evaluation: decode",
         arguments=(plain, settings, capacity, fewer, weights, *others),
         held=decode.held | {"decode copy": weights},
-        read=(weights.layers, weights.stacked, ring.head(weights), *decode.read[3:]),
+        read=(ring.read_by_step(weights), decode.read[1]),
     )
 
 

@@ -259,6 +259,11 @@ def head(weights: DecodeCopy) -> Array:
     return rest["head"]["kernel"] if "head" in rest else rest["embedding"]
 
 
+def read_by_step(weights: DecodeCopy) -> tuple[Any, ...]:
+    """Returns the weights that every step of the decode loop reads whole."""
+    return weights.layers, weights.stacked, head(weights)
+
+
 def _logits(weights: DecodeCopy, x: Float[Array, "S D"]) -> Float[Array, "S V"]:
     kernel = head(weights)
     if "head" in weights.rest:
