@@ -24,7 +24,6 @@ ABLATIONS = {
         "--offpolicy.steps=1",
         "--gad.train_discriminator=false",
     ],
-    "cross-entropy discriminator": ["--discriminator.objective=cross_entropy"],
     "a healthy discriminator": [
         "--discriminator.accuracy_gate=0.9",
         "--discriminator.label_smoothing=0.1",
