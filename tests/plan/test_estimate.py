@@ -12,6 +12,7 @@ from gad_jax.models.config import DecoderConfig, Lora, alike
 from gad_jax.plan import estimate, workload
 from gad_jax.plan.programs import Compiled
 from gad_jax.settings.config import Config
+from gad_jax.settings.reward import Reward
 from gad_jax.settings.sections import Batch, Data, Rollout, Student
 
 NETWORK = DecoderConfig(
@@ -26,7 +27,11 @@ def step_of(slots: int = 0, remat: str = "dots", **gad: bool) -> dict[str, estim
 
 
 def planned(
-    slots: int = 0, remat: str = "dots", programs: tuple[Compiled, ...] = (), **gad: bool
+    slots: int = 0,
+    remat: str = "dots",
+    programs: tuple[Compiled, ...] = (),
+    reward: Reward | None = None,
+    **gad: bool,
 ) -> estimate.Step:
     config = Config(
         stage="gad",
@@ -34,6 +39,7 @@ def planned(
         data=Data(max_prompt_tokens=64),
         batch=Batch(prompts=16, micro_batch_prompts=0, row_tokens=256),
         rollout=Rollout(samples=8, max_new_tokens=128, slots=slots),
+        reward=reward or Reward(),
     )
     config = dataclasses.replace(config, gad=dataclasses.replace(config.gad, **gad))
     work = workload.draw(config, workload.LognormalLengths(20.0, 40.0), TARGET)
@@ -84,6 +90,13 @@ def test_a_frozen_discriminator_has_no_backward_pass() -> None:
         trained = step_of()["discriminator"].flops
         frozen = step_of(remat=remat, train_discriminator=False)["discriminator"].flops
         assert frozen == pytest.approx(trained / 3)
+
+
+def test_a_discriminator_that_pays_nothing_takes_nothing() -> None:
+    reward = Reward(discriminator=0.0, extra=("length",))
+    names = [phase.name for phase in planned(reward=reward).phases]
+    assert "discriminator" not in names
+    assert {"rollout: decode", "generator", "reference"} <= set(names)
 
 
 def test_baselines_pay_for_their_snapshot_once() -> None:
