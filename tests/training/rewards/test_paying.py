@@ -24,6 +24,8 @@ from gad_jax.types import Rollout
 from tests.fault_server import FaultServer
 from tests.training.runs import rows, run, settings
 
+pytest_plugins = ["tests.run_fixtures"]
+
 PAGE = Path(__file__).parents[3] / "docs" / "rewards.md"
 FAST = (
     "--stage=gad",
@@ -103,14 +105,7 @@ def test_the_page_shows_what_works_next_to_a_discriminator(tmp_path, capsys):
     assert sorted(kept) == [f"{file}:rarity", f"{file}:valid_json"]
 
 
-def test_a_model_and_a_judge_pay_and_a_resumed_run_pays_no_verdict_twice(tmp_path):
-    critic = tmp_path / "critic"
-    flags = ("--stage=offpolicy", "--offpolicy.steps=1", "--data.heldout=", "--rollout.samples=4")
-    taken = settings(critic, *flags)
-    critic.mkdir()
-    setup.claim(taken)
-    run(taken)
-
+def test_a_model_and_a_judge_pay_and_a_resumed_run_pays_no_verdict_twice(tiny_run, tmp_path):
     def answer(body):
         shown = body["messages"][0]["content"].encode()
         return f"5 {1 + sum(shown) % 9}"
@@ -120,7 +115,10 @@ def test_a_model_and_a_judge_pay_and_a_resumed_run_pays_no_verdict_twice(tmp_pat
             tmp_path / name,
             *(f for f in FAST if "gad.steps" not in f and "checkpoint" not in f),
             *("--gad.steps=2", "--checkpoint.every=1", "--reward.discriminator=0"),
-            *(f"--reward.extra=model:{critic},judge=0.5", f"--reward.judge.base_url={server.url}"),
+            *(
+                f"--reward.extra=model:{tiny_run},judge=0.5",
+                f"--reward.judge.base_url={server.url}",
+            ),
             *("--reward.judge.model=m", "--reward.judge.key_variable="),
         )
 
