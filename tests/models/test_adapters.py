@@ -1,6 +1,7 @@
 """Networks with adapters: what they compute, apart and merged, and how they are divided."""
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from gad_jax.distributed import sharding
 from gad_jax.models import adapters, decoder, families
 from gad_jax.models.config import DecoderConfig, Lora
 from gad_jax.models.layers import Linear
-from gad_jax.rollout import prefill
+from gad_jax.rollout import prefill, ring
 from gad_jax.types import Params, Segments
 from tests.models.networks import NETWORKS, random_params
 
@@ -68,12 +69,9 @@ def test_fresh_adapters_change_no_bit_and_merged_ones_compute_the_same(name: str
     assert np.abs(apart - whole).max() > 0.05
     np.testing.assert_allclose(logits(config.merged, merged), apart, atol=1e-5)
     # What decodes is merged too, and halves nothing of the sum.
-    for ours, wanted in zip(
-        jax.tree.leaves(prefill.decode_copy(config, params)),
-        jax.tree.leaves(prefill.decode_copy(config.merged, merged)),
-        strict=True,
-    ):
-        np.testing.assert_allclose(ours, wanted, atol=1e-6)
+    copies = prefill.decode_copy(config, params), prefill.decode_copy(config.merged, merged)
+    ours, wanted = (ring.read_by_step(copy) for copy in map(jax.device_put, copies))
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), ours, wanted)
     assert set(trained) == {"layers"}
     assert set(trained["layers"]) == set(CASES[name])
 
