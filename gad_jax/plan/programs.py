@@ -246,10 +246,11 @@ def _evaluation(decode: _Call, generator: Params, mesh: Mesh) -> _Call:
     plain = dataclasses.replace(network, decode_weights="auto")
     weights = jax.eval_shape(lambda p: prefill.decode_copy(plain, p), generator)
     weights = sharding.with_shardings(weights, mesh)
+    shared = devices.device_bytes(prefill.shared(plain, generator))
     return decode._replace(
         name="evaluation: decode",
         arguments=(plain, settings, capacity, fewer, weights, *others),
-        held=decode.held | {"decode copy": weights},
+        held=decode.held | {"decode copy": devices.device_bytes(weights) - shared},
         read=(ring.read_by_step(weights), decode.read[1]),
     )
 

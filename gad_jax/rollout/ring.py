@@ -251,8 +251,9 @@ def _with_part(layer_params: Params, stacked: Params, layer: int | Int[Array, ""
     return {name: {**part, **own.get(name, {})} for name, part in layer_params.items()}
 
 
-def head(weights: DecodeCopy) -> Array:
-    """Returns the array that makes the logits: the kernel in `rest`, [D, V], or [V, D]."""
+def head(weights: DecodeCopy) -> Any:
+    """Returns the array that makes the logits, or its shape: the kernel in `rest`, [D, V], or
+    [V, D]."""
     if weights.head is not None:
         return weights.head
     rest = weights.rest

@@ -77,6 +77,11 @@ def needs(config: Config, networks: Networks, mesh: Mesh, lengths: Lengths) -> l
                 copy = copy_bytes(program.generator, mesh, frozen.generator)
                 kept = {"weights and moments": held, "decode copy": copy}
                 found += _rollout(config, program.generator, mesh, lengths, kept)
+                if program.generator.decode_weights != "auto" and config.data.heldout:
+                    plain = dataclasses.replace(program.generator, decode_weights="auto")
+                    copy = copy_bytes(plain, mesh, frozen.generator)
+                    decode = found[-1].bytes | {"decode copy": copy}
+                    found.append(Need("evaluation: decode", decode))
     return found
 
 
@@ -239,20 +244,15 @@ def _rollout(
     working = positions * bytes_of_a_number * wide // mesh.shape["tensor"] + prompt_cache
     kept = kept | {"prompt KV cache": prompt_cache}
     floats = _dequantised_bytes(network, mesh)
-    found = [
+    return [
         Need("rollout: prefill", kept | {"temporary": working + floats}),
         Need("rollout: decode", kept | {"KV cache": cache, "temporary": floats}),
     ]
-    if network.decode_weights != "auto" and config.data.heldout:
-        plain = dataclasses.replace(network, decode_weights="auto")
-        copied = {"decode copy": copy_bytes(plain, mesh)}
-        found.append(Need("evaluation: decode", kept | copied | {"KV cache": cache}))
-    return found
 
 
 def _dequantised_bytes(network: DecoderConfig, mesh: Mesh) -> int:
     """Returns the bytes of a quantised layer's gate and up kernels as floats, its largest two."""
-    if network.quantisation == "none":
+    if network.decoding.quantisation == "none":
         return 0
     size = jnp.dtype(network.compute_dtype).itemsize
     return 2 * network.width * network.mlp_width * size // mesh.shape["tensor"]
