@@ -52,7 +52,12 @@ class Answer:
         held: list[Drawn] = []
 
         def send(chunk: Chunk) -> None:
-            self._loop.call_soon_threadsafe(self._chunks.put_nowait, chunk)
+            try:
+                self._loop.call_soon_threadsafe(self._chunks.put_nowait, chunk)
+            except RuntimeError:
+                if not self._loop.is_closed():
+                    raise
+                one.cancelled.set()  # the server has stopped: nobody reads on
 
         def on_token(token: int, logprob: float) -> None:
             if not math.isfinite(logprob):
