@@ -62,8 +62,25 @@ LONGEST_FIRST = (
     "core/test_steps.py",
     "test_train.py",
     "rollout/test_live.py",
+    "core/test_discriminator.py",
+    "core/test_preference.py",
+    "training/test_exporting.py",
+    "training/rewards/test_paying.py",
+    "training/test_snapshots.py",
+    "training/test_finishing.py",
+    "training/test_profiler.py",
+    "training/test_replay.py",
+    "training/test_preflight.py",
+    "training/test_checkpoint_faults.py",
+    "world/personas/test_experiment.py",
+    "plan/test_main.py",
+    "plan/test_programs.py",
+    "models/test_experts.py",
+    "data/test_same_tokenizer.py",
+    "test_thinking.py",
+    "settings/test_options.py",
 )
-"""Files of half a minute and more. One that begins last would keep one core busy alone."""
+"""Files of 20 seconds and more. One that begins last would keep one core busy alone."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
