@@ -151,7 +151,9 @@ def gad_step(shape: tuple[int, int, int]) -> Any:
         return devices.fetch((kept, metrics))
 
 
-@pytest.mark.parametrize("shape", [*MESHES, (2, 2, 2)])
+@pytest.mark.parametrize(
+    "shape", [(2, 2, 2), *(pytest.param(shape, marks=pytest.mark.slow) for shape in MESHES)]
+)
 def test_eight_devices_learn_what_one_does(shape: tuple[int, int, int]) -> None:
     (found, metrics), (wanted, expected) = gad_step(shape), gad_step((1, 1, 1))
     builders.close(found, wanted, 1e-4)  # an advantage divides by a spread of scores

@@ -45,7 +45,13 @@ ABLATIONS = {
 }
 
 
-@pytest.mark.parametrize("name", ABLATIONS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name == "rounded sampling" else [])
+        for name in ABLATIONS
+    ],
+)
 def test_every_ablation_runs_and_changes_what_it_names(tmp_path, name):
     config = settings(tmp_path, "--data.heldout=", *ABLATIONS[name])
     trainer = run(config)

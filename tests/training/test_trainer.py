@@ -143,6 +143,7 @@ def test_a_finished_run_does_nothing_when_started_again(whole):
     assert (directory / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow  # always run: core/test_steps.py, and two processes as one device
 def test_the_device_count_does_not_matter(whole, tmp_path):
     """Eight devices against four data shards with tensor parallelism of two."""
     directory, _ = whole
