@@ -6,7 +6,7 @@ continues as if it had never stopped.
 
 import dataclasses
 import time
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -47,6 +47,16 @@ class Learnt(Protocol):
         ...
 
 
+class _Sampling(NamedTuple):
+    """A rollout, and what it took: seconds in all and of making the decode copy, and its size."""
+
+    rollout: Rollout
+    calls: tuple[DecodeCall, ...]
+    seconds: float
+    resharding: float
+    weights_gib: float
+
+
 class Iteration:
     """What all iterations of a run share; `run` is one of them.
 
@@ -68,6 +78,7 @@ class Iteration:
         self.packer, self.pool, self.rewards = packer, pool, rewards
         self.profiler = packer.profiler
         self.learnt: Learnt | None = None
+        self.between = 0.0  # seconds of logging and saving since the last iteration
         self.compiles = devices.CompileCounter()
         self.scripts = scripts.token_scripts(chat.tokenizer, generator.vocabulary)
 
@@ -88,31 +99,23 @@ class Iteration:
         started = time.perf_counter()
         compiled = self.compiles.count, self.compiles.seconds
         batch = span.batches[step - span.start]
-        program = _without(span.program, paused)
-        # In the first steps of a stage, or while an alarm pauses G.
-        generator_waits = span.is_discriminator_only(step) or paused == "generator"
-        rollout, metrics = None, {}
+        sampling, rollout = None, None
         if span.samples_student:
-            rollout, metrics = self._sample(batch, state, frozen, step)
+            sampling = self._sample(batch, state, frozen, step)
+            rollout = sampling.rollout
             if devices.platform() == "cpu":  # the layers of the decode copy, too small to be mapped
                 host_memory.give_back()
         sampled = time.perf_counter()
-        drawn = self._replayed(program, batch, step)
-        rows = StepRows(self.packer, self.chat, batch, rollout, drawn)
-
-        # The stage's step, which updates both networks or one of them.
-        if self.learnt is not None:  # sampled at the stage's start, or given
-            state, found = _learn_from(self.learnt, span, step, rows, state, frozen)
-        elif rollout is None:
-            state, found = steps.seqkd_step(program, state, rows.teacher(), frozen)
-        elif generator_waits or not program.train_generator:
-            pairs, replay = rows.pairs(), rows.replay(paid=False)
-            state, found = steps.discriminator_step(program, state, pairs, frozen, replay)
-        elif span.stage == "warmup":
-            pairs, teacher, replay = rows.pairs(), rows.teacher(), rows.replay(paid=False)
-            state, found = steps.warmup_step(program, state, pairs, teacher, frozen, replay)
-        else:
-            state, found = self._gad(span, program, rows, state, frozen)
+        program = _without(span.program, paused)
+        rows = StepRows(
+            self.packer, self.chat, batch, rollout, self._replayed(program, batch, step)
+        )
+        # In the first steps of a stage, or while an alarm pauses G.
+        generator_waits = span.is_discriminator_only(step) or paused == "generator"
+        state, found = self._update(span, program, generator_waits, step, rows, state, frozen)
+        # The devices compute until the metrics are there: what the host does meanwhile is free.
+        host = self.between + time.perf_counter() - sampled
+        metrics = {} if sampling is None else self._rollout_metrics(sampling, batch)
         metrics |= self._remember(rows, step)
 
         metrics |= {name: float(value) for name, value in jax.device_get(found).items()}
@@ -123,10 +126,35 @@ class Iteration:
             "seconds/compile": self.compiles.seconds - compiled[1],
             "compiles": float(self.compiles.count - compiled[0]),
         }
+        if not metrics["compiles"]:  # else tracing would count as waiting
+            metrics["host_share"] = host / (self.between + ended - started)
         peak = devices.peak_memory()
         metrics |= {"memory/peak_gib": peak / 2**30} if peak else {}
         self.profiler.end(step + 1, metrics)
         return state, metrics
+
+    def _update(
+        self,
+        span: Span,
+        program: Program,
+        generator_waits: bool,
+        step: int,
+        rows: StepRows,
+        state: TrainState,
+        frozen: Frozen,
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """Starts the stage's step, which updates both networks or one of them."""
+        if self.learnt is not None:  # sampled at the stage's start, or given
+            return _learn_from(self.learnt, span, step, rows, state, frozen)
+        if rows.rollout is None:
+            return steps.seqkd_step(program, state, rows.teacher(), frozen)
+        if generator_waits or not program.train_generator:
+            pairs, replay = rows.pairs(), rows.replay(paid=False)
+            return steps.discriminator_step(program, state, pairs, frozen, replay)
+        if span.stage == "warmup":
+            pairs, teacher, replay = rows.pairs(), rows.teacher(), rows.replay(paid=False)
+            return steps.warmup_step(program, state, pairs, teacher, frozen, replay)
+        return self._gad(span, program, rows, state, frozen)
 
     def _gad(
         self, span: Span, program: Program, rows: StepRows, state: TrainState, frozen: Frozen
@@ -167,8 +195,8 @@ class Iteration:
 
     def _sample(
         self, batch: PromptBatch, state: TrainState, frozen: Frozen, step: int
-    ) -> tuple[Rollout, dict[str, float]]:
-        """Returns the student's responses to the batch's prompts, and what is measured of them."""
+    ) -> _Sampling:
+        """Samples the student's responses to the batch's prompts."""
         started = time.perf_counter()
         generator = adapters.join(frozen.generator, state.generator)
         with jax.profiler.TraceAnnotation("rollout"):
@@ -190,14 +218,10 @@ class Iteration:
                 weights,
             )
         seconds = time.perf_counter() - started
-        return rollout, self._rollout_metrics(rollout, calls, batch, seconds) | {
-            "reshard/gib": weights_gib,
-            "seconds/reshard": resharded - started,
-        }
+        return _Sampling(rollout, calls, seconds, resharded - started, weights_gib)
 
-    def _rollout_metrics(
-        self, rollout: Rollout, calls: tuple[DecodeCall, ...], batch: PromptBatch, seconds: float
-    ) -> dict[str, float]:
+    def _rollout_metrics(self, sampling: _Sampling, batch: PromptBatch) -> dict[str, float]:
+        rollout = sampling.rollout
         lengths = np.asarray(rollout.lengths)
         metrics = response_metrics(
             lengths,
@@ -210,9 +234,11 @@ class Iteration:
             "response/repetition": repetition(samples),
             "response/teacher_repetition": repetition(batch.responses),
             "response/script_drift": scripts.drift(self.scripts, samples, batch.responses),
-            "rollout/occupancy": engine.occupancy(rollout, calls, data_shards(self.mesh)),
-            "seconds/rollout": seconds,
-            "tokens_per_second/rollout": float(lengths.sum()) / seconds,
+            "rollout/occupancy": engine.occupancy(rollout, sampling.calls, data_shards(self.mesh)),
+            "seconds/rollout": sampling.seconds,
+            "tokens_per_second/rollout": float(lengths.sum()) / sampling.seconds,
+            "reshard/gib": sampling.weights_gib,
+            "seconds/reshard": sampling.resharding,
         }
 
 

@@ -155,6 +155,7 @@ def summary(
     lines += [
         f"{'step':16}{mean('seconds/step'):10.3f}",
         f"{'of it compiling':16}{compiling:10.3f}   {mean('compiles') * count:.0f} programs",
+        f"the devices wait for the host in {mean('host_share'):.1%} of a step",
         "",
         f"utilisation of the updates (MFU): {total / max(update - compiling, 1e-9) / peak:.1%} of "
         f"{peak / 1e12:.4g} TFLOP/s",

@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -166,6 +167,7 @@ class Trainer:
         label = span.evaluation_due(self.step, self.evaluate_every)
         # When stopping, save first: the evaluation that is due is made on resume (`_catch_up`).
         result = self._evaluate(label, stop) if label and not self.deadline.stopping else None
+        evaluated = time.perf_counter()
         metrics |= result.metrics if result else {}
         self.health_state, events = health.observe(
             self.health_settings, self.health_state, span.stage, metrics
@@ -191,6 +193,7 @@ class Trainer:
             raise stops.not_saved(self.step, unsaved, checkpoints)
         for event in ending:
             raise stops.collapse(self.step, event, checkpoints)
+        self.iteration.between = time.perf_counter() - evaluated
 
     def _save(self, span: Span, result: heldout.HeldoutResult | None) -> str:
         """Saves the run, unless it has non-finite numbers; returns where these are, else ''."""

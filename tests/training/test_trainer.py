@@ -46,6 +46,10 @@ def test_a_run_writes_every_metric_that_is_promised(whole):
     timed = json.loads((directory / "metrics.jsonl").read_text().splitlines()[-1])
     for name in ("seconds/rollout", "seconds/update", "seconds/step", "compiles"):
         assert timed[name] >= 0
+    for line in (directory / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        assert ("host_share" in row) == (row["compiles"] == 0)
+        assert 0 < row.get("host_share", 0.5) < 1
     # The trainer sees the log-probs that the sampler drew from, to float32 rounding.
     assert by_stage["gad"]["logprobs/gap"] < 1e-5
     # Of two samples of a prompt, one is older: of the step before, the pool's newest.
