@@ -5,8 +5,9 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 from jax.sharding import Mesh
 
@@ -68,8 +69,18 @@ class Trainer:
     def run(self, stop: StopRequest) -> bool:
         """Runs what is left; returns False when a stop request, of any process, ended it early.
 
-        Raises NumericsError after `max_skips` consecutive skipped steps, or where a stage ended in
-        skipped steps, and CollapseError when an alarm stops the run.
+        Raises what `steps` raises.
+        """
+        for _ in self.steps(stop):
+            pass
+        return not self.deadline.stopping
+
+    def steps(self, stop: StopRequest) -> Iterator[dict[str, Any]]:
+        """Takes the steps that are left, and yields the metrics of each, with 'step' and 'stage'.
+
+        Ends early where a stop request, of any process, asks for it. Raises NumericsError after
+        `max_skips` consecutive skipped steps, or where a stage ended in skipped steps, and
+        CollapseError when an alarm stops the run.
         """
         stops.refuse_collapsed(self.health_settings, self.health_state, self.saver.checkpoints)
         if self.step == 0:
@@ -77,7 +88,7 @@ class Trainer:
         else:
             self._catch_up(stop)
             if self.deadline.stopping:  # the evaluation was cut short again, and nothing is new
-                return False
+                return
         first = self.step
         for span in self.spans:
             if self.step >= span.end:
@@ -88,7 +99,7 @@ class Trainer:
                     self.state, span.program, self.mesh, self.load_discriminator
                 )
             if not self._sample_answers(span, stop):
-                return False
+                return
             while self.step < span.end:
                 paused = self._paused(span)
                 self._arm_watchdog(span, compiles=self.step == first or paused is not None)
@@ -98,10 +109,10 @@ class Trainer:
                 self.step += 1
                 stop.ready = True
                 self._after_step(span, metrics, stop)
+                yield {"step": self.step, "stage": span.stage, **metrics}
                 if self.deadline.stopping:
-                    return False
+                    return
             self._refuse_skipped_end(span)
-        return True
 
     def compare(self) -> None:
         """Shows the evaluations at the start and at the end of each stage next to each other."""

@@ -1,0 +1,244 @@
+"""gad_jax from Python: load a student, let it answer, score answers, train step by step.
+
+For notebooks and programs of one process. Each object sets the device mesh itself, for as long as a
+call takes. Settings are the flags of the commands. Errors that a user can mend are
+`gad_jax.base.errors.UserError`, one sentence each.
+
+    import gad_jax
+
+    print(gad_jax.Student("smollm2-135m-instruct").generate(["Why is the sky blue?"]))
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gad_jax.base import cache, exits, files
+from gad_jax.base.errors import UserError
+from gad_jax.data.chat import Chat
+from gad_jax.distributed.mesh import make_mesh
+from gad_jax.metrics.scoring import Scorer
+from gad_jax.models import adapters
+from gad_jax.models.config import DecoderConfig
+from gad_jax.rollout.answering import Answer, Responder
+from gad_jax.settings import options
+from gad_jax.settings.config import Config, default_file
+from gad_jax.settings.decoding import Decoding
+from gad_jax.settings.fields import FieldError
+from gad_jax.training import finishing, loading, setup
+from gad_jax.training.trainer import Trainer
+from gad_jax.types import Params
+
+Prompt = str | Sequence[Mapping[str, str]]
+"""What is asked: a text, or the messages of a conversation, with 'role' and 'content'."""
+
+
+class Student:
+    """A network that answers prompts.
+
+    `model` is a name as in `--student.path`, a run directory, or one of its steps. Raises UserError
+    for a name that is none of these.
+    """
+
+    def __init__(self, model: str | os.PathLike[str], template: str = "auto") -> None:
+        mesh = _mesh()
+        with jax.set_mesh(mesh):
+            network = loading.load_student(os.fspath(model), mesh)
+        chat = network.load_chat(template)
+        self._set(network.config, network.params, chat, mesh, network.origin)
+
+    def _set(
+        self,
+        config: DecoderConfig,
+        params: Params,
+        chat: Chat,
+        mesh: jax.sharding.Mesh,
+        origin: str,
+    ) -> None:
+        self.config, self.params, self.chat, self.mesh = config, params, chat, mesh
+        self.origin = origin
+        self._decoding: Decoding | None = None
+        self._responder: Responder | None = None
+
+    def generate(self, prompts: Sequence[Prompt], **decoding: Any) -> list[list[str]]:
+        """Returns the texts of the answers to each prompt; see `answers`."""
+        return [[answer.text for answer in group] for group in self.answers(prompts, **decoding)]
+
+    def answers(self, prompts: Sequence[Prompt], **decoding: Any) -> list[list[Answer]]:
+        """Returns the answers to each prompt, with their lengths and thoughts.
+
+        `decoding` are fields of `gad_jax.settings.decoding.Decoding`, such as samples,
+        temperature, max_new_tokens and seed. The decode copy of the weights is kept for the next
+        call with the same ones. Raises UserError for a prompt that is too long, or for a number
+        that is out of range.
+        """
+        try:
+            wanted = Decoding(**decoding)
+        except FieldError as error:
+            raise UserError(str(error)) from error
+        with jax.set_mesh(self.mesh):
+            if self._responder is None or wanted != self._decoding:
+                self._responder = None  # the old decode copy goes before the new one comes
+                self._responder = Responder(self.config, self.params, self.chat, self.mesh, wanted)
+                self._decoding = wanted
+            return self._responder.ask(_conversations(prompts))
+
+
+class Discriminator:
+    """The discriminator of a run: how much a response looks like the teacher's.
+
+    `run` is a run directory or one of its steps. Raises UserError where it has none.
+    """
+
+    def __init__(self, run: str | os.PathLike[str], template: str = "auto") -> None:
+        self.mesh = _mesh()
+        with jax.set_mesh(self.mesh):
+            network = loading.load_from_run(os.fspath(run), "discriminator", self.mesh)
+        self.config, self.params, self.origin = network.config, network.params, network.origin
+        self.chat = network.load_chat(template)
+        self._scorer = Scorer(self.config, self.params, self.chat, self.mesh)
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+        """Returns the score D(x, y) of each response to the prompt in the same place.
+
+        A higher score is more like the teacher. It is NaN where both together are too long. All
+        responses count as complete.
+        """
+        if isinstance(responses, str) or len(prompts) != len(responses):
+            count = "a text" if isinstance(responses, str) else f"{len(responses)} responses"
+            raise UserError(
+                f"score was given {len(prompts)} prompts and {count}; give two lists of the same "
+                "length"
+            )
+        with jax.set_mesh(self.mesh):
+            whole = [True] * len(responses)
+            return self._scorer(_conversations(prompts), responses, whole)
+
+
+class Run:
+    """A training run, stepped from Python: the run of `python -m gad_jax.train` with these flags.
+
+    Its directory is the command's too, so either may resume what the other began. Iterating takes
+    one step at a time and yields its metrics, with 'step' and 'stage'. Evaluations, alarms and
+    checkpoints come when the settings say so. Use it in a `with`, or call `close`: until then no
+    other process may take up the run.
+
+        with Run("--config=tiny") as run:
+            for metrics in run:
+                print(metrics["step"], metrics["generator/loss"])
+
+    After an exception in a step, close the run and make it again: it resumes from its newest
+    checkpoint. `trainer` has the parts of the run. Raises UserError as the command does.
+    """
+
+    def __init__(self, *flags: str) -> None:
+        self.config: Config = options.read(
+            Config,
+            flags,
+            program="Run",
+            description="",
+            config_default=default_file(flags),
+        )
+        mesh = self.config.mesh
+        self._held = contextlib.ExitStack()
+        self._stop = exits.StopRequest()  # not entered: signals stay as they are
+        try:
+            self._held.enter_context(files.lock_run(self.config.run_dir))
+            setup.claim(self.config)
+            self.mesh = _mesh(mesh.replica, mesh.fsdp, mesh.tensor)
+            with self._active():
+                self.trainer: Trainer = setup.build(self.config, self.mesh)
+            self._held.callback(self.trainer.close)
+        except BaseException:
+            self._held.close()
+            raise
+        self._steps = self.trainer.steps(self._stop)
+        self._failed = False
+
+    @contextlib.contextmanager
+    def _active(self) -> Iterator[None]:
+        """The mesh is set, and no watchdog stays behind that would end an idle notebook."""
+        try:
+            with jax.set_mesh(self.mesh):
+                yield
+        finally:
+            exits.watchdog(0.0)
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        """Takes the next step; returns its metrics, with 'step' and 'stage'."""
+        if self._failed:
+            raise UserError(
+                f"a step of {self.config.run_dir} failed before; close the run and make it again, "
+                "and it resumes from its newest checkpoint"
+            )
+        self._failed = True
+        with self._active():
+            metrics = next(self._steps, None)
+        self._failed = False
+        if metrics is None:
+            raise StopIteration
+        return metrics
+
+    @property
+    def step(self) -> int:
+        """The steps that are done."""
+        return self.trainer.step
+
+    def student(self) -> Student:
+        """Returns the student as it is now; a copy, which later steps do not change."""
+        trainer, student = self.trainer, object.__new__(Student)
+        network = dataclasses.replace(trainer.networks[0], decode_weights="auto")
+        with self._active():
+            params = adapters.merge(network, trainer.generator)
+            params = jax.tree.map(jnp.copy, params)  # the next step donates its own
+        origin = f"{self.config.run_dir}, step {trainer.step}"
+        student._set(network.merged, params, trainer.iteration.chat, self.mesh, origin)
+        return student
+
+    def export(self) -> None:
+        """Writes the student of a finished run to RUN/export/student, as the command does at its
+        end. The other networks leave the memory: no step can follow."""
+        with self._active():
+            finishing.export_student(self.config, self.trainer)
+
+    def close(self) -> None:
+        """Waits for the last save, closes the files and frees the run directory."""
+        self._held.close()
+
+
+def write_rows(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) -> Path:
+    """Writes training rows as `--data.train` reads them, one JSON object a line.
+
+    A row has 'prompt' or 'messages', and 'teacher_response': a text or a list of texts.
+    """
+    text = "".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows)
+    files.write_atomic(Path(path), text)
+    return Path(path)
+
+
+def _mesh(*axes: int) -> jax.sharding.Mesh:
+    jax.config.update("jax_compilation_cache_dir", str(cache.program_dir()))
+    return make_mesh(*axes)
+
+
+def _conversations(prompts: Sequence[Prompt]) -> list[list[dict[str, str]]]:
+    if isinstance(prompts, str):
+        raise UserError("prompts is one text; give a list of prompts")
+    asked = [[{"role": "user", "content": x}] if isinstance(x, str) else x for x in prompts]
+    return [[dict(message) for message in conversation] for conversation in asked]
