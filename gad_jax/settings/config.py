@@ -140,9 +140,12 @@ class Config(Checked):
         if not 0 <= self.seed < 2**32:
             raise FieldError("seed", f"seed={self.seed} must be in [0, 2**32)")
         self._check_stages()
-        stages = {name: getattr(self, name) for name in self.stages}
-        trains = {n: (s.train_generator, s.train_discriminator) for n, s in stages.items()}
-        self.discriminator.check(self.rollout.samples, trains)
+        trains = {
+            name: (getattr(self, name).train_generator, self.trains_discriminator(name))
+            for name in self.stages
+        }
+        pays = "gad" in self.stages and self.uses_discriminator("gad")
+        self.discriminator.check(self.rollout.samples, trains, pays=pays)
         if self.grpo.drop_flat_groups and "gad" not in self.stages:
             raise FieldError(
                 "grpo.drop_flat_groups",
@@ -212,8 +215,25 @@ class Config(Checked):
                 "discriminator alone, and reward.discriminator=0 uses none; leave one of them out",
                 "reward.discriminator",
             )
-
+        self._check_discriminator_is_used()
         baselines.check(self, self.stages)
+
+    def _check_discriminator_is_used(self) -> None:
+        """Raises FieldError for a stage before gad whose discriminator no later stage needs."""
+        before = self.stages[: self.stages.index("gad")] if "gad" in self.stages else ()
+        for number, name in enumerate(before, 1):
+            if self.trains_discriminator(name) and not any(
+                map(self.uses_discriminator, self.stages[number:])
+            ):
+                alone = not getattr(self, name).train_generator
+                leave = "" if alone else f"give --{name}.train_discriminator=false, or "
+                raise FieldError(
+                    f"{name}.train_discriminator",
+                    f"{name} trains a discriminator that no later stage uses, because gad has "
+                    f"reward.discriminator=0; {leave}leave {name} out of --stage",
+                    "reward.discriminator",
+                    "stage",
+                )
 
     @classmethod
     def completed(cls, given: Mapping[str, Given]) -> dict[str, Given]:

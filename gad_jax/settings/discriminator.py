@@ -97,9 +97,10 @@ class Discriminator(Checked):
         """Returns how many answers of a prompt are kept."""
         return self.replay_pool or samples
 
-    def check(self, samples: int, stages: Mapping[str, tuple[bool, bool]]) -> None:
+    def check(self, samples: int, stages: Mapping[str, tuple[bool, bool]], *, pays: bool) -> None:
         """Raises FieldError where a setting does not fit the samples of a prompt, or the stages of
-        the run: by name, whether each trains the generator and the discriminator."""
+        the run: by name, whether each trains the generator and the discriminator. `pays` is whether
+        one of them pays the discriminator's score."""
         if self.replay_share:
             self._check_replay(samples)
         trains = any(discriminator for _, discriminator in stages.values())
@@ -110,7 +111,7 @@ class Discriminator(Checked):
             ("label_smoothing", trains, "trains a discriminator"),
             ("length_debias", trains, "trains a discriminator"),
             ("heads", trains, "trains a discriminator"),
-            ("pessimism", "gad" in stages, "pays rewards"),
+            ("pessimism", pays, "pays rewards of the discriminator"),
         ):
             value = getattr(self, name)
             if value != getattr(Discriminator, name) and not there:

@@ -76,7 +76,12 @@ class Reward(Checked):
         "the term length is 0 up to this many times the teacher's tokens, and less above",
         above=0,
     )
-    timeout: float = option(60.0, "longest time of one call of a function", "seconds", above=0)
+    timeout: float = option(
+        60.0,
+        "longest time of one call of a function, or of one search for format",
+        "seconds",
+        above=0,
+    )
     judge: RewardJudge = section(RewardJudge, "the judge of the term judge")
 
     def __post_init__(self) -> None:

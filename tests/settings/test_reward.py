@@ -105,6 +105,19 @@ def test_steps_of_a_discriminator_that_is_not_used_are_refused() -> None:
     flags = ("--reward.discriminator=0", "--reward.extra=length")
     said = refusal(*flags, "--gad.discriminator_only_steps=3")
     assert "trains a discriminator alone, and reward.discriminator=0 uses none" in said
-    config = read(*flags)
-    assert [config.trains_discriminator(name) for name in ("warmup", "gad")] == [True, False]
+    config = read(*flags, "--warmup.train_discriminator=false")
+    assert [config.trains_discriminator(name) for name in ("warmup", "gad")] == [False, False]
     assert [config.uses_discriminator(name) for name in ("seqkd", "gad")] == [False, False]
+    said = refusal(*flags)
+    assert said.startswith("--reward.discriminator=0: warmup trains a discriminator that no later")
+    assert said.endswith("give --warmup.train_discriminator=false, or leave warmup out of --stage")
+    said = refusal(*flags, "--stage=warmup,offpolicy,gad")
+    assert said.endswith("has reward.discriminator=0; leave offpolicy out of --stage")
+    for option in ("label_smoothing=0.1", "heads=2", "replay_share=0.5"):
+        said = refusal(*flags, "--stage=gad", f"--discriminator.{option}")
+        assert "no stage of stage=gad trains a discriminator; leave it out" in said
+    given = ("--discriminator.heads=2", "--discriminator.pessimism=1")
+    said = refusal(*flags, *given, "--stage=gad,warmup")
+    assert "pessimism=1, and no stage of stage=gad,warmup pays rewards of the discr" in said
+    for stages in ("warmup,rejection,gad", "warmup,gad,rejection", "gad,offpolicy", "warmup"):
+        assert read(*flags, f"--stage={stages}").reward.discriminator == 0

@@ -227,13 +227,6 @@ def sentences(config: Config) -> list[str]:
     lines += [f"reward: {', '.join(parts)}" + (f"; each normalised over {z}" if z else "")]
     if "gad" not in config.stages:
         lines.append("warning: --reward.extra is paid in the stage gad, which this run lacks")
-    elif not reward.discriminator:
-        lines += [
-            f"warning: {stage} trains a discriminator, which --reward.discriminator=0 leaves "
-            f"unused in gad; give --{stage}.train_discriminator=false, or leave the stage out"
-            for stage in config.stages
-            if config.trains_discriminator(stage)
-        ]
     return lines
 
 

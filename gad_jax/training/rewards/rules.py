@@ -5,6 +5,10 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import regex
+
+from gad_jax.base.errors import UserError
+from gad_jax.settings.fields import show
 from gad_jax.settings.reward import Reward
 
 
@@ -41,8 +45,7 @@ def rule(name: str, settings: Reward) -> Rule:
     if name == "finished":
         return lambda row: float(row.finished)
     if name == "format":
-        wanted = re.compile(settings.format)
-        return lambda row: float(wanted.search(row.response) is not None)
+        return _format(settings.format, settings.timeout)
     assert name == "length"
     low, high = settings.min_length_ratio, settings.max_length_ratio
     return lambda row: outside(row.tokens / row.teacher_tokens, low, high)
@@ -59,3 +62,40 @@ def outside(ratio: float, low: float, high: float) -> float:
 def values(rule: Rule, rows: Sequence[Row]) -> list[float]:
     """Returns a rule's value of each response."""
     return [rule(row) for row in rows]
+
+
+_ITEM = re.compile(
+    r"\\N\{[^}]*\}|\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\{(?:\d+(?:,\d*)?|,\d*)\}|\{", re.DOTALL
+)
+"""An escape, a set, a repeat, or another brace of a regular expression."""
+
+
+def _format(expression: str, timeout: float) -> Rule:
+    """Returns the rule that looks for Python's expression in a response.
+
+    The package regex searches: `re` cannot be interrupted, and with a repeat in a repeat it may
+    need years.
+    """
+    wanted = regex.compile(_ITEM.sub(_as_in_re, expression))
+
+    def found(row: Row) -> float:
+        try:
+            return float(wanted.search(row.response, timeout=timeout) is not None)
+        except TimeoutError:
+            raise UserError(
+                f"--reward.format={expression!r}: a search took longer than {show(timeout)} s, in "
+                f"{row.place}; write it without a repeat in a repeat, or raise --reward.timeout"
+            ) from None
+
+    return found
+
+
+def _as_in_re(item: re.Match[str]) -> str:
+    """Returns an item as the package regex reads what it is to `re`: there, `d{s}` is an
+    approximate match, and `[[:digit:]]` a class."""
+    if item[0] == "{":
+        return r"\{"
+    if item[0][0] == "[":
+        inner = re.sub(r"\\.|\[", lambda x: x[0] if x[0] != "[" else r"\[", item[0][1:], flags=re.S)
+        return f"[{inner}"
+    return item[0]

@@ -195,10 +195,8 @@ def test_values_that_are_not_finite_are_shown_once_and_counted(tmp_path, caplog)
 
 def test_settings_without_effect_are_said():
     reward = Reward(extra=("length=0.5",), discriminator=0.0, normalise="batch")
-    lines = paying.sentences(Config(reward=reward))
-    assert lines[0] == "reward: length 0.5; each normalised over those of a step"
-    assert lines[1].startswith("warning: warmup trains a discriminator, which --reward.discrimina")
-    assert len(paying.sentences(Config(reward=reward, stage="gad"))) == 1
+    lines = paying.sentences(Config(reward=reward, stage="gad"))
+    assert lines == ["reward: length 0.5; each normalised over those of a step"]
     only = paying.sentences(Config(reward=reward, stage="seqkd"))
     assert only[1] == "warning: --reward.extra is paid in the stage gad, which this run lacks"
     assert paying.sentences(Config()) == []

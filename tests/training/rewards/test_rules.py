@@ -1,9 +1,12 @@
 """The built-in terms."""
 
 import math
+import re
+import time
 
 import pytest
 
+from gad_jax.base.errors import UserError
 from gad_jax.settings.reward import Reward
 from gad_jax.training.rewards import rules
 from gad_jax.training.rewards.rules import Row
@@ -30,3 +33,45 @@ def test_format_and_finished_are_yes_or_no() -> None:
     rule = rules.rule("finished", Reward(extra=("finished",)))
     assert rules.values(rule, [ROW, ROW._replace(finished=False)]) == [1.0, 0.0]
     assert ROW.place == "response 2 to rows.jsonl:3"
+
+
+def found(expression: str, response: str) -> float:
+    rule = rules.rule("format", Reward(extra=("format",), format=expression))
+    return rule(ROW._replace(response=response))
+
+
+@pytest.mark.parametrize(
+    ("expression", "response"),
+    [
+        (r"\frac{d}{dx}", "\\frac{d}{dx}"),  # to the package regex, {d} allows deletions
+        (r"^a{s}$", "b"),
+        (r"^x{2}[{}]{,1}\N{DIGIT ONE}$", "xx}1"),
+        (r"^(?:foo){e<=1}$", "fo"),
+        (r"^[]{]+[^]{]$", "]{x"),
+        (r"^[\[{]\{$", "[{"),
+    ],
+)
+def test_an_expression_means_what_it_means_in_python(expression, response) -> None:
+    for text in (response, f" {response}", ""):
+        assert found(expression, text) == (re.search(expression, text) is not None)
+
+
+def test_a_set_that_begins_like_a_class_is_warned_of_and_means_what_python_says() -> None:
+    with pytest.warns(FutureWarning, match="nested set"):
+        reward = Reward(extra=("format",), format="^[[:digit:]]$")
+    rule = rules.rule("format", reward)
+    assert [rule(ROW._replace(response=text)) for text in (":]", "1")] == [1, 0]
+
+
+def test_a_search_that_would_take_years_ends_with_a_sentence() -> None:
+    reward = Reward(extra=("format",), format="^(a|aa)+$", timeout=0.1)
+    rule = rules.rule("format", reward)
+    assert rule(ROW._replace(response="aaa")) == 1
+    began = time.monotonic()
+    with pytest.raises(UserError) as stopped:
+        rule(ROW._replace(response="a" * 5000 + "b"))
+    assert time.monotonic() - began < 10
+    assert str(stopped.value) == (
+        "--reward.format='^(a|aa)+$': a search took longer than 0.1 s, in response 2 to "
+        "rows.jsonl:3; write it without a repeat in a repeat, or raise --reward.timeout"
+    )
