@@ -24,6 +24,7 @@ from gad_jax.plan.workload import Workload
 from gad_jax.settings.operation import Mesh as MeshSettings
 from gad_jax.training import footprint, levers
 from gad_jax.training.footprint import Lengths, Need, Networks
+from gad_jax.training.rewards import models
 
 if TYPE_CHECKING:
     from gad_jax.plan.__main__ import PlanCommand
@@ -92,14 +93,16 @@ def choose(
     networks: Networks,
     work: Workload,
     plan_for: Callable[[str], Plan],
+    rewarding: models.Networks = models.NONE,
 ) -> Answer:
     """Returns the smallest card; `plan_for` compiles the run for the card of that name.
 
-    `settings` are those of one device, with limits on the lengths.
+    `settings` are those of one device, with limits on the lengths. `rewarding` are the reward
+    models.
     """
     mesh = make_mesh(devices=jax.devices()[:1])
     lengths = lengths_of(work)
-    need = footprint.largest(settings, networks, mesh, lengths)
+    need = footprint.largest(settings, networks, mesh, lengths, rewarding)
     missing = _missing_compiler()
     plan, needed = None, float(need.total)
     if not missing:
@@ -110,9 +113,9 @@ def choose(
         need,
         plan,
         missing,
-        [_card(settings, networks, work, name) for name in holding],
-        _with_less(settings, networks, mesh, lengths, smaller),
-        [] if holding else _nodes(settings, networks, work),
+        [_card(settings, networks, work, name, rewarding) for name in holding],
+        _with_less(settings, networks, mesh, lengths, smaller, rewarding),
+        [] if holding else _nodes(settings, networks, work, rewarding),
     )
 
 
@@ -137,10 +140,16 @@ def _compile(estimated: int, plan_for: Callable[[str], Plan]) -> tuple[Plan | No
     return None, needed
 
 
-def _card(settings: "PlanCommand", networks: Networks, work: Workload, name: str) -> Card:
+def _card(
+    settings: "PlanCommand",
+    networks: Networks,
+    work: Workload,
+    name: str,
+    rewarding: models.Networks,
+) -> Card:
     target = targets.parse(f"{name}:1x1")
     steps = [
-        estimate.step(settings, stage, networks, target, CHIPS[name], work, [])
+        estimate.step(settings, stage, networks, target, CHIPS[name], work, [], rewarding)
         for stage in settings.stages
     ]
     taken = duration.of(duration.steps_of(settings, settings.plan.rows), steps)
@@ -148,18 +157,25 @@ def _card(settings: "PlanCommand", networks: Networks, work: Workload, name: str
 
 
 def _with_less(
-    settings: "PlanCommand", networks: Networks, mesh: Mesh, lengths: Lengths, names: Sequence[str]
+    settings: "PlanCommand",
+    networks: Networks,
+    mesh: Mesh,
+    lengths: Lengths,
+    names: Sequence[str],
+    rewarding: models.Networks,
 ) -> list[Smaller]:
     found: list[Smaller] = []
     for name in names:
         room = int(usable(name))
-        fit = levers.fit(settings, networks, mesh, lengths, room)
+        fit = levers.fit(settings, networks, mesh, lengths, room, rewarding)
         if fit.need.total <= room and fit.changes:
             found.append(Smaller(name, fit.flags, fit.need.total))
     return found
 
 
-def _nodes(settings: "PlanCommand", networks: Networks, work: Workload) -> list[tuple[str, int]]:
+def _nodes(
+    settings: "PlanCommand", networks: Networks, work: Workload, rewarding: models.Networks
+) -> list[tuple[str, int]]:
     """Returns for cards of a node how many of them hold the run, by estimate."""
     found: list[tuple[str, int]] = []
     present = jax.devices()
@@ -168,7 +184,7 @@ def _nodes(settings: "PlanCommand", networks: Networks, work: Workload) -> list[
             if count > len(present):
                 break
             mesh = make_mesh(fsdp=count, devices=present[:count])
-            need = footprint.largest(settings, networks, mesh, lengths_of(work))
+            need = footprint.largest(settings, networks, mesh, lengths_of(work), rewarding)
             if need.total <= usable(name):
                 found.append((name, count))
                 break

@@ -24,6 +24,7 @@ from gad_jax.settings.config import with_limits
 from gad_jax.settings.operation import Mesh
 from gad_jax.settings.sections import LONGEST_PROMPT, LONGEST_RESPONSE
 from gad_jax.training import levers, state
+from gad_jax.training.rewards import models
 
 if TYPE_CHECKING:
     from gad_jax.plan.__main__ import PlanCommand
@@ -61,9 +62,12 @@ def smallest(settings: "PlanCommand", say: Callable[[str], None]) -> Answer:
         both = state.network_configs(one, networks.read)
         one = _with_limits(one, min(network.max_positions for network in both), say)
         work = workload.draw(one, _lengths(one), targets.parse("h100:1x1"))
-        return cards.choose(
-            one, both, work, lambda name: make(one, targets.parse(f"{name}:1x1"), say)
-        )
+        rewarding = models.networks(one, both[0].compute_dtype, networks.read)
+
+        def plan_for(name: str) -> Plan:
+            return make(one, targets.parse(f"{name}:1x1"), say)
+
+        return cards.choose(one, both, work, plan_for, rewarding)
 
 
 def make(settings: "PlanCommand", target: Target, say: Callable[[str], None]) -> Plan:
@@ -76,8 +80,9 @@ def make(settings: "PlanCommand", target: Target, say: Callable[[str], None]) ->
     mesh = make_mesh(settings.mesh.replica, settings.mesh.fsdp, settings.mesh.tensor, found)
     with devices.compiling_for(target.backend):
         both = state.network_configs(settings, networks.read)
+        rewarding = models.networks(settings, both[0].compute_dtype, networks.read)
     settings = _with_limits(settings, min(network.max_positions for network in both), say)
-    for network in both:
+    for network in (*both, *rewarding.values()):
         weights.check_tensor_axis(network, settings.mesh.tensor, "--mesh.tensor")
     work = workload.draw(settings, _lengths(settings), target)
     compiled = programs.compile_all(
@@ -88,10 +93,11 @@ def make(settings: "PlanCommand", target: Target, say: Callable[[str], None]) ->
         work,
         lambda what: say(f"compiling {what} for {target.name}"),
         count_kernels=settings.plan.kernels,
+        rewarding=rewarding,
     )
     chip = estimate.chip_of(target)
     steps = [
-        estimate.step(settings, stage, both, target, chip, work, compiled)
+        estimate.step(settings, stage, both, target, chip, work, compiled, rewarding)
         for stage in settings.stages
     ]
     taken = duration.of(duration.steps_of(settings, settings.plan.rows), steps)
@@ -102,7 +108,7 @@ def make(settings: "PlanCommand", target: Target, say: Callable[[str], None]) ->
         return plan
     with devices.compiling_for(target.backend):
         room = int(report.USABLE * chip.memory)
-        fit = levers.fit(settings, both, mesh, cards.lengths_of(work), room)
+        fit = levers.fit(settings, both, mesh, cards.lengths_of(work), room, rewarding)
     return dataclasses.replace(plan, instead=fit.flags if fit.need.total <= room else "")
 
 

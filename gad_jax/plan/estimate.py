@@ -21,6 +21,7 @@ from gad_jax.rollout.engine import DecodeCall
 from gad_jax.settings import baselines
 from gad_jax.settings.config import Config
 from gad_jax.training import bases
+from gad_jax.training.rewards import models
 from gad_jax.types import PackedRows
 
 
@@ -96,8 +97,10 @@ def step(
     chip: Chip,
     work: Workload,
     programs: list[Compiled],
+    rewarding: models.Networks = models.NONE,
 ) -> Step:
-    """Returns a step of this stage, after its first steps, which train D alone."""
+    """Returns a step of this stage, after its first steps, which train D alone. `rewarding` are the
+    run's reward models."""
     generator, discriminator = networks
     rates = getattr(config, stage)
 
@@ -109,6 +112,8 @@ def step(
     needs: list[Cost] = _snapshot(config, stage, networks, target, work)
     if config.trains_discriminator(stage) or stage == "gad":
         needs += _rollout(config, generator, target, work, work.calls)
+    if stage == "gad":
+        needs += [_scored(f"reward: {n}", each, work, target) for n, each in rewarding.items()]
     if stage != "rejection" and config.uses_discriminator(stage):
         count = training if config.trains_discriminator(stage) else costs.forward_flops
         flops = count(discriminator, costs.processed_work(discriminator, work.pairs))
@@ -155,14 +160,17 @@ def _snapshot(
     calls = work.snapshot_calls if stage == "dpo" else work.calls
     needs = _rollout(config, generator, target, work, calls)
     if stage == "rejection":
-        done = costs.processed_work(discriminator, work.samples)
-        flops = costs.forward_flops(discriminator, done)
-        moved = _read_bytes(discriminator, work.samples, target)
-        needs.append(Cost("rejection: scores", flops, moved))
+        needs.append(_scored("rejection: scores", discriminator, work, target))
     return [
         Cost(need.name, share * need.flops, share * need.bytes, round(share * need.layers))
         for need in needs
     ]
+
+
+def _scored(name: str, network: DecoderConfig, work: Workload, target: Target) -> Cost:
+    """Returns the cost of a pass over the samples."""
+    flops = costs.forward_flops(network, costs.processed_work(network, work.samples))
+    return Cost(name, flops, _read_bytes(network, work.samples, target))
 
 
 def _timed(need: Cost, devices: int, chip: Chip, transfers: float) -> Phase:

@@ -28,7 +28,8 @@ from gad_jax.rollout.ring import DecodeCopy
 from gad_jax.rollout.sampling import Sampler
 from gad_jax.settings import baselines
 from gad_jax.settings.config import Config
-from gad_jax.training import bases, state
+from gad_jax.training import bases, footprint, state
+from gad_jax.training.rewards import models
 from gad_jax.types import Frozen, PackedRows, Params, Replay, TrainState
 
 
@@ -82,19 +83,17 @@ def compile_all(
     report: Callable[[str], None],
     *,
     count_kernels: bool = False,
+    rewarding: models.Networks = models.NONE,
 ) -> list[Compiled]:
-    """Returns every program of the run's stages; `report` is told what is being compiled.
+    """Returns every program of the run's stages, which has the reward models `rewarding`; `report`
+    is told what is being compiled.
 
     With `count_kernels`, which only XLA's compiler for GPUs can, also what each starts.
     """
     done: list[Compiled] = []
-    rows: dict[str, Any] = {
-        name: packing.abstract(getattr(work, name), mesh)
-        for name in ("pairs", "samples", "teacher", "preferences")
-        if getattr(work, name) is not None
-    }
-    rows["extra"] = _extra(config, mesh)
+    rows = _rows(config, mesh, work)
     frozen = bases.abstract(config, networks, mesh)
+    paying = {"reward model": footprint.rewarding_bytes(rewarding, mesh)}
     with jax.set_mesh(mesh), devices.compiling_for(target.backend):
         for stage in config.stages:
             program = state.make_program(config, stage, *networks)
@@ -109,6 +108,8 @@ def compile_all(
                 for name, function, inputs in _updates(config, stage)
                 for older in [_replay(function, mesh, work)]
             ]
+            if stage == "gad":
+                calls += _rewards(rewarding, start, rows["samples"], frozen, mesh)
             if stage == "rejection":
                 calls.append(_scoring(program, start, rows["samples"], frozen))
             # Once, with the last stage's state, which is the largest.
@@ -116,8 +117,19 @@ def compile_all(
                 calls += _rollout(config, program.generator, start, frozen, mesh, work)
             for call in calls:
                 report(call.name)
-                done.append(_compile(call, target, count_kernels=count_kernels))
+                whole = call._replace(held=paying | call.held)
+                done.append(_compile(whole, target, count_kernels=count_kernels))
     return done
+
+
+def _rows(config: Config, mesh: Mesh, work: Workload) -> dict[str, Any]:
+    """Returns the shapes of the rows that steps take, by name."""
+    rows: dict[str, Any] = {
+        name: packing.abstract(getattr(work, name), mesh)
+        for name in ("pairs", "samples", "teacher", "preferences")
+        if getattr(work, name) is not None
+    }
+    return rows | {"extra": _extra(config, mesh)}
 
 
 def _updates(config: Config, stage: str) -> list[tuple[str, Any, list[str]]]:
@@ -158,6 +170,19 @@ def _scoring(program: Program, start: TrainState, samples: PackedRows, frozen: F
     held = {"rows": samples, "state": start, "base": frozen}
     arguments = (program, start.discriminator, samples, frozen)
     return _Call("rejection: scores", preference.score_responses, arguments, held)
+
+
+def _rewards(
+    rewarding: models.Networks, start: TrainState, samples: PackedRows, frozen: Frozen, mesh: Mesh
+) -> list[_Call]:
+    """Returns the calls in which reward models score the samples."""
+    samples = samples._replace(thresholds=None)
+    held = {"rows": samples, "state": start, "base": frozen}
+    return [
+        _Call(f"reward: {name}", models.scores, (network, weights, samples), held)
+        for name, network in rewarding.items()
+        for weights in [models.abstract(network, mesh)]
+    ]
 
 
 def _extra(config: Config, mesh: Mesh) -> jax.ShapeDtypeStruct:

@@ -61,7 +61,7 @@ class Plan:
 
 def _advice(program: Compiled, mesh: dict[str, int]) -> list[str]:
     sizes = sorted(program.bytes.items(), key=lambda item: -item[1])
-    states = ("generator", "discriminator", "reference", "moments", "resident")
+    states = ("generator", "discriminator", "reference", "moments", "resident", "reward model")
     state = "the weights over more devices: a larger --mesh.fsdp, or a target with more of them"
     if mesh["replica"] > 1:
         state = "the weights over more devices: a smaller --mesh.replica, a larger --mesh.fsdp"

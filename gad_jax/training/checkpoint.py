@@ -119,18 +119,22 @@ class Checkpoints:
         """Returns whether a step that is saved now would be the best."""
         return self._retention.beats(score, meta, self._agreed_steps())
 
-    def require_space(self, nbytes: int, others: int = 0, best: bool = True) -> None:
+    def require_space(
+        self, nbytes: int, others: int = 0, best: bool = True, answers: int = 0
+    ) -> None:
         """Raises StorageError where the disk is too small for a run whose state has `nbytes`: the
-        checkpoints that stay, the one being written, and `others`, the bytes of the export.
+        checkpoints that stay, the one being written, `others`, the bytes of the export, and
+        `answers`, those of the snapshots that are still to come.
 
         `best` is False for a run without evaluations, which has no best checkpoint."""
         kept = self._retention.most - (self._keep_best and not best)
         steps = [self.directory / str(step) for step in self.steps()]
         sizes = (path.stat().st_size for step in steps for path in step.rglob("*"))
-        needed = nbytes * (kept + 1) - min(sum(sizes), nbytes * kept) + others
+        needed = nbytes * (kept + 1) - min(sum(sizes), nbytes * kept) + others + answers
         free = shutil.disk_usage(self.directory).free
         if needed > free:
             export = f", the export of {others / 1e9:.2f}" if others else ""
+            export += f", the student's answers of {answers / 1e9:.2f}" if answers else ""
             raise StorageError(
                 f"{self.directory} has {free / 1e9:.2f} GB free and this run needs "
                 f"{needed / 1e9:.2f} more: {kept + 1} checkpoints of {nbytes / 1e9:.2f} GB stand "

@@ -26,6 +26,7 @@ from gad_jax.rollout.queue import make_queue
 from gad_jax.settings import baselines
 from gad_jax.settings.config import Config
 from gad_jax.training import bases, state
+from gad_jax.training.rewards import models
 from gad_jax.types import Params
 
 Networks = tuple[DecoderConfig, DecoderConfig]
@@ -50,13 +51,29 @@ class Lengths(NamedTuple):
     responses: np.ndarray
 
 
-def largest(config: Config, networks: Networks, mesh: Mesh, lengths: Lengths) -> Need:
+def largest(
+    config: Config,
+    networks: Networks,
+    mesh: Mesh,
+    lengths: Lengths,
+    rewarding: models.Networks = models.NONE,
+) -> Need:
     """Returns the program that takes the most memory."""
-    return max(needs(config, networks, mesh, lengths), key=lambda need: need.total)
+    found = needs(config, networks, mesh, lengths, rewarding)
+    return max(found, key=lambda need: need.total)
 
 
-def needs(config: Config, networks: Networks, mesh: Mesh, lengths: Lengths) -> list[Need]:
-    """Returns what each program of a run takes on a device, in the order of the run."""
+def needs(
+    config: Config,
+    networks: Networks,
+    mesh: Mesh,
+    lengths: Lengths,
+    rewarding: models.Networks = models.NONE,
+) -> list[Need]:
+    """Returns what each program of a run takes on a device, in the order of the run.
+
+    `rewarding` are its reward models, which stay on the device from start to end.
+    """
     found: list[Need] = []
     samples = baselines.most_samples(config) > 0
     with jax.set_mesh(mesh):
@@ -73,6 +90,12 @@ def needs(config: Config, networks: Networks, mesh: Mesh, lengths: Lengths) -> l
                 "temporary": _update_bytes(config, program, mesh, shown),
             }
             found.append(Need(f"{stage}: update", parts))
+            if stage == "gad":
+                found += [
+                    Need(f"reward: {name}", {"weights and moments": held, "temporary": working})
+                    for name, network in rewarding.items()
+                    for working in [_scoring_bytes(config, network, mesh, lengths)]
+                ]
             if samples and stage == config.stages[-1]:
                 copy = copy_bytes(program.generator, mesh, frozen.generator)
                 kept = {"weights and moments": held, "decode copy": copy}
@@ -82,7 +105,16 @@ def needs(config: Config, networks: Networks, mesh: Mesh, lengths: Lengths) -> l
                     copy = copy_bytes(plain, mesh, frozen.generator)
                     decode = found[-1].bytes | {"decode copy": copy}
                     found.append(Need("evaluation: decode", decode))
-    return found
+    resident = rewarding_bytes(rewarding, mesh)
+    return [
+        need._replace(bytes={"reward model": resident} | need.bytes) if resident else need
+        for need in found
+    ]
+
+
+def rewarding_bytes(rewarding: models.Networks, mesh: Mesh) -> int:
+    """Returns the bytes of the reward models on a device."""
+    return sum(devices.device_bytes(models.abstract(each, mesh)) for each in rewarding.values())
 
 
 def _of_groups(lengths: Lengths, members: int) -> Lengths:
@@ -194,6 +226,16 @@ def _activation_bytes(
         working += weights
         saved += weights * network.layers if network.remat == "none" else 0
     return int(saved + positions * length), int(working)
+
+
+def _scoring_bytes(config: Config, network: DecoderConfig, mesh: Mesh, lengths: Lengths) -> int:
+    """Returns the temporary bytes of a reward model's forward pass over the samples."""
+    samples = lengths._replace(responses=lengths.responses[:, 1:])
+    _, rows, length = shape(config, samples, data_shards(mesh))
+    rows //= data_shards(mesh)
+    # Of what a backward pass works with, half: no gradients.
+    layer = _activation_bytes(network, rows, length, mesh)[1] // 2
+    return layer + 3 * rows * length * network.width * jnp.dtype(network.compute_dtype).itemsize
 
 
 def _head_bytes(config: Config, network: DecoderConfig, rows: int, length: int, mesh: Mesh) -> int:

@@ -17,6 +17,7 @@ from gad_jax.settings import options
 from gad_jax.settings.config import Config
 from gad_jax.training import footprint, state
 from gad_jax.training.footprint import Lengths, Need, Networks
+from gad_jax.training.rewards import models
 
 LEAST_SLOTS = 4
 LEAST_CHUNK = 64
@@ -39,13 +40,21 @@ Change = Callable[[Config], Config | None]
 """One step towards less memory; None where there is none left."""
 
 
-def fit(config: Config, networks: Networks, mesh: Mesh, lengths: Lengths, room: int) -> Fit:
+def fit(
+    config: Config,
+    networks: Networks,
+    mesh: Mesh,
+    lengths: Lengths,
+    room: int,
+    rewarding: models.Networks = models.NONE,
+) -> Fit:
     """Returns the settings changed until their largest program needs at most `room` bytes on a
-    device, or as far as they go."""
-    measure = functools.partial(_measure, mesh=mesh, lengths=lengths)
+    device, or as far as they go. `rewarding` are the run's reward models."""
+    measure = functools.partial(_measure, mesh=mesh, lengths=lengths, rewarding=rewarding)
     now, need = config, measure(config, networks)
     while need.total > room:
-        changes = UPDATE if "update" in need.program else ROLLOUT
+        updates = "update" in need.program or need.program.startswith("reward: ")
+        changes = UPDATE if updates else ROLLOUT
         for change in changes:
             tried = change(now)
             if tried is None:
@@ -60,9 +69,16 @@ def fit(config: Config, networks: Networks, mesh: Mesh, lengths: Lengths, room: 
     return Fit(now, need, tuple(_flag(now, path) for path, _, _ in changed))
 
 
-def advice(config: Config, networks: Networks, mesh: Mesh, lengths: Lengths, room: int) -> str:
+def advice(
+    config: Config,
+    networks: Networks,
+    mesh: Mesh,
+    lengths: Lengths,
+    room: int,
+    rewarding: models.Networks = models.NONE,
+) -> str:
     """Returns which settings would fit into `room` bytes of a device, as half a sentence."""
-    found = fit(config, networks, mesh, lengths, room)
+    found = fit(config, networks, mesh, lengths, room, rewarding)
     needed = gigabytes(found.need.total)
     if found.need.total <= room:
         if not found.changes:
@@ -76,9 +92,16 @@ def advice(config: Config, networks: Networks, mesh: Mesh, lengths: Lengths, roo
     )
 
 
-def _measure(config: Config, networks: Networks, mesh: Mesh, lengths: Lengths) -> Need:
+def _measure(
+    config: Config,
+    networks: Networks,
+    *,
+    mesh: Mesh,
+    lengths: Lengths,
+    rewarding: models.Networks,
+) -> Need:
     both = tuple(dataclasses.replace(each, remat=config.student.remat) for each in networks)
-    return footprint.largest(config, (both[0], both[1]), mesh, lengths)
+    return footprint.largest(config, (both[0], both[1]), mesh, lengths, rewarding)
 
 
 def _flag(config: Config, path: str) -> str:

@@ -83,16 +83,22 @@ def load_student(name: str, mesh: Mesh) -> Network:
     return Network(_computing(config), params, directory, None, name)
 
 
+def settings_of(run: Path) -> settings.Config:
+    """Returns the settings of a run, with models for the runs that it began from. Raises UserError
+    for a directory that is no run's."""
+    if not selection.is_run(run):
+        raise UserError(
+            f"{run} is not a run directory: it has no config.yaml; name a --run_dir of train"
+        )
+    return origins.effective(options.load(settings.Config, run / "config.yaml"), run)
+
+
 def load_from_run(name: str | Path, part: str, mesh: Mesh) -> Network:
     """Returns the generator or the discriminator of a run's newest intact checkpoint, or of the
     one that `name` ends in. Raises UserError when the run has none."""
     named = selection.parse(name)
     run = named.run
-    if not selection.is_run(run):
-        raise UserError(
-            f"{run} is not a run directory: it has no config.yaml; name a --run_dir of train"
-        )
-    config = origins.effective(options.load(settings.Config, run / "config.yaml"), run)
+    config = settings_of(run)
     step = processes.from_first(lambda: selection.step(named))
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of what read_only implies
     checkpoints = Checkpoints(run / "checkpoints", read_only=True)

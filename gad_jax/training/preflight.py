@@ -1,5 +1,7 @@
 """Checks before a run begins: whether its parts fit each other and the machine."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,9 +18,10 @@ from gad_jax.models.config import DecoderConfig
 from gad_jax.rollout import memory
 from gad_jax.rollout.engine import RolloutProgram
 from gad_jax.settings.config import Config, with_limits
-from gad_jax.training import bases, footprint, levers, replay
+from gad_jax.training import bases, footprint, levers, replay, snapshots
 from gad_jax.training.checkpoint import Checkpoints
 from gad_jax.training.footprint import Lengths
+from gad_jax.training.rewards import models
 from gad_jax.training.stages import Span
 
 CLOSE = 0.95
@@ -42,32 +45,63 @@ def check(
     """
     sizes = [footprint.sizes(span.program, mesh) for span in spans]
     total, needed = max(size.total for size in sizes), max(size.device for size in sizes)
-    needed += footprint.base_bytes(config, networks, mesh)
+    rewarding = models.networks(config, networks[0].compute_dtype)
+    resident = footprint.rewarding_bytes(rewarding, mesh)
+    needed += footprint.base_bytes(config, networks, mesh) + resident
+    what = "weights and moments" + (", reward models included," if resident else "")
     available = devices.device_memory()
     if needed > available:
         raise UserError(
-            f"weights and moments alone take {needed / 1e9:.2f} GB of a device with "
+            f"{what} alone take {needed / 1e9:.2f} GB of a device with "
             f"{available / 1e9:.2f} GB; use more devices for --mesh.fsdp or --mesh.tensor, or a "
             "smaller --student.path; python -m gad_jax.plan says what fits"
         )
     lengths = expected_lengths(config, spans)
-    pool = replay.expected_bytes(
-        config, networks[0].vocabulary, len(spans[0].batches.prepared), lengths.responses.mean()
-    )
+    pool, answers = _answer_bytes(config, networks[0].vocabulary, spans, lengths)
     checkpoints.require_space(
-        total + pool, _export_bytes(networks[0]) if config.export else 0, bool(config.data.heldout)
+        total + pool,
+        _export_bytes(networks[0]) if config.export else 0,
+        bool(config.data.heldout),
+        sum(max(size - _stored(config, stage), 0) for stage, size in answers.items()),
     )
     _check_sizes(config, networks, chat)
     cache = memory.check_cache(networks[0], config.rollout.slots, config.longest, mesh)
-    largest = _check_memory(config, networks, lengths, mesh, pool)
+    on_host = pool + max(answers.values())
+    largest = _check_memory(config, networks, lengths, mesh, rewarding, on_host)
     if processes.is_first():
         print(
             f"weights and moments: {needed / 1e9:.2g} GB a device of {available / 1e9:.1f} GB; "
             f"a checkpoint: {total / 1e9:.2g} GB\n{cache}\n{largest}",
             flush=True,
         )
-        lines = [*_adapters(config, networks), *_replay(config, pool), *_steps(config, spans)]
-        print("\n".join(lines), flush=True)
+        lines = [*_adapters(config, networks), *_rewarding(resident), *_replay(config, pool)]
+        print("\n".join([*lines, *_answers(answers), *_steps(config, spans)]), flush=True)
+
+
+def _answer_bytes(
+    config: Config, vocabulary: int, spans: tuple[Span, ...], lengths: Lengths
+) -> tuple[int, dict[str, int]]:
+    """Returns what the student's answers take on the host: of the replay pool, and by stage those
+    sampled at its start."""
+    length = float(lengths.responses.mean())
+    rows = len(spans[0].batches.prepared)
+    pool = replay.expected_bytes(config, vocabulary, rows, length)
+    return pool, {s.stage: snapshots.expected_bytes(config, s, length) for s in spans}
+
+
+def _rewarding(resident: int) -> list[str]:
+    """Returns what the reward models take of a device."""
+    return [f"reward models: {gigabytes(resident)} of these"] if resident else []
+
+
+def _answers(expected: dict[str, int]) -> list[str]:
+    """Returns what the student's answers take that stages sample at their start."""
+    return [
+        f"{stage}: the student's answers take about {gigabytes(size)} of host memory in each "
+        "process and in the run directory, if they are as long as the teacher's"
+        for stage, size in expected.items()
+        if size
+    ]
 
 
 def _adapters(config: Config, networks: tuple[DecoderConfig, DecoderConfig]) -> list[str]:
@@ -88,6 +122,12 @@ def _adapters(config: Config, networks: tuple[DecoderConfig, DecoderConfig]) -> 
             f"learning rates: {rates}"
         )
     return lines
+
+
+def _stored(config: Config, stage: str) -> int:
+    """Returns the bytes of the answers that the run has for a stage."""
+    parts = (Path(config.run_dir) / snapshots.DIRECTORY / stage).glob("*.npz")
+    return sum(part.stat().st_size for part in parts)
 
 
 def _replay(config: Config, pool: int) -> list[str]:
@@ -136,9 +176,10 @@ def advice(
     """Returns what to set after memory ran out in a run, though it may have seemed to fit."""
     config = with_limits(config, rollout.longest - rollout.max_new_tokens, rollout.max_new_tokens)
     lengths = expected_lengths(config, spans)
-    needed = footprint.largest(config, networks, mesh, lengths).total
+    rewarding = models.networks(config, networks[0].compute_dtype)
+    needed = footprint.largest(config, networks, mesh, lengths, rewarding).total
     room = min(int(devices.device_memory() * CLOSE), int(needed * LESS))
-    return levers.advice(config, networks, mesh, lengths, room)
+    return levers.advice(config, networks, mesh, lengths, room, rewarding)
 
 
 def _check_memory(
@@ -146,28 +187,29 @@ def _check_memory(
     networks: tuple[DecoderConfig, DecoderConfig],
     lengths: Lengths,
     mesh: Mesh,
-    pool: int = 0,
+    rewarding: models.Networks,
+    kept: int,
 ) -> str:
     """Returns a sentence on the largest program, by estimate, and a warning if it is a close fit;
-    `pool` are bytes of older answers, which on a CPU take the same memory.
+    `kept` are bytes of answers on the host, which on a CPU take the same memory.
 
     Raises UserError where it is larger than the memory, unless the settings ask for a warning.
     """
-    need = footprint.largest(config, networks, mesh, lengths)
+    need = footprint.largest(config, networks, mesh, lengths, rewarding)
     there, source = devices.device_memory(), "a device has"
     # On a CPU, what the process holds already (libraries) counts too.
     held = 0
     if devices.platform() == "cpu":
         limit = host_memory.limit()
         source = f"{limit.source} gives a device"
-        held = (host_memory.used() + pool) // jax.local_device_count()
+        held = (host_memory.used() + kept) // jax.local_device_count()
     said = (
         f"{need.program} needs about {gigabytes(need.total + held)} a device by estimate, and "
         f"{source} {gigabytes(there)}"
     )
     short = need.total + held - there
     if short > 0:
-        what = levers.advice(config, networks, mesh, lengths, there - held)
+        what = levers.advice(config, networks, mesh, lengths, there - held, rewarding)
         said = f"{said}, {gigabytes(short)} too little; {what}"
         if config.limits.memory == "refuse":
             raise UserError(f"{said}; --limits.memory=warn tries all the same")

@@ -176,9 +176,9 @@ def build(config: Config, mesh: Mesh) -> Trainer:
     networks = state.network_configs(config)
     spans = stages.spans(config, data, networks)
     lines = _take_up(given, data, networks, spans)
+    preflight.check(config, networks, spans, chat, mesh, checkpoints := _checkpoints(config))
     paid = paying.identities(rewards, config, networks[0].compute_dtype, chat, mesh)
-    saver = _saver(config, networks, data, held_out, paid)
-    preflight.check(config, networks, spans, chat, mesh, saver.checkpoints)
+    saver = _saver(config, networks, data, held_out, checkpoints, paid)
     student, other = taken.get("student"), origins.discriminator(taken, given)
     bases.refuse_runs(networks, student and student.name, other and other.name)
     resumed = saver.restore(spans, mesh, config.run_dir)
@@ -229,20 +229,25 @@ def _say(lines: list[str]) -> None:
         print("\n".join(lines), flush=True)
 
 
-def _saver(
-    config: Config,
-    networks: Networks,
-    data: Prepared,
-    held_out: Prepared | None,
-    paid: dict[str, str],
-) -> Saver:
+def _checkpoints(config: Config) -> Checkpoints:
     options = config.checkpoint
-    checkpoints = Checkpoints(
+    return Checkpoints(
         Path(config.run_dir) / "checkpoints",
         keep=options.keep,
         keep_best=options.keep_best,
         is_good=saving.is_good(config.health),
     )
+
+
+def _saver(
+    config: Config,
+    networks: Networks,
+    data: Prepared,
+    held_out: Prepared | None,
+    checkpoints: Checkpoints,
+    paid: dict[str, str],
+) -> Saver:
+    options = config.checkpoint
     measured = evaluating.measured(config, held_out)
     identities = bases.identities(config, networks)
     return Saver(checkpoints, options, data.fingerprint, len(data.rows), measured, identities, paid)

@@ -273,6 +273,17 @@ def _summary(stage: str, parts: Sequence[Part]) -> str:
     )
 
 
+def expected_bytes(config: Config, span: Span, length: float) -> int:
+    """Returns the bytes of a stage's snapshot with answers of this mean length; 0 without one."""
+    samples = baselines.snapshot_samples(config, span.stage)
+    if not samples:
+        return 0
+    prompts = min(len(span.batches.prepared), (span.end - span.start) * len(span.batches[0]))
+    kept, scores = (1, samples) if span.stage == "rejection" else (samples, 0)
+    each = kept * (4 * length + 8) + 5 * samples + 4 * scores + 4
+    return int(prompts * each) + 2300 * -(-prompts // len(span.batches[0]))
+
+
 def _written(part: Part, identity: str) -> bytes:
     """Returns a part's file."""
     arrays = {

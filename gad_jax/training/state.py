@@ -32,12 +32,13 @@ PADDING = 1024
 Qwen2.5 have 151,936 or 152,064, by size."""
 
 
-def _read_network(name: str) -> DecoderConfig:
+def read_network(name: str) -> DecoderConfig:
+    """Returns the shape of the network called `name`, as in `--student.path`."""
     return weights.read_config(source.resolve(name))
 
 
 def network_configs(
-    config: settings.Config, read: Callable[[str], DecoderConfig] = _read_network
+    config: settings.Config, read: Callable[[str], DecoderConfig] = read_network
 ) -> tuple[DecoderConfig, DecoderConfig]:
     """Returns the configs of generator and discriminator, read from their directories.
 

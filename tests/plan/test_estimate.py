@@ -14,6 +14,7 @@ from gad_jax.plan.programs import Compiled
 from gad_jax.settings.config import Config
 from gad_jax.settings.reward import Reward
 from gad_jax.settings.sections import Batch, Data, Rollout, Student
+from gad_jax.training.rewards import models
 
 NETWORK = DecoderConfig(
     family="llama", vocabulary=512, width=128, mlp_width=384, layers=3, heads=4, kv_heads=2,
@@ -31,6 +32,7 @@ def planned(
     remat: str = "dots",
     programs: tuple[Compiled, ...] = (),
     reward: Reward | None = None,
+    rewarding: models.Networks = models.NONE,
     **gad: bool,
 ) -> estimate.Step:
     config = Config(
@@ -43,8 +45,8 @@ def planned(
     )
     config = dataclasses.replace(config, gad=dataclasses.replace(config.gad, **gad))
     work = workload.draw(config, workload.LognormalLengths(20.0, 40.0), TARGET)
-    chip = CHIPS["h100"]
-    return estimate.step(config, "gad", (NETWORK, NETWORK), TARGET, chip, work, list(programs))
+    both, chip = (NETWORK, NETWORK), CHIPS["h100"]
+    return estimate.step(config, "gad", both, TARGET, chip, work, list(programs), rewarding)
 
 
 def test_the_rollout_waits_for_its_transfers_and_updates_hide_theirs() -> None:
@@ -97,6 +99,16 @@ def test_a_discriminator_that_pays_nothing_takes_nothing() -> None:
     names = [phase.name for phase in planned(reward=reward).phases]
     assert "discriminator" not in names
     assert {"rollout: decode", "generator", "reference"} <= set(names)
+
+
+def test_a_reward_model_reads_the_samples_once() -> None:
+    config = dataclasses.replace(NETWORK, head="score")
+    assert "reward: model" not in step_of()
+    paying = {phase.name: phase for phase in planned(rewarding={"model": config}).phases}
+    frozen = step_of(train_discriminator=False)["discriminator"]
+    # D reads the teacher's response too, of about the samples' length.
+    assert paying["reward: model"].flops == pytest.approx(8 / 9 * frozen.flops, rel=0.1)
+    assert paying["reward: model"].bytes > 0
 
 
 def test_baselines_pay_for_their_snapshot_once() -> None:

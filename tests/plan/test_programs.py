@@ -3,11 +3,15 @@
 import contextlib
 import io
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gad_jax.plan import __main__ as plan
 from gad_jax.plan import programs
+from gad_jax.settings import options
+from gad_jax.settings.config import Config
 
 FLAGS = ("--config=tiny", "--stage=gad", "--target=cpu:8", "--discriminator.replay_share=0.5")
 
@@ -76,3 +80,31 @@ def test_samples_come_from_rounded_weights_and_evaluations_do_not(
     # a byte for each number of two layers' kernels, and a scale for each of their outputs
     numbers, outputs = 2 * (32 * (32 + 16 + 16) + 32 * 32 + 3 * 32 * 64), 2 * (5 * 32 + 2 * 48)
     assert sizes[1] - sizes[0] == (4 - 1) * numbers - 2 * outputs
+
+
+def test_a_reward_model_is_held_by_every_program_and_its_own_is_compiled(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    compiles = programs._compile
+
+    def found(call: programs._Call, *others: Any, **more: Any) -> programs.Compiled:
+        if call.name.startswith("reward: "):
+            return compiles(call, *others, **more)
+        sizes = {kind: size for kind, size in call.held.items() if isinstance(size, int)}
+        return programs.Compiled(call.name, sizes, [], 0.0)
+
+    monkeypatch.setattr(programs, "_compile", found)
+    config = options.read(Config, ["--config=tiny"], program="", description="")
+    (tmp_path / "config.yaml").write_text(options.to_yaml(config))
+    flags = (*FLAGS, "--json", f"--reward.extra=model:{tmp_path}", "--mesh.tensor=2")
+    assert plan.main([*flags]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    sizes = {program["name"]: program["bytes"]["reward model"] for program in planned["programs"]}
+    assert set(sizes) >= {"gad: G and D update", "reward: model", "rollout: decode"}
+    matrices = 512 * 32 + 2 * (32 * (32 + 16 + 16) + 32 * 32 + 3 * 32 * 64)
+    assert set(sizes.values()) == {4 * (5 * 32 + 32 + 1 + matrices // 8)}
+    (scores,) = (each for each in planned["programs"] if each["name"] == "reward: model")
+    assert scores["bytes"]["temporary"] > 0
+    assert any(transfer["kind"] == "all-gather" for transfer in scores["collectives"])
+    phases = {phase["name"]: phase for phase in planned["steps"][0]["phases"]}
+    assert phases["reward: model"]["transfer_seconds"] > 0

@@ -251,6 +251,9 @@ def test_the_room_for_all_that_stands_side_by_side_is_asked_for(
     with pytest.raises(StorageError, match=r"4 checkpoints of 1.00 GB .* the best, the one being"):
         checkpoints.require_space(size, 6)
     checkpoints.require_space(size + 1, 2, best=False)
+    checkpoints.require_space(size, 2, answers=3)
+    with pytest.raises(StorageError, match=r"the export of 0.00, the student's answers of 0.00; f"):
+        checkpoints.require_space(size, 2, answers=4)
     room(10**9)
     checkpoints.save(1, make_state(mesh), {})
     (tmp_path / "0.corrupt-20261128T000000").mkdir()

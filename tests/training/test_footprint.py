@@ -12,8 +12,10 @@ from gad_jax.models import adapters, decoder
 from gad_jax.rollout import prefill
 from gad_jax.settings import options
 from gad_jax.settings.config import Config
+from gad_jax.settings.reward import Reward
 from gad_jax.training import bases, footprint, state
 from gad_jax.training.footprint import Lengths
+from gad_jax.training.rewards import models
 
 FLAGS = ("--config=tiny", "--stage=gad", "--batch.prompts=8", "--batch.micro_batch_prompts=4")
 LENGTHS = Lengths(np.full(8, 30), np.full((8, 3), 20))
@@ -156,3 +158,25 @@ def test_baselines_hold_what_they_need(run) -> None:
     given = found(stage="dpo", dpo=dataclasses.replace(config.dpo, rejected="column"))
     assert set(given) == {"dpo: update"}
     assert set(found(stage="warmup,rejection")) == {"warmup: update", "rejection: update", *rollout}
+
+
+def test_a_reward_model_stays_on_the_device_and_scores_the_samples(run) -> None:
+    config, networks = run
+    mesh = make_mesh(devices=jax.devices()[:1])
+    plain = {need.program: need.bytes for need in footprint.needs(config, networks, mesh, LENGTHS)}
+    config = dataclasses.replace(config, reward=Reward(extra=("model:m",)))
+    paying = {"model": dataclasses.replace(networks[1], compute_dtype="bfloat16", remat="none")}
+    found = footprint.needs(config, networks, mesh, LENGTHS, paying)
+    # 5 norms of 32 numbers and the score head stay in float32
+    matrices = 512 * 32 + 2 * (32 * (32 + 16 + 16) + 32 * 32 + 3 * 32 * 64)
+    resident = 2 * matrices + 4 * (5 * 32 + 32 + 1)
+    assert [need.program for need in found] == ["gad: update", "reward: model", *[*plain][1:]]
+    for need in found:
+        assert need.bytes["reward model"] == resident
+        if need.program in plain:
+            assert need.bytes == {"reward model": resident} | plain[need.program]
+    weights = found[0].bytes["weights and moments"]
+    assert found[1].bytes["weights and moments"] == weights
+    shapes = models.abstract(paying["model"], mesh)
+    assert shapes["score"]["bias"].dtype == shapes["final_norm"]["scale"].dtype == np.float32
+    assert shapes["embedding"].dtype == "bfloat16"

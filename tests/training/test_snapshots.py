@@ -62,6 +62,10 @@ def test_each_stage_learns_from_answers_of_its_start(whole):
             assert part["sampled"].shape == (8, 2)
             assert len(part["lengths"]) == 8 * kept  # rejection keeps the chosen one
             assert part["scores"].shape == (8, 2 if stage == "rejection" else 0)
+        (span,) = (span for span in trainer.spans if span.stage == stage)
+        length = sum(np.load(path)["tokens"].size for path in paths) / (16 * kept)
+        expected = snapshots.expected_bytes(settings(directory, *FLAGS), span, length)
+        assert expected == pytest.approx(sum(path.stat().st_size for path in paths), rel=0.1)
 
 
 def test_a_run_that_stops_anywhere_ends_as_if_it_had_not(whole, tmp_path):

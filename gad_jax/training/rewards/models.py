@@ -1,6 +1,7 @@
 """A reward model as a term: a frozen network with a score head, on the samples as D sees them."""
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,70 @@ from gad_jax.core.discriminator import in_order
 from gad_jax.data import same_tokenizer
 from gad_jax.data.chat import Chat
 from gad_jax.distributed import devices, processes, sharding
-from gad_jax.models import adapters, checksums, source, weights
+from gad_jax.models import adapters, checksums, decoder, source, weights
 from gad_jax.models.config import DecoderConfig
 from gad_jax.settings.config import Config
 from gad_jax.settings.reward import MODEL
-from gad_jax.training import loading, selection
+from gad_jax.training import loading, selection, state
 from gad_jax.types import PackedRows, Params
+
+Networks = Mapping[str, DecoderConfig]
+"""The reward models of a run, by the names of their terms."""
+
+NONE: Networks = {}
+
+
+def networks(
+    config: Config, dtype: str, read: Callable[[str], DecoderConfig] = state.read_network
+) -> Networks:
+    """Returns the reward models of a run, to be computed in `dtype`. No weights are read.
+
+    `read` is as for `state.network_configs`. Raises UserError for what is no reward model.
+    """
+    found = {}
+    for term in config.reward.terms:
+        if term.kind == "model":
+            try:
+                network = _network(term.source.removeprefix(MODEL), read)
+            except UserError as error:
+                raise UserError(f"--reward.extra={term.source}: {error}") from error
+            found[term.name] = _computing(network, dtype)
+    return found
+
+
+def _network(path: str, read: Callable[[str], DecoderConfig]) -> DecoderConfig:
+    named = selection.parse(path)
+    if _is_of_run(path):
+        judge = state.network_configs(loading.settings_of(named.run), read)[1]
+        return dataclasses.replace(judge.merged, score_heads=1)  # the mean of its heads
+    network = read(path)
+    if network.head != "score":
+        raise UserError(
+            f"{path} is a causal language model; name a sequence classifier with one label, "
+            "such as the export/discriminator of a run"
+        )
+    return network
+
+
+def _is_of_run(path: str) -> bool:
+    named = selection.parse(path)
+    return selection.is_run(named.run) or named.run != Path(path)
+
+
+def _computing(network: DecoderConfig, dtype: str) -> DecoderConfig:
+    return dataclasses.replace(network, compute_dtype=dtype, remat="none")
+
+
+def abstract(network: DecoderConfig, mesh: Mesh) -> Params:
+    """Returns a reward model's weights as shapes with shardings: matrices in the compute dtype."""
+
+    def one(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        vector = adapters.is_vector(sharding.path_name(path))
+        kind = leaf.dtype if vector else jnp.dtype(network.compute_dtype)
+        return jax.ShapeDtypeStruct(leaf.shape, kind)
+
+    shapes = decoder.selected(decoder.abstract(network), _is_used)
+    return sharding.placed(jax.tree_util.tree_map_with_path(one, shapes), mesh)
 
 
 class Model:
@@ -42,31 +101,25 @@ class Model:
 
     def __call__(self, rows: PackedRows) -> Float32[np.ndarray, "B N"]:
         """Returns the scores of the responses, prompt by prompt; all processes call it."""
-        return devices.fetch(_scores(self.config, self.params, rows))
+        return devices.fetch(scores(self.config, self.params, rows))
 
 
 def _load(
     path: str, config: Config, dtype: str, chat: Chat, mesh: Mesh
 ) -> tuple[DecoderConfig, Params, str]:
-    named = selection.parse(path)
-    if selection.is_run(named.run) or named.run != Path(path):
+    if _is_of_run(path):
         taken = loading.load_from_run(path, "discriminator", mesh)
         network, identity = taken.config, taken.origin
         _check(path, taken.tokenizer, network, config, chat)
         narrow = partial(_narrow, jnp.dtype(dtype))
         params = jax.tree_util.tree_map_with_path(narrow, taken.params)
     else:
+        network = _network(path, state.read_network)
         directory = source.resolve(path)
-        network = weights.read_config(directory)
-        if network.head != "score":
-            raise UserError(
-                f"{path} is a causal language model; name a sequence classifier with one label, "
-                "such as the export/discriminator of a run"
-            )
         _check(path, directory, network, config, chat)
         identity = processes.from_first(partial(checksums.identity, directory))
         params = weights.load(directory, mesh, dtype, _is_used, adapters.is_vector)[1]
-    return dataclasses.replace(network, compute_dtype=dtype, remat="none"), params, identity
+    return _computing(network, dtype), params, identity
 
 
 def _narrow(kind: jnp.dtype, path: Any, leaf: Array) -> Array:
@@ -92,9 +145,9 @@ def _check(path: str, directory: Path, network: DecoderConfig, config: Config, c
 
 
 @partial(jax.jit, static_argnames="config")
-def _scores(config: DecoderConfig, params: Params, rows: PackedRows) -> Float[Array, "B N"]:
+def scores(config: DecoderConfig, params: Params, rows: PackedRows) -> Float[Array, "B N"]:
     """Returns the scores in the order of the prompts; of several heads, their mean."""
     with jax.named_scope("reward model"):
-        scores = jax.lax.map(partial(forward.response_scores, config, params), rows)
-    scores = in_order(scores, rows)
-    return scores if scores.ndim == 2 else jnp.mean(scores, axis=-1)
+        found = jax.lax.map(partial(forward.response_scores, config, params), rows)
+    found = in_order(found, rows)
+    return found if found.ndim == 2 else jnp.mean(found, axis=-1)

@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 
 from gad_jax.base.errors import UserError
+from gad_jax.base.shortage import gigabytes
 from gad_jax.data.chat import Chat
 from gad_jax.data.epochs import PromptBatch
 from gad_jax.data.sources.rows import Row
 from gad_jax.models import source
 from gad_jax.settings.config import Config
 from gad_jax.settings.reward import Reward
-from gad_jax.training import digest, setup
-from gad_jax.training.rewards import paying
+from gad_jax.training import digest, footprint, setup
+from gad_jax.training.rewards import models, paying
 from gad_jax.types import Rollout
 from tests.fault_server import FaultServer
 from tests.training.runs import rows, run, settings
@@ -105,7 +106,9 @@ def test_the_page_shows_what_works_next_to_a_discriminator(tmp_path, capsys):
     assert sorted(kept) == [f"{file}:rarity", f"{file}:valid_json"]
 
 
-def test_a_model_and_a_judge_pay_and_a_resumed_run_pays_no_verdict_twice(tiny_run, tmp_path):
+def test_a_model_and_a_judge_pay_and_a_resumed_run_pays_no_verdict_twice(
+    tiny_run, tmp_path, capsys
+):
     def answer(body):
         shown = body["messages"][0]["content"].encode()
         return f"5 {1 + sum(shown) % 9}"
@@ -126,6 +129,11 @@ def test_a_model_and_a_judge_pay_and_a_resumed_run_pays_no_verdict_twice(tiny_ru
         whole = run(paid_by("whole", server))
         asked = len(server.requests)
         assert asked == 2 * 8 * 4
+        printed = capsys.readouterr().out
+        resident = footprint.rewarding_bytes(
+            models.networks(paid_by("whole", server), "float32"), whole.mesh
+        )
+        assert f"reward models: {gigabytes(resident)} of these" in printed
         config = paid_by("part", server)
         run(config, 1)
         shutil.rmtree(tmp_path / "part" / "checkpoints")  # as if it were killed before its save
