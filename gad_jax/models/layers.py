@@ -191,14 +191,16 @@ def remat(layer: Callable[..., Any], config: DecoderConfig) -> Callable[..., Any
         return layer
     policies = jax.checkpoint_policies
     # With adapters a projection is the sum of two matmuls; only the sum is saved.
-    sums = policies.save_only_these_names(attention.SAVED, PROJECTION)
+    matmuls = (
+        policies.save_only_these_names(PROJECTION)
+        if config.lora
+        else policies.dots_with_no_batch_dims_saveable
+    )
+    both = policies.save_from_both_policies
     saved = {
         "full": policies.nothing_saveable,
-        "dots": sums
-        if config.lora
-        else policies.save_from_both_policies(
-            policies.dots_with_no_batch_dims_saveable,
-            policies.save_only_these_names(attention.SAVED),
+        "dots": both(
+            matmuls, both(policies.save_only_these_names(attention.SAVED), attention.saved)
         ),
     }
     # prevent_cse puts barriers around the second computation, so that XLA does not merge it with

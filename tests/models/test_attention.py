@@ -210,3 +210,36 @@ def test_eight_devices_compute_what_one_does() -> None:
         together = attend(*there, mask)
     assert together.sharding.spec == heads.spec
     np.testing.assert_allclose(devices.fetch(together), alone, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("window", [0, 3])
+def test_nothing_later_in_the_row_is_seen(window: int) -> None:
+    """cuDNN is told so, and skips it."""
+    segments = packed(19)
+    positions = jnp.asarray(np.arange(19) - np.where(segments.own > 1, 4, 0))
+    segments = Segments(*map(jnp.asarray, segments))
+    seen = attention.visible(segments, positions, window)
+    assert not np.triu(seen, 1).any()
+
+
+@pytest.mark.parametrize("length", [7, 19])
+def test_cudnn_is_asked_for_what_the_mask_says(
+    monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    """The library computes it by matmuls here, from the same arguments."""
+    library = jax.nn.dot_product_attention
+
+    def by_matmuls(*inputs: jax.Array, implementation: str, **options: Any) -> Any:
+        assert implementation == "cudnn"
+        return library(*inputs, implementation="xla", **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", by_matmuls)
+    mask = visible(packed(length))
+    inputs = random_inputs(2, length, 4, 2)
+    assert_same(inputs, mask, attention._cudnn, attention._blocked)
+
+
+def test_a_policy_knows_cudnn_s_forward_kernel_by_its_name() -> None:
+    kernels = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+    assert attention.saved(kernels._dot_product_attention_fwd_p_wrapper)
+    assert not attention.saved(kernels._dot_product_attention_bwd_p_wrapper)
