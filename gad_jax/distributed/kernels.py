@@ -21,6 +21,8 @@ _ON_DEVICE = ("kCustomKernel", "kKernel", "kGemm", "kCublasLt", "kCuDnn", "kConv
 _NAME = re.compile(r"\s*(?:ROOT )?%?([\w.\-]+) = ")
 _OPCODE = re.compile(r" ([\w\-]+)\(([^()]*)")
 _VIEWS = ("bitcast", "reshape", "get-tuple-element")
+_LAZY = (*_VIEWS, "convert", "multiply", "divide")
+"""What a fusion computes only where it is taken from, of those that come before a gather."""
 
 
 class Kernel(NamedTuple):
@@ -284,7 +286,7 @@ def _read(body: dict[str, _Instruction], name: str, size: int) -> int:
         if user == "ROOT" or name not in each.operands:
             continue
         first = each.operands[0] == name
-        if each.opcode in _VIEWS:
+        if each.opcode in _LAZY and each is not body["ROOT"]:
             taken += _read(body, user, size)
         elif each.opcode in ("dynamic-slice", "gather", "slice") and first:
             taken += each.size
@@ -292,7 +294,9 @@ def _read(body: dict[str, _Instruction], name: str, size: int) -> int:
             continue
         else:
             return size
-    return min(taken, size)
+        if taken >= size:
+            return size
+    return taken
 
 
 def _written(body: dict[str, _Instruction]) -> int:

@@ -64,15 +64,18 @@ def _logprobs_and_entropy(logits: Array, tokens: Array) -> tuple[tuple[Array, Ar
     shifted = wide - top
     weights = jnp.exp(shifted)
     terms = (weights, weights * shifted)
-    # A token is picked by its index where that is cheap: a gather from a split vocabulary would
-    # gather the logits first. By comparison it is one more term of the same reduction, which an
-    # accelerator fuses with the others.
-    if devices.platform() == "cpu" and _on_one_device(wide):
+    platform, whole = devices.platform(), _on_one_device(wide)
+    if platform == "cpu" and whole:
         total, weighted = _sums(*terms)
+    else:
+        total, weighted = (jnp.sum(x, axis=-1) for x in terms)
+    # A token is picked by its index where that is cheap: a gather from a split vocabulary would
+    # gather the logits first. A comparison is one more sum over the vocabulary. A TPU computes it
+    # with the others; on a GPU it would be one more pass.
+    if platform != "tpu" and whole:
         here = sharding.reshard(wide, *[None] * wide.ndim)
         picked = jnp.take_along_axis(here, tokens[..., None], axis=-1)[..., 0]
     else:
-        total, weighted = (jnp.sum(x, axis=-1) for x in terms)
         picked = jnp.sum(jnp.where(_is_token(wide, tokens), wide, 0.0), axis=-1)
     log_total = jnp.log(total)
     log_normalizer = top[..., 0] + log_total

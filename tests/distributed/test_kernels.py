@@ -57,3 +57,20 @@ def test_the_lists_are_found_with_and_without_graphs(tmp_path):
     assert kernels.dumped(tmp_path) == ("before", "names")
     (tmp_path / "module_0001.jit_f.thunk_sequence_after_thunk_passes.txt").write_text("after")
     assert kernels.dumped(tmp_path) == ("after", "names")
+
+
+def fused(*lines):
+    """Returns the instructions of a fusion that takes 4 of 1000 rows of its first operand."""
+    start = "%table = bf16[1000,64]{1,0} parameter(0)", "%rows = s32[4,1]{1,0} parameter(1)"
+    return kernels._parse([f"  {line}" for line in (*start, *lines)])
+
+
+def test_a_gather_reads_what_it_takes_also_behind_a_conversion():
+    wide = "%wide = f32[1000,64]{1,0} convert(%table)"
+    gather = "ROOT %taken = f32[4,64]{1,0} gather(%wide, %rows), offset_dims={1}"
+    assert kernels._read(fused(wide, gather), "table", 128_000) == 4 * 64 * FLOAT
+    whole = "ROOT %wide = f32[1000,64]{1,0} convert(%table)"
+    assert kernels._read(fused(whole), "table", 128_000) == 128_000
+    both = "ROOT %both = (f32[4,64]{1,0}, f32[1000,64]{1,0}) tuple(%taken, %wide)"
+    found = fused(wide, gather.replace("ROOT ", ""), both)
+    assert kernels._read(found, "table", 128_000) == 128_000

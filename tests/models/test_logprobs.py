@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gad_jax.distributed import sharding
+from gad_jax.distributed import devices, sharding
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.models.logprobs import logprobs_and_entropy
 
@@ -113,5 +113,15 @@ def test_a_vocabulary_split_over_devices_gives_the_same_and_stays_split(tensor: 
         assert "all-gather" not in program.as_text()
         found = jax.device_get(both(*placed))
     wanted = both(jnp.asarray(logits), jnp.asarray(tokens))
+    for one, other in zip(found, wanted, strict=True):
+        close(one, other)
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_other_platforms_compute_the_same(platform: str) -> None:
+    logits, tokens = normal(6, 5, 64), jnp.asarray([0, 63, 7, 8, 9])
+    wanted = logprobs_and_entropy(jnp.asarray(logits), tokens)
+    with devices.compiling_for(platform):
+        found = logprobs_and_entropy(jnp.asarray(logits), tokens)
     for one, other in zip(found, wanted, strict=True):
         close(one, other)
