@@ -12,6 +12,7 @@ import optax
 from jaxtyping import Array, Bool
 
 from gad_jax.core import moments
+from gad_jax.distributed import devices
 from gad_jax.settings.optimizer import Optimizer
 
 
@@ -50,7 +51,8 @@ def _scale_by_adam(options: Optimizer) -> optax.GradientTransformationExtraArgs:
     """`optax.scale_by_adam` whose updates are computed from the new stored moments only.
 
     If XLA read the old moments for the updates too, it would have to copy them before it overwrites
-    them. The barrier prevents that.
+    them. The barrier prevents that. On a GPU one kernel updates moments and weights, which a
+    barrier would make two: they would read the moments again, 8 bytes per parameter.
     """
     betas = options.beta1, options.beta2
     plain = optax.scale_by_adam(*betas, options.epsilon)
@@ -71,7 +73,8 @@ def _scale_by_adam(options: Optimizer) -> optax.GradientTransformationExtraArgs:
         new = moments.narrow(options.moments, new, state, updates, *betas)
         if applied:
             new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
-            new = jax.lax.optimization_barrier(new)
+            if devices.platform() != "gpu":
+                new = jax.lax.optimization_barrier(new)
         wide = moments.wide(new)
         first = optax.tree.bias_correction(wide.mu, options.beta1, wide.count)
         second = optax.tree.bias_correction(wide.nu, options.beta2, wide.count)
