@@ -10,7 +10,7 @@ from gad_jax.core import forward, losses, objectives
 from gad_jax.core.program import Program
 from gad_jax.core.updates import Update, accumulate
 from gad_jax.distributed import sharding
-from gad_jax.models import adapters
+from gad_jax.models import adapters, decoder
 from gad_jax.types import Frozen, Metrics, PackedRows, Params, Replay, TrainState
 
 
@@ -35,7 +35,8 @@ def update(
     slope = _length_slope(pairs) if program.length_debias else None
     shared = _base(program, frozen), count, slope
     if program.train_discriminator:
-        loss, gradients, scores = accumulate(pair_loss, state.discriminator, pairs, *shared)
+        discriminator = decoder.rounded(program.discriminator, state.discriminator)
+        loss, gradients, scores = accumulate(pair_loss, discriminator, pairs, *shared)
     else:
         loss, scores = jax.lax.map(lambda r: pair_loss(state.discriminator, r, *shared), pairs)
         loss, gradients = jnp.sum(loss), None

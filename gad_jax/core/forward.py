@@ -235,43 +235,34 @@ def _shard_sums(
     """Returns a data shard's sums and the kernel's gradient (None where it is frozen), with a
     leading axis of one, and the gradient of its hidden states."""
     parts = jax.tree.map(lambda z: _chunks(z, loss.chunk), (x, targets, mask, inputs))
-    if not loss.trains_head:
+    gradient = jax.value_and_grad(partial(_chunk_sums, loss), has_aux=True)
 
-        def one_chunk(part: Any) -> Any:
-            hidden, *others = part
-            gradient = jax.value_and_grad(partial(_chunk_sums, loss, kernel.dtype), has_aux=True)
-            return gradient(hidden, kernel, count, *others)
-
-        sums, for_x = jax.lax.map(one_chunk, parts)
-        sums = jax.tree.map(lambda z: jnp.sum(z, keepdims=True), sums)
-        return sums, None, _joined(for_x, x.shape)
-    wide = kernel.astype(jnp.float32)  # gradients of all chunks are added in float32
-
-    def add_chunk(total: Array, part: Any) -> tuple[Array, Any]:
+    def add_chunk(total: Array | None, part: Any) -> tuple[Array | None, Any]:
         hidden, *others = part
-        gradient = jax.value_and_grad(
-            partial(_chunk_sums, loss, kernel.dtype), (0, 1), has_aux=True
-        )
-        sums, (for_hidden, for_kernel) = gradient(hidden, wide, count, *others)
-        return total + for_kernel, (sums, for_hidden)
+        products, pull = jax.vjp(lambda h: decoder.products(loss.config, h, kernel), hidden)
+        sums, slopes = gradient(products, count, *others)
+        if total is not None:
+            total += decoder.kernel_gradient(loss.config, hidden, slopes)
+        return total, (sums, *pull(slopes))
 
-    for_kernel, (sums, for_x) = jax.lax.scan(add_chunk, jnp.zeros_like(wide), parts)
+    # gradients of all chunks are added in float32
+    start = jnp.zeros_like(kernel, dtype=jnp.float32) if loss.trains_head else None
+    for_kernel, (sums, for_x) = jax.lax.scan(add_chunk, start, parts)
     sums = jax.tree.map(lambda z: jnp.sum(z, keepdims=True), sums)
-    return sums, for_kernel[None], _joined(for_x, x.shape)
+    for_kernel = None if for_kernel is None else for_kernel[None]
+    return sums, for_kernel, _joined(for_x, x.shape)
 
 
 def _chunk_sums(
     loss: TokenLoss,
-    dtype: Any,
-    hidden: Float[Array, "n D"],
-    wide: Float[Array, "*head"],
+    products: Float[Array, "n V"],
     count: Float[Array, ""],
     targets: Targets,
     mask: Bool[Array, " n"],
     inputs: Any,
 ) -> tuple[Array, Metrics]:
-    """Returns a chunk's sums; the matmul runs in `dtype`, its kernel's gradient is float32."""
-    logits = decoder.project(loss.config, hidden, wide.astype(dtype)) / loss.temperature
+    """Returns a chunk's sums, from `decoder.products`."""
+    logits = decoder.scaled(loss.config, products.astype(jnp.float32)) / loss.temperature
     logits = restricted(logits, targets, jax.lax.stop_gradient(logits))
     logprobs, entropy = logprobs_and_entropy(logits, targets.tokens)
     each = loss.function(logprobs, entropy, inputs)

@@ -1,6 +1,7 @@
 """From a loss to an update: gradients summed over micro-batches, applied if all stays finite."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
 from gad_jax.core.program import Program
-from gad_jax.distributed import parallel
+from gad_jax.distributed import devices, parallel
 from gad_jax.types import Metrics, PackedRows, Params, TrainState
 
 
@@ -30,7 +31,7 @@ def accumulate(
     loss: Callable[..., tuple[Array, Any]], params: Params, rows: PackedRows, *shared: Any
 ) -> tuple[Array, Params, Any]:
     """Returns the sum of `loss(params, micro-batch, *shared)` over micro-batches, its gradient, and
-    the extras of each micro-batch.
+    the extras of each micro-batch. Gradients are float32, also of `decoder.rounded` kernels.
 
     Each replica sums the gradients of its own rows, and one psum after the last micro-batch adds up
     those of all replicas; a psum per micro-batch would send as much each time. So the loss is that
@@ -43,14 +44,22 @@ def accumulate(
         if rows.tokens.shape[0] == 1:  # no scan: it would hold a second set of gradients
             micro = jax.tree.map(lambda x: x[0], rows)
             (value, extra), gradients = value_and_grad(params, micro, *shared)
+            if devices.platform() == "gpu":
+                # Scores are known before the backward pass. XLA would begin with the next network
+                # then, and hold what both forward passes have saved at once.
+                layers = gradients["layers"]
+                extra, layers = jax.lax.optimization_barrier((extra, layers))
+                gradients = {**gradients, "layers": layers}
             extra = jax.tree.map(lambda x: x[None], extra)
+            gradients = jax.tree.map(lambda x: x.astype(jnp.float32), gradients)
         else:
 
             def add(carry: Any, micro: PackedRows) -> tuple[Any, Any]:
                 (value, extra), gradients = value_and_grad(params, micro, *shared)
                 return jax.tree.map(jnp.add, carry, (value, gradients)), extra
 
-            start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+            zeros = partial(jnp.zeros_like, dtype=jnp.float32)
+            start = (jnp.zeros(()), jax.tree.map(zeros, params))
             (value, gradients), extra = jax.lax.scan(add, start, rows)
         return value, parallel.psum_over_replicas(gradients), extra
 

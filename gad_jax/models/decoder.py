@@ -93,6 +93,21 @@ def selected(tree: Params, wanted: Callable[[str], bool], above: str = "") -> Pa
     return found
 
 
+def rounded(config: DecoderConfig, params: Params) -> Params:
+    """Returns the network with its layers' kernels in the compute dtype, as every pass takes them.
+
+    A step that rounds them once reads and writes less than one whose forward pass, recomputation
+    and backward pass each do it, for every micro-batch. Their gradients then have this dtype too,
+    which is that of the matmuls they come from.
+    """
+
+    def one(path: Any, leaf: Array) -> Array:
+        is_kernel = sharding.path_name(path).endswith("kernel")
+        return leaf.astype(config.compute_dtype) if is_kernel else leaf
+
+    return {**params, "layers": jax.tree_util.tree_map_with_path(one, params["layers"])}
+
+
 @lru_cache
 def block_graph(config: DecoderConfig) -> nnx.GraphDef:
     """Returns the static part of one layer; `nnx.merge` with its arrays gives a `Block`."""
@@ -196,10 +211,25 @@ def project(
     config: DecoderConfig, x: Float[Array, "n D"], kernel: Float[Array, "*head"]
 ) -> Float[Array, "n V"]:
     """Returns float32 logits of hidden states; `kernel` comes from `head_kernel`."""
+    return scaled(config, products(config, x, kernel).astype(jnp.float32))
+
+
+def products(
+    config: DecoderConfig, x: Float[Array, "n D"], kernel: Float[Array, "*head"]
+) -> Float[Array, "n V"]:
+    """Returns the products of hidden states and `head_kernel`, in the compute dtype."""
     # A tied head is the embedding [V D]; naming its axes costs no transposed copy.
     subscripts = "nd,vd->nv" if config.tied else "nd,dv->nv"
-    out = sharding.spec("batch", "vocabulary")
-    return scaled(config, jnp.einsum(subscripts, x, kernel, out_sharding=out).astype(jnp.float32))
+    return jnp.einsum(subscripts, x, kernel, out_sharding=sharding.spec("batch", "vocabulary"))
+
+
+def kernel_gradient(
+    config: DecoderConfig, x: Float[Array, "n D"], slopes: Float[Array, "n V"]
+) -> Float[Array, "*head"]:
+    """Returns the gradient of `head_kernel` in float32, from that of the `products`."""
+    subscripts = "nv,nd->vd" if config.tied else "nv,nd->dv"
+    out = sharding.spec(*sharding.gathered_axes(*head_axes(config)))
+    return jnp.einsum(subscripts, slopes, x, preferred_element_type=jnp.float32, out_sharding=out)
 
 
 def scaled(config: DecoderConfig, logits: Float[Array, "n V"]) -> Float[Array, "n V"]:

@@ -154,3 +154,28 @@ def test_looking_at_an_update_stores_nothing_as_large_as_a_network() -> None:
     assert compiled.memory_analysis().temp_size_in_bytes < size / 8
     # Once for the norm, four arrays to look, then four to read and three to write.
     assert compiled.cost_analysis()["bytes accessed"] < 16.1 * size
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_gradients_of_rounded_kernels_are_summed_in_float32(
+    platform: str, micro_batches: int
+) -> None:
+    """In bfloat16, 256 + 1 is 256."""
+    kernel = jnp.ones(3, jnp.bfloat16)
+    numbers = jnp.asarray([[256.0] * 3, [1.0] * 3], jnp.bfloat16)[:micro_batches]
+    packed = rows(texts(), "teacher", micro_batches)
+
+    def loss(params: Any, micro: Any, numbers: jax.Array) -> Any:
+        chosen = numbers[jnp.minimum(micro.groups[0], micro_batches - 1)]
+        product = params["layers"]["kernel"] * chosen
+        return jnp.sum(product.astype(jnp.float32)), product
+
+    packed = packed._replace(groups=jnp.arange(micro_batches)[:, None])
+    with devices.compiling_for(platform):
+        params: Any = {"layers": {"kernel": kernel}}
+        _, gradients, products = updates.accumulate(loss, params, packed, numbers)
+    gradient = gradients["layers"]["kernel"]
+    assert gradient.dtype == jnp.float32
+    assert gradient.tolist() == [256.0 + (micro_batches == 2)] * 3
+    assert products.shape == (micro_batches, 3)

@@ -245,3 +245,17 @@ def test_a_fresh_score_head_is_normal_without_bias(models: Any) -> None:
     assert head["bias"].tolist() == [0.0]
     # 4096 draws: the standard deviation is known to 1.1 %, so 5 % is beyond four of its errors
     np.testing.assert_allclose(np.std(head["kernel"]), 0.02, rtol=0.05)
+
+
+def test_rounded_kernels_compute_the_same(models: Any) -> None:
+    """Every pass rounds them anyway; norms, biases and embeddings stay."""
+    _, config, params = models("llama")
+    half = dataclasses.replace(config, compute_dtype="bfloat16")
+    rounded = decoder.rounded(half, params)
+    row = rows(tokens())
+    np.testing.assert_array_equal(logits(half, rounded, *row), logits(half, params, *row))
+    dtypes = jax.tree_util.tree_map_with_path(lambda p, x: (p[-1].key, x.dtype.name), rounded)
+    found = {*jax.tree.leaves(dtypes["layers"], is_leaf=lambda x: isinstance(x, tuple))}
+    assert found == {("kernel", "bfloat16"), ("scale", "float32")}
+    assert rounded["embedding"] is params["embedding"]
+    assert decoder.rounded(config, params)["layers"]["up"]["kernel"].dtype == jnp.float32
