@@ -178,6 +178,8 @@ class DecoderConfig:
     """How the kernels of the layers' projections are stored, in a base below adapters."""
     decode_weights: Literal["auto", "int8"] = "auto"
     """How the decode copy stores these kernels: as above, in the compute dtype, or rounded."""
+    joined: bool = False
+    """Whether a layer has one kernel for query, key and value, and one for gate and up."""
 
     @property
     def merged(self) -> "DecoderConfig":
@@ -186,11 +188,13 @@ class DecoderConfig:
 
     @property
     def decoding(self) -> "DecoderConfig":
-        """The network as it decodes: adapters are merged, unless the base is quantised."""
+        """The network as it decodes: adapters are merged, unless the base is quantised. Kernels of
+        floats are joined."""
         if self.quantisation != "none":
             return self
-        rounded = "int8" if self.decode_weights == "int8" else "none"
-        return dataclasses.replace(self.merged, quantisation=rounded)
+        if self.decode_weights == "int8":
+            return dataclasses.replace(self.merged, quantisation="int8")
+        return dataclasses.replace(self.merged, joined=True)
 
     def adapter(self, target: str) -> Lora | None:
         """Returns the adapter of a projection; None: it has none."""

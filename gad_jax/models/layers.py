@@ -21,7 +21,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from gad_jax.distributed import sharding
-from gad_jax.models import attention, quantised
+from gad_jax.models import attention, joined, quantised
 from gad_jax.models.config import DecoderConfig, Lora
 from gad_jax.models.experts import Mixture
 from gad_jax.models.rope import Rotation, rotate
@@ -119,9 +119,12 @@ class Block(nnx.Module):
         c = self.config = config
         embed, mlp = ("embed", c.width), ("mlp", c.mlp_width)
         heads, kv = ("heads", c.heads * c.head_width), ("kv_heads", c.kv_heads * c.head_width)
-        self.query = self._linear(rngs, "query", embed, heads, bias=c.qkv_bias)
-        self.key = self._linear(rngs, "key", embed, kv, bias=c.qkv_bias)
-        self.value = self._linear(rngs, "value", embed, kv, bias=c.qkv_bias)
+        if c.joined:
+            self.qkv = Linear(rngs, embed, ("kv_heads", joined.qkv_width(c)), c.qkv_bias)
+        else:
+            self.query = self._linear(rngs, "query", embed, heads, bias=c.qkv_bias)
+            self.key = self._linear(rngs, "key", embed, kv, bias=c.qkv_bias)
+            self.value = self._linear(rngs, "value", embed, kv, bias=c.qkv_bias)
         self.output = self._linear(rngs, "output", heads, embed, bias=c.output_bias)
         if c.qk_norm != "none":
             widths = (c.head_width,) * 2 if c.qk_norm == "head" else (heads[1], kv[1])
@@ -129,8 +132,11 @@ class Block(nnx.Module):
         if c.experts:
             self.experts = Mixture(c, c.experts, rngs)
         else:
-            self.gate = self._linear(rngs, "gate", embed, mlp, bias=c.mlp_bias)
-            self.up = self._linear(rngs, "up", embed, mlp, bias=c.mlp_bias)
+            if c.joined:
+                self.gate_up = joined.GateUp(c.width, c.mlp_width, c.mlp_bias)
+            else:
+                self.gate = self._linear(rngs, "gate", embed, mlp, bias=c.mlp_bias)
+                self.up = self._linear(rngs, "up", embed, mlp, bias=c.mlp_bias)
             self.down = self._linear(rngs, "down", mlp, embed, bias=c.mlp_bias)
         if c.norms != "after":
             self.attention_norm, self.mlp_norm = map(self._norm, (c.width, c.width))
@@ -158,11 +164,11 @@ class Block(nnx.Module):
         self, x: Float[Array, "n D"], angles: Rotation | None, attend: Attend
     ) -> tuple[Float[Array, "n D"], Any]:
         c = self.config
-        query, key = self.query(x), self.key(x)
+        query, key, value = self._projected(x)
         if c.qk_norm == "all":
             query, key = self.query_norm(query), self.key_norm(key)
         query, key = _split(query, c.heads, "heads"), _split(key, c.kv_heads, "kv_heads")
-        value = _split(self.value(x), c.kv_heads, "kv_heads")
+        value = _split(value, c.kv_heads, "kv_heads")
         if c.qk_norm == "head":
             query, key = self.query_norm(query), self.key_norm(key)
         if c.attention_scale:  # kernels multiply by 1 / √C
@@ -173,11 +179,18 @@ class Block(nnx.Module):
         )
         return self.output(merged), collected
 
+    def _projected(self, x: Float[Array, "n D"]) -> tuple[Array, Array, Array]:
+        """Returns query [n H·C], key and value [n K·C]."""
+        if self.config.joined:
+            return joined.split_qkv(self.config, self.qkv(x))
+        return self.query(x), self.key(x), self.value(x)
+
     def _mlp(self, x: Float[Array, "n D"]) -> Float[Array, "n D"]:
         activate = _ACTIVATIONS[self.config.activation]
         if self.config.experts:
             return self.experts(x, activate)
-        return self.down(activate(self.gate(x)) * self.up(x))
+        gate, up = self.gate_up(x) if self.config.joined else (self.gate(x), self.up(x))
+        return self.down(activate(gate) * up)
 
     def _scaled(self, x: Float[Array, "n D"]) -> Float[Array, "n D"]:
         scale = self.config.residual_scale

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from gad_jax.distributed import devices, parallel, sharding
 from gad_jax.distributed.mesh import data_shards
-from gad_jax.models import adapters, decoder, quantised
+from gad_jax.models import adapters, decoder, joined, quantised
 from gad_jax.models.config import DecoderConfig
 from gad_jax.rollout.ring import DecodeCopy, PromptCache
 from gad_jax.types import Params, Segments
@@ -53,7 +53,7 @@ def whole_copy(config: DecoderConfig, params: Params) -> DecodeCopy:
     if config.decode_weights == "int8":
         layers = tuple(_rounded(config, params["layers"], n) for n in range(config.layers))
     else:
-        layers = by_layer(config, params["layers"])
+        layers = tuple(joined.join(config, each) for each in by_layer(config, params["layers"]))
     head = rest["embedding"] if config.tied else rest.pop("head")["kernel"].T
     return DecodeCopy(layers, rest, head, {})
 
@@ -76,7 +76,9 @@ def merged_layer(config: DecoderConfig, layers: Params, number: Int[Array, ""]) 
     own = jax.tree.map(lambda x: x[number], layers)
     merged = adapters.merge_layer(config.lora, own)
     merged = jax.tree_util.tree_map_with_path(partial(_copied, config, "layers/"), merged)
-    return merged if config.decode_weights == "auto" else quantised.rounded_layer(merged)
+    if config.decode_weights == "int8":
+        return quantised.rounded_layer(merged)
+    return joined.join(config, merged)
 
 
 @jax.jit(static_argnames="config")

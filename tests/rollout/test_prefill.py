@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding
 
 from gad_jax.distributed import devices, sharding
 from gad_jax.distributed.mesh import make_mesh
-from gad_jax.models import adapters, families, quantised
+from gad_jax.models import adapters, families, joined, quantised
 from gad_jax.models.config import Lora
 from gad_jax.rollout import engine, prefill, ring
 from gad_jax.types import Params, Rollout
@@ -35,7 +35,7 @@ def test_prepared_weights_are_the_same_numbers(llama: Model, sampled: Rollout) -
         )
     assert_same(rollout, sampled)
     assert len(prepared.layers) == 2
-    kernel = prepared.layers[1]["up"]["kernel"]
+    kernel = prepared.layers[1]["gate_up"]["kernel"][:, 1]
     np.testing.assert_array_equal(kernel, llama.params["layers"]["up"]["kernel"][1])
 
 
@@ -63,7 +63,8 @@ def test_rounded_weights_decode_as_their_floats_do(llama: Model, sampled: Rollou
     config = dataclasses.replace(llama.config, decode_weights="int8")
     with jax.set_mesh(llama.mesh):
         copy = prefill.decode_copy(config, llama.params)
-        layers = tuple(map(floats_of, copy.layers))
+        floats = [floats_of(layer) for layer in copy.layers]
+        layers = tuple(joined.join(llama.config, layer) for layer in floats)
         dequantised = prefill.decode_copy(llama.config, llama.params)._replace(layers=layers)
         key = jax.random.fold_in(jax.random.key(1), 0)
         given = (llama.params, PROMPTS, np.arange(4), key, SAMPLING, llama.mesh)
@@ -73,8 +74,8 @@ def test_rounded_weights_decode_as_their_floats_do(llama: Model, sampled: Rollou
     assert np.abs(sampled.logprobs - found.logprobs).max() > 100 * SAME
     kernels = [layer["up"]["kernel"] for layer in copy.layers]
     assert {kernel["codes"].dtype.name for kernel in kernels} == {"int8"}
-    floats = [layer["up"]["kernel"] for layer in layers]
-    sizes = [sum(x.nbytes for x in jax.tree.leaves(each)) for each in (kernels, floats)]
+    whole = [layer["up"]["kernel"] for layer in floats]
+    sizes = [sum(x.nbytes for x in jax.tree.leaves(each)) for each in (kernels, whole)]
     assert 0.25 < sizes[0] / sizes[1] < 0.27
 
 
