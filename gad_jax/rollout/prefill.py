@@ -206,7 +206,7 @@ def prefill(
             lambda x: jnp.pad(x, padding), (parallel.batch_spec(at),), parallel.batch_spec(at)
         )(z)
 
-    # the orders of ring.PROMPT_LAYOUT
+    # the orders of attention.PROMPT_LAYOUT
     keys = tuple(end_to_end(cache[0][i], (1, 3, 0, 2)) for i in range(config.layers))
     values = tuple(end_to_end(cache[1][i], (1, 0, 2, 3)) for i in range(config.layers))
     return PromptCache(keys, values)

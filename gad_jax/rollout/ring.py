@@ -13,41 +13,21 @@ and `live.py`.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from gad_jax.distributed import devices, parallel, sharding
 from gad_jax.distributed.mesh import data_shards
 from gad_jax.models import decoder
 from gad_jax.models.config import DecoderConfig
+from gad_jax.rollout import attention
+from gad_jax.rollout.attention import PROMPT_LAYOUT, Axis
 from gad_jax.types import Params
-
-Axis = Literal["slot", "kv_head", "width", "position"]
-
-
-class Layout(NamedTuple):
-    """The order of the axes of one layer's cached keys and values."""
-
-    keys: tuple[Axis, ...]
-    values: tuple[Axis, ...]
-
-
-PROMPT_LAYOUT = Layout(
-    keys=("kv_head", "width", "position"), values=("kv_head", "position", "width")
-)
-"""Of a `PromptCache`."""
-
-# Each is the operand order of its matmul, so that the matmul reads the cache without a copy.
-_MATMUL_LAYOUT = Layout(("slot", *PROMPT_LAYOUT.keys), ("slot", *PROMPT_LAYOUT.values))
-# A TPU's compiler wants the numbers of one position in one piece. Of a cache in another order it
-# keeps a second copy, which doubles the largest item in the memory of a decode loop.
-_POSITION_FIRST: tuple[Axis, ...] = ("slot", "position", "kv_head", "width")
-TPU_LAYOUT = Layout(_POSITION_FIRST, _POSITION_FIRST)
 
 
 class DecodeCopy(NamedTuple):
@@ -88,11 +68,6 @@ class RingCache(NamedTuple):
     token: Int[Array, " S"]
 
 
-def ring_layout() -> Layout:
-    """Returns the order of the axes of a `RingCache` on the platform that is compiled for."""
-    return TPU_LAYOUT if devices.platform() == "tpu" else _MATMUL_LAYOUT
-
-
 def zeros(
     count: int, *shape: int, dtype: Any = jnp.int32, axes: Sequence[str | None] = ()
 ) -> Array:
@@ -129,7 +104,7 @@ def make(config: DecoderConfig, slots: int, capacity: int) -> RingCache:
 
         return tuple(map(layer, layer_positions(config, capacity)))
 
-    layout = ring_layout()
+    layout = attention.ring_layout()
     return RingCache(
         written=jnp.zeros((), jnp.int32),
         keys=layers(layout.keys),
@@ -168,7 +143,7 @@ def insert(
         new = jnp.einsum(new, held, order[1:])
         return jax.lax.dynamic_update_slice_in_dim(target, new[None], slot, axis=0)
 
-    layout = ring_layout()
+    layout = attention.ring_layout()
     keys = zip(ring.keys, prompt_cache.keys, strict=True)
     values = zip(ring.values, prompt_cache.values, strict=True)
     return ring._replace(
@@ -194,7 +169,7 @@ def resized(
         new = layer_positions(config, capacity)
         return tuple(move(x, n, order) for x, n in zip(caches, new, strict=True))
 
-    layout = ring_layout()
+    layout = attention.ring_layout()
     return ring._replace(
         keys=layers(ring.keys, layout.keys),
         values=layers(ring.values, layout.values),
@@ -212,6 +187,8 @@ def forward(
     """
     context = ring.context + 1
     angles = {kind: decoder.angles(config, kind, ring.context) for kind in config.kinds}
+    positions = [each.shape[attention.ring_layout().keys.index("position")] for each in ring.keys]
+    masks = {n: attention.visible(ring.written, context, n) for n in positions}
     x = decoder.embed(config, weights.rest, ring.token)
     keys, values = [], []
     # Unrolled, so that every layer updates its cache in place; a scan would copy all caches.
@@ -223,7 +200,8 @@ def forward(
             layer_params, stacked, x = jax.lax.optimization_barrier(parts)
             layer_params = _with_part(layer_params, stacked, _number(layer, x))
         block = nnx.merge(decoder.block_graph(config.decoding), layer_params)
-        attend = partial(_attend, ring.keys[layer], ring.values[layer], ring.written, context)
+        seen = masks[positions[layer]]
+        attend = partial(_attend, ring.keys[layer], ring.values[layer], ring.written, seen)
         x, (new_keys, new_values) = block(x, angles[config.kind(layer)], attend)
         keys.append(new_keys)
         values.append(new_values)
@@ -279,38 +257,18 @@ def _attend(
     keys: Float[Array, "S _ _ _"],
     values: Float[Array, "S _ _ _"],
     written: Int[Array, ""],
-    context: Int[Array, " S"],
+    seen: Bool[Array, "S positions"],
     query: Float[Array, "S H C"],
     key: Float[Array, "S K C"],
     value: Float[Array, "S K C"],
 ) -> tuple[Float[Array, "S H C"], tuple[Array, Array]]:
-    """Writes the newest key and value, and attends to a slot's `context` newest positions.
-
-    Logits, softmax and sums are float32; queries, weights and caches are in the compute dtype.
-    """
-    slots, kv_heads, width = key.shape
-    layout = ring_layout()
-    group = query.shape[1] // kv_heads
-    split = sharding.spec(None, "kv_heads", None, None)
-    q = query.reshape(slots, kv_heads, group, width, out_sharding=split)
-    q = q * jnp.asarray(width**-0.5, q.dtype)
-
-    positions = keys.shape[layout.keys.index("position")]
-    visible = (written - jnp.arange(positions)) % positions < context[:, None]
+    """Writes the newest key and value, and attends to the positions that are seen."""
+    layout = attention.ring_layout()
 
     def write(cache: Array, new: Array, order: tuple[Axis, ...]) -> Array:
         axis = order.index("position")
         new = jnp.expand_dims(new, axis)
-        return jax.lax.dynamic_update_slice_in_dim(cache, new, written % positions, axis)
+        return jax.lax.dynamic_update_slice_in_dim(cache, new, written % seen.shape[1], axis)
 
     keys, values = write(keys, key, layout.keys), write(values, value, layout.values)
-    of_width = ("slot", "kv_head", "group", "width")
-    of_position = ("slot", "kv_head", "group", "position")
-    matmul = partial(jnp.einsum, preferred_element_type=jnp.float32)
-    scores = matmul(q, of_width, keys, layout.keys, of_position)
-    scores = jnp.where(visible[:, None, None], scores, -jnp.inf)
-    scores = jnp.exp(scores - scores.max(-1, keepdims=True))
-    mixed = matmul(scores.astype(q.dtype), of_position, values, layout.values, of_width)
-    # Divided after the matmul: one division per output and not per cached position.
-    out = (mixed / scores.sum(-1, keepdims=True)).astype(q.dtype)
-    return out.reshape(query.shape, out_sharding=sharding.spec(None, "heads", None)), (keys, values)
+    return attention.attend(query, keys, values, seen), (keys, values)

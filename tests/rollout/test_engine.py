@@ -12,7 +12,7 @@ from gad_jax.distributed import devices
 from gad_jax.distributed.mesh import data_shards, make_mesh
 from gad_jax.models.builtin.tiny import write_tiny
 from gad_jax.plan import decoding
-from gad_jax.rollout import engine, prefill, ring
+from gad_jax.rollout import attention, engine, prefill
 from gad_jax.rollout.engine import RolloutProgram
 from gad_jax.rollout.sampling import Sampler, shape_logits
 from gad_jax.types import Rollout, Segments
@@ -139,7 +139,7 @@ def uneven(llama: Model) -> Rollout:
 def test_caches_in_the_layout_of_a_tpu_give_the_same(
     llama: Model, uneven: Rollout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ring, "ring_layout", lambda: ring.TPU_LAYOUT)
+    monkeypatch.setattr(attention, "ring_layout", lambda: attention.TPU_LAYOUT)
     jax.clear_caches()  # programs are kept by their arguments, and the layout is none of them
     rollout = trace(llama, dataclasses.replace(LONG, slots=4))[0]
     jax.clear_caches()

@@ -13,7 +13,7 @@ import pytest
 from gad_jax.base.errors import UserError
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.models import families, weights
-from gad_jax.rollout import ring
+from gad_jax.rollout import attention, ring
 from gad_jax.rollout.engine import RolloutProgram
 from gad_jax.types import Segments
 from tests.models import networks
@@ -104,7 +104,7 @@ def test_layers_with_a_window_keep_no_more_than_it() -> None:
     assert ring.layer_positions(config, 4) == [4, 4, 4, 4]
     with jax.set_mesh(make_mesh(1, 1, 1, one_device())):
         cache = ring.make(config, 2, 64)
-    along = ring.ring_layout().keys.index("position")
+    along = attention.ring_layout().keys.index("position")
     assert [keys.shape[along] for keys in cache.keys] == [6, 6, 6, 64]
 
 
