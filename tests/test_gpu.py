@@ -20,6 +20,7 @@ from gad_jax.distributed import devices
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.models import attention
 from gad_jax.models.builtin.tiny import write_tiny
+from gad_jax.rollout import attention as decoding
 from gad_jax.rollout import engine
 from gad_jax.rollout.sampling import Sampler
 from gad_jax.types import Rollout, Segments
@@ -92,6 +93,30 @@ def test_flash_attention(length: int, heads: int, kv_heads: int, width: int) -> 
 
 
 SAMPLING = engine.RolloutProgram(3, 24, NO_END, PAD, Sampler(temperature=0.8))
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "width", "positions"),
+    [(14, 2, 64, 960), (28, 4, 128, 512), (8, 8, 64, 256), (12, 2, 128, 64)],
+)
+def test_flash_decoding(heads: int, kv_heads: int, width: int, positions: int) -> None:
+    """cuDNN's kernel for one query per slot, on rings that are partly seen."""
+    slots = 5
+    keys = jax.random.split(jax.random.key(heads), 3)
+    shapes = (slots, heads, width), *2 * [(slots, kv_heads, positions, width)]
+    arrays = [jax.random.normal(k, s) for k, s in zip(keys, shapes, strict=True)]
+    context = jnp.array([1, 2, positions // 3, positions - 1, positions])
+    half = [x.astype(jnp.bfloat16) for x in arrays]
+
+    def attend(_: Mesh) -> Any:
+        seen = decoding.visible(jnp.int32(positions + 7), context, positions)
+        if devices.platform() == "gpu":
+            return jax.jit(decoding.attend)(*half, seen).astype(jnp.float32)
+        wide = [x.astype(jnp.float32) for x in half]
+        return decoding.matmuls(*wide, seen, decoding.GPU_LAYOUT)
+
+    # bfloat16 weights and outputs have 8 bits
+    assert distance(on("gpu", attend), on("cpu", attend)) < 0.01
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen2", "qwen3"])
