@@ -135,8 +135,10 @@ class Bench:
         found = families.read(known)
         return dataclasses.replace(found, compute_dtype=self.dtype, **changes)
 
-    def compiled(self, lowered: Any, options: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Returns the program, and what is known of it before it runs."""
+    def compiled(
+        self, lowered: Any, options: Mapping[str, Any], steps: int = 1
+    ) -> tuple[Any, dict[str, Any]]:
+        """Returns the program, and what is known before it runs of one of the steps in its loop."""
         began = time.monotonic()
         if not self.on_gpu:
             program = lowered.compile()
@@ -144,7 +146,7 @@ class Bench:
         with tempfile.TemporaryDirectory() as place:
             program = lowered.compile(compiler_options={"xla_dump_to": place, **options})
             seconds = time.monotonic() - began
-            found = kernels.launches(*kernels.dumped(Path(place)), program.as_text())
+            found = kernels.launches(*kernels.dumped(Path(place)), program.as_text(), steps)
         predicted = LAUNCH * found.total + found.bytes / self.best.bytes_per_second
         return program, {
             "kernels": found.total,
@@ -189,7 +191,9 @@ def measure_decode(bench: Bench, name: str, variants: list[Decode]) -> None:
 
     def measure(variant: Decode) -> None:
         decode = _Decoding(network, variant, params, mesh)
-        program, known = bench.compiled(decode.lowered(weights), variant.options)
+        program, known = bench.compiled(
+            decode.lowered(weights), variant.options, decode.settings.steps
+        )
 
         def run(limit: int) -> tuple[float, Any]:
             return decode.seconds(program, weights, limit)

@@ -4,9 +4,10 @@ XLA lists a program's thunks, which are what its runtime executes, and the instr
 bytes of an instruction are those of its operands and results in the HLO text: of an operand that is
 only sliced or gathered from, what is taken; of one that is updated in place, what is written.
 
-The unit is one call of the program. Of a program whose outermost loop has no fixed length, such as
-the decode loop, it is one iteration of that loop. Of loops of unknown length inside of it, such as
-the refill of slots, the condition counts once, for which the host waits, and the body not at all.
+The unit is one call of the program. Of a program with a loop of unknown length that holds most of
+it, such as the decode loop, it is one iteration of that loop, or one of the steps that an iteration
+consists of. Of other loops of unknown length, such as the refill of slots, the condition counts
+once, for which the host waits, and the body not at all.
 """
 
 import re
@@ -30,30 +31,31 @@ class Kernel(NamedTuple):
 
     name: str
     source: str
-    times: int
-    bytes: int
+    times: int | float
+    bytes: int | float
     in_graph: bool
 
 
 class Launches(NamedTuple):
     """What one unit of a program starts on a device.
 
-    `waits` counts how often the host waits for a condition, `graphs` the starts of graphs.
+    `waits` counts how often the host waits for a condition, `graphs` the starts of graphs. Where a
+    unit has several steps these are no whole numbers.
     """
 
     kernels: list[Kernel]
-    graphs: int
-    waits: int
+    graphs: int | float
+    waits: int | float
 
     @property
     def total(self) -> int:
         """Kernels, library calls and copies."""
-        return sum(kernel.times for kernel in self.kernels)
+        return round(sum(kernel.times for kernel in self.kernels))
 
     @property
     def bytes(self) -> int:
         """The bytes that they read and write."""
-        return sum(kernel.bytes for kernel in self.kernels)
+        return round(sum(kernel.bytes for kernel in self.kernels))
 
     @property
     def in_graphs(self) -> float:
@@ -63,10 +65,10 @@ class Launches(NamedTuple):
 
     def per_layer(self, layers: int) -> int:
         """Kernels that every layer starts: those that occur as often as there are layers."""
-        occurs: dict[str, int] = {}
+        occurs: dict[str, int | float] = {}
         for kernel in self.kernels:
             occurs[kernel.source] = occurs.get(kernel.source, 0) + kernel.times
-        return sum(times // layers for times in occurs.values())
+        return sum(int(round(times, 6) // layers) for times in occurs.values())
 
     def largest(self, count: int = 5) -> list[Kernel]:
         """Those that move the most bytes; kernels of the same source are one."""
@@ -86,6 +88,11 @@ class _Thunk(NamedTuple):
     inside: list["_Thunk"]
     condition: list["_Thunk"]
 
+    @property
+    def size(self) -> int:
+        """Thunks inside, at any depth, and this one."""
+        return 1 + sum(each.size for each in self.inside)
+
 
 def dumped(place: Path) -> tuple[str, str]:
     """Returns the lists of one program that XLA has written into a directory.
@@ -100,17 +107,20 @@ def dumped(place: Path) -> tuple[str, str]:
     return thunks.read_text("utf-8"), metadata.read_text("utf-8")
 
 
-def launches(thunks: str, metadata: str, text: str) -> Launches:
-    """Returns the launches of a program, from XLA's dumped lists and the HLO text."""
+def launches(thunks: str, metadata: str, text: str, steps: int = 1) -> Launches:
+    """Returns the launches of a program, from XLA's dumped lists and the HLO text.
+
+    An iteration of its main loop of unknown length consists of so many `steps`, of which one is
+    counted.
+    """
     program = _Program(text)
-    tree = _tree(thunks, _instructions(metadata))
     totals = {"graphs": 0, "waits": 0}
-    outermost = [each for each in tree if each.kind == "kWhile" and not program.iterations(each)]
-    if outermost:
-        totals["waits"] = 1
-        tree = [*outermost[0].condition, *outermost[0].inside]
+    tree = program.main(_tree(thunks, _instructions(metadata)), totals)
     found = [kernel for each in tree for kernel in program.kernels(each, 1, False, totals)]
-    return Launches(found, **totals)
+    if steps == 1:
+        return Launches(found, **totals)
+    each = (k._replace(times=k.times / steps, bytes=k.bytes / steps) for k in found)
+    return Launches([*each], **{name: count / steps for name, count in totals.items()})
 
 
 def _instructions(metadata: str) -> dict[int, str]:
@@ -175,6 +185,18 @@ class _Program:
         """Returns the iterations of a loop, 0 where they are not fixed."""
         line = self.parsed[self.home[loop.instruction]][loop.instruction].line
         return hlo.known_iterations(line, self.bodies) or 0
+
+    def main(self, tree: list[_Thunk], totals: dict[str, int]) -> list[_Thunk]:
+        """Returns an iteration of the loop of unknown length that holds most of these thunks.
+
+        Without one they are returned as they are. Adds the loop's wait to the totals.
+        """
+        unknown = [each for each in tree if each.kind == "kWhile" and not self.iterations(each)]
+        largest = max(unknown, key=lambda loop: loop.size, default=None)
+        if largest is None or 2 * largest.size <= sum(each.size for each in tree):
+            return tree
+        totals["waits"] = 1
+        return self.main([*largest.condition, *largest.inside], totals)
 
     def kernels(
         self, thunk: _Thunk, times: int, in_graph: bool, totals: dict[str, int]

@@ -35,8 +35,8 @@ def _counts(programs: Sequence[Compiled], layers: int) -> Table:
             _gigabytes(found.bytes),
             f"{found.bytes / program.needed:.2f}" if program.needed else "–",
             f"{found.in_graphs:.0%}",
-            f"{found.graphs:,}",
-            f"{found.waits:,}",
+            _count(found.graphs),
+            _count(found.waits),
         )
     return table
 
@@ -48,9 +48,14 @@ def _largest(program: Compiled) -> Table:
     table.add_column("made from", overflow="fold")
     assert program.launches is not None
     for kernel in program.launches.largest():
-        table.add_row(_gigabytes(kernel.bytes), f"{kernel.times:,}", kernel.source)
+        table.add_row(_gigabytes(kernel.bytes), _count(kernel.times), kernel.source)
     return table
 
 
-def _gigabytes(size: int) -> str:
+def _gigabytes(size: int | float) -> str:
     return f"{size / 1e9:.3g}" if size < 1e12 else f"{size / 1e9:,.0f}"
+
+
+def _count(number: int | float) -> str:
+    """Returns a count; of one step among several it may be a fraction, such as 0.125."""
+    return f"{number:,.4g}" if number < 1e4 else f"{number:,.0f}"

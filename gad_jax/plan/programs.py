@@ -40,7 +40,7 @@ class Compiled:
     `bytes` has the arguments by name; `resident`, which stays on the device and is no argument;
     `temporary`; and `results`, without those that reuse the memory of an argument. `refused` is the
     compiler's sentence if the program did not fit. `launches` are counted where asked for. `needed`
-    are the bytes that an iteration of its loop must read: of decode, weights and KV cache once.
+    are the bytes that a step of its loop must read: of decode, weights and KV cache once.
     """
 
     name: str
@@ -61,8 +61,8 @@ class _Call(NamedTuple):
     """A jitted function with abstract arguments.
 
     `held` are the trees on the device by kind, or their bytes, `resident` further bytes, and
-    `iterations` those of its outermost loop of unknown length. `read` are trees that each of them
-    must read once.
+    `iterations` those of its outermost loop of unknown length, each of so many `steps`. `read` are
+    trees that each step must read once.
     """
 
     name: str
@@ -71,6 +71,7 @@ class _Call(NamedTuple):
     held: dict[str, Any]
     resident: int = 0
     iterations: int = 1
+    steps: int = 1
     read: Any = ()
 
 
@@ -231,13 +232,12 @@ def _rollout(
     copied = held | {"decode copy": devices.device_bytes(weights) - shared}
     sampled = copied | {"prompt KV cache": prompts, "KV cache": cache}
     tokens = (network, generator, packed.size, *rows)
+    loop = {"iterations": work.iterations // settings.steps, "steps": settings.steps}
+    read = (ring.read_by_step(weights), cache.ring)
     calls = [
         _reshard(network, generator, weights, copied, resident),
         _Call("rollout: prefill", prefill.prefill, tokens, copied, resident),
-        _Call(
-            *("rollout: decode", engine.decode, sampling, sampled, resident, work.iterations),
-            read=(ring.read_by_step(weights), cache.ring),
-        ),
+        _Call("rollout: decode", engine.decode, sampling, sampled, resident, **loop, read=read),
     ]
     if network.decode_weights != "auto" and config.data.heldout:
         calls.append(_evaluation(calls[-1], generator, mesh))
@@ -308,7 +308,7 @@ def _compile(call: _Call, target: Target, *, count_kernels: bool) -> Compiled:
     started = time.perf_counter()
     lowered = call.function.trace(*call.arguments).lower(lowering_platforms=(target.platform,))
     try:
-        compiled, launches = _counted(lowered) if count_kernels else (lowered.compile(), None)
+        compiled, launches = _compiled(lowered, call.steps if count_kernels else 0)
     except jax.errors.JaxRuntimeError as error:
         # The TPU's compiler refuses a program that does not fit; others compile it.
         if "RESOURCE_EXHAUSTED" not in str(error) and "hbm" not in str(error).lower():
@@ -323,15 +323,19 @@ def _compile(call: _Call, target: Target, *, count_kernels: bool) -> Compiled:
     return Compiled(call.name, kinds, transfers, seconds, launches=launches, needed=needed)
 
 
-def _counted(lowered: Any) -> tuple[Any, Launches]:
-    """Returns the compiled program and what it starts, which XLA writes into files."""
+def _compiled(lowered: Any, steps: int) -> tuple[Any, Launches | None]:
+    """Returns the compiled program and what it starts, which XLA writes into files.
+
+    An iteration of its loop has so many `steps`; with 0 nothing is counted.
+    """
+    if not steps:
+        return lowered.compile(), None
     # A program from the cache on disk is not compiled, so nothing would be written.
     jax.config.update("jax_enable_compilation_cache", False)
     with tempfile.TemporaryDirectory() as place:
         compiled = lowered.compile(compiler_options={"xla_dump_to": place})
-
         thunks, metadata = kernels.dumped(Path(place))
-        return compiled, kernels.launches(thunks, metadata, compiled.as_text())
+        return compiled, kernels.launches(thunks, metadata, compiled.as_text(), steps)
 
 
 def _state_bytes(start: TrainState) -> dict[str, int]:

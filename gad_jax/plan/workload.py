@@ -12,6 +12,7 @@ from gad_jax.distributed.targets import Target
 from gad_jax.plan import decoding
 from gad_jax.rollout import engine, memory
 from gad_jax.rollout.sampling import Sampler
+from gad_jax.rollout.slots import default_steps
 from gad_jax.settings import baselines
 from gad_jax.settings.config import Config
 from gad_jax.types import PackedRows
@@ -48,7 +49,7 @@ class Workload(NamedTuple):
 
     @property
     def iterations(self) -> int:
-        """Iterations of the decode loop, over all its calls."""
+        """Steps of the decode loop, over all its calls."""
         return sum(call.steps for call in self.calls)
 
     @property
@@ -99,6 +100,7 @@ def draw(config: Config, lengths: LognormalLengths, target: Target) -> Workload:
     shards = target.devices // config.mesh.tensor
     with devices.compiling_for(target.backend):
         slots = config.rollout.slots or memory.default_slots()
+        steps = default_steps(config.rollout.max_new_tokens)
     batch = config.batch
     members = 1 + config.rollout.samples
     compared = 1 + baselines.rejected(config) if "dpo" in config.stages else 0
@@ -124,7 +126,8 @@ def draw(config: Config, lengths: LognormalLengths, target: Target) -> Workload:
 
     def calls(count: int) -> tuple[engine.DecodeCall, ...]:
         sampled = responses[:, 1 : 1 + count]
-        return decoding.decode_calls(prompts, sampled, shards, slots, config.longest)
+        limits = np.full(len(prompts), config.rollout.max_new_tokens)
+        return decoding.decode_calls(prompts, sampled, shards, slots, config.longest, limits, steps)
 
     snapshot_calls = calls(baselines.rejected(config)) if compared else ()
     return Workload(

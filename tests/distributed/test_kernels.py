@@ -11,10 +11,10 @@ GOLDEN = Path(__file__).parents[1] / "golden/kernels"
 FLOAT, WIDTH = 4, 64
 
 
-def counted(thunks=None):
+def counted(thunks=None, steps=1):
     texts = (GOLDEN / name for name in ("metadata.txt", "program.hlo.txt"))
     thunks = thunks or (GOLDEN / "thunks.txt").read_text()
-    return kernels.launches(thunks, *(text.read_text() for text in texts))
+    return kernels.launches(thunks, *(text.read_text() for text in texts), steps)
 
 
 def test_one_iteration_of_the_loop_is_counted():
@@ -31,6 +31,31 @@ def test_one_iteration_of_the_loop_is_counted():
     assert found.waits == 2
     assert found.bytes == sum(kernel.bytes for kernel in found.kernels)
     assert found.largest(1)[0].source == "eval_jaxpr/dot_general"
+
+
+def test_a_step_is_a_part_of_an_iteration():
+    whole, step = counted(), counted(steps=2)
+    assert (step.waits, step.bytes) == (1, whole.bytes // 2)
+    assert [each.times for each in step.kernels] == [each.times / 2 for each in whole.kernels]
+    assert step.in_graphs == whole.in_graphs == 0
+    # Of the matmul in every layer, half is started in a step.
+    assert (whole.per_layer(layers=3), step.per_layer(layers=3)) == (3, 0)
+
+
+def test_the_main_loop_may_be_inside_of_another_one():
+    """The first loop of unknown length, again as all that an outer one holds but for a refill."""
+    lines = (GOLDEN / "thunks.txt").read_text().splitlines()
+    first = next(n for n, line in enumerate(lines) if " 003: " in line or "003: kWhile" in line)
+    condition, refill = (
+        ["condition:", "    004: kCustomKernel [source | sink] input_reduce_fusion"],
+        next(n for n, line in enumerate(lines) if " 013: " in line),
+    )
+    inside = ["    " + line if line[0] in " 0" else line for line in lines[first:]]
+    other = lines[refill : refill + 5]
+    outer = [*lines[:first], lines[first], *condition, "  body:", *other, *inside]
+    found = counted("\n".join(outer))
+    # Of the inner loop and its refill, as without the outer one.
+    assert (found.waits, found.total) == (2, counted().total)
 
 
 def test_kernels_of_a_layer_occur_as_often_as_there_are_layers():

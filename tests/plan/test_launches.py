@@ -66,8 +66,8 @@ def test_the_decode_loop_of_half_a_billion_parameters(command, tmp_path) -> None
     programs = {each["name"]: each["launches"] for each in json.loads(done.stdout)["programs"]}
     decode, update = programs["rollout: decode"], programs["gad: G and D update"]
     assert decode["kernels_per_layer"] <= 12
-    assert decode["kernels"] <= 321
-    assert decode["host_waits"] <= 2
+    assert decode["kernels"] <= 324
+    assert decode["host_waits"] <= 1 / 8
     assert decode["in_graphs"] > 0.97
     assert decode["bytes"] <= 1.52 * decode["needed_bytes"]
     assert update["host_waits"] == 0

@@ -124,7 +124,8 @@ def trace(model: Model, settings: RolloutProgram, limits: np.ndarray = LIMITS) -
     asked = np.array([len(prompt) for prompt in MANY])
     shards = data_shards(model.mesh)
     expected = decoding.decode_calls(
-        asked, rollout.lengths, shards, settings.slots, settings.longest
+        *(asked, rollout.lengths, shards, settings.slots, settings.longest, limits),
+        settings.steps,
     )
     assert segments == expected
     return rollout, segments
@@ -158,6 +159,13 @@ def test_a_slot_that_is_free_takes_the_next_sample(llama: Model, uneven: Rollout
     for prompt in np.argsort([-len(prompt) for prompt in MANY], kind="stable"):
         free[free.argmin()] += LIMITS[prompt]
     assert sum(part.steps for part in segments) == free.max()
+
+
+def test_caches_have_room_for_all_steps_until_the_next_check(llama: Model, uneven: Rollout) -> None:
+    rollout, segments = trace(llama, dataclasses.replace(LONG, slots=4, steps_per_check=8))
+    assert_same(rollout, uneven)
+    assert {part.capacity for part in segments} >= {128, 256}
+    assert segments[-1].slots == 1
 
 
 def test_the_largest_cache_needs_no_power_of_two(llama: Model, uneven: Rollout) -> None:
