@@ -39,7 +39,7 @@ FLAGS = (
     *REPLAY,
     "--limits.join_seconds=60",  # for the peer of a process that was killed before it joined
 )
-VARYING = ("seconds/", "tokens_per_second/", "compiles")
+VARYING = ("seconds/", "tokens_per_second/", "compiles", "host_share")
 OPERATIONS = 250
 """About the number of file operations in an undisturbed run."""
 

@@ -15,7 +15,7 @@ EIGHT_ROWS = Path(__file__).parents[1] / "eight_rows.jsonl"
 REPLAY = (f"--data.train={EIGHT_ROWS}", "--discriminator.replay_share=0.5")
 """Every step of the tiny run has all rows, so each one but the first replays older answers."""
 
-VARYING = ("seconds/", "tokens_per_second/", "compiles")
+VARYING = ("seconds/", "tokens_per_second/", "compiles", "host_share")
 
 
 class StopAt(exits.StopRequest):
