@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from gad_jax.distributed import devices, sharding
+from gad_jax.distributed import devices, sharding, trial
 from gad_jax.types import Segments
 
 SAVED = "attention"
@@ -71,9 +71,12 @@ def attend(
     flash kernel, a TPU splash attention. Everything else uses matmuls in blocks of queries, which
     skip the keys that come after a block.
     """
-    half = query.dtype in (jnp.bfloat16, jnp.float16)
-    flash = {"gpu": _cudnn if half else _blocked, "tpu": _splash}
-    kernel = flash.get(devices.platform(), _blocked)
+    platform, half = devices.platform(), query.dtype in (jnp.bfloat16, jnp.float16)
+    kernel = _blocked
+    if platform == "gpu" and half:
+        kernel = _cudnn if _takes(query, key) else _cudnn_masked
+    elif platform == "tpu":
+        kernel = _splash
     heads = sharding.spec("batch", None, "heads", None)
     if heads is None:
         return kernel(query, key, value, mask)
@@ -90,6 +93,28 @@ def _cudnn(query: Array, key: Array, value: Array, mask: Array) -> Array:
     return jax.nn.dot_product_attention(
         query, key, value, mask=mask[:, None], is_causal=True, implementation="cudnn"
     )
+
+
+def _cudnn_masked(query: Array, key: Array, value: Array, mask: Array) -> Array:
+    return jax.nn.dot_product_attention(
+        query, key, value, mask=mask[:, None], implementation="cudnn"
+    )
+
+
+def _takes(query: Float[Array, "M T H C"], key: Float[Array, "M T K C"]) -> bool:
+    """Returns whether cuDNN takes a causal kernel with a mask of these shapes, on this card."""
+    _, length, heads, width = query.shape
+    dtype = query.dtype.name
+    keys = ((1, length, key.shape[2], width), dtype)
+    mask = ((1, length, length), "bool")
+    return trial.runs(_gradient, ((1, length, heads, width), dtype), keys, keys, mask)
+
+
+def _gradient(query: Array, key: Array, value: Array, mask: Array) -> Any:
+    def total(query: Array, key: Array, value: Array) -> Array:
+        return jnp.sum(_cudnn(query, key, value, mask).astype(jnp.float32))
+
+    return jax.grad(total, (0, 1, 2))(query, key, value)
 
 
 def _splash(query: Array, key: Array, value: Array, mask: Array, interpret: bool = False) -> Array:

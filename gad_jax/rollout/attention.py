@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from gad_jax.distributed import devices, mesh, parallel, sharding
+from gad_jax.distributed import devices, mesh, parallel, sharding, trial
 
 Axis = Literal["slot", "kv_head", "width", "position"]
 
@@ -69,11 +69,25 @@ def attend(
     The cache is in the order of `ring_layout`. In half precision a GPU uses cuDNN's flash kernel
     where it takes the shapes: one kernel in place of four, and no logits in memory.
     """
-    half = query.dtype in (jnp.bfloat16, jnp.float16)
-    fits = not (query.shape[2] % _ALIGNED or seen.shape[1] % _ALIGNED)
-    if devices.platform() == "gpu" and half and fits and query.shape[2] <= _WIDEST:
+    if devices.platform() == "gpu" and _takes(query, keys):
         return flash(query, keys, values, seen)
     return matmuls(query, keys, values, seen, ring_layout())
+
+
+def _takes(query: Float[Array, "S H C"], keys: Float[Array, "S K P C"]) -> bool:
+    """Returns whether cuDNN takes queries and caches of these shapes, on this card."""
+    _, kv_heads, positions, width = keys.shape
+    half = query.dtype in (jnp.bfloat16, jnp.float16)
+    if not half or width % _ALIGNED or positions % _ALIGNED or width > _WIDEST:
+        return False
+    queries = 2, query.shape[1] // kv_heads
+    cache, dtype = ((2, positions, 1, width), query.dtype.name), query.dtype.name
+    mask = ((2, 1, queries[1], positions), "bool")
+    return trial.runs(_cudnn, ((*queries, 1, width), dtype), cache, cache, mask)
+
+
+def _cudnn(query: Array, keys: Array, values: Array, mask: Array) -> Array:
+    return jax.nn.dot_product_attention(query, keys, values, mask=mask, implementation="cudnn")
 
 
 def flash(
