@@ -2,12 +2,15 @@
 
 import atexit
 import faulthandler
+import inspect
 import os
+import re
 import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -28,7 +31,7 @@ else:
     (shared / "xla").mkdir()
     # Workers and the commands that tests start compile the same programs: they share one cache.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(shared / "xla")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # tests repeat small ones most
     atexit.register(shutil.rmtree, shared, ignore_errors=True)
 
 # Below the variables: it imports jax, which reads them.
@@ -89,17 +92,45 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: rank.get(item.path, len(rank)))
 
 
+PROGRAMS = ("models", "core", "rollout", "distributed.mesh", "distributed.parallel")
+"""Modules of functions that are traced. What jit keeps is not traced again when a test replaces
+one of them, and what was traced then must not be kept."""
+
+COUNTED_OR_FOREIGN = re.compile(r"_cache_size|compiling_for|--target|gad_jax\.plan")
+"""Signs of tests that count programs or trace them for another platform, which jit cannot see."""
+
+MOST_MAPS = 30_000
+
+
+def _needs_own_programs(module: ModuleType) -> bool:
+    source = inspect.getsource(module)
+    targets = re.findall(r'setattr\(\s*"?([\w.]+)', source)
+    names = [getattr(getattr(module, target, None), "__name__", target) for target in targets]
+    traced = tuple(f"gad_jax.{name}" for name in PROGRAMS)
+    replaces = any(name.startswith(traced) for name in names)
+    return replaces or COUNTED_OR_FOREIGN.search(source) is not None
+
+
+def _memory_maps() -> int:
+    maps = Path("/proc/self/maps")
+    return maps.read_bytes().count(b"\n") if maps.exists() else MOST_MAPS
+
+
 @pytest.fixture(autouse=True, scope="module")
-def _drop_compiled_programs() -> Iterator[None]:
-    """Frees the compiled programs of a module when its tests are done.
+def _drop_compiled_programs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Keeps traced and compiled programs for the next module, as long as there is room for them.
 
     Each program holds several memory maps, and Linux allows 65530 in a process. With the programs
     of all tests a process exceeds that, and the compiler ends in a segmentation fault.
     """
-    yield
     import jax  # not above: it reads the variables that this file sets
 
-    jax.clear_caches()
+    alone = _needs_own_programs(request.module)
+    if alone:
+        jax.clear_caches()
+    yield
+    if alone or _memory_maps() >= MOST_MAPS:
+        jax.clear_caches()
     faulthandler.cancel_dump_traceback_later()  # a trainer in this process starts the watchdog
 
 
