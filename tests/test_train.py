@@ -1,16 +1,18 @@
 """The train command as a process: Ctrl-C and resuming, mistakes, --help."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
 
+from tests import compiling
 from tests.faults.job import Job
 
-LONG = [
-    *("--config=tiny", "--stage=gad", "--gad.steps=500"),
+LONG = [  # of the stage that compiles least: the others stop alike
+    *("--config=tiny", "--stage=seqkd", "--seqkd.steps=2000"),
     *("--data.heldout=", "--checkpoint.every=1000"),
 ]
 
@@ -27,7 +29,12 @@ def called(response):
 def start(run_dir, *flags):
     command = [sys.executable, "-m", "gad_jax.train", f"--run_dir={run_dir}", *flags]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8"
+        command,
+        env=os.environ | {"XLA_FLAGS": compiling.XLA_FLAGS},  # one device
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
     )
 
 
@@ -53,12 +60,12 @@ def interrupt_after(process, run_dir, step):
 def test_a_run_that_is_interrupted_saves_and_goes_on(tmp_path):
     printed = interrupt_after(start(tmp_path, *LONG), tmp_path, 3)
     stopped = steps(tmp_path)[-1]
-    assert f"stopped after step {stopped} of 500, which is saved" in printed
+    assert f"stopped after step {stopped} of 2000, which is saved" in printed
     again = f"next: python -m gad_jax.train --run_dir={tmp_path} {' '.join(LONG)}"
     assert printed.splitlines()[-1] == again
     assert (tmp_path / "checkpoints" / str(stopped)).is_dir()
     printed = interrupt_after(start(tmp_path, *LONG), tmp_path, stopped + 2)
-    assert f"resuming after step {stopped} of 500" in printed
+    assert f"resuming after step {stopped} of 2000" in printed
     logged = steps(tmp_path)
     assert logged == list(range(1, logged[-1] + 1))
     assert logged[-1] >= stopped + 2

@@ -9,19 +9,20 @@ import pytest
 
 from gad_jax.base.errors import UserError
 from gad_jax.models.builtin import tiny, untrained
-from gad_jax.rollout import engine
 from gad_jax.settings import options
-from gad_jax.training import loading
+from gad_jax.training import iteration, loading
 from tests.training.runs import REPLAY, rows, run, settings
 
 ABLATIONS = {
     "seqkd": ["--stage=seqkd", "--seqkd.steps=2"],
     "no warm-up, no KL": ["--stage=gad", "--gad.steps=1", "--grpo.kl_coefficient=0"],
-    "no discriminator warm-up": ["--warmup.train_discriminator=false", "--gad.steps=1"],
+    "no discriminator warm-up": [
+        *("--warmup.train_discriminator=false", "--warmup.steps=1", "--gad.steps=1"),
+    ],
     "off-policy discriminator": [
         "--stage=warmup,offpolicy,gad",
         "--warmup.train_discriminator=false",
-        "--offpolicy.steps=1",
+        *("--warmup.steps=1", "--offpolicy.steps=1", "--gad.steps=1"),
         "--gad.train_discriminator=false",
     ],
     "a healthy discriminator": [
@@ -29,7 +30,7 @@ ABLATIONS = {
         "--discriminator.label_smoothing=0.1",
         "--discriminator.length_debias",
         "--grpo.drop_flat_groups",
-        "--warmup.steps=1",
+        *("--warmup.steps=1", "--gad.steps=1"),
         "--discriminator.heads=2",
         "--discriminator.pessimism=0.5",
         *REPLAY,
@@ -38,6 +39,7 @@ ABLATIONS = {
     "rounded sampling": ["--stage=gad", "--rollout.weights=int8"],
     # What compiles every program anew goes together.
     "cross-entropy discriminator, bfloat16, micro-batches": [
+        *("--stage=gad", "--gad.steps=1"),
         "--discriminator.objective=cross_entropy",
         "--student.compute_dtype=bfloat16",
         *("--batch.prompts=16", "--batch.micro_batch_prompts=8"),
@@ -139,14 +141,14 @@ def test_a_row_that_is_drawn_twice_in_a_step_gets_different_samples(tmp_path, mo
         rows_of_file = [json.dumps({"prompt": p, "teacher_response": "x"}) for p in prompts]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(rows_of_file))
     seen = []
-    sample = engine.sample_responses
+    sample = iteration.engine.sample_responses
 
     def sample_and_keep(*arguments):
         rollout, calls = sample(*arguments)
         seen.append((arguments[2], rollout))
         return rollout, calls
 
-    monkeypatch.setattr(engine, "sample_responses", sample_and_keep)
+    monkeypatch.setattr(iteration.engine, "sample_responses", sample_and_keep)
     mixture = f"{tmp_path}/one.jsonl=0.5,{tmp_path}/many.jsonl=0.5"
     flags = (f"--data.train={mixture}", "--data.heldout=", "--stage=gad", "--gad.steps=1")
     run(settings(tmp_path / "run", *flags))
