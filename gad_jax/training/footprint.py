@@ -184,8 +184,9 @@ def _update_bytes(config: Config, program: Program, mesh: Mesh, lengths: Lengths
     """Returns the temporary bytes of an update: those of the network that needs more.
 
     The discriminator's gradients wait for the generator's. With several micro-batches, gradients
-    of one are added to a sum of the same size. They appear in the backward pass, where the logits
-    of the forward pass are gone.
+    of one are added to a sum in float32. They appear in the backward pass, where the logits of the
+    forward pass are gone. Kernels that are rounded once per step are a copy, and so are gradients
+    of theirs.
     """
     micro_batches, rows, length = shape(config, lengths, data_shards(mesh))
     rows //= data_shards(mesh)
@@ -197,12 +198,25 @@ def _update_bytes(config: Config, program: Program, mesh: Mesh, lengths: Lengths
     ):
         if not trains:
             continue
+        rounded, wide = _rounded_bytes(network, mesh)
+        found = gradients - wide + rounded
         summed = gradients if micro_batches > 1 else 0
         saved, working = _activation_bytes(network, rows, length, mesh)
         head = _head_bytes(config, network, rows, length, mesh)
-        peak = max(peak, waiting + summed + saved + max(head, gradients + working))
-        waiting += gradients
+        peak = max(peak, waiting + rounded + summed + saved + max(head, found + working))
+        waiting += summed or found
     return peak
+
+
+def _rounded_bytes(network: DecoderConfig, mesh: Mesh) -> tuple[int, int]:
+    """Returns the bytes of the kernels that a step rounds, rounded and in float32."""
+    size = jnp.dtype(network.compute_dtype).itemsize
+    if size == 4 or network.lora is not None:
+        return 0, 0
+    layers = decoder.abstract(network)["layers"]
+    kernels = decoder.selected(layers, lambda path: path.endswith("kernel"))
+    wide = devices.device_bytes(sharding.placed({"layers": kernels}, mesh))
+    return wide * size // 4, wide
 
 
 def _activation_bytes(
@@ -239,15 +253,21 @@ def _scoring_bytes(config: Config, network: DecoderConfig, mesh: Mesh, lengths: 
 
 
 def _head_bytes(config: Config, network: DecoderConfig, rows: int, length: int, mesh: Mesh) -> int:
-    """Returns the bytes of the logits of a chunk and of the kernel that makes them, which is there
-    in the compute dtype, and in float32 and as a gradient where it is trained, or turned where it
-    is frozen."""
+    """Returns the bytes of the logits of a chunk and of the kernel that makes them.
+
+    The kernel is there in the compute dtype, and with a float32 gradient where it is trained, or
+    turned where it is frozen. A GPU holds a chunk's logits and their gradient, in the compute
+    dtype. A CPU holds three arrays in float32, and a trained kernel a second time.
+    """
     if network.head != "vocabulary":
         return 0
     chunk = rows * min(max(state.vocabulary_chunk(config) // rows, 1), length)
     size = jnp.dtype(network.compute_dtype).itemsize
-    more = 4 + 4 if network.lora is None else size
-    numbers = 4 * 3 * chunk + (more + size) * network.width
+    gpu = devices.platform() == "gpu"
+    trained = 4 if gpu else 4 + 4
+    more = trained if network.lora is None else size
+    each = 2 * size if gpu else 3 * 4
+    numbers = each * chunk + (more + size) * network.width
     return network.vocabulary * numbers // mesh.shape["tensor"]
 
 

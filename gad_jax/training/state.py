@@ -149,8 +149,9 @@ def vocabulary_chunk(config: settings.Config) -> int:
     Every chunk adds to the float32 gradient of the whole vocabulary projection, which an
     accelerator's caches do not hold. So where that is trained, larger chunks are the default.
     """
-    small = devices.platform() == "cpu" or config.lora.rank_of("generator") > 0
-    return config.batch.vocabulary_chunk or (512 if small else 2048)
+    trained = config.lora.rank_of("generator") == 0
+    larger = {"tpu": 2048, "gpu": 4096} if trained else {}
+    return config.batch.vocabulary_chunk or larger.get(devices.platform(), 512)
 
 
 def _mix(config: settings.Config) -> Mix | None:

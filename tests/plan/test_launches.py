@@ -59,7 +59,8 @@ def test_the_decode_loop_of_half_a_billion_parameters(command, tmp_path) -> None
     network |= {"rope_theta": 1e6, "rms_norm_eps": 1e-6, "torch_dtype": "bfloat16"}
     (tmp_path / "config.json").write_text(json.dumps(network))
     flags = [f"--student.path={tmp_path}", "--stage=gad", "--batch.prompts=8", "--kernels"]
-    flags += ["--batch.micro_batch_prompts=1", "--target=h100:1x1", "--mesh.replica=1"]
+    flags += ["--batch.micro_batch_prompts=1", "--target=h100:1x1"]
+    flags += ["--mesh.replica=1", "--mesh.fsdp=1"]
     limits = ["--data.max_prompt_tokens=256", "--rollout.max_new_tokens=256"]
     done = command("plan", "--config=qwen2.5-3b-gad", *flags, *limits, "--json")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -72,3 +73,4 @@ def test_the_decode_loop_of_half_a_billion_parameters(command, tmp_path) -> None
     assert decode["bytes"] <= 1.52 * decode["needed_bytes"]
     assert update["host_waits"] == 0
     assert update["in_graphs"] > 0.99
+    assert update["bytes"] <= 671e9  # of G and D, in eight micro-batches

@@ -9,6 +9,7 @@ import pytest
 from gad_jax.distributed import devices
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.models import adapters, decoder
+from gad_jax.models.config import Lora
 from gad_jax.rollout import prefill
 from gad_jax.settings import options
 from gad_jax.settings.config import Config
@@ -84,6 +85,17 @@ def test_gradients_are_summed_where_there_are_several_micro_batches(run) -> None
     assert several > size.device + size.discriminator + 2 * size.generator
     assert single > size.device + size.discriminator + size.generator
     assert set(needs(run)) == {"gad: update", "rollout: prefill", "rollout: decode"}
+
+
+def test_kernels_that_a_step_rounds_are_a_copy_and_their_gradients_too(run) -> None:
+    network = dataclasses.replace(run[1][0], compute_dtype="bfloat16")
+    layers = decoder.abstract(network)["layers"]
+    numbers = sum(part["kernel"].size for part in layers.values() if "kernel" in part)
+    one = make_mesh(devices=jax.devices()[:1])
+    assert footprint._rounded_bytes(network, one) == (2 * numbers, 4 * numbers)
+    assert footprint._rounded_bytes(run[1][0], one) == (0, 0)
+    adapters_only = dataclasses.replace(network, lora=Lora(2, 4.0, ("query",)))
+    assert footprint._rounded_bytes(adapters_only, one) == (0, 0)
 
 
 def test_smaller_micro_batches_keep_less(run) -> None:
