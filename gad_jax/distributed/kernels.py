@@ -22,7 +22,7 @@ _ON_DEVICE = ("kCustomKernel", "kKernel", "kGemm", "kCublasLt", "kCuDnn", "kConv
 _NAME = re.compile(r"\s*(?:ROOT )?%?([\w.\-]+) = ")
 _OPCODE = re.compile(r" ([\w\-]+)\(([^()]*)")
 _VIEWS = ("bitcast", "reshape", "get-tuple-element")
-_LAZY = (*_VIEWS, "convert", "multiply", "divide")
+_LAZY = (*_VIEWS, "convert", "multiply", "divide", "transpose", "copy")
 """What a fusion computes only where it is taken from, of those that come before a gather."""
 
 

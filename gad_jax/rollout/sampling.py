@@ -16,7 +16,10 @@ from jaxtyping import Array, Float, Int
 
 from gad_jax.settings.decoding import LEAST_TEMPERATURE
 
-_BLOCK = 256
+# The sizes of a block; one that divides the vocabulary, such as 128 of Qwen's, needs no slices.
+_BLOCKS = (256, 128)
+# Less than all logits but -inf: the exponentials of a block without others are 0, and not nan.
+_LEAST = np.finfo(np.float32).min
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,9 +117,8 @@ def sample_shaped(
     shaped: Float[Array, "n V"], uniform: Float[Array, " n"], sampler: Sampler
 ) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
     """Returns what `sample` does, of the logits that `shape_logits` gave."""
-    top, weights = _weights(shaped)
-    token = _likeliest(shaped) if sampler.greedy else _inverse_cdf(weights, uniform)
-    return _with_logprob(token, shaped, top, weights)
+    blocks = _Blocks.of(shaped)
+    return _greedy(shaped, blocks) if sampler.greedy else _inverse_cdf(shaped, blocks, uniform)
 
 
 def thresholds(
@@ -183,54 +185,81 @@ def sample_rows(
     logits = filtered(logits, random & (top_p < 1), top_p, partial(jax.nn.softmax, axis=-1))
     least = jnp.max(logits, axis=-1, keepdims=True) + jnp.log(jnp.where(random, min_p, 0.0))
     logits = jnp.where(logits >= least, logits, -jnp.inf)
-    top, weights = _weights(logits)
-    token = jnp.where(random[:, 0], _inverse_cdf(weights, uniform), _likeliest(logits))
-    return _with_logprob(token, logits, top, weights)
+    blocks = _Blocks.of(logits)
+    drawn, likeliest = _inverse_cdf(logits, blocks, uniform), _greedy(logits, blocks)
+    token, logprob = jax.tree.map(partial(jnp.where, random[:, 0]), drawn, likeliest)
+    return token, logprob
 
 
-def _weights(logits: Float[Array, "n V"]) -> tuple[Float[Array, "n 1"], Float[Array, "n V"]]:
-    """Returns the largest logit of each row, and all probabilities divided by the largest."""
-    top = jnp.max(logits, axis=-1, keepdims=True)
-    return top, jnp.exp(logits - top)
+class _Blocks(NamedTuple):
+    """The vocabulary in blocks of consecutive tokens: the largest logit of each, and its weight.
+
+    A weight is the sum of exp(logit - top), where `top` is the row's largest logit. The logits are
+    read, and no array of their size is written: exponentials are of the difference to the block's
+    largest, and the sum is scaled. One cumulative sum is then over the blocks, another in a block.
+    """
+
+    size: int
+    largest: Float[Array, "n B"]
+    weights: Float[Array, "n B"]
+    top: Float[Array, "n 1"]
+
+    @classmethod
+    def of(cls, logits: Float[Array, "n V"]) -> "_Blocks":
+        """Returns the blocks of each row. Where their size does not divide V, the last is short."""
+        rows, vocabulary = logits.shape
+        size = next((size for size in _BLOCKS if vocabulary % size == 0), _BLOCKS[0])
+        whole = vocabulary // size
+        parts = [logits[:, : whole * size].reshape(rows, whole, size)]
+        parts.append(logits[:, None, whole * size :])
+        parts = [part for part in parts if part.size]
+        largest = [jnp.max(part, axis=-1) for part in parts]
+        sums = [
+            jnp.sum(jnp.exp(part - jnp.maximum(most, _LEAST)[..., None]), axis=-1)
+            for part, most in zip(parts, largest, strict=True)
+        ]
+        # Without the barrier XLA takes the largest of all logits in one more pass over them.
+        most = jax.lax.optimization_barrier(jnp.concatenate(largest, axis=-1))
+        top = jnp.max(most, axis=-1, keepdims=True)
+        weights = jnp.concatenate(sums, axis=-1) * jnp.exp(most - top)
+        return cls(size, most, weights, top)
+
+    def inside(self, logits: Float[Array, "n V"], block: Int[Array, " n"]) -> Float[Array, "n K"]:
+        """Returns the logits of one block of each row; -inf beyond the vocabulary."""
+        vocabulary = logits.shape[-1]
+        index = block[:, None] * self.size + jnp.arange(self.size)
+        found = jnp.take_along_axis(logits, jnp.minimum(index, vocabulary - 1), axis=-1)
+        # Read once, and not again for the token that is picked.
+        return jax.lax.optimization_barrier(jnp.where(index < vocabulary, found, -jnp.inf))
+
+    def token(
+        self, inside: Float[Array, "n K"], block: Int[Array, " n"], place: Int[Array, " n"]
+    ) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
+        """Returns the tokens at these places of the blocks, and their log-probabilities."""
+        picked = jnp.take_along_axis(inside, place[:, None], axis=-1)
+        logprob = (picked - self.top)[:, 0] - jnp.log(jnp.sum(self.weights, axis=-1))
+        return (block * self.size + place).astype(jnp.int32), logprob
 
 
-def _with_logprob(
-    token: Int[Array, " n"],
-    logits: Float[Array, "n V"],
-    top: Float[Array, "n 1"],
-    weights: Float[Array, "n V"],
+def _greedy(
+    logits: Float[Array, "n V"], blocks: _Blocks
 ) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
-    picked = jnp.take_along_axis(logits, token[:, None], axis=-1)
-    logprob = (picked - top)[:, 0] - jnp.log(jnp.sum(weights, axis=-1))
-    return token.astype(jnp.int32), logprob
-
-
-def _blocks(x: Float[Array, "n V"], fill: float) -> Float[Array, "n B K"]:
-    """Returns the vocabulary in blocks, the last one padded with `fill`."""
-    rows, vocabulary = x.shape
-    count = -(-vocabulary // _BLOCK)
-    padded = jnp.pad(x, ((0, 0), (0, count * _BLOCK - vocabulary)), constant_values=fill)
-    return padded.reshape(rows, count, _BLOCK)
-
-
-def _likeliest(logits: Float[Array, "n V"]) -> Int[Array, " n"]:
-    """Returns the first of the largest: its block, then its place in the block.
+    """Returns the first of the likeliest tokens: the first block with it, then its place there.
 
     One `argmax` over the whole vocabulary would be the slowest part of sampling on a CPU.
     """
-    blocks = _blocks(logits, -jnp.inf)
-    block = jnp.argmax(jnp.max(blocks, axis=-1), axis=-1)
-    inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
-    return block * _BLOCK + jnp.argmax(inside, axis=-1)
+    block = jnp.argmax(blocks.largest, axis=-1)
+    inside = blocks.inside(logits, block)
+    return blocks.token(inside, block, jnp.argmax(inside, axis=-1))
 
 
-def _inverse_cdf(weights: Float[Array, "n V"], uniform: Float[Array, " n"]) -> Int[Array, " n"]:
-    blocks = _blocks(weights, 0.0)
-    sums = jnp.sum(blocks, axis=-1)
-    block, rest = _locate(sums, uniform * jnp.sum(sums, axis=-1))
-    inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
-    token, _ = _locate(inside, rest)
-    return block * _BLOCK + token
+def _inverse_cdf(
+    logits: Float[Array, "n V"], blocks: _Blocks, uniform: Float[Array, " n"]
+) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
+    block, rest = _locate(blocks.weights, uniform * jnp.sum(blocks.weights, axis=-1))
+    inside = blocks.inside(logits, block)
+    place, _ = _locate(jnp.exp(inside - blocks.top), rest)
+    return blocks.token(inside, block, place)
 
 
 def _locate(

@@ -245,3 +245,12 @@ def test_thresholds_of_neighbouring_floats_of_ties_and_of_all_tokens() -> None:
         shaped = shape_logits(logits, sampler)
         limit = thresholds(logits, shaped, sampler)
         np.testing.assert_array_equal(logits >= limit[:, None], np.isfinite(shaped))
+
+
+@pytest.mark.parametrize("sampler", [Sampler(), GREEDY])
+def test_no_array_of_the_vocabulary_is_stored(sampler: Sampler) -> None:
+    rows, vocabulary = 4, 32_000
+    shapes = jax.ShapeDtypeStruct((rows, vocabulary), jnp.float32)
+    uniform = jax.ShapeDtypeStruct((rows,), jnp.float32)
+    found = draw.lower(shapes, uniform, sampler).compile().memory_analysis()
+    assert found.temp_size_in_bytes < rows * vocabulary * 4 / 10
