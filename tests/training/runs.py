@@ -30,7 +30,13 @@ class StopAt(exits.StopRequest):
 
 
 def settings(directory, *flags):
+    """Of a run whose steps all have the eight rows, and so the same shapes: each is compiled once.
+
+    Flags may name other data.
+    """
     chosen = ["--config=tiny", f"--run_dir={directory}", "--evaluation.prompts=2", *flags]
+    if not any(flag.startswith("--data.train=") for flag in flags):
+        chosen.append(f"--data.train={EIGHT_ROWS}")
     return options.read(Config, chosen, program="test", description="")
 
 

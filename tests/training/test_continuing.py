@@ -84,10 +84,11 @@ def test_what_only_later_stages_read_may_change():
 @pytest.fixture(scope="module")
 def spans(tmp_path_factory):
     """Returns a function: flags → the spans of that run."""
-    data = reading.read(settings(tmp_path_factory.mktemp("data"), "--data.heldout=")).rows
+    bundled = ("--data.train=bundled", "--data.heldout=")
+    data = reading.read(settings(tmp_path_factory.mktemp("data"), *bundled)).rows
 
     def make(*flags):
-        config = settings("unused", *flags)
+        config = settings("unused", *bundled, *flags)
         return stages.spans(config, data, state.network_configs(config))
 
     return make

@@ -42,7 +42,7 @@ ABLATIONS = {
         *("--stage=gad", "--gad.steps=1"),
         "--discriminator.objective=cross_entropy",
         "--student.compute_dtype=bfloat16",
-        *("--batch.prompts=16", "--batch.micro_batch_prompts=8"),
+        *("--data.train=bundled", "--batch.prompts=16", "--batch.micro_batch_prompts=8"),
     ],
 }
 

@@ -22,6 +22,7 @@ FLAGS = (
     "--dpo.generator_learning_rate=0.01",
     "--rejection.generator_learning_rate=0.01",
     "--checkpoint.every=1",
+    "--data.train=bundled",  # a stage has several parts of answers
     "--data.heldout=",
 )
 

@@ -12,16 +12,18 @@ from gad_jax.training import reading, stages, state
 from tests.core.builders import GAD, identical, start
 from tests.training.runs import settings
 
+BUNDLED = ("--data.train=bundled", "--data.heldout=")
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    prepared = reading.read(settings(tmp_path_factory.mktemp("data"), "--data.heldout=")).rows
+    prepared = reading.read(settings(tmp_path_factory.mktemp("data"), *BUNDLED)).rows
     assert isinstance(prepared, Prepared)
     return prepared
 
 
 def spans(data: Prepared, *flags: str) -> tuple[stages.Span, ...]:
-    config = settings("unused", *flags)
+    config = settings("unused", *BUNDLED, *flags)
     return stages.spans(config, data, state.network_configs(config))
 
 

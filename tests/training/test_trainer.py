@@ -105,7 +105,7 @@ class StopInEvaluation(StopAt):
 
 
 def test_a_stop_cuts_an_evaluation_short_and_it_is_made_later(tmp_path):
-    config = settings(tmp_path, "--evaluation.batch_prompts=1")
+    config = settings(tmp_path, *REPLAY, "--evaluation.batch_prompts=1")
     assert not run(config, 2, StopInEvaluation).finished
     assert [row["step"] for row in rows(tmp_path)] == [1, 2]
     assert not (tmp_path / "evaluations" / "after-warmup.json").exists()
@@ -117,7 +117,7 @@ def test_a_stop_cuts_an_evaluation_short_and_it_is_made_later(tmp_path):
 
 
 def test_a_run_stops_by_itself_before_its_time_is_up(tmp_path, monkeypatch):
-    config = settings(tmp_path, "--data.heldout=", "--checkpoint.margin_minutes=10")
+    config = settings(tmp_path, *REPLAY, "--data.heldout=", "--checkpoint.margin_minutes=10")
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time() + 60 * 60)))
     mesh = make_mesh()
     with jax.set_mesh(mesh):
@@ -132,7 +132,9 @@ def test_a_run_stops_by_itself_before_its_time_is_up(tmp_path, monkeypatch):
 
 def test_a_save_is_due_after_some_time_too(tmp_path):
     config = settings(
-        tmp_path, "--data.heldout=", "--checkpoint.every=99", "--checkpoint.every_minutes=1e-6"
+        tmp_path,
+        *REPLAY,
+        *("--data.heldout=", "--checkpoint.every=99", "--checkpoint.every_minutes=1e-6"),
     )
     run(config)
     assert scores(tmp_path).keys() == {3, 4}
