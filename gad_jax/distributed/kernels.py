@@ -199,9 +199,12 @@ class _Program:
         return self.main([*largest.condition, *largest.inside], totals)
 
     def kernels(
-        self, thunk: _Thunk, times: int, in_graph: bool, totals: dict[str, int]
+        self, thunk: _Thunk, times: int, in_graph: bool, totals: dict[str, int], around: str = ""
     ) -> Iterator[Kernel]:
-        """Yields what a thunk starts in so many executions; adds graphs and waits to the totals."""
+        """Yields what a thunk starts in so many executions; adds graphs and waits to the totals.
+
+        `around` is the instruction that starts it beside others: a copy of a slice has none itself.
+        """
         if thunk.kind == "kWhile":
             known = self.iterations(thunk)
             if not known:
@@ -215,19 +218,22 @@ class _Program:
         elif thunk.kind == "kConditional" and not in_graph:
             totals["waits"] += times
         elif thunk.kind.startswith(_ON_DEVICE) and times:
-            body = self.parsed.get(self.home.get(thunk.instruction, ""), {})
-            moved = self._moved(body, thunk.instruction) if body else 0
-            source = _source(body[thunk.instruction].line) if body else thunk.kind
-            yield Kernel(thunk.instruction, source, times, times * moved, in_graph)
+            name = thunk.instruction if thunk.instruction in self.home else around
+            body = self.parsed.get(self.home.get(name, ""), {})
+            moved = self._moved(body, name) if body else 0
+            source = _source(body[name].line) if body else thunk.kind
+            yield Kernel(name, source, times, times * moved, in_graph)
+        if thunk.kind == "kAsyncStart":
+            around = thunk.instruction
         for each in thunk.inside:
-            yield from self.kernels(each, times, in_graph, totals)
+            yield from self.kernels(each, times, in_graph, totals, around)
 
     def _moved(self, body: dict[str, _Instruction], name: str) -> int:
         """Returns the bytes that an instruction reads and writes."""
         instruction = body[name]
         given = [_size(body, each) for each in instruction.operands]
         inner = self.parsed.get(instruction.called)
-        if instruction.opcode != "fusion" or not inner:
+        if instruction.opcode not in ("fusion", "fusion-start") or not inner:
             if instruction.opcode == "custom-call":  # its last result is scratch memory
                 return sum(given) + sum(hlo.array_bytes(instruction.shape)[:1])
             return sum(given) + instruction.size

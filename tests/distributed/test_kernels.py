@@ -99,3 +99,36 @@ def test_a_gather_reads_what_it_takes_also_behind_a_conversion():
     both = "ROOT %both = (f32[4,64]{1,0}, f32[1000,64]{1,0}) tuple(%taken, %wide)"
     found = fused(wide, gather.replace("ROOT ", ""), both)
     assert kernels._read(found, "table", 128_000) == 128_000
+
+
+def test_a_copy_that_starts_beside_others_moves_its_slice():
+    """XLA names another instruction in the list than the text has, which has the one around it."""
+    text = """HloModule beside
+
+%sliced (stack: bf16[24,64,64], place: s32[]) -> bf16[1,64,64] {
+  %stack = bf16[24,64,64]{2,1,0} parameter(0)
+  %place = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %slice = bf16[1,64,64]{2,1,0} dynamic-slice(%stack, %place, %zero, %zero)
+}
+
+ENTRY %main (stack: bf16[24,64,64], place: s32[]) -> bf16[1,64,64] {
+  %stack.1 = bf16[24,64,64]{2,1,0} parameter(0)
+  %place.1 = s32[] parameter(1)
+  %fusion-start = ((bf16[24,64,64], s32[]), bf16[1,64,64], u32[]) fusion-start(%stack.1, %place.1), kind=kLoop, calls=%sliced
+  ROOT %fusion-done = bf16[1,64,64]{2,1,0} fusion-done(%fusion-start)
+}
+"""  # noqa: E501
+    thunks = """000: kAsyncStart [source]
+    001: kDynamicSliceFusion [source]
+        002: kCopy [source]
+003: kAsyncDone [sink]
+"""
+    names = "fusion-start", "dynamic_slice_fusion"
+    metadata = "\n".join(
+        f'profile_annotation: "{name}" thunk_id: {number}' for number, name in enumerate(names)
+    )
+    [copy] = kernels.launches(thunks, metadata, text).kernels
+    half = 2
+    # The slice is read and written; its place is read.
+    assert (copy.name, copy.bytes) == ("fusion-start", 2 * half * 64 * 64 + FLOAT)
