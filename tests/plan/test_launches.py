@@ -70,7 +70,7 @@ def test_the_decode_loop_of_half_a_billion_parameters(command, tmp_path) -> None
     assert decode["kernels"] <= 324
     assert decode["host_waits"] <= 1 / 8
     assert decode["in_graphs"] > 0.97
-    assert decode["bytes"] <= 1.52 * decode["needed_bytes"]
+    assert decode["bytes"] <= 1.45 * decode["needed_bytes"]
     assert update["host_waits"] == 0
     assert update["in_graphs"] > 0.99
-    assert update["bytes"] <= 671e9  # of G and D, in eight micro-batches
+    assert update["bytes"] <= 726e9  # of G and D, in eight micro-batches
