@@ -50,7 +50,8 @@ def collectives(text: str, per_node: int, iterations: int = 1) -> list[Collectiv
             if size == 1:
                 continue
             channel = re.search(r"channel_id=(\d+)", line)
-            if channel and channel[1] in channels:
+            # Sums over manual axes share one channel, too, and are different sums.
+            if channel and channel[1] in channels and found[2] != "all-reduce":
                 continue
             if channel:
                 channels.add(channel[1])

@@ -105,6 +105,15 @@ def test_what_a_tpus_compiler_writes() -> None:
     ]
 
 
+def test_sums_over_manual_axes_share_a_channel_and_all_count() -> None:
+    line = "%{} = f32[{}]{{0}} all-reduce(%p), channel_id=1, replica_groups=mesh['replica'=2] "
+    lines = "\n".join(
+        line.format(name, size) + "{'replica'}" for name, size in (("a", 8), ("b", 4))
+    )
+    text = f"HloModule m\nENTRY %main (p: f32[4]) -> f32[4] {{\n{lines}\n}}\n"
+    assert hlo.collectives(text, 1) == [hlo.Collective("all-reduce", 1, 2, 2, 48)]
+
+
 def test_a_started_transfer_counts_once() -> None:
     assert hlo.collectives(STARTED, per_node=2) == [
         hlo.Collective("all-gather", 2, 1, 2, 2 * 24),  # 48 bytes · 1/2
