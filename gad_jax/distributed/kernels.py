@@ -299,12 +299,8 @@ def _shape_end(line: str, start: int) -> int:
 
 def _parameters(body: dict[str, _Instruction]) -> list[tuple[str, int]]:
     """Returns the parameters of a computation with their places."""
-    pattern = re.compile(r" parameter\((\d+)\)")
-    return [
-        (name, int(place[1]))
-        for name, each in body.items()
-        if name != "ROOT" and (place := pattern.search(each.line))
-    ]
+    found = ((name, re.search(r" parameter\((\d+)\)", each.line)) for name, each in body.items())
+    return [(name, int(place[1])) for name, place in found if place and name != "ROOT"]
 
 
 def _read(body: dict[str, _Instruction], name: str, size: int) -> int:

@@ -46,6 +46,7 @@ def networks() -> list[DecoderConfig]:
     kinds = ({"tied": True}, {"tied": False}, {"head": "score"}, {"head": "score", "tied": True})
     read = [families.read(hf) for hf in NETWORKS.values()]
     whole = [dataclasses.replace(config, **kind) for config in read for kind in kinds]
+    whole += [config.decoding for config in read]
     lora = Lora(rank=2, alpha=32.0, targets=TARGETS)
     bases = ("none", "int8", "nf4")
     return whole + [dataclasses.replace(network("qwen2"), lora=lora, quantisation=b) for b in bases]
