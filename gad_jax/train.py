@@ -111,12 +111,11 @@ def _train(config: Config, stop: exits.StopRequest) -> bool:
     """Builds the run and runs it to its end or until `stop`; returns whether that is its end."""
     import jax
 
-    from gad_jax.base.cache import program_dir
-    from gad_jax.distributed import processes
+    from gad_jax.distributed import devices, processes
     from gad_jax.distributed.mesh import make_mesh
     from gad_jax.training import finishing, setup
 
-    jax.config.update("jax_compilation_cache_dir", str(program_dir()))
+    devices.keep_slow_programs()
     mesh = make_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor)
     with jax.set_mesh(mesh):
         trainer = setup.build(config, mesh)

@@ -45,9 +45,14 @@ def fetch(tree: Any) -> Any:
     return jax.tree.map(one, tree)
 
 
+def keep_slow_programs() -> None:
+    """Keeps compiled programs on disk, those that take a second or more to compile."""
+    jax.config.update("jax_compilation_cache_dir", str(program_dir()))
+
+
 def keep_programs() -> None:
     """Keeps compiled programs on disk, also those that compile quickly: a server has many."""
-    jax.config.update("jax_compilation_cache_dir", str(program_dir()))
+    keep_slow_programs()
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 

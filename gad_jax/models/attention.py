@@ -4,6 +4,7 @@ Attention over a KV cache, one token at a time, is in `rollout/ring.py`.
 """
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -74,7 +75,7 @@ def attend(
     platform, half = devices.platform(), query.dtype in (jnp.bfloat16, jnp.float16)
     kernel = _blocked
     if platform == "gpu" and half:
-        kernel = _cudnn if _takes(query, key) else _cudnn_masked
+        kernel = partial(_cudnn, causal=_takes(query, key))
     elif platform == "tpu":
         kernel = _splash
     heads = sharding.spec("batch", None, "heads", None)
@@ -87,17 +88,11 @@ def attend(
     )
 
 
-def _cudnn(query: Array, key: Array, value: Array, mask: Array) -> Array:
+def _cudnn(query: Array, key: Array, value: Array, mask: Array, causal: bool = True) -> Array:
     # No token sees a later place of its row. The mask says so too, but the kernel reads a mask
     # block by block; told that it is causal, it skips the half above the diagonal.
     return jax.nn.dot_product_attention(
-        query, key, value, mask=mask[:, None], is_causal=True, implementation="cudnn"
-    )
-
-
-def _cudnn_masked(query: Array, key: Array, value: Array, mask: Array) -> Array:
-    return jax.nn.dot_product_attention(
-        query, key, value, mask=mask[:, None], implementation="cudnn"
+        query, key, value, mask=mask[:, None], is_causal=causal, implementation="cudnn"
     )
 
 

@@ -4,7 +4,7 @@ How keys get into a cache is in `ring.py`. Attention over packed rows is in `mod
 """
 
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -83,11 +83,14 @@ def _takes(query: Float[Array, "S H C"], keys: Float[Array, "S K P C"]) -> bool:
     queries = 2, query.shape[1] // kv_heads
     cache, dtype = ((2, positions, 1, width), query.dtype.name), query.dtype.name
     mask = ((2, 1, queries[1], positions), "bool")
-    return trial.runs(_cudnn, ((*queries, 1, width), dtype), cache, cache, mask)
+    return trial.runs(_library, ((*queries, 1, width), dtype), cache, cache, mask)
 
 
-def _cudnn(query: Array, keys: Array, values: Array, mask: Array) -> Array:
-    return jax.nn.dot_product_attention(query, keys, values, mask=mask, implementation="cudnn")
+def _library(
+    query: Array, keys: Array, values: Array, mask: Array, implementation: Any = "cudnn"
+) -> Array:
+    attention = jax.nn.dot_product_attention
+    return attention(query, keys, values, mask=mask, implementation=implementation)
 
 
 def flash(
@@ -110,12 +113,8 @@ def flash(
         rows = slots * kv_heads
         k, v = (cache.reshape(rows, positions, 1, width) for cache in (keys, values))
         mask = jnp.broadcast_to(seen[:, None, None], (slots, kv_heads, group, positions))
-        mixed = jax.nn.dot_product_attention(
-            query.reshape(rows, group, 1, width),
-            *(k, v),
-            mask=mask.reshape(rows, 1, group, positions),
-            implementation=implementation,
-        )
+        mask = mask.reshape(rows, 1, group, positions)
+        mixed = _library(query.reshape(rows, group, 1, width), k, v, mask, implementation)
         return mixed.reshape(query.shape)
 
     heads, whole = sharding.spec(None, "heads", None), sharding.spec(None, None)

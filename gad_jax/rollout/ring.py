@@ -188,7 +188,7 @@ def forward(
     context = ring.context + 1
     angles = {kind: decoder.angles(config, kind, ring.context) for kind in config.kinds}
     positions = [each.shape[attention.ring_layout().keys.index("position")] for each in ring.keys]
-    masks = {n: attention.visible(ring.written, context, n) for n in positions}
+    masks = {n: attention.visible(ring.written, context, n) for n in {*positions}}
     x = decoder.embed(config, weights.rest, ring.token)
     keys, values = [], []
     # Unrolled, so that every layer updates its cache in place; a scan would copy all caches.

@@ -20,9 +20,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gad_jax.base import cache, exits, files
+from gad_jax.base import exits, files
 from gad_jax.base.errors import UserError
 from gad_jax.data.chat import Chat
+from gad_jax.distributed import devices
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.metrics.scoring import Scorer
 from gad_jax.models import adapters
@@ -233,7 +234,7 @@ def write_rows(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) 
 
 
 def _mesh(*axes: int) -> jax.sharding.Mesh:
-    jax.config.update("jax_compilation_cache_dir", str(cache.program_dir()))
+    devices.keep_slow_programs()
     return make_mesh(*axes)
 
 
