@@ -126,13 +126,15 @@ def main(extra: list[str]) -> None:
     """Prints the table."""
     only = [flag.removeprefix("--only=") for flag in extra if flag.startswith("--only=")]
     extra = [flag for flag in extra if not flag.startswith("--only=")]
+    rows = {f"{name}, {kind}": (name, kind) for name in SIZES for kind in KINDS}
+    for name in only:
+        if name not in rows:
+            sys.exit(f"--only={name} is no row; use one of: {'; '.join(rows)}")
     print("| parameters | planned | measured | planned / measured | besides | process | largest |")
     print("|---|---|---|---|---|---|---|")
-    for name, sizes in SIZES.items():
-        for kind, flags in KINDS.items():
-            if not only or f"{name}, {kind}" in only:
-                cells = compare(sizes, [*flags, *extra])
-                print(f"| {name}, {kind} | {cells} |", flush=True)
+    for row in only or rows:
+        name, kind = rows[row]
+        print(f"| {row} | {compare(SIZES[name], [*KINDS[kind], *extra])} |", flush=True)
 
 
 if __name__ == "__main__":
