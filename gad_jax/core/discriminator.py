@@ -10,7 +10,7 @@ from gad_jax.core import forward, losses, objectives
 from gad_jax.core.program import Program
 from gad_jax.core.updates import Update, accumulate
 from gad_jax.distributed import sharding
-from gad_jax.models import adapters, decoder
+from gad_jax.models import adapters
 from gad_jax.types import Frozen, Metrics, PackedRows, Params, Replay, TrainState
 
 
@@ -35,8 +35,8 @@ def update(
     slope = _length_slope(pairs) if program.length_debias else None
     shared = _base(program, frozen), count, slope
     if program.train_discriminator:
-        discriminator = decoder.rounded(program.discriminator, state.discriminator)
-        loss, gradients, scores = accumulate(pair_loss, discriminator, pairs, *shared)
+        given = program.discriminator, state.discriminator, pairs
+        loss, gradients, scores = accumulate(pair_loss, *given, *shared)
     else:
         loss, scores = jax.lax.map(lambda r: pair_loss(state.discriminator, r, *shared), pairs)
         loss, gradients = jnp.sum(loss), None

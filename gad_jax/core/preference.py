@@ -71,10 +71,8 @@ def _prefer_teacher(
         policy, reference = adapters.join(base, policy), adapters.join(base, reference)
         return _surrogate(program, responses, policy, rows, reference, counts)
 
-    generator = decoder.rounded(program.generator, state.generator)
-    _, gradients, parts = accumulate(
-        loss_of, generator, pairs, frozen.generator, state.reference, counts
-    )
+    given = program.generator, state.generator, pairs
+    _, gradients, parts = accumulate(loss_of, *given, frozen.generator, state.reference, counts)
     metrics = jax.tree.map(jnp.sum, parts)
     return Update(metrics.pop("loss"), gradients, metrics)
 

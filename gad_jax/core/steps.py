@@ -26,7 +26,7 @@ from gad_jax.core.program import Program
 from gad_jax.core.rewards import mixed
 from gad_jax.core.updates import Update, accumulate, commit
 from gad_jax.distributed import sharding
-from gad_jax.models import adapters, decoder
+from gad_jax.models import adapters
 from gad_jax.types import NOTHING, Frozen, Metrics, PackedRows, Params, Replay, TrainState
 
 FLAT = 1e-6
@@ -132,8 +132,8 @@ def _imitate_teacher(
 ) -> Update:
     count = _response_tokens(teacher)
     loss = losses.on_base(partial(losses.imitation_loss, program))
-    generator = decoder.rounded(program.generator, state.generator)
-    loss, gradients, parts = accumulate(loss, generator, teacher, frozen.generator, count)
+    given = program.generator, state.generator, teacher
+    loss, gradients, parts = accumulate(loss, *given, frozen.generator, count)
     return Update(loss, gradients, jax.tree.map(jnp.sum, parts))
 
 
@@ -164,10 +164,8 @@ def _reinforce_generator(
         other = None if other is None else adapters.join(base, other)
         return losses.grpo_loss(program, adapters.join(base, policy), rows, count, flat, other)
 
-    generator = decoder.rounded(program.generator, state.generator)
-    loss, gradients, parts = accumulate(
-        loss_of, generator, samples, frozen.generator, reference, count, flat
-    )
+    given = program.generator, state.generator, samples
+    loss, gradients, parts = accumulate(loss_of, *given, frozen.generator, reference, count, flat)
     return Update(loss, gradients, jax.tree.map(jnp.sum, parts))
 
 

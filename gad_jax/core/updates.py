@@ -1,5 +1,6 @@
 """From a loss to an update: gradients summed over micro-batches, applied if all stays finite."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,6 +13,8 @@ from jaxtyping import Array, Bool, Float
 
 from gad_jax.core.program import Program
 from gad_jax.distributed import devices, parallel
+from gad_jax.models import decoder
+from gad_jax.models.config import DecoderConfig
 from gad_jax.types import Metrics, PackedRows, Params, TrainState
 
 
@@ -28,10 +31,14 @@ class Update(NamedTuple):
 
 
 def accumulate(
-    loss: Callable[..., tuple[Array, Any]], params: Params, rows: PackedRows, *shared: Any
+    loss: Callable[..., tuple[Array, Any]],
+    network: DecoderConfig,
+    params: Params,
+    rows: PackedRows,
+    *shared: Any,
 ) -> tuple[Array, Params, Any]:
     """Returns the sum of `loss(params, micro-batch, *shared)` over micro-batches, its gradient, and
-    the extras of each micro-batch. Gradients are float32, also of `decoder.rounded` kernels.
+    the extras of each micro-batch. Gradients are float32.
 
     Each replica sums the gradients of its own rows, and one psum after the last micro-batch adds up
     those of all replicas; a psum per micro-batch would send as much each time. So the loss is that
@@ -39,6 +46,7 @@ def accumulate(
     `shared`: inside `jax.shard_map` a loss cannot close over them.
     """
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
+    params = decoder.rounded(network, params) if _rounds_once(rows) else params
 
     def in_replica(params: Params, rows: PackedRows, *shared: Any) -> tuple[Array, Params, Any]:
         if rows.tokens.shape[0] == 1:  # no scan: it would hold a second set of gradients
@@ -71,6 +79,17 @@ def accumulate(
     split = jax.tree.map(lambda _: P(None, "replica"), rows)
     specs = (P(), split._replace(ends=P(), groups=P()), *(P() for _ in shared))
     return parallel.replica_map(in_replica, specs, P())(params, rows, *shared)
+
+
+def _rounds_once(rows: PackedRows) -> bool:
+    """Returns whether a step rounds kernels before its passes: several micro-batches share that,
+    and so do the passes of one on a single device.
+
+    On several devices each pass of one micro-batch rounds its shards. XLA copies slices of rounded
+    shards outside of its CUDA graphs, which costs more than the bytes that they save.
+    """
+    shards = math.prod(jax.sharding.get_abstract_mesh().shape.values())
+    return rows.tokens.shape[0] > 1 or shards == 1
 
 
 def commit(

@@ -97,8 +97,8 @@ def rounded(config: DecoderConfig, params: Params) -> Params:
     """Returns the network with its layers' kernels in the compute dtype, as every pass takes them.
 
     A step that rounds them once reads and writes less than one whose forward pass, recomputation
-    and backward pass each do it, for every micro-batch. Their gradients then have this dtype too,
-    which is that of the matmuls they come from.
+    and backward pass each do it for every micro-batch. Their gradients then have this dtype too,
+    which is that of the matmuls they come from. `updates.accumulate` says when a step does it.
     """
 
     def one(path: Any, leaf: Array) -> Array:

@@ -198,7 +198,8 @@ def _update_bytes(config: Config, program: Program, mesh: Mesh, lengths: Lengths
     ):
         if not trains:
             continue
-        rounded, wide = _rounded_bytes(network, mesh)
+        once = micro_batches > 1 or mesh.size == 1  # as in `updates.accumulate`
+        rounded, wide = _rounded_bytes(network, mesh) if once else (0, 0)
         found = gradients - wide + rounded
         summed = gradients if micro_batches > 1 else 0
         saved, working = _activation_bytes(network, rows, length, mesh)

@@ -157,24 +157,29 @@ def test_looking_at_an_update_stores_nothing_as_large_as_a_network() -> None:
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
-@pytest.mark.parametrize("micro_batches", [1, 2])
-def test_gradients_of_rounded_kernels_are_summed_in_float32(
-    platform: str, micro_batches: int
+@pytest.mark.parametrize(
+    ("devices_of_mesh", "micro_batches", "read"),
+    [(1, 1, "bfloat16"), (1, 2, "bfloat16"), (8, 1, "float32"), (8, 2, "bfloat16")],
+)
+def test_kernels_are_rounded_once_and_their_gradients_summed_in_float32(
+    platform: str, devices_of_mesh: int, micro_batches: int, read: str
 ) -> None:
     """In bfloat16, 256 + 1 is 256."""
-    kernel = jnp.ones(3, jnp.bfloat16)
+    network = dataclasses.replace(GAD.generator, compute_dtype="bfloat16")
     numbers = jnp.asarray([[256.0] * 3, [1.0] * 3], jnp.bfloat16)[:micro_batches]
     packed = rows(texts(), "teacher", micro_batches)
 
     def loss(params: Any, micro: Any, numbers: jax.Array) -> Any:
         chosen = numbers[jnp.minimum(micro.groups[0], micro_batches - 1)]
+        assert params["layers"]["kernel"].dtype == read
         product = params["layers"]["kernel"] * chosen
         return jnp.sum(product.astype(jnp.float32)), product
 
     packed = packed._replace(groups=jnp.arange(micro_batches)[:, None])
-    with devices.compiling_for(platform):
-        params: Any = {"layers": {"kernel": kernel}}
-        _, gradients, products = updates.accumulate(loss, params, packed, numbers)
+    mesh = make_mesh(devices=jax.devices()[:devices_of_mesh])
+    with devices.compiling_for(platform), jax.set_mesh(mesh):
+        params: Any = {"layers": {"kernel": jnp.ones(3)}}
+        _, gradients, products = updates.accumulate(loss, network, params, packed, numbers)
     gradient = gradients["layers"]["kernel"]
     assert gradient.dtype == jnp.float32
     assert gradient.tolist() == [256.0 + (micro_batches == 2)] * 3
