@@ -55,6 +55,11 @@ class Checkpoint(Checked):
         minimum=0,
         maximum=LONGEST,
     )
+    background: Literal["auto", "on", "off"] = option(
+        "auto",
+        "whether the next steps run while a checkpoint is written, with a copy in host memory; "
+        "auto: where that fits",
+    )
     keep: int = option(2, "newest checkpoints kept", "checkpoints", common=True, above=0)
     keep_best: bool = option(
         True, "also keep the checkpoint with the best evaluation of acceptable length"

@@ -19,16 +19,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
 from gad_jax.base import files
 from gad_jax.base.errors import LostProcessError, StorageError, UserError, first_line
 from gad_jax.distributed import processes
-from gad_jax.training import digest, restoring, sums
+from gad_jax.training import digest, records, restoring
+from gad_jax.training.completion import Completion
 from gad_jax.training.orbax_errors import SaveErrors, quiet
-from gad_jax.training.restoring import Meta, Restored
+from gad_jax.training.records import Meta
+from gad_jax.training.restoring import Restored
 from gad_jax.training.retention import Marks, Retention
 
 logger = logging.getLogger(__name__)
@@ -42,10 +43,9 @@ class Checkpoints:
     no alarm was near; the last such step is kept. An older step is deleted only when the step that
     replaces it is complete.
 
-    With `background`, `save` returns while the state is being written, and the step may donate it:
-    Orbax copies the arrays first, which costs one more state in host memory until the write is
-    done. That is the default except on a CPU: there arrays are in host memory already, and a write
-    that the run waits for needs no copy.
+    Where `background` is True, `save` returns while the state is hashed and written. What it was
+    stays in host memory until then: as a copy, or on a CPU as the arrays themselves, which a step
+    that is given their memory leaves as they are. It may be set at any time.
 
     `read_only` is for commands that read a run which may still be running: nothing is created,
     cleaned or renamed.
@@ -59,12 +59,12 @@ class Checkpoints:
         *,
         keep: int = 2,
         keep_best: bool = True,
-        background: bool | None = None,
+        background: bool = False,
         read_only: bool = False,
         is_good: Callable[[Meta], bool] = lambda _: True,
     ) -> None:
         self.directory = Path(directory).absolute()
-        self._background = jax.default_backend() != "cpu" if background is None else background
+        self.background = background
         self._read_only = read_only
         self._other = "" if read_only else "; or choose another --run_dir"
         self._check_directory()
@@ -82,17 +82,19 @@ class Checkpoints:
         handlers: Any = {
             # zstd writes 6 times slower, saves 8 % of the disk and needs up to one more copy.
             "state": ocp.PyTreeCheckpointHandler(use_compression=False),
-            restoring.HOST: ocp.PyTreeCheckpointHandler(use_compression=False),
-            "meta": ocp.JsonCheckpointHandler(restoring.RECORD),
+            records.HOST: ocp.PyTreeCheckpointHandler(use_compression=False),
+            "meta": records.RecordHandler(),
         }
         self._manager = ocp.CheckpointManager(
             self.directory, options=options, item_handlers=handlers
         )
+        self._completion = Completion(self._manager, self._errors)
         for step in self.steps():
             with contextlib.suppress(
                 UserError, *restoring.UNREADABLE
             ):  # `restore` deals with those.
-                self._mark(restoring.read_record(self.directory / str(step)))
+                record = restoring.read_record(self.directory / str(step))
+                self._mark(step, record["score"], record["meta"])
 
     def steps(self) -> list[int]:
         """Returns the steps that are completely written, ascending."""
@@ -116,7 +118,10 @@ class Checkpoints:
         return self._retention.marks.get(step, Marks()).score
 
     def would_be_best(self, score: float | None, meta: Meta) -> bool:
-        """Returns whether a step that is saved now would be the best."""
+        """Returns whether a step that is saved now would be the best; without a score none is."""
+        if score is None:
+            return False
+        self.wait()
         return self._retention.beats(score, meta, self._agreed_steps())
 
     def require_space(
@@ -160,47 +165,38 @@ class Checkpoints:
         meta: Meta,
         score: float | None = None,
         host: dict[str, np.ndarray] | None = None,
+        done: Callable[[], None] = lambda: None,
     ) -> bool:
         """Saves the state and returns True; returns False if this step has been saved already.
 
         `meta` is anything that JSON can hold. `score` ranks the step (higher is better); with None
         or NaN it cannot be the best. `host` are arrays on the host, the same in every process, and
-        not changed afterwards. The state may be donated as soon as this returns.
+        not changed afterwards. The state may be donated as soon as this returns. `done` is called
+        as soon as the checkpoint is complete, in another thread.
 
         Raises StorageError when the disk is short of space, or when this save or one before it
         failed; then the earlier steps are intact.
         """
         self.wait()
         if step in self._agreed_steps():
+            done()
             return False
         self._errors.last = None
-        leaves = digest.plain_leaves(state)
-        self._bytes = sum(leaf.nbytes for leaf in (*leaves.values(), *(host or {}).values()))
+        leaves = (*digest.plain_leaves(state).values(), *(host or {}).values())
+        self._bytes = sum(leaf.nbytes for leaf in leaves)
         self._pending = step
         if any(processes.any_of(shutil.disk_usage(self.directory).free < self._bytes)):
             raise self._failed_save(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
         score = None if score is None or math.isnan(score) else float(score)
-        record = {
-            "format": restoring.FORMAT,
-            "step": step,
-            "score": score,
-            "layout": digest.layout(state),
-            "digests": digest.digests(state),
-            "meta": meta,
-        } | ({restoring.HOST: digest.of_host(host)} if host else {})
-        items: dict[str, Any] = {
-            "state": ocp.args.PyTreeSave(leaves),
-            "meta": ocp.args.JsonSave(digest.sealed(record)),
-        }
-        if host:
-            items[restoring.HOST] = ocp.args.PyTreeSave(host)
-        self._mark(record)
+        items = records.items(step, state, meta, score, host or {}, self.background)
+        self._mark(step, score, meta)
         try:
             with quiet():
                 self._manager.save(step, args=ocp.args.Composite(**items))
         except Exception as error:
             raise self._failed_save(error) from error
-        if not self._background:
+        self._completion.begin(self.directory / str(step), done)
+        if not self.background:
             self.wait()
         return True
 
@@ -208,13 +204,14 @@ class Checkpoints:
         """Gives a complete step another score, in its record too, and adds to its `meta`.
 
         A step that is not the best any more is removed."""
+        self.wait()
         score = None if score is None or math.isnan(score) else float(score)
         record = restoring.read_record(self.directory / str(step))
         meta = record["meta"] | (about or {})
         changed = record | {"score": score, "meta": meta}
         processes.all_of(True)  # have read it
         if processes.is_first() and changed != record:
-            path = self.directory / str(step) / "meta" / restoring.RECORD
+            path = self.directory / str(step) / "meta" / records.FILE
             files.write_atomic(path, json.dumps(digest.sealed(changed)))
         good = self._retention.marks.get(step, Marks()).good
         self._retention.mark(step, score, meta, good)
@@ -225,16 +222,21 @@ class Checkpoints:
         if self._pending is None:
             return
         try:
-            with quiet():
-                if jax.process_count() > 1:
-                    self._errors.wait(self._manager.is_saving_in_progress)
-                self._manager.wait_until_finished()
+            self._completion.wait()
         except Exception as error:
             raise self._failed_save(error) from error
-        if processes.is_first():
-            sums.write(self.directory / str(self._pending))
-        logger.info("committed checkpoint %d in %s", self._pending, self.directory)
         self._pending = None
+
+    def check(self) -> None:
+        """Raises StorageError if the last save is known to have failed; does not wait for it."""
+        if self._completion.ended():
+            self.wait()
+
+    def settle(self, error: Exception) -> None:
+        """Returns when no save is in progress, in a process that this error ends: it leaves without
+        waiting for threads. A save that lost a process has no end to wait for."""
+        if processes.lost_peer(error) is None:
+            self._completion.ended(None)
 
     def close(self) -> None:
         """Waits for the last save and lets go of Orbax's threads."""
@@ -303,9 +305,9 @@ class Checkpoints:
         processes.all_of(True)
         self._manager.reload()
 
-    def _mark(self, record: Meta) -> None:
-        meta = record["meta"] if isinstance(record["meta"], dict) else {}
-        self._retention.mark(record["step"], record["score"], meta, self._is_good(meta))
+    def _mark(self, step: int, score: float | None, meta: Any) -> None:
+        meta = meta if isinstance(meta, dict) else {}
+        self._retention.mark(step, score, meta, self._is_good(meta))
 
     def _check_directory(self) -> None:
         if not self._read_only:

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
-from typing import Any
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ import numpy as np
 import xxhash
 from jaxtyping import Array
 
-from gad_jax.distributed import devices
+from gad_jax.distributed import devices, processes
 
 _FETCHED_AT_ONCE = 2**28
 """Bytes of a leaf that are fetched whole, which bounds the host memory that a digest needs."""
@@ -46,6 +48,71 @@ def _digest(leaf: Array) -> str:
         whole = np.ascontiguousarray(devices.fetch(part))
         hasher.update(whole.reshape(-1).view(np.uint8).data)
     return hasher.hexdigest()
+
+
+class _Held(NamedTuple):
+    """What this process's devices hold of an array, on the host: parts by their first place."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    parts: dict[tuple[int, ...], np.ndarray]
+
+
+def later(leaves: Mapping[str, Array]) -> Callable[[], dict[str, str]]:
+    """Returns the function that computes the digests of named leaves: to be called once, in any
+    thread, and also after a step has been given their memory.
+
+    The bytes are fetched now. On a CPU that copies nothing: XLA copies an array that numpy still
+    shows before it gives the memory to a program. All processes make this call, and the first one
+    gets digests.
+    """
+    digests: dict[str, str] = {}
+    held: dict[str, _Held] = {}
+    for name, leaf in leaves.items():
+        if not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+            digests[name] = _digest(leaf)  # from all processes, which only main threads may ask
+        elif processes.is_first():
+            for part in _distinct(leaf).values():
+                part.copy_to_host_async()
+            held[name] = _Held(leaf.dtype, leaf.shape, {})
+    for name, of_leaf in held.items():
+        of_leaf.parts.update((at, np.asarray(x)) for at, x in _distinct(leaves[name]).items())
+
+    def compute() -> dict[str, str]:
+        while held:  # each is let go as soon as it is done
+            name, of_leaf = held.popitem()
+            digests[name] = _digest_of_parts(of_leaf)
+        return digests
+
+    return compute
+
+
+def _distinct(leaf: Array) -> dict[tuple[int, ...], Array]:
+    """Returns the parts of an array by their first place, one of those that are replicas."""
+    return {tuple(s.start or 0 for s in x.index): x.data for x in leaf.addressable_shards}
+
+
+def _digest_of_parts(held: _Held) -> str:
+    hasher = xxhash.xxh3_128(f"{held.dtype}{held.shape}".encode())
+    for block in held.parts.values() if len(held.parts) == 1 else _blocks(held):
+        hasher.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
+    return hasher.hexdigest()
+
+
+def _blocks(held: _Held) -> Iterator[np.ndarray]:
+    """Yields some rows of an array after others, put together from its parts."""
+    rows = held.shape[0]
+    size = held.dtype.itemsize * math.prod(held.shape)
+    most = max(rows * _FETCHED_AT_ONCE // size, 1)
+    for first in range(0, rows, most):
+        block = np.empty((min(most, rows - first), *held.shape[1:]), held.dtype)
+        for place, part in held.parts.items():
+            low, high = max(place[0], first), min(place[0] + len(part), first + len(block))
+            if low < high:
+                others = zip(place[1:], part.shape[1:], strict=True)
+                where = slice(low - first, high - first), *(slice(x, x + n) for x, n in others)
+                block[where] = part[low - place[0] : high - place[0]]
+        yield block
 
 
 def of_host(arrays: dict[str, np.ndarray]) -> dict[str, str]:

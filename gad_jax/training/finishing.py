@@ -20,6 +20,7 @@ def export_student(config: Config, trainer: Trainer) -> None:
     That is the best checkpoint or the last, as `checkpoint.export` says. All processes call it, at
     the end: other networks than the student leave the memory.
     """
+    trainer.saver.checkpoints.wait()
     run = Path(config.run_dir)
     directory = run / "export" / "student"
     step, why = processes.from_first(lambda: list(_exported(config, trainer)))

@@ -20,7 +20,7 @@ from gad_jax.rollout.engine import RolloutProgram
 from gad_jax.settings.config import Config, with_limits
 from gad_jax.training import bases, footprint, levers, replay, snapshots
 from gad_jax.training.checkpoint import Checkpoints
-from gad_jax.training.footprint import Lengths
+from gad_jax.training.footprint import Lengths, Need
 from gad_jax.training.rewards import models
 from gad_jax.training.stages import Span
 
@@ -38,7 +38,8 @@ def check(
     mesh: Mesh,
     checkpoints: Checkpoints,
 ) -> None:
-    """Prints what the run needs. Runs before any weight is read.
+    """Prints what the run needs, and sets whether checkpoints are written alongside the steps. Runs
+    before any weight is read.
 
     Raises UserError or StorageError where memory or disk are too small, or where settings,
     tokenizer and networks do not fit each other.
@@ -67,15 +68,41 @@ def check(
     _check_sizes(config, networks, chat)
     cache = memory.check_cache(networks[0], config.rollout.slots, config.longest, mesh)
     on_host = pool + max(answers.values())
-    largest = _check_memory(config, networks, lengths, mesh, rewarding, on_host)
+    need = footprint.largest(config, networks, mesh, lengths, rewarding)
+    copy = _copy_bytes(config, need, max(size.device for size in sizes), total, on_host)
+    checkpoints.background = copy > 0
+    largest = _check_memory(config, networks, lengths, mesh, rewarding, need, on_host, copy)
     if processes.is_first():
-        print(
+        first = (
             f"weights and moments: {needed / 1e9:.2g} GB a device of {available / 1e9:.1f} GB; "
-            f"a checkpoint: {total / 1e9:.2g} GB\n{cache}\n{largest}",
-            flush=True,
+            f"a checkpoint: {total / 1e9:.2g} GB"
         )
-        lines = [*_adapters(config, networks), *_rewarding(resident), *_replay(config, pool)]
-        print("\n".join([*lines, *_answers(answers), *_steps(config, spans)]), flush=True)
+        lines = [first, cache, largest, *_saving(copy), *_adapters(config, networks)]
+        lines += [*_rewarding(resident), *_replay(config, pool), *_answers(answers)]
+        print("\n".join([*lines, *_steps(config, spans)]), flush=True)
+
+
+def _copy_bytes(config: Config, need: Need, device: int, total: int, kept: int) -> int:
+    """Returns the bytes that the state of a save takes of this host while the next steps run; 0
+    where they wait for the save. All processes get 0, or none.
+
+    `device` and `total` are bytes of the state, `kept` those of answers. On a CPU a step leaves the
+    arrays of before where they are. Elsewhere Orbax copies them, and digests need a second copy.
+    """
+    local = device * jax.local_device_count()
+    free = CLOSE * host_memory.available()
+    if devices.platform() == "cpu":
+        copy, others = local, need.total * jax.local_device_count() + kept
+    else:
+        copy, others = 2 * min(local, total), kept
+    wanted = config.checkpoint.background
+    fits = wanted == "on" or (wanted == "auto" and others + copy <= free)
+    return copy if processes.all_of(fits) else 0
+
+
+def _saving(copy: int) -> list[str]:
+    """Returns what saves take where the next steps do not wait for them."""
+    return [f"the next steps run during a save, which takes {gigabytes(copy)}"] if copy else []
 
 
 def _answer_bytes(
@@ -188,34 +215,39 @@ def _check_memory(
     lengths: Lengths,
     mesh: Mesh,
     rewarding: models.Networks,
+    need: Need,
     kept: int,
+    copy: int,
 ) -> str:
-    """Returns a sentence on the largest program, by estimate, and a warning if it is a close fit;
-    `kept` are bytes of answers on the host, which on a CPU take the same memory.
+    """Returns a sentence on the largest program, by estimate, and a warning if it is a close fit.
+    Bytes on the host take the same memory on a CPU: `kept` of answers, `copy` of a save.
 
     Raises UserError where it is larger than the memory, unless the settings ask for a warning.
     """
-    need = footprint.largest(config, networks, mesh, lengths, rewarding)
     there, source = devices.device_memory(), "a device has"
     # On a CPU, what the process holds already (libraries) counts too.
-    held = 0
+    held = copied = 0
     if devices.platform() == "cpu":
         limit = host_memory.limit()
         source = f"{limit.source} gives a device"
-        held = (host_memory.used() + kept) // jax.local_device_count()
+        copied = copy // jax.local_device_count()
+        held = (host_memory.used() + kept) // jax.local_device_count() + copied
     said = (
         f"{need.program} needs about {gigabytes(need.total + held)} a device by estimate, and "
         f"{source} {gigabytes(there)}"
     )
     short = need.total + held - there
     if short > 0:
-        what = levers.advice(config, networks, mesh, lengths, there - held, rewarding)
+        if short <= copied:
+            what = "--checkpoint.background=off, with which steps wait for saves, fits"
+        else:
+            what = levers.advice(config, networks, mesh, lengths, there - held, rewarding)
         said = f"{said}, {gigabytes(short)} too little; {what}"
         if config.limits.memory == "refuse":
             raise UserError(f"{said}; --limits.memory=warn tries all the same")
         return f"warning: {said}"
     free = host_memory.available() // jax.local_device_count() if held else there
-    if need.total > CLOSE * free:
+    if need.total + copied > CLOSE * free:
         return f"warning: {said}, of which {gigabytes(free)} are free; it may run out of memory"
     return f"largest program: {said}"
 

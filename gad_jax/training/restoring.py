@@ -12,22 +12,11 @@ import orbax.checkpoint as ocp
 
 from gad_jax.base.errors import UserError, first_line
 from gad_jax.distributed import processes
-from gad_jax.training import digest, format_1, sums
+from gad_jax.training import digest, format_1, records, sums
 from gad_jax.training.orbax_errors import quiet
-
-FORMAT = 2
-"""Number of the layout of a record; a later version says what it can read."""
-
-RECORD = "record.json"
-
-HOST = "host"
-"""The item of a step with arrays that every process holds on its host, and their digests in the
-record; a step without any has neither."""
+from gad_jax.training.records import FORMAT, HOST, Meta
 
 UNREADABLE = (OSError, digest.DamagedRecord)
-
-Meta = dict[str, Any]
-"""What a run stores with its arrays, as JSON."""
 
 
 class Restored(NamedTuple):
@@ -81,7 +70,7 @@ def read_record(checkpoint: Path) -> Meta:
 
     Raises one of `UNREADABLE` when it is missing or damaged, UserError for another format.
     """
-    record = digest.unsealed((checkpoint / "meta" / RECORD).read_bytes())
+    record = digest.unsealed((checkpoint / "meta" / records.FILE).read_bytes())
     if record["format"] not in (1, FORMAT):
         raise UserError(
             f"checkpoint {checkpoint} has format {record['format']}, and this version reads 1 and "

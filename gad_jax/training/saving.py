@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,20 +17,25 @@ from gad_jax.settings.alarms import Health
 from gad_jax.settings.operation import Checkpoint
 from gad_jax.training import bases, health, state
 from gad_jax.training.checkpoint import Checkpoints
-from gad_jax.training.restoring import Meta
+from gad_jax.training.records import Meta
 from gad_jax.training.rewards import paying
 from gad_jax.training.stages import Span
 from gad_jax.types import TrainState
 
 
 class Resumed(NamedTuple):
-    """A run where its newest checkpoint left it; `shapes` are those of the packed rows so far, and
-    `host` the arrays that were on the host."""
+    """A run where its newest checkpoint left it, or before its first step; `shapes` are those of
+    the packed rows so far, and `host` the arrays that were on the host."""
 
     state: TrainState
     health: health.State
     shapes: set[Shape]
     host: dict[str, np.ndarray]
+
+    @classmethod
+    def first(cls, train_state: TrainState) -> "Resumed":
+        """Returns a run before its first step."""
+        return cls(train_state, {}, set(), {})
 
 
 class Best(NamedTuple):
@@ -81,9 +87,11 @@ class Saver:
         shapes: set[Shape],
         result: heldout.HeldoutResult | None,
         host: dict[str, np.ndarray] | None = None,
+        total_steps: int = 0,
     ) -> None:
-        """Saves the run after a step; `result` is the evaluation of this step, if there is one, and
-        `host` are arrays that every process holds."""
+        """Saves the run after a step, and reports it when that is done. `result` is the evaluation
+        of this step, if there is one, and `host` are arrays that every process holds."""
+        self.checkpoints.wait()  # the best of them is known when all are complete
         meta = self.meta(step, stage) | {
             "health": health_state,
             "shapes": sorted(shapes),  # a resumed run packs as this one would have
@@ -94,7 +102,8 @@ class Saver:
         else:
             best = self.best()
         meta["best"] = best._asdict() if best else None
-        self.checkpoints.save(step, train_state, meta, score, host)
+        report = partial(self.report, step, total_steps, stage)
+        self.checkpoints.save(step, train_state, meta, score, host, report)
 
     def meta(self, step: int, stage: str) -> Meta:
         """Returns what is known of the network at a step: its stage, and the rows behind it."""

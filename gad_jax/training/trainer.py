@@ -71,8 +71,12 @@ class Trainer:
 
         Raises what `steps` raises.
         """
-        for _ in self.steps(stop):
-            pass
+        try:
+            for _ in self.steps(stop):
+                pass
+        except Exception as error:
+            self.saver.checkpoints.settle(error)
+            raise
         return not self.deadline.stopping
 
     def steps(self, stop: StopRequest) -> Iterator[dict[str, Any]]:
@@ -189,13 +193,16 @@ class Trainer:
             self.tracker.notice(f"step {self.step}: {event.sentence}")
         ending = [event for event in events if event.action == "stop"]
         too_many_skips = metrics["skips/consecutive"] >= self.max_skips
+        checkpoints = self.saver.checkpoints
+        checkpoints.check()
         improves = self.saver.improves(result, self.step, span.stage)
         unsaved = ""
         if self._save_due(span) or improves or too_many_skips or ending:
             unsaved = self._save(span, result)
         if improves and not unsaved:
             self._name_best(result)
-        checkpoints = self.saver.checkpoints
+        if too_many_skips or unsaved or ending:
+            checkpoints.wait()  # the error says which there are
         if too_many_skips:
             rows = span.batches[self.step - 1 - span.start].indices
             ids = [self.row_ids[index] for index in rows]
@@ -219,9 +226,9 @@ class Trainer:
                 self.iteration.packer.shapes,
                 result,
                 {} if pool is None else pool.arrays(),
+                self.total_steps,
             )
             self.deadline.saved()
-            self.saver.report(self.step, self.total_steps, span.stage)
         return broken
 
     def _save_due(self, span: Span) -> bool:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gad_jax.base.errors import StorageError, UserError
-from gad_jax.training import digest, restoring
+from gad_jax.training import digest, records
 from gad_jax.training.checkpoint import Checkpoints
 from tests.training.checkpoint_states import abstract, host, make_mesh, make_params, make_state
 
@@ -274,7 +274,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 """
 
 
-@pytest.mark.parametrize("version", [1, restoring.FORMAT])
+@pytest.mark.parametrize("version", [1, records.FORMAT])
 def test_a_checkpoint_of_every_version_is_still_read(
     tmp_path: Path, mesh: Mesh, version: int
 ) -> None:

@@ -50,5 +50,10 @@ def test_a_digest_does_not_depend_on_the_mesh(monkeypatch: pytest.MonkeyPatch) -
     assert digest.digests(make_params(make_mesh(4, 2), 0)) == alone
     monkeypatch.setattr(digest, "_FETCHED_AT_ONCE", 64)  # in parts
     assert digest.digests(make_params(make_mesh(2, 2), 0)) == alone
+    params = make_params(make_mesh(4, 2), 0)
+    late = digest.later(digest.plain_leaves(params))
+    gone = jax.jit(lambda x: jax.tree.map(lambda leaf: leaf * 0, x), donate_argnums=0)(params)
+    assert not any(x.any() for x in jax.tree.leaves(gone))
+    assert late() == alone
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), make_params(make_mesh(2, 2), 0))
     assert set(digest.digests(half).values()).isdisjoint(alone.values())

@@ -9,7 +9,7 @@ from gad_jax.base import host_memory
 from gad_jax.base.errors import UserError
 from gad_jax.distributed import devices
 from gad_jax.distributed.mesh import make_mesh
-from gad_jax.training import preflight, setup
+from gad_jax.training import footprint, preflight, setup
 from tests.training.runs import run, settings
 
 
@@ -47,12 +47,35 @@ def test_a_run_that_needs_more_memory_than_there_is_is_refused_or_warned_of(
     assert "warning: gad: update needs about" in capsys.readouterr().out
 
 
-def test_memory_that_runs_out_is_followed_by_settings_that_need_less(tmp_path):
+@pytest.mark.parametrize(
+    ("platform", "free", "wanted", "expected"),
+    [
+        ("cpu", 1400, "auto", 80),  # 0.95 of it hold the program, 50 of answers, and the state
+        ("cpu", 1100, "auto", 0),
+        ("cpu", 1400, "off", 0),
+        ("cpu", 0, "on", 80),
+        ("gpu", 300, "auto", 120),  # the state of all devices, twice
+        ("gpu", 150, "auto", 0),
+    ],
+)
+def test_a_save_runs_alongside_the_steps_where_its_memory_fits(
+    tmp_path, monkeypatch, platform, free, wanted, expected
+):
+    monkeypatch.setattr(host_memory, "available", lambda: free)
+    config = settings(tmp_path, f"--checkpoint.background={wanted}")
+    need = footprint.Need("update", {"temporary": 150})  # of each of eight devices
+    with devices.compiling_for(platform):
+        assert preflight._copy_bytes(config, need, 10, 60, 50) == expected
+
+
+def test_memory_that_runs_out_is_followed_by_settings_that_need_less(tmp_path, capsys):
     flags = ("--stage=gad", "--batch.micro_batch_prompts=8", "--data.heldout=")
     config = settings(tmp_path, *flags)
     with jax.set_mesh(mesh := make_mesh(devices=jax.devices()[:1])):
         trainer = setup.build(config, mesh)
     trainer.close()
+    assert trainer.saver.checkpoints.background
+    assert "the next steps run during a save, which takes " in capsys.readouterr().out
     parts = (trainer.networks, trainer.spans, trainer.iteration.rollout, mesh)
     said = preflight.advice(config, *parts)
     assert said.startswith("set --batch.micro_batch_prompts=")

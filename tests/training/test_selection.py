@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gad_jax.base.errors import UserError
-from gad_jax.training import digest, restoring, selection
+from gad_jax.training import digest, records, selection
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def run(tmp_path: Path) -> Path:
     for step, score in ((1, None), (2, 0.5), (3, 0.25), (4, 0.75)):
         meta = directory / "checkpoints" / str(step) / "meta"
         meta.mkdir(parents=True)
-        record = {"format": restoring.FORMAT, "step": step, "score": score}
+        record = {"format": records.FORMAT, "step": step, "score": score}
         text = json.dumps(digest.sealed(record | {"meta": {"stage": "gad"}}))
         (meta / "record.json").write_text(text.replace("0.75", "0.95"))
     (directory / "config.yaml").touch()
