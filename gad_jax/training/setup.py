@@ -176,19 +176,17 @@ def build(config: Config, mesh: Mesh) -> Trainer:
     networks = state.network_configs(config)
     spans = stages.spans(config, data, networks)
     lines = _take_up(given, data, networks, spans)
-    preflight.check(config, networks, spans, chat, mesh, checkpoints := _checkpoints(config))
+    checkpoints = _checkpoints(config)
+    preflight.check(config, networks, spans, chat, mesh, checkpoints)
     paid = paying.identities(rewards, config, networks[0].compute_dtype, chat, mesh)
     saver = _saver(config, networks, data, held_out, checkpoints, paid)
     student, other = taken.get("student"), origins.discriminator(taken, given)
     bases.refuse_runs(networks, student and student.name, other and other.name)
-    resumed = saver.restore(spans, mesh, config.run_dir)
-    if resumed is None:
-        lines += origins.sentences(taken, given)
-    _say(lines)
-    first = partial(state.load, config, networks[0], mesh, _weights(student, mesh))
-    train_state = resumed.state if resumed else first()
+    saved = saver.restore(spans, mesh, config.run_dir)
+    _say(lines if saved else [*lines, *origins.sentences(taken, given)])
+    at = saved or Resumed.first(state.load(config, networks[0], mesh, _weights(student, mesh)))
     tracker = Tracker(directory, enabled=processes.is_first())
-    iteration = _iteration(config, networks, chat, mesh, resumed, rewards)
+    iteration = _iteration(config, networks, chat, mesh, at, rewards)
     trainer = Trainer(
         mesh=mesh,
         networks=networks,
@@ -206,11 +204,11 @@ def build(config: Config, mesh: Mesh) -> Trainer:
             state.load_discriminator, config, networks[1], mesh, _weights(other, mesh)
         ),
         row_ids=[row.id for row in data.rows],
-        state=train_state,
+        state=at.state,
         frozen=bases.load(config, networks, mesh),
         snapshots=snapshots.Snapshots(config, data, iteration),
-        step=int(train_state.step),
-        health_state=resumed.health if resumed else {},
+        step=int(at.state.step),
+        health_state=at.health,
     )
     return _started(trainer)
 
@@ -270,7 +268,7 @@ def _iteration(
     networks: Networks,
     chat: Chat,
     mesh: Mesh,
-    resumed: Resumed | None,
+    at: Resumed,
     rewards: Rewards | None,
 ) -> Iteration:
     rollout, batch = config.rollout, config.batch
@@ -292,20 +290,20 @@ def _iteration(
             mesh,
             config.row_tokens,
             micro_batches=batch.prompts // (batch.micro_batch_prompts or batch.prompts),
-            shapes=resumed.shapes if resumed else set(),
+            shapes=at.shapes,
             profiler=Profiler(config.profile.window, config.run_dir, networks),
             judged=networks[1].vocabulary,
         ),
-        pool=_pool(config, networks, resumed),
+        pool=_pool(config, networks, at),
         rewards=rewards,
     )
 
 
-def _pool(config: Config, networks: Networks, resumed: Resumed | None) -> replay.Pool | None:
+def _pool(config: Config, networks: Networks, at: Resumed) -> replay.Pool | None:
     """Returns the student's older answers, as they were in the checkpoint."""
     pool = replay.make(config, networks[0].vocabulary)
-    if pool is not None and resumed is not None:
-        pool.restore(resumed.host)
+    if pool is not None:
+        pool.restore(at.host)
     return pool
 
 
