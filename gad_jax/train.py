@@ -13,8 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gad_jax.base import exits, files, next_command, shortage
-from gad_jax.base.console import LogHandler
+from gad_jax.base import console, exits, files, next_command, shortage, verbosity
 from gad_jax.base.errors import LostProcessError
 from gad_jax.settings import options
 from gad_jax.settings.config import Config, default_file
@@ -51,6 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         description=DESCRIPTION,
         config_default=default_file(given),
         short_help=True,
+        shows_progress=True,
     )
     fields = {field.name: getattr(settings, field.name) for field in dataclasses.fields(Config)}
     return exits.run_guarded(lambda: _run(Config(**fields), settings.dry_run, given))
@@ -61,7 +61,7 @@ def _run(config: Config, dry_run: bool, given: Sequence[str]) -> int:
     from gad_jax.distributed import processes
     from gad_jax.training import rehearsal, setup
 
-    _quiet_logs()
+    _start_logs()
     shown = options.changed_yaml(config, given)
     limits = config.limits
     exits.watchdog(60 * limits.other_minutes)
@@ -83,7 +83,7 @@ def _run(config: Config, dry_run: bool, given: Sequence[str]) -> int:
             else:
                 path = processes.from_first(lambda: claim(config))
                 if processes.is_first():
-                    print(f"# {path} has all settings; these are set:\n{shown}", flush=True)
+                    verbosity.say(f"# {path} has all settings; these are set:\n{shown}")
                 processes.require_shared(Path(path))
                 finished = _train(config, stop)
                 if processes.is_first():
@@ -120,7 +120,7 @@ def _train(config: Config, stop: exits.StopRequest) -> bool:
     with jax.set_mesh(mesh):
         trainer = setup.build(config, mesh)
         if trainer.step > 0 and processes.is_first():
-            print(f"resuming after step {trainer.step} of {trainer.total_steps}", flush=True)
+            verbosity.say(f"resuming after step {trainer.step} of {trainer.total_steps}")
         with shortage.explained(partial(_memory_advice, config, trainer)):
             finished = trainer.run(stop)
             if finished:
@@ -146,10 +146,8 @@ def _memory_advice(config: Config, trainer: "Trainer") -> str:
     return preflight.advice(config, trainer.networks, trainer.spans, rollout, trainer.mesh)
 
 
-def _quiet_logs() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[LogHandler()])
-    for noisy in ("jax", "orbax", "httpx", "huggingface_hub"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+def _start_logs() -> None:
+    console.start_logs(information=True)
     # Orbax warns of every wait, and logs with a traceback what it raises afterwards;
     # `orbax_errors.SaveErrors` listens to that, the console need not.
     logging.getLogger("absl").setLevel(logging.ERROR)

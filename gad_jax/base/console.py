@@ -8,11 +8,12 @@ import contextlib
 import io
 import logging
 import math
+import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
@@ -20,74 +21,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from gad_jax.base import stderr, verbosity
 from gad_jax.base.redaction import printable
+from gad_jax.base.step_line import fitting_parts, format_seconds, step_parts
 
-# A part is shown if the step has all metrics that it names.
-LINE = (
-    "G loss {generator/loss:.4f}",
-    "D loss {discriminator/loss:.4f}",
-    "D accuracy {discriminator/accuracy:.2f}",
-    "margin {discriminator/margin:+.2f}",
-    "DPO accuracy {dpo/accuracy:.2f}",
-    "margin {dpo/margin:+.3f}",
-    "reward {reward/mean:+.2f} ± {reward/std:.2f}",
-    "length {response/length:.0f}",
-    "{response/length_ratio:.2f}× teacher",
-    "cut {response/cut_share:.0%}",
-    "KL {kl/reference:.4f}",
-    "G grad {generator/gradient_norm:.3g}",
-    "D grad {discriminator/gradient_norm:.3g}",
-    "{tokens_per_second/rollout:,.0f} sampled tokens/s",
-    "{tokens_per_second/update:,.0f} trained tokens/s",
-    "{seconds/step:.1f} s/step",
-)
-# What a terminal shows where LINE is too wide, the most important first: those that fit.
-SHORT = (
-    "reward {reward/mean:+.2f}",
-    "{response/length_ratio:.2f}× teacher",
-    "D acc {discriminator/accuracy:.2f}",
-    "DPO acc {dpo/accuracy:.2f}",
-    "G {generator/loss:.3f}",
-    "{seconds/step:.1f} s",
-    "cut {response/cut_share:.0%}",
-    "KL {kl/reference:.3f}",
-    "D {discriminator/loss:.3f}",
-)
 SIDE_BY_SIDE_WIDTH = 34
 FILE_WIDTH = 100
+STEP_WIDTH = 80
+"""Of a step's line in a file: what most terminals show of it without a break."""
 SHOWN_CHARACTERS = 1200
-
-
-def step_parts(metrics: Mapping[str, float]) -> list[str]:
-    """Returns the parts of a step's line whose metrics are all given."""
-    return _parts(LINE, metrics)
-
-
-def _parts(templates: Sequence[str], metrics: Mapping[str, float]) -> list[str]:
-    parts = []
-    for template in templates:
-        try:
-            parts.append(template.format_map(metrics))
-        except KeyError:
-            continue
-    return parts
-
-
-def fitting_parts(metrics: Mapping[str, float], width: int) -> list[str]:
-    """Returns the parts of a step's line that fit the width, with two blanks between them."""
-    parts = step_parts(metrics)
-    if len("  ".join(parts)) <= width:
-        return parts
-    kept: list[str] = []
-    for part in _parts(SHORT, metrics):
-        if len("  ".join([*kept, part])) <= width:
-            kept.append(part)
-    return kept
-
-
-def format_seconds(seconds: float) -> str:
-    """Returns a duration as '1:02:03'; '–' for one that is not finite."""
-    return "–" if not math.isfinite(seconds) else str(timedelta(seconds=round(seconds)))
 
 
 class _SteadyConsole(Console):
@@ -107,6 +49,21 @@ def make_console() -> Console:
     return console
 
 
+def moves_cursor(stream: Any) -> bool:
+    """Whether a line of this stream can be replaced: it is a terminal that knows how."""
+    return stream.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
+
+
+def start_logs(information: bool = False) -> None:
+    """Shows logs as plain lines: warnings; with `information` also what our modules tell, unless
+    --quiet is given; with --verbose also what libraries tell."""
+    verbose = verbosity.verbose()
+    level = logging.INFO if verbose or (information and not verbosity.quiet()) else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", handlers=[LogHandler()])
+    for noisy in () if verbose else ("jax", "orbax", "httpx", "huggingface_hub"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
 class LogHandler(logging.StreamHandler):
     """A handler on what sys.stderr is at the time, so that lines come above a progress bar."""
 
@@ -123,10 +80,12 @@ class Note:
     """
 
     def __init__(self) -> None:
-        self._replaces, self._shown = sys.stdout.isatty(), False
+        self._replaces, self._shown = moves_cursor(sys.stdout), False
 
     def say(self, line: str) -> None:
         """Shows a line."""
+        if verbosity.quiet():
+            return
         if self._replaces:
             print(f"\r\x1b[K{line}", end="", flush=True)
             self._shown = True
@@ -161,8 +120,9 @@ class Display:
         self._label = ""  # of what the run is busy with
         self._said = False  # that this step compiles
         self._recent: deque[float] = deque(maxlen=20)
+        self._compiled: deque[float] = deque(maxlen=20)  # without the time that compiling took
         self._bar: Progress | None = None
-        if self.console.is_terminal and not self.console.is_dumb_terminal:
+        if moves_cursor(self.console.file) and not verbosity.quiet():
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=None),
@@ -171,6 +131,7 @@ class Display:
                 console=self.console,
                 transient=True,
                 expand=True,
+                redirect_stderr=sys.stderr.isatty(),  # else it goes to a file of its own
             )
             self._task = self._bar.add_task(self._stage, total=None, note="")
 
@@ -185,34 +146,42 @@ class Display:
         now = time.monotonic()
         note = printable(note)
         if self._bar is not None:
-            self._bar.start()
+            self._show_bar(self._bar)
             self._bar.update(self._task, completed=done, description="", note=note)
         elif now - self._line_at >= self._line_seconds:
             self._line_at = now
-            self.console.print(f"{done} of {self._total}  {note}", soft_wrap=True, markup=False)
+            self._say(f"{done} of {self._total}  {note}")
 
     def step(self, step: int, stage: str, metrics: Mapping[str, float]) -> None:
-        """Shows a step. The time left is estimated from the stage's last `seconds/step`, of steps
-        that compiled nothing."""
+        """Shows a step: what fits the width, or with --verbose all of it.
+
+        The time left is estimated from the stage's last steps that compiled nothing. Without any,
+        from those that did, less the time that compiling took.
+        """
         self._done, self._said = step, False
         if stage != self._stage:  # steps of another stage take another time
             self._stage = stage
             self._recent.clear()
-        if "seconds/step" in metrics and not metrics.get("compiles"):
-            self._recent.append(metrics["seconds/step"])
-        mean = sum(self._recent) / len(self._recent) if self._recent else math.nan
+            self._compiled.clear()
+        seconds = metrics.get("seconds/step")
+        if seconds is not None and not metrics.get("compiles"):
+            self._recent.append(seconds)
+        elif seconds is not None and "seconds/compile" in metrics:
+            self._compiled.append(max(seconds - metrics["seconds/compile"], 0.0))
+        known = self._recent or self._compiled
+        mean = sum(known) / len(known) if known else math.nan
         left = format_seconds(mean * (self._total - step))
+        first, last = [f"step {step}/{self._total}", stage], f"left {left}"
         if self._bar is None:
-            parts = step_parts(metrics)
-            parts = [f"step {step}/{self._total}", stage, *parts, f"left {left}"]
-            self.console.print("  ".join(parts), soft_wrap=True, markup=False, highlight=False)
+            used = len("  ".join([*first, "", last]))
+            self._say("  ".join([*first, *_shown_parts(metrics, STEP_WIDTH - used), last]))
             return
-        line = Text(f"step {step}/{self._total}  ", style="bold")
+        line = Text(f"{first[0]}  ", style="bold")
         line.append(f"{stage}  ", style="cyan")
-        parts = fitting_parts(metrics, self.console.width - len(line))
+        parts = _shown_parts(metrics, self.console.width - len(line))
         line.append("  ".join(parts), style="not bold")
-        self._bar.start()
-        self.console.print(line, no_wrap=True, overflow="ellipsis")
+        self._show_bar(self._bar)
+        self.console.print(line, soft_wrap=True)
         note = f"{left} left"
         self._bar.update(self._task, completed=step, description=stage, note=note, refresh=True)
 
@@ -223,11 +192,11 @@ class Display:
     @contextlib.contextmanager
     def busy(self, label: str) -> Iterator[None]:
         """Shows what the run does inside the `with`, when that is not a step."""
-        if self._bar is None:
-            self.console.print(label, soft_wrap=True, markup=False, highlight=False)
         self._label, self._said = label, False
-        if self._bar is not None:
-            self._bar.start()
+        if self._bar is None:
+            self._say(label)
+        else:
+            self._show_bar(self._bar)
             self._bar.update(self._task, description=label, refresh=True)
         yield
         self._label, self._said = "", False
@@ -242,11 +211,31 @@ class Display:
             return
         self._said = True
         if self._bar is not None:
-            self._bar.start()
+            self._show_bar(self._bar)
             self._bar.update(self._task, description=f"{doing}: compiling", refresh=True)
         elif not self._label:
-            text = f"{doing}/{self._total}  compiling"
-            self.console.print(text, soft_wrap=True, markup=False, highlight=False)
+            self._say(f"{doing}/{self._total}  compiling")
+
+    def _say(self, line: str) -> None:
+        """Prints a line of progress, where there is no bar."""
+        if not verbosity.quiet():
+            self.console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+    def _show_bar(self, bar: Progress) -> None:
+        """Shows the bar; what others write to the terminal comes above it from then on."""
+        if not bar.live.is_started:
+            stderr.capture(self._show_foreign)
+            bar.start()
+
+    def _show_foreign(self, lines: str) -> None:
+        self.console.print(printable(lines), soft_wrap=True, markup=False, highlight=False)
+
+    def row(self, title: str, values: Mapping[str, float | str]) -> None:
+        """Shows quantities by name in one line, unless --quiet is given."""
+        parts = (f"{name} {_cell(value)}" for name, value in values.items())
+        if not verbosity.quiet():
+            line = f"{title}: {'  '.join(parts)}"
+            self.console.print(line, soft_wrap=True, markup=False, highlight=False)
 
     def table(self, title: str, rows: Mapping[str, Mapping[str, float | str]]) -> None:
         """Shows rows by name, with a column for each quantity that any row has."""
@@ -282,8 +271,14 @@ class Display:
     def close(self) -> None:
         """Removes the progress bar."""
         self._total = self._done
-        if self._bar is not None:
+        if self._bar is not None and self._bar.live.is_started:
+            stderr.release()
             self._bar.stop()
+
+
+def _shown_parts(metrics: Mapping[str, float], width: int) -> list[str]:
+    """Returns the parts of a step's line that fit the width, with --verbose all of them."""
+    return step_parts(metrics) if verbosity.verbose() else fitting_parts(metrics, width)
 
 
 def _cell(value: float | str) -> Text:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from gad_jax.base import shortage
+from gad_jax.base import shortage, stderr
 from gad_jax.base.errors import (
     CollapseError,
     LostProcessError,
@@ -71,18 +71,14 @@ def run_guarded(main: Callable[[], int]) -> int:
     except SystemExit:  # argparse, after --help or a wrong flag
         raise
     except KeyboardInterrupt:
-        _say("interrupted")
-        _leave(128 + signal.SIGINT)
+        _fail(128 + signal.SIGINT, "interrupted")
     except tuple(EXIT_CODES) as error:
-        _say(sentence(error))
-        _leave(next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind)))
+        code = next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
+        _fail(code, sentence(error))
     except BrokenPipeError:  # as `| head` leaves us
-        _say("stopped: whatever read the output has ended")
-        _leave(128 + signal.SIGPIPE)
+        _fail(128 + signal.SIGPIPE, "stopped: whatever read the output has ended")
     except BaseException as error:
-        code, said = _unexpected(error)
-        _say(said)
-        _leave(code)
+        _fail(*_unexpected(error))
     raise AssertionError("not reached")
 
 
@@ -101,6 +97,12 @@ def _unexpected(error: BaseException) -> tuple[int, str]:
     return Exit.UNEXPECTED, printable(redact(traceback.format_exc().rstrip()))
 
 
+def _fail(code: int, said: str) -> None:
+    stderr.release()
+    _say(said)
+    _leave(code)
+
+
 def _say(line: str) -> None:
     """Writes a line to stderr, past Python's buffers: signal handlers may not use those."""
     with contextlib.suppress(OSError):
@@ -109,7 +111,7 @@ def _say(line: str) -> None:
 
 def _clear_bar() -> str:
     """Returns what removes a progress bar from the terminal's last line."""
-    return "\r\x1b[K" if os.isatty(2) else ""
+    return "\r\x1b[K" if os.isatty(2) and os.environ.get("TERM") != "dumb" else ""
 
 
 def _leave(code: int) -> None:
@@ -157,9 +159,11 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
         if not self.ready:
+            stderr.restore()
             _say("stopped before the first step; nothing was saved")
             os._exit(128 + number)
         if self.requested and number == signal.SIGINT:
+            stderr.restore()
             _say(self.forced)
             os._exit(128 + number)
         if not self.requested:

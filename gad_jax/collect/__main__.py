@@ -5,7 +5,7 @@
 
 import sys
 
-from gad_jax.base import exits, next_command
+from gad_jax.base import console, exits, next_command
 from gad_jax.collect import check, prepare
 from gad_jax.collect.settings import Collect
 from gad_jax.settings import options
@@ -25,9 +25,11 @@ def main(argv: list[str] | None = None) -> int:
         description="Collects a teacher's responses to prompts, and keeps every one that was paid. "
         "Before all flags, `check` counts what such files hold (check --help), and `prepare` "
         "splits public sets.",
+        shows_progress=True,
     )
 
     def run() -> int:
+        console.start_logs()
         from gad_jax.collect import command
 
         code = command.run(collect)

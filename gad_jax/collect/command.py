@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from gad_jax.base import exits, files, next_command
+from gad_jax.base import exits, files, next_command, verbosity
 from gad_jax.base.errors import UserError
 from gad_jax.base.redaction import printable
 from gad_jax.collect.settings import Collect
@@ -37,7 +37,7 @@ def run(collect: Collect) -> int:
     for reason, count in rows.skipped.items():
         print(f"{count} prompts skipped: {reason}")
     repeated = len(rows) - len(wanted) // collect.samples
-    print(f"{len(rows)} prompts ({repeated} repeated), {len(wanted)} responses wanted")
+    verbosity.say(f"{len(rows)} prompts ({repeated} repeated), {len(wanted)} responses wanted")
     path = Path(collect.out)
     if service is not None and (unset := service.endpoint.unset_variable):
         print(f"the environment variable {unset} is not set: requests carry no key", flush=True)
@@ -66,10 +66,10 @@ def _collect(
         refused = _refused_before(collect, wanted)
         missing = collection.missing(wanted, store.contents, refused)
         there = len(wanted) - len(missing) - len(refused - store.contents.have)
-        print(f"{there} of them are in {collect.out}; asking for the others", flush=True)
+        verbosity.say(f"{there} of them are in {collect.out}; asking for the others")
         if open_batches:
             on_their_way = batching.responses(open_batches)
-            print(f"{on_their_way} are on their way in batches already")
+            verbosity.say(f"{on_their_way} are on their way in batches already")
         started = time.time()
         if service is None:
             from gad_jax.collect import local  # the only part that needs jax

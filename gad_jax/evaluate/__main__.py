@@ -5,7 +5,7 @@
 
 import sys
 
-from gad_jax.base import exits
+from gad_jax.base import console, exits
 from gad_jax.evaluate.human import __main__ as human
 from gad_jax.evaluate.settings import Evaluate
 from gad_jax.settings import options
@@ -22,9 +22,11 @@ def main(argv: list[str] | None = None) -> int:
         program="python -m gad_jax.evaluate",
         description="Compares students on prompt sets, and writes one HTML report. "
         "`human` before all flags: people vote on the answers (human --help).",
+        shows_progress=True,
     )
 
     def run() -> int:
+        console.start_logs()
         from gad_jax.evaluate import command
 
         return command.run(evaluate)

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from gad_jax.base import files, shortage
+from gad_jax.base import files, shortage, verbosity
 from gad_jax.data import sources, thoughts
 from gad_jax.data.chat import Chat
 from gad_jax.data.sources.rows import Row
@@ -37,7 +37,7 @@ def answer_all(evaluate: Evaluate) -> list[Answers]:
             response_field=evaluate.data.response,
         )
         for note in rows.notes:
-            _say(note)
+            print(note, file=sys.stderr, flush=True)
         sets[label] = list(rows.rows[: evaluate.limit or None])
     found: list[Answers] = []
     with files.lock_run(evaluate.directory, "--out"):
@@ -54,7 +54,8 @@ def answer_all(evaluate: Evaluate) -> list[Answers]:
             if not all(file.complete for file in open_files):
                 _answer(evaluate, model, open_files)
             for file in open_files:
-                _say(f"{file.path}: {len(file.rows)} prompts, {file.origin}")
+                said = f"{file.path}: {len(file.rows)} prompts, {file.origin}"
+                verbosity.say(said, to_stderr=True)
             found += [file.answers() for file in open_files]
     return found
 
@@ -95,7 +96,8 @@ def _complete(
             if scorer is not None:
                 _add_scores(rows, lines, scorer)
             file.append(lines)
-            _say(f"{file.path}: {len(file.lines)} of {len(file.rows)}")
+            said = f"{file.path}: {len(file.lines)} of {len(file.rows)}"
+            verbosity.say(said, to_stderr=True)
 
 
 def _load_scorer(evaluate: Evaluate, mesh: jax.sharding.Mesh) -> Scorer:
@@ -145,7 +147,3 @@ def _lines(rows: list[Row], start: int, responder: Responder) -> list[dict[str, 
             answer |= overlap.scores(teacher, answer["text"]) if teacher else {}
         lines.append(line)
     return lines
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from gad_jax.base import console, exits, files, next_command
+from gad_jax.base import console, exits, files, next_command, verbosity
 from gad_jax.base.errors import UserError
 from gad_jax.evaluate import answering, answers, report
 from gad_jax.evaluate.answers import Answers
@@ -67,7 +67,7 @@ def _judge(
 ) -> dict[str, list[Table]]:
     """Shows and returns the judge's tables of each prompt set; none without a judge."""
     if not evaluate.judge.model:
-        print("no judge is configured: --judge.model names one (docs/evaluation.md)")
+        verbosity.say("no judge is configured: --judge.model names one (docs/evaluation.md)")
         return {}
     pairs = [contest for group in groups for contest in contests(group, evaluate.judge)]
     if not pairs:

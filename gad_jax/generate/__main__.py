@@ -4,7 +4,7 @@ import dataclasses
 import sys
 from typing import Literal
 
-from gad_jax.base import exits
+from gad_jax.base import console, exits
 from gad_jax.settings import options, template_arguments
 from gad_jax.settings.decoding import Decoding
 from gad_jax.settings.fields import Checked, FieldError, option, section
@@ -56,9 +56,11 @@ def main(argv: list[str] | None = None) -> int:
         sys.argv[1:] if argv is None else argv,
         program="python -m gad_jax.generate",
         description="Answers instructions with a student: one, a file of them, or interactively.",
+        shows_progress=True,
     )
 
     def run() -> int:
+        console.start_logs()
         from gad_jax.generate import command
 
         return command.run(generate)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from gad_jax.base import exits, files, next_command, shortage
+from gad_jax.base import exits, files, next_command, shortage, verbosity
 from gad_jax.base.errors import UserError
 from gad_jax.data import sources
 from gad_jax.data.sources.rows import Rows
@@ -95,7 +95,7 @@ def _answer_file(generate: "Generate", rows: Any, answer: Responder) -> None:
             if not generate.out:
                 print(lines[-1], flush=True)
         if generate.out:
-            print(f"{start + len(batch)} of {len(rows)}", file=sys.stderr, flush=True)
+            verbosity.say(f"{start + len(batch)} of {len(rows)}", to_stderr=True)
     if generate.out:
         files.write_atomic(Path(generate.out), "\n".join(lines) + "\n")
 

@@ -4,7 +4,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
-from gad_jax.base import exits, next_command
+from gad_jax.base import console, exits, next_command
 from gad_jax.distributed import targets
 from gad_jax.settings import options
 from gad_jax.settings.config import Config, default_file
@@ -70,9 +70,11 @@ def main(argv: list[str] | None = None) -> int:
         program="python -m gad_jax.plan",
         description=DESCRIPTION,
         config_default=default_file(given),
+        shows_progress=True,
     )
 
     def run() -> int:
+        console.start_logs()
         target = targets.parse(settings.plan.target) if settings.plan.target else None
         # jax reads these variables when the body imports it.
         targets.prepare_environment(target)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from gad_jax.base import exits
+from gad_jax.base import exits, verbosity
 from gad_jax.base.errors import UserError
 from gad_jax.distributed import devices, targets
 from gad_jax.distributed.mesh import make_mesh
@@ -85,13 +85,18 @@ def make(settings: "PlanCommand", target: Target, say: Callable[[str], None]) ->
     for network in (*both, *rewarding.values()):
         weights.check_tensor_axis(network, settings.mesh.tensor, "--mesh.tensor")
     work = workload.draw(settings, _lengths(settings), target)
+
+    def compiling(what: str) -> None:
+        if not verbosity.quiet():
+            say(f"compiling {what} for {target.name}")
+
     compiled = programs.compile_all(
         settings,
         both,
         mesh,
         target,
         work,
-        lambda what: say(f"compiling {what} for {target.name}"),
+        compiling,
         count_kernels=settings.plan.kernels,
         rewarding=rewarding,
     )

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from gad_jax.base import verbosity
 from gad_jax.base.errors import UserError
 from gad_jax.settings import fields
 from gad_jax.settings.fields import Given, Leaf
@@ -25,6 +26,7 @@ def text(
     description: str,
     config_default: str | None,
     preset: Mapping[str, Given],
+    shows_progress: bool = False,
 ) -> str:
     """The text of `--help=WHICH`: `all` settings, those of a section, or with "" the common ones.
 
@@ -43,6 +45,8 @@ def text(
     )
     if which in ("", ALL):
         _add_general(parser, kind, config_default)
+        for flag, line in verbosity.FLAGS.items() if shows_progress else ():
+            parser.add_argument(flag, action="store_true", help=line)
     groups: dict[str, Any] = {"": parser}
     # A section's own settings before those of the sections inside it.
     for leaf in sorted(shown, key=lambda leaf: leaf.path.count(".")):

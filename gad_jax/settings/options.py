@@ -15,6 +15,7 @@ from typing import Any, NoReturn, TypeVar
 
 import yaml
 
+from gad_jax.base import verbosity
 from gad_jax.base.errors import DEBUG, UserError, stop
 from gad_jax.settings import fields, help, renamed, yaml_files
 from gad_jax.settings.fields import Given
@@ -30,11 +31,14 @@ def parse(
     description: str,
     config_default: str | None = None,
     short_help: bool = False,
+    shows_progress: bool = False,
 ) -> T:
     """The settings that a command line asks for: defaults, then `--config`, then flags.
 
     Flags are `--section.field=value` or `--section.field value`; a boolean flag without a value is
     true. Without `--config`, the configuration called `config_default` is loaded, if there is one.
+
+    A command that `shows_progress` also has --quiet and --verbose (`base/verbosity.py`).
 
     `program` is the command as `--help` shows it. `--help` shows all settings, or with
     `short_help` the common ones; `--help=all` and `--help=SECTION` always work. As argparse does,
@@ -51,6 +55,7 @@ def parse(
             description=description,
             config_default=config_default,
             short_help=short_help,
+            shows_progress=shows_progress,
         )
     except UserError as error:
         stop(error)
@@ -64,6 +69,7 @@ def read(
     description: str,
     config_default: str | None = None,
     short_help: bool = False,
+    shows_progress: bool = False,
 ) -> T:
     """As `parse`, but raises UserError for a mistake."""
     if "--debug" in argv:
@@ -77,13 +83,16 @@ def read(
             description=description,
             config_default=config_default,
             preset=_preset(kind, config_default),
+            shows_progress=shows_progress,
         )
         with contextlib.suppress(BrokenPipeError):  # of `--help | head`
             print(text, end="")
         sys.exit(0)
+    if shows_progress:
+        argv = verbosity.choose(argv)
     arguments, extras = _parser(kind).parse_known_args(argv)
     if extras:
-        raise UserError(_unexpected(kind, extras))
+        raise UserError(_unexpected(kind, extras, shows_progress))
     texts = {name: values for name, values in vars(arguments).items() if values is not None}
     texts.pop("debug", None)
     for name, values in texts.items():
@@ -195,7 +204,7 @@ def _preset(kind: type, config_default: str | None) -> dict[str, Given]:
         return {}
 
 
-def _unexpected(kind: type, extras: list[str]) -> str:
+def _unexpected(kind: type, extras: list[str], shows_progress: bool) -> str:
     """Why an argument is not understood, with the flag that was probably meant."""
     flag = next((extra for extra in extras if extra.startswith("-")), None)
     if flag is None:
@@ -207,4 +216,7 @@ def _unexpected(kind: type, extras: list[str]) -> str:
     new = renamed.new_name(kind, path)
     if new is not None:
         return f"{name}: {path!r} is now called {new!r}"
-    return f"{name}: {fields.no_such_field(kind, path, ('config', 'help'))}"
+    more = ["config", "help"]
+    if shows_progress:
+        more += [known.removeprefix("--") for known in verbosity.FLAGS]
+    return f"{name}: {fields.no_such_field(kind, path, more)}"

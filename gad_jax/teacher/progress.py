@@ -3,7 +3,8 @@
 import math
 import time
 
-from gad_jax.base.console import Display, format_seconds
+from gad_jax.base.console import Display
+from gad_jax.base.step_line import format_seconds
 from gad_jax.teacher.budget import Budget
 from gad_jax.teacher.requests import Requests
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from gad_jax.base import host_memory
+from gad_jax.base import host_memory, verbosity
 from gad_jax.base.errors import UserError
 from gad_jax.base.shortage import gigabytes
 from gad_jax.data import same_tokenizer
@@ -79,7 +79,7 @@ def check(
         )
         lines = [first, cache, largest, *_saving(copy), *_adapters(config, networks)]
         lines += [*_rewarding(resident), *_replay(config, pool), *_answers(answers)]
-        print("\n".join([*lines, *_steps(config, spans)]), flush=True)
+        verbosity.say([*lines, *_steps(config, spans)])
 
 
 def _copy_bytes(config: Config, need: Need, device: int, total: int, kept: int) -> int:

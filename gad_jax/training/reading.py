@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gad_jax.base import files
+from gad_jax.base import files, verbosity
 from gad_jax.base.errors import UserError, first_line
 from gad_jax.data import limits, pipeline, sources, split
 from gad_jax.data.chat import Chat
@@ -57,7 +57,7 @@ def read(config: Config, store: bool = True) -> Text:
     fingerprints = [text.rows.fingerprint, text.held_out.fingerprint if text.held_out else ""]
     processes.require_same("training data or tokenizer", " ".join(fingerprints))
     if processes.is_first():
-        print("\n".join([*lines, *(f"warning: {loss}" for loss in text.losses)]), flush=True)
+        verbosity.say([*lines, *(f"warning: {loss}" for loss in text.losses)])
         if store and text.held_out and config.data.heldout_part is not None:
             _store(config, _to_jsonl(text.held_out))
     return text

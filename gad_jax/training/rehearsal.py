@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
+from gad_jax.base import verbosity
 from gad_jax.base.exits import StopRequest
 from gad_jax.distributed import processes
 from gad_jax.distributed.mesh import make_mesh
@@ -38,7 +39,7 @@ def rehearse(
 
     def begin() -> str:
         setup.refuse_other_settings(config)
-        print(shown, flush=True)
+        verbosity.say(shown)
         return claim(tiny)
 
     try:
@@ -57,7 +58,7 @@ def rehearse(
             assert terms is not None
             terms.load_models(text.config, networks[0].compute_dtype, text.chat, mesh)
         if processes.is_first():
-            print("a step of each stage, with tiny networks and the bundled rows:", flush=True)
+            verbosity.say("a step of each stage, with tiny networks and the bundled rows:")
         finished = train(tiny, stop)
     finally:
         if processes.is_first():

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
-from gad_jax.base import files
+from gad_jax.base import files, verbosity
 from gad_jax.base.errors import UserError
 from gad_jax.data.chat import Chat
 from gad_jax.data.pipeline import Prepared
@@ -223,8 +223,8 @@ def _started(trainer: Trainer) -> Trainer:
 
 
 def _say(lines: list[str]) -> None:
-    if processes.is_first() and lines:
-        print("\n".join(lines), flush=True)
+    if processes.is_first():
+        verbosity.say(lines)
 
 
 def _checkpoints(config: Config) -> Checkpoints:

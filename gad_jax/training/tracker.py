@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from rich.console import Console
 
+from gad_jax.base import verbosity
 from gad_jax.base.console import Display
 from gad_jax.base.jsonl import Appender, amend_last_row, json_numbers
 from gad_jax.training import metric_rows
@@ -96,13 +97,14 @@ class Tracker:
         self._scalars(step, metrics)
 
     def evaluation(self, result: Evaluation, examples: int) -> None:
-        """Shows an evaluation and some of its answers, and writes those as `text` does."""
+        """Shows an evaluation as a line, and writes some of its answers as `text` does. With
+        --verbose these are shown too; else `comparison` shows them once, at the end of the run."""
         if not self._enabled:
             return
         if result.step == 0:  # No step will log the numbers of the student as it was.
             self._scalars(0, result.metrics)
-        self.table(f"{result.label}, step {result.step}", {result.label: _columns(result)})
-        self._examples(result.step, result.label, [result], examples, shown=True)
+        self._display.row(f"{result.label}, step {result.step}", _columns(result))
+        self._examples(result.step, result.label, [result], examples, shown=verbosity.verbose())
 
     def recall(self, result: Evaluation, examples: int) -> None:
         """Writes what an evaluation that was made before has in TensorBoard and samples/."""
@@ -141,6 +143,11 @@ class Tracker:
         if self._enabled:
             self._display.notice(sentence)
 
+    def news(self, sentence: str) -> None:
+        """Shows a sentence that is no warning."""
+        if not verbosity.quiet():
+            self.notice(sentence)
+
     def busy(self, label: str) -> contextlib.AbstractContextManager[None]:
         """Shows what the run does inside the `with`, when that is not a step."""
         return self._display.busy(label) if self._enabled else contextlib.nullcontext()
@@ -172,7 +179,7 @@ class Tracker:
         for number, example in enumerate(results[-1].examples[: min(count, fewest)]):
             texts = {"teacher": example["teacher"]}
             texts |= {result.label: result.examples[number]["student"] for result in results}
-            if shown:
+            if shown and not verbosity.quiet():
                 self._display.side_by_side(example["prompt"], texts)
             documents += [_markdown(name, text) for name, text in texts.items()]
             documents.insert(-len(texts), _markdown("prompt", example["prompt"]))

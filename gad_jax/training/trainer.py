@@ -247,7 +247,7 @@ class Trainer:
     def _name_best(self, result: heldout.HeldoutResult | None) -> None:
         assert result is not None
         options, score = self.saver.options, self.saver.score(result)
-        self.tracker.notice(
+        self.tracker.news(
             f"best checkpoint so far: step {self.step}, {options.best_metric} {score:.4f}, answers "
             f"{result.metrics['evaluation/length_ratio']:.2f} times the teacher's length"
         )

@@ -8,28 +8,14 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 
 import pytest
 from rich.console import Console
 
-from gad_jax.base.console import Display, LogHandler, Note, fitting_parts, printable
-
-STEP = {
-    "generator/loss": 0.01234,
-    "discriminator/loss": 0.6451,
-    "discriminator/accuracy": 0.625,
-    "discriminator/margin": 0.311,
-    "reward/mean": -0.12,
-    "reward/std": 0.8,
-    "response/length": 213.6,
-    "response/length_ratio": 0.951,
-    "response/cut_share": 0.0625,
-    "kl/reference": 0.0031,
-    "generator/gradient_norm": 0.1834,
-    "discriminator/gradient_norm": 12.5,
-    "tokens_per_second/rollout": 3210.4,
-    "seconds/step": 12.34,
-}
+from gad_jax.base import verbosity
+from gad_jax.base.console import Display, LogHandler, Note, printable
+from tests.base.test_step_line import STEP
 
 
 def plain(width: int = 100) -> Console:
@@ -42,7 +28,7 @@ def shown(console: Console) -> str:
 
 
 IN_TERMINAL = """
-import logging, sys
+import logging, os, sys, time
 from gad_jax.base.console import Display, LogHandler
 logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[LogHandler()])
 display = Display()
@@ -53,6 +39,8 @@ display.compiling()
 display.step(1, "gad", {"generator/loss": 0.5, "seconds/step": 60.0})
 print("a line of another part")
 logging.info("a log of another part")
+os.write(2, b"a library\\nof two lines\\n")
+time.sleep(0.5)
 step = {"reward/mean": 0.5, "response/length_ratio": 1.0, "discriminator/accuracy": 0.5}
 step |= {"generator/loss": 0.5, "seconds/step": 60.0, "response/cut_share": 0.5}
 step |= {"kl/reference": 0.1, "discriminator/loss": 0.7, "reward/std": 1.0}
@@ -63,19 +51,36 @@ display.compiling()
 """
 
 
-def test_a_plain_line_has_the_numbers_that_matter() -> None:
+@pytest.fixture
+def chosen() -> Iterator[Callable[..., None]]:
+    """Chooses --quiet or --verbose for the length of a test."""
+    yield lambda *flags: verbosity.choose(flags)
+    verbosity.choose([])
+
+
+def test_a_line_of_a_file_has_what_fits_80_columns(chosen: Callable[..., None]) -> None:
     console = plain()
     display = Display(console)
     display.start(10, 400)
     display.step(11, "gad", STEP)
     display.step(12, "seqkd", {"generator/loss": 2.5})
-    first, second = shown(console).splitlines()
-    assert first == (
+    chosen("--verbose")
+    display.step(11, "gad", STEP)
+    chosen("--quiet")
+    display.step(12, "gad", STEP)
+    display.compiling()
+    with display.busy("evaluating"):
+        display.notice("a warning")
+    first, second, third, fourth = shown(console).splitlines()
+    numbers = "reward -0.12  0.95× teacher  D acc 0.62  12.3 s"
+    assert first == f"step 11/400  gad  {numbers}  left 1:20:00"
+    assert second == "step 12/400  seqkd  G loss 2.5000  left –"
+    assert third == (
         "step 11/400  gad  G loss 0.0123  D loss 0.6451  D accuracy 0.62  margin +0.31  "
         "reward -0.12 ± 0.80  length 214  0.95× teacher  cut 6%  KL 0.0031  G grad 0.183  "
         "D grad 12.5  3,210 sampled tokens/s  12.3 s/step  left 1:20:00"
     )
-    assert second == "step 12/400  seqkd  G loss 2.5000  left –"
+    assert fourth == "a warning"
 
 
 def test_the_time_left_is_that_of_the_stage() -> None:
@@ -99,7 +104,7 @@ def test_steps_that_compile_say_so_and_do_not_count_for_the_time_left() -> None:
     display.compiling()
     with display.busy("evaluating"):
         display.compiling()
-    display.step(3, "gad", {"seconds/step": 90.0, "compiles": 1.0})
+    display.step(3, "gad", {"seconds/step": 90.0, "compiles": 1.0, "seconds/compile": 80.0})
     display.step(10, "gad", {"seconds/step": 5.0})
     display.compiling()  # of the export
     assert shown(console).splitlines() == [
@@ -109,14 +114,16 @@ def test_steps_that_compile_say_so_and_do_not_count_for_the_time_left() -> None:
     ]
 
 
-def test_a_line_of_a_terminal_has_what_fits() -> None:
-    for width in (20, 40, 60, 80, 100):
-        line = "  ".join(fitting_parts(STEP, width))
-        assert width - 14 < len(line) <= width or width > 80
-        assert line.startswith("reward -0.12")
-    assert fitting_parts(STEP, 300)[0] == "G loss 0.0123"
-    assert fitting_parts({"generator/loss": 0.5}, 80) == ["G loss 0.5000"]
-    assert fitting_parts(STEP, 5) == []
+def test_the_time_left_comes_from_steps_that_compile_where_there_are_no_others() -> None:
+    console = plain()
+    display = Display(console)
+    display.start(0, 10)
+    for step, compiling in ((1, 50.0), (2, 53.0)):
+        metrics = {"seconds/step": 60.0, "seconds/compile": compiling, "compiles": 2.0}
+        display.step(step, "gad", metrics)
+    display.step(3, "gad", {"seconds/step": 5.0})
+    lefts = [line.split("left ")[1] for line in shown(console).splitlines()]
+    assert lefts == ["0:01:30", "0:01:08", "0:00:35"]
 
 
 def test_a_log_goes_to_what_stderr_is_then(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,12 +133,14 @@ def test_a_log_goes_to_what_stderr_is_then(monkeypatch: pytest.MonkeyPatch) -> N
     assert stream.getvalue() == "a warning\n"
 
 
-def in_terminal(code: str) -> str:
-    """Returns what a program writes to a terminal of 80 columns."""
+def in_terminal(code: str, **variables: str) -> str:
+    """Returns what a program writes to a terminal of 80 columns, to stdout and stderr."""
     master, slave = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
     environment.pop("NO_COLOR", None)
-    subprocess.run([sys.executable, "-c", code], env=environment, stdout=slave, check=True)
+    environment |= variables
+    command = [sys.executable, "-c", code]
+    subprocess.run(command, env=environment, stdout=slave, stderr=slave, check=True)
     os.close(slave)
     text = os.read(master, 1 << 16).decode()
     os.close(master)
@@ -148,9 +157,25 @@ def test_a_terminal_has_a_bar_and_keeps_its_cursor() -> None:
     assert "step 1: compiling" in text
     assert "\x1b[?25l" not in text
     left = scrollback(text)
-    assert [line[:8] for line in left] == ["step 1/4", "a line o", "a log of", "step 2/4"]
+    assert [line[:8] for line in left] == [
+        *("step 1/4", "a line o", "a log of", "a librar", "of two l", "step 2/4"),
+    ]
     assert "━" not in "".join(left)  # no bar that nothing moves any more
     assert max(map(len, left)) <= 80
+
+
+def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines() -> None:
+    text = in_terminal(IN_TERMINAL, TERM="dumb")
+    assert "\x1b" not in text
+    assert text.splitlines()[0] == "evaluating: before"
+    assert "a library" in text
+    assert "step 2/4  gad  reward +0.50" in text
+
+
+def test_without_colour_there_is_none() -> None:
+    text = in_terminal(IN_TERMINAL, NO_COLOR="1")
+    assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", text)
+    assert "━" in text
 
 
 def scrollback(text: str) -> list[str]:
@@ -238,6 +263,7 @@ def test_a_note_is_replaced_in_a_terminal_and_a_line_elsewhere(
         (False, f"{first}\n{second}\n"),
     ):
         monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
+        monkeypatch.setenv("TERM", "xterm")
         note = Note()
         note.clear()  # nothing is shown yet
         note.compiling(1, 2)

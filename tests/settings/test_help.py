@@ -133,3 +133,12 @@ def test_help_and_mistakes_need_no_jax() -> None:
         assert done.returncode == code_expected, done.stderr
         assert done.stdout.endswith("[]\n")
         assert "Traceback" not in done.stderr
+
+
+def test_help_of_a_command_that_shows_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    for shows_progress in (True, False):
+        words = {"program": "x", "description": "", "shows_progress": shows_progress}
+        with pytest.raises(SystemExit):
+            options.read(Config, ["--help"], **words)
+        text = capsys.readouterr().out
+        assert ("--quiet" in text) == ("--verbose" in text) == shows_progress

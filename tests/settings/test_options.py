@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from gad_jax.base import verbosity
 from gad_jax.base.errors import UserError
 from gad_jax.settings import fields, options
 from gad_jax.settings.config import Config
-from tests.settings.reading import Small, read
+from tests.settings.reading import Small, read, refusal
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -210,3 +211,21 @@ def test_only_what_is_changed_is_shown() -> None:
     assert options.changed_yaml(config) == "seed: 3\ngad:\n  steps: 7\n"
     given = [f"--batch.prompts={Config().batch.prompts}", "--seed", "3"]  # one is the default
     assert options.changed_yaml(config, given).startswith("seed: 3\nbatch:\n  prompts: ")
+
+
+def test_a_command_that_shows_progress_may_say_less_or_more() -> None:
+    words = {"program": "x", "description": "", "shows_progress": True}
+    try:
+        config = options.read(Config, ["--quiet", "--seed=3"], **words)
+        assert options.to_yaml(config) == options.to_yaml(read("--seed=3"))
+        assert verbosity.quiet()
+        for flag, sentence in {
+            "--verbose": "--quiet and --verbose are both given; give one of them",
+            "--quite": "--quite: Config has no field 'quite'; did you mean 'quiet'?",
+        }.items():
+            with pytest.raises(UserError) as refused:
+                options.read(Config, ["--quiet", flag], **words)
+            assert str(refused.value) == sentence
+    finally:
+        verbosity.choose([])
+    assert "Config has no field 'quiet'" in refusal("--quiet")  # of another command

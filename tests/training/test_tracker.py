@@ -17,6 +17,7 @@ import pytest
 from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
+from gad_jax.base import verbosity
 from gad_jax.base.jsonl import read_rows
 from gad_jax.training.tracker import Tracker
 
@@ -187,8 +188,11 @@ def test_evaluations_are_shown_and_kept(tmp_path: Path) -> None:
     writer.comparison([before, after], 1)
     writer.close()
     text = shown(console)
-    assert "evaluating: before" in text
-    assert "ROUGE-L" in text
+    assert text.startswith(
+        "evaluating: before\nbefore, step 0: ROUGE-L 0.1  tokens 300  × teacher 1.5\n"
+    )
+    assert text.count("ROUGE-L") == 2
+    assert text.count("before 0") == 1  # at the end alone
     assert "after gad 0" in text
     samples = {path.name: path.read_text() for path in (tmp_path / "samples").iterdir()}
     assert set(samples) == {"000000-before.md", "000004-comparison.md"}
@@ -205,6 +209,28 @@ def test_evaluations_are_shown_and_kept(tmp_path: Path) -> None:
         for value in event.summary.value
     ]
     assert "before/text_summary" in tags
+
+
+def test_a_quiet_run_shows_warnings_and_the_result(tmp_path: Path) -> None:
+    console = plain(120)
+    verbosity.choose(["--quiet"])
+    try:
+        writer = Tracker(tmp_path, console)
+        writer.start(0, 4)
+        before = result("before", 0, rouge_l=0.1)
+        with writer.busy("evaluating: before"):
+            writer.evaluation(before, 2)
+        writer.log(1, "gad", {"generator/loss": 1.0})
+        writer.news("the best so far")
+        writer.notice("alarm kl")
+        writer.comparison([before], 1)
+        writer.close()
+    finally:
+        verbosity.choose([])
+    lines = [line.strip() for line in shown(console).splitlines()]
+    assert lines[:2] == ["alarm kl", "held-out prompts"]
+    assert len(lines) == 7
+    assert len(list((tmp_path / "samples").iterdir())) == 2
 
 
 def test_other_processes_write_nothing(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from gad_jax.base import files
+from gad_jax.base import files, verbosity
 from gad_jax.base.errors import UserError
 from gad_jax.evaluate.judge.contests import (
     Contest,
@@ -117,7 +117,7 @@ class _Asking:
         cannot be read stopped that."""
         retry = questions[0].sample > 0
         retried = ", a retry: the last ones could not be read" if retry else ""
-        print(f"asking {self.model.model} for {len(questions)} verdicts{retried}", flush=True)
+        verbosity.say(f"asking {self.model.model} for {len(questions)} verdicts{retried}")
         started = time.monotonic()
         verdicts = Verdicts.open(self.path)
         verdicts.watch(self.contests, self.model, self._proven)

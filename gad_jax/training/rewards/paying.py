@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Float32
 
+from gad_jax.base import verbosity
 from gad_jax.base.errors import UserError
 from gad_jax.data.chat import Chat
 from gad_jax.data.epochs import PromptBatch
@@ -188,7 +189,7 @@ def load(config: Config) -> Rewards | None:
         return None
     rewards = Rewards(config.reward, Path(config.run_dir))
     if processes.is_first():
-        print("\n".join(sentences(config)), flush=True)
+        verbosity.say(sentences(config))
     return rewards
 
 
