@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gad_jax.base import console, exits, files, next_command, shortage, verbosity
-from gad_jax.base.errors import LostProcessError
+from gad_jax.base.errors import CollapseError, LostProcessError, NumericsError
 from gad_jax.settings import options
 from gad_jax.settings.config import Config, default_file
 from gad_jax.settings.fields import option
@@ -77,7 +77,8 @@ def _run(config: Config, dry_run: bool, given: Sequence[str]) -> int:
         try:
             processes.require_same("settings", options.to_yaml(config))
             if dry_run:
-                went_well = rehearsal.rehearse(config, stop, claim, _train, shown)
+                train = partial(_train, report=False)
+                went_well = rehearsal.rehearse(config, stop, claim, train, shown)
                 if went_well and processes.is_first():
                     next_command.say("train", *next_command.without(given, "--dry_run"))
             else:
@@ -107,8 +108,11 @@ def _say_next(config: Config, given: Sequence[str], finished: bool) -> None:
         next_command.say("serve", "--model", config.run_dir)
 
 
-def _train(config: Config, stop: exits.StopRequest) -> bool:
-    """Builds the run and runs it to its end or until `stop`; returns whether that is its end."""
+def _train(config: Config, stop: exits.StopRequest, report: bool = True) -> bool:
+    """Builds the run and runs it to its end or until `stop`; returns whether that is its end.
+
+    A run that takes no more steps, also one that an alarm stops, leaves a `report`.
+    """
     import jax
 
     from gad_jax.distributed import devices, processes
@@ -121,11 +125,22 @@ def _train(config: Config, stop: exits.StopRequest) -> bool:
         trainer = setup.build(config, mesh)
         if trainer.step > 0 and processes.is_first():
             verbosity.say(f"resuming after step {trainer.step} of {trainer.total_steps}")
-        with shortage.explained(partial(_memory_advice, config, trainer)):
-            finished = trainer.run(stop)
-            if finished:
-                trainer.compare()
+        begun = trainer.step
+
+        def leave_report() -> None:
+            if report:
+                finishing.write_report(Path(config.run_dir), trainer.step > begun)
+
+        try:
+            with shortage.explained(partial(_memory_advice, config, trainer)):
+                finished = trainer.run(stop)
+                if finished:
+                    trainer.compare()
+        except (CollapseError, NumericsError):
+            leave_report()
+            raise
         trainer.close()
+        leave_report()
         if finished and config.export:
             finishing.export_student(config, trainer)
         elif not finished and processes.is_first():

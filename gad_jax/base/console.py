@@ -230,13 +230,6 @@ class Display:
     def _show_foreign(self, lines: str) -> None:
         self.console.print(printable(lines), soft_wrap=True, markup=False, highlight=False)
 
-    def row(self, title: str, values: Mapping[str, float | str]) -> None:
-        """Shows quantities by name in one line, unless --quiet is given."""
-        parts = (f"{name} {_cell(value)}" for name, value in values.items())
-        if not verbosity.quiet():
-            line = f"{title}: {'  '.join(parts)}"
-            self.console.print(line, soft_wrap=True, markup=False, highlight=False)
-
     def table(self, title: str, rows: Mapping[str, Mapping[str, float | str]]) -> None:
         """Shows rows by name, with a column for each quantity that any row has."""
         columns = list(dict.fromkeys(name for row in rows.values() for name in row))

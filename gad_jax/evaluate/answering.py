@@ -12,7 +12,7 @@ from gad_jax.data import sources, thoughts
 from gad_jax.data.chat import Chat
 from gad_jax.data.sources.rows import Row
 from gad_jax.distributed.mesh import make_mesh
-from gad_jax.evaluate.answers import AnswerFile, Answers, shown_prompt
+from gad_jax.evaluate.answers import AnswerFile, shown_prompt
 from gad_jax.evaluate.settings import Evaluate, split_label
 from gad_jax.metrics import overlap
 from gad_jax.metrics.scoring import Scorer
@@ -21,6 +21,7 @@ from gad_jax.rollout.answering import Responder
 from gad_jax.settings import template_arguments
 from gad_jax.settings.decoding import Decoding
 from gad_jax.training import loading
+from gad_jax.training.report.answers import Answers
 
 _SETTINGS = ("template", "samples", "temperature", "top_k", "top_p", "max_new_tokens", "seed")
 

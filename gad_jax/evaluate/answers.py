@@ -1,39 +1,21 @@
 """Answers to a prompt set, one file per student: written as they come, read back by reports.
 
-A line is a prompt with the teacher's answer and the student's, in the order of the set:
-`{"id", "prompt", "teacher", "teacher_tokens", "answers": [{"text", "tokens", "finished", …}]}`. An
-answer may also have its overlap with the teacher's and the discriminator's `score`. Texts, token
-counts and measures are those of answers without thoughts, which stand apart in `thoughts`. A
-prompt that was too long has no answers. NAME.json next to it has the settings that made the file.
+`training.report.answers` says what a line is. NAME.json next to a file has the settings that made
+it.
 """
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from gad_jax.base import files, jsonl
-from gad_jax.base.errors import UserError, first_line
+from gad_jax.base.errors import UserError
 from gad_jax.data.sources.rows import Row
-from gad_jax.metrics import heldout, overlap
-
-Line = dict[str, Any]
+from gad_jax.training.report.answers import Answers, Line
 
 _BEFORE = {"chat_template_kwargs": ""}
 """Settings that older files do not name, and what they were."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Answers:
-    """A student's answers to a prompt set; `origin` names the weights."""
-
-    label: str
-    prompts: str
-    origin: str
-    lines: tuple[Line, ...]
 
 
 class AnswerFile:
@@ -123,36 +105,6 @@ def shown_prompt(row: Row) -> str:
     return "\n\n".join([*(f"{m['role']}: {m['content']}" for m in earlier), last["content"]])
 
 
-def from_run(run: Path) -> list[Answers]:
-    """Returns a run's evaluations at the starts and ends of its stages, in order."""
-    results = evaluations(run)
-    order = {"before": -1}
-    results.sort(key=lambda result: (result.step, order.get(result.label, 0)))
-    ends = [r for r in results if not r.label.startswith("step ")] or results
-    return [
-        Answers(result.label, "held-out prompts", f"{run}, step {result.step}", _lines(result))
-        for result in ends
-    ]
-
-
-def evaluations(run: Path) -> list[heldout.HeldoutResult]:
-    """Returns a run's evaluations in any order. Raises UserError for a damaged file."""
-    return [_evaluation(path) for path in sorted((run / "evaluations").glob("*.json"))]
-
-
-def _evaluation(path: Path) -> heldout.HeldoutResult:
-    files.need_regular(path)
-    found = heldout.read(path)
-    try:
-        _lines(found)  # all that is used of it
-        return found
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise UserError(
-            f"{path} is not a whole evaluation ({first_line(error, with_class=True)}); remove it, "
-            "and the same run makes it again"
-        ) from error
-
-
 def from_directory(directory: Path) -> list[Answers]:
     """Returns the answers that gad_jax.evaluate has written in a directory so far.
 
@@ -217,62 +169,3 @@ def _has(value: Any, form: Mapping[str, Any]) -> bool:
 def _begun(path: Path) -> tuple[str, float, str]:
     about = path.with_suffix(".json")
     return path.parent.name, about.stat().st_mtime if about.exists() else 0.0, path.name
-
-
-def _lines(result: heldout.HeldoutResult) -> tuple[Line, ...]:
-    return tuple(
-        {
-            "id": str(number),
-            "prompt": example["prompt"],
-            "teacher": example["teacher"],
-            "teacher_tokens": example.get("teacher_length"),
-            "answers": [
-                {
-                    "text": example["student"],
-                    "tokens": example["length"],
-                    "finished": example["finished"],
-                    **overlap.scores(example["teacher"], example["student"]),
-                }
-            ],
-        }
-        for number, example in enumerate(result.examples)
-    )
-
-
-def common(several: list[Answers]) -> list[Answers]:
-    """Returns the answers to the prompts that all students answered."""
-    shared = set.intersection(
-        *({i for i, x in enumerate(a.lines) if x["answers"]} for a in several)
-    )
-    return [
-        dataclasses.replace(a, lines=tuple(a.lines[index] for index in sorted(shared)))
-        for a in several
-    ]
-
-
-def mean(answers: Answers, name: str) -> float | None:
-    """Returns the mean of a measure over prompts; None if no prompt has it."""
-    values = [value for line in answers.lines if (value := of_line(line, name)) is not None]
-    return float(np.mean(values)) if values else None
-
-
-def of_line(line: Line, name: str) -> float | None:
-    """Returns the mean of a measure over a prompt's answers; None if they do not have it."""
-    values = [answer[name] for answer in line["answers"] if answer.get(name) is not None]
-    return float(np.mean(values)) if values else None
-
-
-def summary(answers: Answers) -> dict[str, float]:
-    """Returns the means for a table. Lengths come first: no score is fair without them."""
-    found = {"tokens": mean(answers, "tokens")}
-    known = [line for line in answers.lines if line["teacher_tokens"]]
-    if known and len(known) == len(answers.lines):
-        teacher = float(np.mean([line["teacher_tokens"] for line in known]))
-        found["× teacher"] = (found["tokens"] or 0.0) / teacher
-    finished = mean(answers, "finished")
-    found["cut"] = None if finished is None else 1 - finished
-    found["D score"] = mean(answers, "score")
-    found["ROUGE-L"] = mean(answers, "rouge_l")
-    for n in overlap.ORDERS:
-        found[f"{n}-gram"] = mean(answers, f"ngram_{n}")
-    return {name: value for name, value in found.items() if value is not None}

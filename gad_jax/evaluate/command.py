@@ -5,14 +5,15 @@ from pathlib import Path
 
 from gad_jax.base import console, exits, files, next_command, verbosity
 from gad_jax.base.errors import UserError
-from gad_jax.evaluate import answering, answers, report
-from gad_jax.evaluate.answers import Answers
+from gad_jax.evaluate import answering
 from gad_jax.evaluate.human import tables as voting
 from gad_jax.evaluate.judge import tables, verdicts
 from gad_jax.evaluate.judge.contests import contests, scores
-from gad_jax.evaluate.report import Table
 from gad_jax.evaluate.settings import Evaluate, split_label
 from gad_jax.training import selection
+from gad_jax.training.report import answers, page, runs, writing
+from gad_jax.training.report.answers import Answers
+from gad_jax.training.report.page import Table
 
 # The columns that fit a terminal's width; the report has all.
 _SHOWN = (
@@ -28,13 +29,15 @@ def run(evaluate: Evaluate) -> int:
         raise UserError(f"{run_dir} is not a run directory: it has no config.yaml")
     if evaluate.model:
         found, source = answering.answer_all(evaluate), evaluate.directory
-        path = source / "report.html"
+        path = source / writing.NAME
     else:
         assert run_dir is not None
         found, source = answers.from_run(run_dir), run_dir
-        path = Path(evaluate.out or run_dir) / "report.html"
-        if not found:
-            raise UserError(f"{run_dir} has no evaluations; let it finish one, or give --model")
+        path = Path(evaluate.out or run_dir) / writing.NAME
+        if not found and not runs.rows(run_dir):
+            raise UserError(
+                f"{run_dir} has neither steps nor evaluations; let it take a step, or give --model"
+            )
     groups = [
         answers.common([answer for answer in found if answer.prompts == name])
         for name in dict.fromkeys(answer.prompts for answer in found)
@@ -49,7 +52,7 @@ def run(evaluate: Evaluate) -> int:
     voted = voting.tables(groups, source / "votes.jsonl")
     judgements = {name: judged.get(name, []) + voted.get(name, []) for name in {**judged, **voted}}
     curves = {str(run_dir): run_dir} if run_dir else _runs(evaluate)
-    files.write_atomic(path, report.render(report.collect(found, curves, judgements)))
+    files.write_atomic(path, page.render(page.collect(found, curves, judgements)))
     print(path)
     next_command.say("serve", "--model", _last_model(evaluate))
     return exits.Exit.OK

@@ -1,10 +1,10 @@
-"""What a finished run leaves: its student, of the best checkpoint or of the last."""
+"""What a run leaves: its report, and at its end the student, of the best checkpoint or the last."""
 
 from pathlib import Path
 
 import jax.numpy as jnp
 
-from gad_jax.base.errors import StorageError
+from gad_jax.base.errors import StorageError, first_line
 from gad_jax.distributed import processes
 from gad_jax.models import adapters
 from gad_jax.settings.config import Config
@@ -12,6 +12,28 @@ from gad_jax.training import exporting, loading, origins
 from gad_jax.training.exporting import Export
 from gad_jax.training.loading import Made
 from gad_jax.training.trainer import Trainer
+
+
+def write_report(run: Path, taken: bool) -> None:
+    """Writes RUN/report.html, in the first process, and prints its path.
+
+    `taken` is whether this process took a step: otherwise a report that is there stays, as it may
+    have a judge's table. A failure is a warning, as no run is to end by its pictures.
+    """
+    if not processes.is_first():
+        return
+    path = run / "report.html"
+    try:
+        if taken or not path.is_file():
+            from gad_jax.training.report import writing  # here: its libraries take half a second
+
+            path = writing.write(run)
+    except Exception as error:
+        said = first_line(error, with_class=True)
+        print(f"warning: {path} was not written ({said}); see python -m gad_jax.evaluate {run}")
+    else:
+        if path is not None:
+            print(f"the report is {path}", flush=True)
 
 
 def export_student(config: Config, trainer: Trainer) -> None:

@@ -97,13 +97,14 @@ class Tracker:
         self._scalars(step, metrics)
 
     def evaluation(self, result: Evaluation, examples: int) -> None:
-        """Shows an evaluation as a line, and writes some of its answers as `text` does. With
-        --verbose these are shown too; else `comparison` shows them once, at the end of the run."""
+        """Shows an evaluation, and writes some of its answers as `text` does. With --verbose these
+        are shown too; else `comparison` shows them once, at the end of the run."""
         if not self._enabled:
             return
         if result.step == 0:  # No step will log the numbers of the student as it was.
             self._scalars(0, result.metrics)
-        self._display.row(f"{result.label}, step {result.step}", _columns(result))
+        if not verbosity.quiet():
+            self.table(f"{result.label}, step {result.step}", {result.label: _columns(result)})
         self._examples(result.step, result.label, [result], examples, shown=verbosity.verbose())
 
     def recall(self, result: Evaluation, examples: int) -> None:

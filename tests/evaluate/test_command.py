@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from gad_jax.evaluate import __main__ as evaluate
-from gad_jax.evaluate import answers
 from gad_jax.evaluate.human.ballots import Votes, ballots
 from gad_jax.metrics import heldout
+from gad_jax.training.report import answers
 
 pytest_plugins = ["tests.run_fixtures"]
 
@@ -21,9 +21,14 @@ def test_a_run_is_reported_from_what_it_kept(
 ) -> None:
     run = tmp_path / "run"
     (run / "evaluations").mkdir(parents=True)
-    for name in ("config.yaml", "metrics.jsonl"):
-        (run / name).write_bytes((tiny_run / name).read_bytes())
-    assert "has no evaluations" in refused(evaluate.main, run)
+    (run / "config.yaml").write_bytes((tiny_run / "config.yaml").read_bytes())
+    assert "has neither steps nor evaluations" in refused(evaluate.main, run)
+    (run / "metrics.jsonl").write_bytes((tiny_run / "metrics.jsonl").read_bytes())
+    assert evaluate.main([str(run)]) == 0  # a run without held-out rows has curves
+    page = (run / "report.html").read_text()
+    assert "Learning curves" in page
+    assert "held-out prompts" not in page
+    assert page == (tiny_run / "report.html").read_text().replace(str(tiny_run), str(run))
     example = {"prompt": "p", "teacher": "a b", "student": "a", "length": 2, "finished": True}
     example |= {"teacher_length": 3, "rouge_l": 0.5}
     for label, step, text in (("before", 0, "a"), ("after gad", 2, "b")):

@@ -7,7 +7,7 @@ import jax
 from safetensors.numpy import load_file
 
 from gad_jax.distributed.mesh import make_mesh
-from gad_jax.training import loading
+from gad_jax.training import finishing, loading
 from gad_jax.training.checkpoint import Checkpoints
 from tests.training.runs import settings, start
 
@@ -44,3 +44,21 @@ def test_the_export_is_the_best_checkpoint(tmp_path, capsys):
     start(config)
     assert "warning: the last step, 4, is exported in its place: " in capsys.readouterr().out
     assert "| stage, step | gad, 4 |" in (tmp_path / "export" / "student" / "README.md").read_text()
+
+
+def test_a_report_is_no_reason_for_a_run_to_fail(tmp_path, capsys):
+    finishing.write_report(tmp_path, taken=True)  # no step was logged
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "stage": "gad", "entropy": 2.0}\n')
+    finishing.write_report(tmp_path, taken=False)
+    path = tmp_path / "report.html"
+    assert capsys.readouterr().out == f"the report is {path}\n"
+    path.write_text("with a judge's table")
+    finishing.write_report(tmp_path, taken=False)
+    assert path.read_text() == "with a judge's table"
+    (tmp_path / "evaluations").mkdir()
+    (tmp_path / "evaluations" / "before.json").write_text("damaged")
+    finishing.write_report(tmp_path, taken=True)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == f"the report is {path}"
+    assert second.startswith(f"warning: {path} was not written (UserError: ")
+    assert second.endswith(f"; see python -m gad_jax.evaluate {tmp_path}")

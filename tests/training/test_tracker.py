@@ -188,9 +188,7 @@ def test_evaluations_are_shown_and_kept(tmp_path: Path) -> None:
     writer.comparison([before, after], 1)
     writer.close()
     text = shown(console)
-    assert text.startswith(
-        "evaluating: before\nbefore, step 0: ROUGE-L 0.1  tokens 300  × teacher 1.5\n"
-    )
+    assert text.startswith("evaluating: before\nbefore, step 0")
     assert text.count("ROUGE-L") == 2
     assert text.count("before 0") == 1  # at the end alone
     assert "after gad 0" in text

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from gad_jax.base import files, jsonl
 from gad_jax.base.errors import StorageError, UserError
-from gad_jax.evaluate.answers import Answers
+from gad_jax.training.report.answers import Answers
 
 Choice = Literal["left", "tie", "right"]
 CHOICES: tuple[Choice, ...] = ("left", "tie", "right")

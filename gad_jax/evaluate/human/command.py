@@ -6,10 +6,11 @@ from pathlib import Path
 
 from gad_jax.base import console, exits, files, next_command
 from gad_jax.base.errors import UserError
-from gad_jax.evaluate import answers
+from gad_jax.evaluate.answers import from_directory
 from gad_jax.evaluate.human import page, results
 from gad_jax.evaluate.human.ballots import TEACHER, Ballot, Votes, ballots
 from gad_jax.evaluate.human.settings import Human
+from gad_jax.training.report import answers
 
 
 def run(human: Human) -> int:
@@ -28,7 +29,7 @@ def run(human: Human) -> int:
 def _ballots(human: Human) -> list[Ballot]:
     directory = Path(human.answers)
     is_run = (directory / "config.yaml").is_file()
-    found = answers.from_run(directory) if is_run else answers.from_directory(directory)
+    found = answers.from_run(directory) if is_run else from_directory(directory)
     sets = list(dict.fromkeys(one.prompts for one in found))
     if not sets:
         raise UserError(f"{directory} has no answers; make some with gad_jax.evaluate --out")

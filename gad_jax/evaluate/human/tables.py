@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from gad_jax.evaluate.answers import Answers
 from gad_jax.evaluate.human import results
 from gad_jax.evaluate.human.ballots import TEACHER, Votes, ballots
-from gad_jax.evaluate.report import Table
+from gad_jax.training.report.answers import Answers
+from gad_jax.training.report.page import Table
 
 
 def tables(groups: Sequence[Sequence[Answers]], path: Path) -> dict[str, list[Table]]:

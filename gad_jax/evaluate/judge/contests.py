@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gad_jax.base.errors import UserError
-from gad_jax.evaluate.answers import Answers
-from gad_jax.evaluate.comparison import seeds
 from gad_jax.evaluate.judge.settings import TEACHER, Judge
 from gad_jax.metrics import statistics
 from gad_jax.metrics.judging import protocol as protocols
 from gad_jax.metrics.statistics import Interval
 from gad_jax.settings.requests import LONGEST
 from gad_jax.teacher.questions import Messages, Question, Teacher, request_key
+from gad_jax.training.report.answers import Answers
+from gad_jax.training.report.comparison import seeds
 
 Texts = Mapping[str, Sequence["Said"]]
 """The judge's replies so far in their order, by `reply_key`."""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from gad_jax.evaluate.judge.contests import Score
-from gad_jax.evaluate.report import Table
+from gad_jax.training.report.page import Table
 
 _TITLES = {
     "reference": "{judge} rates the answers next to those of {against}",

@@ -1,7 +1,7 @@
 """Students with made-up answers, votes on them, and answers that try to break out of the page."""
 
-from gad_jax.evaluate.answers import Answers
 from gad_jax.evaluate.human.ballots import Ballot, Votes, ballots
+from gad_jax.training.report.answers import Answers
 
 EVIL = (
     "</div><script>document.title='owned'</script><img src=x onerror=alert(1)>"

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from gad_jax.evaluate.answers import Answers
 from gad_jax.evaluate.human import tables
 from gad_jax.evaluate.human.ballots import Votes, ballots
+from gad_jax.training.report.answers import Answers
 from tests.evaluate.human.harness import answers, pairs, vote
 
 

@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from gad_jax.evaluate.answers import Answers
 from gad_jax.evaluate.judge import verdicts
 from gad_jax.evaluate.judge.contests import Judgement, contests
 from gad_jax.evaluate.judge.settings import Judge
+from gad_jax.training.report.answers import Answers
 from tests.fault_server import FaultServer
 
 ANSWER = re.compile(r"<answer \d>\n(.*?)\n</answer \d>", re.DOTALL)

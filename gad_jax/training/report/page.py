@@ -6,6 +6,7 @@ nothing.
 
 import base64
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,10 +14,11 @@ from pathlib import Path
 import jinja2
 
 from gad_jax.base import console
-from gad_jax.evaluate import alarms, comparison, figures
-from gad_jax.evaluate import runs as of_runs
-from gad_jax.evaluate.answers import Answers, common, of_line
 from gad_jax.metrics.statistics import UNBOUNDED, Interval, mean_interval
+from gad_jax.training.report import alarms, comparison, figures
+from gad_jax.training.report import runs as of_runs
+from gad_jax.training.report.answers import Answers, common, of_line
+from gad_jax.training.report.runs import About
 
 EXAMPLES = 5
 ALARMS = 20
@@ -24,10 +26,12 @@ ALARMS = 20
 SHOWN_CHARACTERS = 4000
 _ONE = Interval(1.0, math.nan, math.nan)
 _DIFFERENCES = (
-    "Means over prompts of this student's value minus the first student's, with 95 % intervals. "
-    "Both answered the same prompts, so an interval without 0 is a difference that another draw "
-    "of such prompts would most likely show too."
+    "Means over prompts of one student's value minus the other's, with 95 % intervals. Both "
+    "answered the same prompts, so an interval without 0 (▲ above it, ▼ below it) is a difference "
+    "that another draw of such prompts would most likely show too."
 )
+_KNOWN = {f"evaluation/{name}" for name in ("rouge_l", "length", "length_ratio", "cut_share")}
+"""Metrics of evaluations that the table computes anew from the answers, with their intervals."""
 _MEASURES = {"score": "the discriminator's score", "rouge_l": "ROUGE-L", "tokens": "tokens"}
 
 
@@ -71,7 +75,7 @@ class Report:
     """The content of a report."""
 
     title: str
-    runs: list[tuple[str, str]]
+    runs: list[About]
     origins: list[tuple[str, str]]
     sets: list[PromptSet]
     curves: list[str]
@@ -89,17 +93,17 @@ def collect(
         _prompt_set(name, [one for one in answers if one.prompts == name], (judged or {}).get(name))
         for name in dict.fromkeys(one.prompts for one in answers)
     ]
-    labels = dict.fromkeys(one.label for one in answers)
+    about = {label: of_runs.about(run) for label, run in runs.items()}
     rows = {label: found for label, run in runs.items() if (found := of_runs.rows(run))}
     watched = {label: alarms.of_run(runs[label], found) for label, found in rows.items()}
     known = {label: one for label, one in watched.items() if one}
     return Report(
-        title=of_runs.title(runs.values(), labels),
-        runs=[(of_runs.name(run), of_runs.about(run)) for run in runs.values()],
+        title=of_runs.title(about, list(dict.fromkeys(one.label for one in answers))),
+        runs=list(about.values()),
         origins=list({one.label: one.origin for one in answers}.items()),
         sets=sets,
         curves=[_inline(figure) for figure in figures.curves(rows, known)] if rows else [],
-        alarms=[(of_runs.name(runs[label]), _alarms(one)) for label, one in watched.items()],
+        alarms=[(about[label].name, _alarms(one)) for label, one in watched.items()],
     )
 
 
@@ -114,7 +118,10 @@ def render(report: Report) -> str:
 
 def _prompt_set(name: str, answers: Sequence[Answers], judged: Sequence[Table] | None) -> PromptSet:
     shared = common(list(answers))
-    columns, rows = comparison.shown(comparison.intervals(shared) | _teacher(shared[0]))
+    measured = comparison.intervals(shared)
+    for one in shared:
+        measured[one.label] |= _more_metrics(one, measured[one.label])
+    columns, rows = comparison.shown(measured | _teacher(shared[0]))
     drawn = [figures.overlap_by_order(shared), figures.lengths(shared)] if shared[0].lines else []
     measure, improved, damaged = _changes(shared)
     return PromptSet(
@@ -131,13 +138,32 @@ def _prompt_set(name: str, answers: Sequence[Answers], judged: Sequence[Table] |
     )
 
 
+def _more_metrics(answers: Answers, known: Mapping[str, Interval]) -> dict[str, Interval]:
+    """Returns the metrics of a run's evaluation that the table does not have otherwise."""
+    found = {}
+    for metric, value in answers.metrics.items():
+        column = {"evaluation/auc": "AUC"}.get(metric, metric.removeprefix("evaluation/"))
+        if metric not in _KNOWN and column not in known:
+            found[column] = Interval(value, math.nan, math.nan)
+    return found
+
+
 def _differences(answers: Sequence[Answers]) -> list[Table]:
-    """Returns the table of differences from the first student, if there are others."""
+    """Returns the table of differences from the first student, if there are others; with more than
+    two also that of each from the one before it, unless some are seeds of one student."""
     if len(answers) < 2 or not answers[0].lines:
         return []
-    columns, rows = comparison.shown(comparison.differences(answers))
-    title = f"Differences from {answers[0].label}"
-    return [Table(title, columns, rows, _DIFFERENCES)]
+    found = {f"Differences from {answers[0].label}": comparison.differences(answers)}
+    if len(answers) > 2 and not comparison.seeds([one.label for one in answers]):
+        steps = (
+            (f"{later.label} − {one.label}", comparison.differences([one, later])[later.label])
+            for one, later in itertools.pairwise(answers[1:])
+        )
+        found["Differences from one to the next"] = dict(steps)
+    return [
+        Table(title, *comparison.shown(rows, signed=True), _DIFFERENCES)
+        for title, rows in found.items()
+    ]
 
 
 def _teacher(answers: Answers) -> dict[str, dict[str, Interval]]:

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from gad_jax.evaluate.answers import Answers, Line, of_line
 from gad_jax.metrics import overlap, statistics
 from gad_jax.metrics.statistics import SHARES, UNBOUNDED, Bounds, Interval
+from gad_jax.training.report.answers import Answers, Line, of_line
 
 _RATIO = "× teacher"
 
@@ -116,12 +116,18 @@ def _value(line: Line, name: str) -> float | None:
 
 
 def shown(
-    rows: Mapping[str, Mapping[str, Interval]],
+    rows: Mapping[str, Mapping[str, Interval]], signed: bool = False
 ) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """Returns the columns and the rows of a table; – where a student lacks a measure."""
+    """Returns the columns and the rows of a table; – where a student lacks a measure. In a `signed`
+    one, ▲ and ▼ mark an interval without 0."""
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    return columns, [(name, [_cell(row.get(c)) for c in columns]) for name, row in rows.items()]
+    return columns, [
+        (name, [_cell(row.get(c), signed) for c in columns]) for name, row in rows.items()
+    ]
 
 
-def _cell(found: Interval | None) -> str:
-    return "–" if found is None else found.shown(3 if abs(found.value) < 10 else 1)
+def _cell(found: Interval | None, signed: bool) -> str:
+    if found is None:
+        return "–"
+    mark = ("▲ " if found.low > 0 else "▼ " if found.high < 0 else "") if signed else ""
+    return mark + found.shown(3 if abs(found.value) < 10 else 1)

@@ -1,5 +1,6 @@
 """The report: what it says, in which order, and that text of a model stays text."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -10,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from gad_jax.evaluate import report
-from gad_jax.evaluate.answers import Answers
 from gad_jax.metrics import overlap
+from gad_jax.training.report import page as report
+from gad_jax.training.report.answers import Answers
 
 EVIL = "</pre><script>document.title='owned'</script><img src=http://example.org/x.png>&lt;"
 TEACHER = "one two three four five six seven"
@@ -61,6 +62,29 @@ def test_a_comparison_says_what_changed() -> None:
     assert "Most improved, from before to gad, by ROUGE-L" in page
     assert "weights of gad" in page
     assert page == report.render(report.collect([before, after], {}))
+
+
+def test_differences_are_also_from_one_to_the_next_and_marked() -> None:
+    before, middle, last = ["x"] * 9, [f"one {n}" for n in range(9)], [TEACHER] * 9
+    several = [answers(*each) for each in (("before", before), ("warm", middle), ("gad", last))]
+    (one,) = report.collect(several, {}).sets
+    first, steps = one.judged
+    assert [label for label, _ in first.rows] == ["warm", "gad"]
+    assert steps.title == "Differences from one to the next"
+    ((label, cells),) = steps.rows
+    assert label == "gad − warm"
+    assert cells[steps.columns.index("ROUGE-L")].startswith("▲ 0.7")
+    assert cells[steps.columns.index("cut")].startswith("0.000 [")
+    seeds = [answers("before", before), answers("gad#1", middle), answers("gad#2", last)]
+    assert len(report.collect(seeds, {}).sets[0].judged) == 1
+
+
+def test_metrics_of_an_evaluation_that_answers_do_not_have_are_shown() -> None:
+    known = {"evaluation/rouge_l": 0.5, "evaluation/auc": 0.75, "evaluation/new": 3.0}
+    before = dataclasses.replace(answers("before", ["one"]), metrics=known)
+    (one,) = report.collect([before, answers("gad", ["one"])], {}).sets
+    assert one.columns[-2:] == ["AUC", "new"]
+    assert [cells[-2:] for _, cells in one.rows] == [["0.750", "3.000"], ["–", "–"], ["–", "–"]]
 
 
 def test_changes_are_by_the_discriminator_where_it_scored() -> None:

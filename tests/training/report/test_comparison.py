@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gad_jax.evaluate.answers import Answers
-from gad_jax.evaluate.comparison import differences, intervals, seeds, shown
 from gad_jax.metrics import statistics
+from gad_jax.training.report.answers import Answers
+from gad_jax.training.report.comparison import differences, intervals, seeds, shown
 
 
 def answers(label: str, tokens: list[int], **measures: list[float]) -> Answers:

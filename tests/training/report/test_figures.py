@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from gad_jax.evaluate import figures
-from gad_jax.evaluate.alarms import Watched, replay
-from gad_jax.evaluate.answers import Answers
-from gad_jax.evaluate.figures import curves, lengths, overlap_by_order
 from gad_jax.metrics import overlap
 from gad_jax.settings.alarms import Alarm, Health
+from gad_jax.training.report import figures
+from gad_jax.training.report.alarms import Watched, replay
+from gad_jax.training.report.answers import Answers
+from gad_jax.training.report.figures import curves, lengths, overlap_by_order
 
 
 def students(teacher: bool) -> list[Answers]:
@@ -33,6 +33,22 @@ def test_a_curve_for_each_metric_that_a_run_has() -> None:
     assert len(curves({"run": rows})) == 1
     assert len(curves({"run": rows, "other": [row | {"kl/reference": 1.0} for row in rows]})) == 2
     assert curves({"run": [{"step": 1, "stage": "gad"}]}) == []
+
+
+def test_runs_with_equal_curves_are_told_apart() -> None:
+    rows = [{"step": n, "stage": "gad", "response/length": n} for n in (1, 2)]
+    (drawn,) = curves({"first": rows, "second": rows})
+    assert ">second (same as first)</text>" in drawn
+    assert drawn.count("stroke-dasharray") > curves({"first": rows})[0].count("stroke-dasharray")
+    assert ">gad (same as before)</text>" in overlap_by_order(students(teacher=True))
+    assert ">gad (same as before)</text>" in lengths(students(teacher=True))
+
+
+def test_every_metric_of_an_evaluation_has_a_curve() -> None:
+    row = {"step": 0, "stage": "gad", "evaluation/auc": 0.9, "evaluation/new": 1.0}
+    auc, new = curves({"run": [row, row | {"step": 2, "evaluation/auc": 0.7}]})
+    assert ">held-out AUC: 0.5 is told apart by chance</text>" in auc
+    assert ">evaluation/new</text>" in new
 
 
 def test_the_reward_over_the_teacher_is_drawn_of_old_runs_too() -> None:

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from gad_jax.evaluate import alarms
 from gad_jax.settings.alarms import Alarm, Health
+from gad_jax.training.report import alarms
 
 
 def row(step: int, stage: str = "gad", **more: float | None) -> dict[str, Any]:

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gad_jax.evaluate.alarms import Row, Watched
-from gad_jax.evaluate.answers import Answers, mean
 from gad_jax.metrics import overlap
-from gad_jax.metrics.plots import COLOURS, colours, make_axes, to_svg
+from gad_jax.metrics.plots import COLOURS, make_axes, named, styles, to_svg
 from gad_jax.training import health
+from gad_jax.training.report.alarms import Row, Watched
+from gad_jax.training.report.answers import Answers, mean
 
 TEACHER = "#222222"
 
@@ -29,7 +29,13 @@ class Curve(NamedTuple):
     ends: tuple[float, float] | None = None
 
 
+HELD_OUT = "evaluation/"
 CURVES = {
+    "evaluation/rouge_l": Curve("held-out ROUGE-L"),
+    "evaluation/auc": Curve("held-out AUC: 0.5 is told apart by chance", ends=(0.0, 1.05)),
+    "evaluation/length_ratio": Curve("held-out length, × teacher"),
+    "evaluation/length": Curve("held-out length, tokens"),
+    "evaluation/cut_share": Curve("held-out answers that are cut", ends=(-0.05, 1.05)),
     "discriminator/accuracy": Curve(
         "D accuracy",
         {"discriminator/accuracy_replayed": "on older answers"},
@@ -50,7 +56,6 @@ CURVES = {
         "repeated 4-grams", {"response/teacher_repetition": "of the teacher"}
     ),
     "response/script_drift": Curve("distance of scripts from the teacher's"),
-    "evaluation/rouge_l": Curve("held-out ROUGE-L"),
 }
 
 
@@ -61,8 +66,9 @@ def overlap_by_order(answers: Sequence[Answers]) -> str:
     if any(None in line for line in lines.values()):
         return ""
     figure, axes = make_axes()
-    for (label, line), colour in zip(lines.items(), colours(len(lines)), strict=True):
-        axes.plot(list(overlap.ORDERS), line, "o-", color=colour, label=label)
+    names = named({label: [x for x in line if x is not None] for label, line in lines.items()})
+    for (label, line), look in zip(lines.items(), styles(len(lines)), strict=True):
+        axes.plot(list(overlap.ORDERS), line, label=names[label], **look)
     axes.set(xlabel="n", ylabel="n-gram F1", title="overlap with the teacher's text")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
@@ -75,17 +81,17 @@ def lengths(answers: Sequence[Answers]) -> str:
         a.label: [answer["tokens"] for line in a.lines for answer in line["answers"]]
         for a in answers
     }
-    shades = colours(len(found))
+    names = named({label: sorted(tokens) for label, tokens in found.items()})
+    looks = styles(len(found), markers=False)
     teacher = [line["teacher_tokens"] for line in answers[0].lines if line["teacher_tokens"]]
     if teacher:
-        found["teacher"] = teacher
-        shades.append(TEACHER)
+        found["teacher"], names["teacher"] = teacher, "teacher"
+        looks.append({"color": TEACHER, "linestyle": ":"})
     figure, axes = make_axes()
-    for (label, tokens), colour in zip(found.items(), shades, strict=True):
+    for (label, tokens), look in zip(found.items(), looks, strict=True):
         ordered = np.sort([0, *tokens])
         longer = 1 - np.arange(len(ordered)) / len(tokens)
-        style = "--" if label == "teacher" else "-"
-        axes.step(ordered, longer, style, where="post", color=colour, label=label)
+        axes.step(ordered, longer, where="post", label=names[label], **look)
     axes.set(xlabel="tokens", ylabel="share that is longer", title="length of the answers")
     axes.set_ylim(0, 1.02)
     axes.set_xlim(left=0)
@@ -96,15 +102,19 @@ def lengths(answers: Sequence[Answers]) -> str:
 def curves(
     runs: Mapping[str, Sequence[Row]], watched: Mapping[str, Watched] | None = None
 ) -> list[str]:
-    """Returns a figure for each metric of `CURVES` that some run has, and for each other that
-    raised an alarm. `runs` holds the rows of each metrics.jsonl by name, `watched` their monitors.
+    """Returns a figure for each metric of `CURVES` that some run has, for each other one of the
+    held-out evaluations, and for each other that raised an alarm. `runs` holds the rows of each
+    metrics.jsonl by name, `watched` their monitors.
 
     Limits and alarms are red. With one run, dashed lines mark where stages begin, and the steps in
     which an alarm paused a network are shaded.
     """
     watched = watched or {}
     alarmed = sorted({alarm.metric for one in watched.values() for alarm in one.raised})
-    chosen = CURVES | {name: Curve(name) for name in alarmed if name not in CURVES}
+    every = {name for rows in runs.values() for row in rows for name in row}
+    evaluated = sorted(name for name in every if name.startswith(HELD_OUT))
+    more = {name: Curve(name) for name in (*evaluated, *alarmed) if name not in CURVES}
+    chosen = CURVES | more
     drawn = (_curve(name, curve, runs, watched) for name, curve in chosen.items())
     return [figure for figure in drawn if figure]
 
@@ -118,15 +128,18 @@ def _curve(
     figure, axes = make_axes()
     alone = len(runs) == 1
     heights = {}
-    for (label, rows), colour in zip(runs.items(), colours(len(runs)), strict=True):
-        colour = COLOURS[3] if alone else colour
+    names = named({label: _points(rows, name) for label, rows in runs.items()})
+    looks = styles(len(runs), markers=False)
+    if alone:
+        names, looks = dict.fromkeys(runs, "this run"), [{"color": COLOURS[3]}]
+    for (label, rows), look in zip(runs.items(), looks, strict=True):
         steps = watched[label].smoothing_steps if label in watched else 10
-        said = "this run" if alone else label
-        heights[label] = _line(axes, _points(rows, name), steps, "-", color=colour, label=said)
+        heights[label] = _line(axes, _points(rows, name), steps, look | {"label": names[label]})
         for other, said in curve.more.items():
             if points := _points(rows, other):
                 said = said if alone else f"{label}, {said}"
-                _line(axes, points, steps, ":", color=TEACHER if alone else colour, label=said)
+                colour = TEACHER if alone else look["color"]
+                _line(axes, points, steps, {"color": colour, "linestyle": ":", "label": said})
     if alone:
         _mark_stages(axes, next(iter(runs.values())))
     _draw_limits(axes, name, curve.ends, watched)
@@ -146,7 +159,7 @@ def _points(rows: Sequence[Row], name: str) -> list[tuple[int, str, float]]:
 
 
 def _line(
-    axes: Any, points: Sequence[tuple[int, str, float]], window: int, style: str, **look: Any
+    axes: Any, points: Sequence[tuple[int, str, float]], window: int, look: Mapping[str, Any]
 ) -> dict[int, float]:
     """Draws a metric, a long one as its running mean over a pale line of its values. Returns the
     height of the line at each step."""
@@ -154,8 +167,8 @@ def _line(
     if len(points) >= SMOOTHED_FROM:
         axes.plot(steps, values, linewidth=0.8, alpha=0.3, color=look["color"])
         values = _smoothed(points, window)
-    mark = "o" if len(points) < 12 else ""
-    axes.plot(steps, values, mark + style, **look)
+    marker = "o" if len(points) < 12 else ""
+    axes.plot(steps, values, marker=marker, **look)
     return dict(zip(steps, values, strict=True))
 
 
