@@ -61,6 +61,8 @@ def test_a_run_that_is_interrupted_saves_and_goes_on(tmp_path):
     printed = interrupt_after(start(tmp_path, *LONG), tmp_path, 3)
     stopped = steps(tmp_path)[-1]
     assert f"stopped after step {stopped} of 2000, which is saved" in printed
+    assert f"the report is {tmp_path}/report.html" in printed
+    assert f"seqkd {stopped}" in (tmp_path / "report.html").read_text()
     again = f"next: python -m gad_jax.train --run_dir={tmp_path} {' '.join(LONG)}"
     assert printed.splitlines()[-1] == again
     assert (tmp_path / "checkpoints" / str(stopped)).is_dir()

@@ -31,6 +31,8 @@ class Answers:
     lines: tuple[Line, ...]
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """What was measured of all of them together, where a run evaluated them."""
+    step: int | None = None
+    """The step of the run that evaluated them itself."""
 
 
 def from_run(run: Path) -> list[Answers]:
@@ -44,7 +46,8 @@ def from_run(run: Path) -> list[Answers]:
 
 def _answers(run: Path, result: heldout.HeldoutResult) -> Answers:
     origin = f"{run}, step {result.step}"
-    return Answers(result.label, "held-out prompts", origin, _lines(result), result.metrics)
+    name, lines = "held-out prompts", _lines(result)
+    return Answers(result.label, name, origin, lines, result.metrics, result.step)
 
 
 def evaluations(run: Path) -> list[heldout.HeldoutResult]:

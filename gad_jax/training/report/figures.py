@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gad_jax.metrics import overlap
+from gad_jax.metrics.intervals import Interval
 from gad_jax.metrics.plots import COLOURS, make_axes, named, styles, to_svg
 from gad_jax.training import health
 from gad_jax.training.report.alarms import Row, Watched
@@ -100,11 +101,13 @@ def lengths(answers: Sequence[Answers]) -> str:
 
 
 def curves(
-    runs: Mapping[str, Sequence[Row]], watched: Mapping[str, Watched] | None = None
+    runs: Mapping[str, Sequence[Row]],
+    watched: Mapping[str, Watched] | None = None,
+    bars: Mapping[str, Mapping[int, Interval]] | None = None,
 ) -> list[str]:
     """Returns a figure for each metric of `CURVES` that some run has, for each other one of the
     held-out evaluations, and for each other that raised an alarm. `runs` holds the rows of each
-    metrics.jsonl by name, `watched` their monitors.
+    metrics.jsonl by name, `watched` their monitors, `bars` intervals of metrics at some steps.
 
     Limits and alarms are red. With one run, dashed lines mark where stages begin, and the steps in
     which an alarm paused a network are shaded.
@@ -115,12 +118,19 @@ def curves(
     evaluated = sorted(name for name in every if name.startswith(HELD_OUT))
     more = {name: Curve(name) for name in (*evaluated, *alarmed) if name not in CURVES}
     chosen = CURVES | more
-    drawn = (_curve(name, curve, runs, watched) for name, curve in chosen.items())
+    found = bars or {}
+    drawn = (
+        _curve(name, curve, runs, watched, found.get(name, {})) for name, curve in chosen.items()
+    )
     return [figure for figure in drawn if figure]
 
 
 def _curve(
-    name: str, curve: Curve, runs: Mapping[str, Sequence[Row]], watched: Mapping[str, Watched]
+    name: str,
+    curve: Curve,
+    runs: Mapping[str, Sequence[Row]],
+    watched: Mapping[str, Watched],
+    bars: Mapping[int, Interval],
 ) -> str:
     """Returns the figure of one metric, empty if no run has it."""
     if not any(_points(rows, name) for rows in runs.values()):
@@ -140,6 +150,8 @@ def _curve(
                 said = said if alone else f"{label}, {said}"
                 colour = TEACHER if alone else look["color"]
                 _line(axes, points, steps, {"color": colour, "linestyle": ":", "label": said})
+    for step, bar in bars.items():
+        axes.vlines(step, bar.low, bar.high, color=COLOURS[3], alpha=0.45, linewidth=1.5)
     if alone:
         _mark_stages(axes, next(iter(runs.values())))
     _draw_limits(axes, name, curve.ends, watched)
@@ -243,7 +255,8 @@ def _value(row: Row, name: str) -> Any:
 def _mark_stages(axes: Any, rows: Sequence[Row]) -> None:
     """Marks where stages begin and which steps an alarm paused; the axis covers all steps, also
     those without the metric."""
-    axes.set_xlim(rows[0]["step"], max(rows[-1]["step"], rows[0]["step"] + 1))
+    first, last = rows[0]["step"], max(rows[-1]["step"], rows[0]["step"] + 1)
+    axes.set_xlim(first - 0.015 * (last - first), last + 0.015 * (last - first))
     for before, after in itertools.pairwise(rows):
         if before["stage"] != after["stage"]:
             start = before["step"] + 0.5

@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
@@ -30,8 +31,14 @@ _DIFFERENCES = (
     "answered the same prompts, so an interval without 0 (▲ above it, ▼ below it) is a difference "
     "that another draw of such prompts would most likely show too."
 )
-_KNOWN = {f"evaluation/{name}" for name in ("rouge_l", "length", "length_ratio", "cut_share")}
-"""Metrics of evaluations that the table computes anew from the answers, with their intervals."""
+_COLUMNS = {
+    "evaluation/rouge_l": "ROUGE-L",
+    "evaluation/length": "tokens",
+    "evaluation/length_ratio": "× teacher",
+    "evaluation/cut_share": "cut",
+    "evaluation/auc": "AUC",
+}
+"""Metrics of evaluations, and the columns that the table computes from the answers."""
 _MEASURES = {"score": "the discriminator's score", "rouge_l": "ROUGE-L", "tokens": "tokens"}
 
 
@@ -102,7 +109,7 @@ def collect(
         runs=list(about.values()),
         origins=list({one.label: one.origin for one in answers}.items()),
         sets=sets,
-        curves=[_inline(figure) for figure in figures.curves(rows, known)] if rows else [],
+        curves=[_inline(figure) for figure in figures.curves(rows, known, _bars(answers, rows))],
         alarms=[(about[label].name, _alarms(one)) for label, one in watched.items()],
     )
 
@@ -114,6 +121,19 @@ def render(report: Report) -> str:
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     return environment.get_template("report.html.jinja").render(report=report)
+
+
+def _bars(answers: Sequence[Answers], rows: Mapping[str, Any]) -> dict[str, dict[int, Interval]]:
+    """Returns the intervals of a run's own evaluations, by metric and step; {} for several runs."""
+    if len(rows) != 1:
+        return {}
+    found: dict[str, dict[int, Interval]] = {}
+    for one in answers:
+        measured = comparison.intervals([one])[one.label] if one.step is not None else {}
+        for metric, column in _COLUMNS.items():
+            if one.step is not None and column in measured and metric in one.metrics:
+                found.setdefault(metric, {})[one.step] = measured[column]
+    return found
 
 
 def _prompt_set(name: str, answers: Sequence[Answers], judged: Sequence[Table] | None) -> PromptSet:
@@ -142,8 +162,8 @@ def _more_metrics(answers: Answers, known: Mapping[str, Interval]) -> dict[str, 
     """Returns the metrics of a run's evaluation that the table does not have otherwise."""
     found = {}
     for metric, value in answers.metrics.items():
-        column = {"evaluation/auc": "AUC"}.get(metric, metric.removeprefix("evaluation/"))
-        if metric not in _KNOWN and column not in known:
+        column = _COLUMNS.get(metric, metric.removeprefix("evaluation/"))
+        if column not in known:
             found[column] = Interval(value, math.nan, math.nan)
     return found
 
@@ -160,8 +180,9 @@ def _differences(answers: Sequence[Answers]) -> list[Table]:
             for one, later in itertools.pairwise(answers[1:])
         )
         found["Differences from one to the next"] = dict(steps)
+    last = list(found)[-1]
     return [
-        Table(title, *comparison.shown(rows, signed=True), _DIFFERENCES)
+        Table(title, *comparison.shown(rows, signed=True), _DIFFERENCES if title == last else "")
         for title, rows in found.items()
     ]
 
