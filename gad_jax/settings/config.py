@@ -27,6 +27,7 @@ from gad_jax.settings.sections import (
     Stage,
     Student,
 )
+from gad_jax.settings.tracking import Tracking
 
 STAGES = ("seqkd", "warmup", "offpolicy", "gad", "dpo", "rejection")
 """In this order: a stage's number seeds the order of its rows, so new ones come last."""
@@ -41,6 +42,7 @@ CAN_CHANGE = (
     "mesh.",
     "limits.",
     "profile.",
+    "tracking.",
     "student.remat",
     "batch.micro_batch_prompts",
     "batch.row_tokens",
@@ -132,6 +134,7 @@ class Config(Checked):
     mesh: Mesh = section(Mesh, "device mesh")
     limits: Limits = section(Limits, "limits of time and memory")
     profile: Profile = section(Profile, "profiling")
+    tracking: Tracking = section(Tracking, "experiment trackers", common=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -18,6 +18,7 @@ from gad_jax.models import provenance
 from gad_jax.settings import fields
 from gad_jax.settings.config import CAN_CHANGE, STAGES, Config
 from gad_jax.training import origins
+from gad_jax.training.trackers import sending
 
 PAPER = "2511.10643"
 METHODS = {
@@ -134,8 +135,21 @@ def _made(subject: Subject) -> str:
         table["weights"] = weights
     if place := origins.public(subject.run, subject.part):
         table["weights taken from"] = place
+    if links := _links(subject.run):
+        table["tracked at"] = links
     lines = [f"| {name} | {value} |" for name, value in table.items()]
     return "\n".join(["## How it was made", "", "| | |", "|---|---|", *lines])
+
+
+def _links(run: Path) -> str:
+    """Returns the pages of the run in trackers; those of this machine are of no use to others."""
+    links = {name: record.link for name, record in sending.read(run).items()}
+    ours = re.compile(r"https?://(localhost|127\.|0\.0\.0\.0|\[)")
+    return ", ".join(
+        f"[{name}]({redact(link)})"
+        for name, link in links.items()
+        if link.startswith("http") and not ours.match(link)
+    )
 
 
 def _weights(subject: Subject) -> str:

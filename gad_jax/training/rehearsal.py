@@ -16,6 +16,7 @@ from gad_jax.settings.config import Config
 from gad_jax.training import origins, preflight, reading, setup, snapshots, stages, state
 from gad_jax.training.checkpoint import Checkpoints
 from gad_jax.training.rewards import paying
+from gad_jax.training.trackers import opening
 
 TINY_TENSOR = 2
 """The tiny network has so many key/value heads."""
@@ -38,7 +39,7 @@ def rehearse(
     tiny = _tiny_run(config, str(scratch), mesh)
 
     def begin() -> str:
-        setup.refuse_other_settings(config)
+        _check_before(config)
         verbosity.say(shown)
         return claim(tiny)
 
@@ -71,6 +72,12 @@ def rehearse(
             verdict = "the run would start, but see the warnings: much of the data would be lost"
         print(f"{verdict}: {mesh.size} devices ({shape}); the run has {steps}")
     return finished and not text.losses
+
+
+def _check_before(config: Config) -> None:
+    """Raises UserError for what the run would be refused for before it is claimed."""
+    opening.require(config.tracking)
+    setup.refuse_other_settings(config)
 
 
 def _origins(config: Config, run: Path) -> origins.Origins:
@@ -124,5 +131,6 @@ def _tiny_run(config: Config, directory: str, mesh: Mesh) -> Config:
         rollout=replace(config.rollout, samples=2, max_new_tokens=16),
         mesh=replace(config.mesh, replica=mesh.shape["replica"], fsdp=0, tensor=tensor),
         profile=replace(config.profile, steps=""),
+        tracking=replace(config.tracking, to=()),
         **short,
     )

@@ -49,6 +49,7 @@ from gad_jax.training.saving import Resumed, Saver
 from gad_jax.training.stages import Span
 from gad_jax.training.step_rows import Packer
 from gad_jax.training.tracker import Tracker
+from gad_jax.training.trackers import opening, sending
 from gad_jax.training.trainer import Trainer
 from gad_jax.types import Params
 
@@ -62,6 +63,7 @@ _DIRECTORIES = (
 )
 _FILES = (
     *("config.yaml", "metrics.jsonl", "status.json", reading.HELD_OUT, origins.FILE, judge.FILE),
+    sending.FILE,
 )
 
 
@@ -74,6 +76,7 @@ def claim(config: Config) -> str:
     """
     run = Path(config.run_dir)
     path = run / "config.yaml"
+    opening.require(config.tracking)
     _check_places(run)
     files.clear_partials(run)
     replaces = refuse_other_settings(config)
@@ -84,6 +87,7 @@ def claim(config: Config) -> str:
         for name in ("evaluations", snapshots.DIRECTORY):
             shutil.rmtree(run / name, ignore_errors=True)
         (run / reading.HELD_OUT).unlink(missing_ok=True)
+        (run / sending.FILE).unlink(missing_ok=True)  # it is another run, in trackers too
     files.write_atomic(path, options.to_yaml(config))
     return str(path)
 
@@ -185,7 +189,7 @@ def build(config: Config, mesh: Mesh) -> Trainer:
     saved = saver.restore(spans, mesh, config.run_dir)
     _say(lines if saved else [*lines, *origins.sentences(taken, given)])
     at = saved or Resumed.first(state.load(config, networks[0], mesh, _weights(student, mesh)))
-    tracker = Tracker(directory, enabled=processes.is_first())
+    tracker = Tracker(directory, enabled=processes.is_first(), trackers=opening.trackers(given))
     iteration = _iteration(config, networks, chat, mesh, at, rewards)
     trainer = Trainer(
         mesh=mesh,

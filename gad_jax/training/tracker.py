@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.jsonl, TensorBoard and the console.
+"""Where a run's numbers go: metrics.jsonl, TensorBoard, the console and experiment trackers.
 
 metrics.jsonl is the source of truth, with one object per step; the rest can be derived from it.
 Metrics are named part/quantity, such as generator/loss, and are floats on the host.
@@ -18,6 +18,8 @@ from gad_jax.base.console import Display
 from gad_jax.base.jsonl import Appender, amend_last_row, json_numbers
 from gad_jax.training import metric_rows
 from gad_jax.training.events import Events
+from gad_jax.training.trackers.sending import Trackers
+from gad_jax.training.trackers.service import Outcome
 
 
 @runtime_checkable
@@ -51,8 +53,10 @@ class Tracker:
         console: Console | None = None,
         *,
         enabled: bool = True,
+        trackers: Trackers | None = None,
     ) -> None:
         self._run_dir = Path(run_dir)
+        self._trackers = trackers
         self._enabled = enabled
         if enabled:
             self._run_dir.mkdir(parents=True, exist_ok=True)
@@ -77,6 +81,9 @@ class Tracker:
         self._display.start(step, total_steps)
         if notice:
             self._display.notice(notice)
+        if self._trackers:
+            self._trackers.start(rows)
+        self._say()
 
     def log(self, step: int, stage: str, metrics: Mapping[str, float]) -> None:
         """Writes the metrics of a step. A number that is not finite is null in metrics.jsonl."""
@@ -84,8 +91,9 @@ class Tracker:
             return
         with naming(self._path):
             self._rows.append([{"step": step, "stage": stage} | json_numbers(metrics)])
-        self._scalars(step, metrics)
+        self._scalars(step, metrics, row=True)
         self._display.step(step, stage, metrics)
+        self._say()
 
     def amend(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds metrics to the row of the last step after it was logged."""
@@ -138,6 +146,8 @@ class Tracker:
             path.write_text(markdown, encoding="utf-8", errors="backslashreplace")
         with naming(self._events.directory):
             self._events.text(step, name, path.read_text(encoding="utf-8"))
+        if self._trackers:
+            self._trackers.text(step, name, path.read_text(encoding="utf-8"))
 
     def notice(self, sentence: str) -> None:
         """Shows an important sentence."""
@@ -158,17 +168,27 @@ class Tracker:
         if self._enabled:
             self._display.compiling()
 
-    def close(self) -> None:
-        """Closes the files and removes the progress bar."""
+    def close(self, outcome: Outcome = "finished") -> None:
+        """Closes the files, tells trackers how the run ended, and removes the progress bar."""
         if self._enabled:
+            if self._trackers:
+                self._trackers.close(outcome)
+            self._say()
             self._display.close()
             self._rows.close()
             with naming(self._events.directory):
                 self._events.close()
 
-    def _scalars(self, step: int, metrics: Mapping[str, float]) -> None:
+    def _scalars(self, step: int, metrics: Mapping[str, float], *, row: bool = False) -> None:
         with naming(self._events.directory):
             self._events.scalars(step, metrics)
+        if self._trackers:
+            (self._trackers.row if row else self._trackers.later)(step, metrics)
+
+    def _say(self) -> None:
+        """Shows what the trackers have to say, between the lines of the steps."""
+        for sentence in self._trackers.said() if self._trackers else ():
+            self._display.notice(sentence)
 
     def _examples(
         self, step: int, name: str, results: Sequence[Evaluation], count: int, shown: bool

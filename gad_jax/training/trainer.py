@@ -74,7 +74,8 @@ class Trainer:
         try:
             for _ in self.steps(stop):
                 pass
-        except Exception as error:
+        except Exception as error:  # which ends the process at once
+            self.tracker.close("failed")
             self.saver.checkpoints.settle(error)
             raise
         return not self.deadline.stopping
@@ -126,7 +127,7 @@ class Trainer:
         """Waits for the last save and closes the files."""
         self.iteration.close()
         self.saver.checkpoints.close()
-        self.tracker.close()
+        self.tracker.close("finished" if self.step >= self.total_steps else "stopped")
 
     def _paused(self, span: Span) -> health.Side | None:
         """Returns the network that an alarm pauses in this step; None where nothing would train."""

@@ -111,6 +111,19 @@ def test_what_a_discriminators_card_states(subject: Subject) -> None:
     assert "# org/judge, discriminator" in text
 
 
+def test_pages_of_trackers_are_linked(subject: Subject) -> None:
+    links = {
+        "wandb": "https://wandb.ai/me/gad-jax/runs/ab",
+        "mlflow": "http://127.0.0.1:5000/#/experiments/1/runs/cd",
+        "trackio": "`trackio show --project gad-jax` shows mine-1234",
+    }
+    records = {name: {"link": link} for name, link in links.items()}
+    (subject.run / "trackers.json").write_text(json.dumps(records))
+    lines = card.write(subject).splitlines()
+    assert "| tracked at | [wandb](https://wandb.ai/me/gad-jax/runs/ab) |" in lines
+    assert not any("127.0.0.1" in line or "mine-1234" in line for line in lines)
+
+
 def test_only_an_evaluation_of_this_step_is_stated(subject: Subject) -> None:
     assert "| 0.125 | 0.200 |" in card.write(dataclasses.replace(subject, step=4))
     assert "Held-out" not in card.write(dataclasses.replace(subject, step=5))
