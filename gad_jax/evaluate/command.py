@@ -17,7 +17,7 @@ from gad_jax.training.report.page import Table
 
 # The columns that fit a terminal's width; the report has all.
 _SHOWN = (
-    *("tokens", "× teacher", "cut", "D score", "ROUGE-L", "1-gram", "2-gram", "4-gram"),
+    *("tokens", "× teacher", "cut", "D score", "AUC", "ROUGE-L", "1-gram", "2-gram", "4-gram"),
     *("score", "other's", "at equal length", "unread", "missing"),
 )
 

@@ -15,7 +15,7 @@ import numpy as np
 from gad_jax.base.errors import UserError, first_line
 from gad_jax.data import thoughts
 from gad_jax.data.pipeline import Prepared
-from gad_jax.metrics import overlap
+from gad_jax.metrics import overlap, telling
 from gad_jax.rollout.answering import Answer, Responder
 
 _FIELDS = {"prompt", "teacher", "student"}
@@ -95,6 +95,7 @@ def evaluate(
             _example(responder, held_out, row, *group)
             for row, group in zip(rows, answers[: len(rows)], strict=True)
         ]
+    _add_auc(examples)
     return HeldoutResult(label, step, _mean_metrics(examples), examples)
 
 
@@ -116,15 +117,23 @@ def _example(responder: Responder, held_out: Prepared, row: int, answer: Answer)
     }
 
 
+def _add_auc(examples: list[dict[str, Any]]) -> None:
+    """Adds how surely each example's answers are told apart, if there are enough of them."""
+    texts = [[example[side] for example in examples] for side in ("teacher", "student")]
+    for example, found in zip(examples, telling.told_apart(*texts) or (), strict=False):
+        example["auc"] = found
+
+
 def _mean_metrics(examples: list[dict[str, Any]]) -> dict[str, float]:
     """Returns means over the examples; the length ratio is that of the means."""
 
     def mean(key: str) -> float:
         return float(np.mean([example[key] for example in examples]))
 
-    return {
+    found = {
         "evaluation/rouge_l": mean("rouge_l"),
         "evaluation/length": mean("length"),
         "evaluation/length_ratio": mean("length") / mean("teacher_length"),
         "evaluation/cut_share": float(np.mean([not example["finished"] for example in examples])),
     }
+    return found | ({"evaluation/auc": mean("auc")} if "auc" in examples[0] else {})

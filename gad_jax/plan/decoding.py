@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int
 
 from gad_jax.rollout.engine import DecodeCall
-from gad_jax.rollout.queue import cache_capacity, fewer_slots, is_wasteful
+from gad_jax.rollout.queue import cache_capacity, fewer_slots, is_wasteful, largest_capacity
 
 
 def decode_calls(
@@ -18,11 +18,13 @@ def decode_calls(
     longest: int = 0,
     limits: Int[np.ndarray, " B"] | None = None,
     steps_per_check: int = 1,
+    resizes: bool = True,
 ) -> tuple[DecodeCall, ...]:
     """Returns the calls of `decode` for prompts and responses of these lengths, in tokens.
 
     `slots` are those of a data shard, and no sequence is longer than `longest` (0: any). `limits`
-    are the most tokens of each prompt's responses, by default those of its longest one.
+    are the most tokens of each prompt's responses, by default those of its longest one. Without
+    `resizes`, one call samples all.
 
     Example: one prompt of 5 tokens with one response of 7, one slot → (DecodeCall(1, 64, 7),).
     """
@@ -30,6 +32,8 @@ def decode_calls(
     queue = _Queue(prompts, responses, most, shards)
     slots = min(slots, queue.asked.shape[1])
     capacity = cache_capacity(int(prompts.max()), longest)
+    if not resizes:
+        capacity = largest_capacity(int((prompts + most).max()), longest)
     state = _Slots(queue, slots, steps_per_check)
     found: list[DecodeCall] = []
     while True:
@@ -37,7 +41,9 @@ def decode_calls(
         while True:
             busy, needed, waiting = state.status()
             last = waiting == 0 and busy <= fewer
-            if not busy + waiting or needed > capacity or is_wasteful(capacity, needed) or last:
+            if not busy + waiting:
+                break
+            if resizes and (needed > capacity or is_wasteful(capacity, needed) or last):
                 break
             state.step(capacity)
             steps += steps_per_check

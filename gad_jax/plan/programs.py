@@ -210,6 +210,7 @@ def _rollout(
         sampler=Sampler(config.rollout.temperature, config.rollout.top_k, config.rollout.top_p),
         slots=config.rollout.slots,
         longest=config.longest,
+        resizes=config.rollout.resize,
     )
     packed, rows, queue = _abstract_queue(settings, mesh, work)
     generator = adapters.join(frozen.generator, start.generator)
@@ -224,9 +225,8 @@ def _rollout(
     slots = min(settings.slots or memory.default_slots(), samples)
     capacity = cache_capacity(packed.longest + settings.max_new_tokens, settings.longest)
     cache = shapes(lambda: engine.start(network, settings, slots, capacity, samples))
-    sampling = (
-        network, settings, capacity, fewer_slots(slots), weights, prompts, queue, start.key, cache,
-    )  # fmt: skip
+    fewer = fewer_slots(slots) if settings.resizes else 0
+    sampling = (network, settings, capacity, fewer, weights, prompts, queue, start.key, cache)
     held: dict[str, Any] = {"generator": generator}
     shared = devices.device_bytes(prefill.shared(network, generator))
     copied = held | {"decode copy": devices.device_bytes(weights) - shared}

@@ -127,7 +127,8 @@ def draw(config: Config, lengths: LognormalLengths, target: Target) -> Workload:
     def calls(count: int) -> tuple[engine.DecodeCall, ...]:
         sampled = responses[:, 1 : 1 + count]
         limits = np.full(len(prompts), config.rollout.max_new_tokens)
-        return decoding.decode_calls(prompts, sampled, shards, slots, config.longest, limits, steps)
+        about = (shards, slots, config.longest, limits, steps, rollout.resize)
+        return decoding.decode_calls(prompts, sampled, *about)
 
     snapshot_calls = calls(baselines.rejected(config)) if compared else ()
     return Workload(

@@ -32,7 +32,8 @@ class Answer(NamedTuple):
 class Responder:
     """Answers conversations with one network; its decode copy of the weights is made once.
 
-    `slots` bounds the answers sampled at once on a data shard; 0 is the platform's default.
+    `slots` bounds the answers sampled at once on a data shard; 0 is the platform's default. Without
+    `resizes`, one program decodes (`RolloutProgram.resizes`).
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Responder:
         mesh: jax.sharding.Mesh,
         decoding: Decoding,
         slots: int = 0,
+        resizes: bool = True,
     ) -> None:
         chat.check_vocabulary(config.vocabulary)
         self.config, self.params, self.chat, self.mesh = config, params, chat, mesh
@@ -53,6 +55,7 @@ class Responder:
             chat.pad_token,
             Sampler(decoding.temperature, decoding.top_k, decoding.top_p),
             slots=slots,
+            resizes=resizes,
         )
         self.weights = prefill.decode_copy(config, params)
         self.key = jax.random.key(decoding.seed)

@@ -33,7 +33,14 @@ from gad_jax.models.config import DecoderConfig
 from gad_jax.rollout import ring, slots
 from gad_jax.rollout.memory import default_slots
 from gad_jax.rollout.prefill import decode_copy, prefill
-from gad_jax.rollout.queue import Queue, cache_capacity, fewer_slots, is_wasteful, make_queue
+from gad_jax.rollout.queue import (
+    Queue,
+    cache_capacity,
+    fewer_slots,
+    is_wasteful,
+    largest_capacity,
+    make_queue,
+)
 from gad_jax.rollout.ring import DecodeCopy, PromptCache, zeros
 from gad_jax.rollout.sampling import sample_shaped, shape_logits, thresholds
 from gad_jax.rollout.slots import RolloutProgram, Slots, Status
@@ -89,7 +96,7 @@ def sample_responses(
     if limits is None:
         limits = np.full(len(prompts), program.max_new_tokens)
     packed = make_queue(prompts, indices, limits, shards)
-    most = max(len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True))
+    most = max(len(prompt) + int(limit) for prompt, limit in zip(prompts, limits, strict=True))
     assert not program.longest or most <= program.longest
     rows = devices.put(packed.rows, mesh, "batch")
     queue = devices.put(packed.queue, mesh, "batch")
@@ -97,11 +104,15 @@ def sample_responses(
     prompt_cache = prefill(config, params, packed.size, *rows)
     samples = packed.prompts_per_shard * program.samples
     count = min(program.slots or default_slots(), samples)
-    capacity = cache_capacity(packed.longest, program.longest)
+    capacity = (
+        cache_capacity(packed.longest, program.longest)
+        if program.resizes
+        else largest_capacity(most, program.longest)
+    )
     state = start(config, program, count, capacity, samples)
     calls: list[DecodeCall] = []
     while True:
-        fewer = fewer_slots(count) if program.move_to_fewer else 0
+        fewer = fewer_slots(count) if program.move_to_fewer and program.resizes else 0
         state, status = decode(
             config, program, capacity, fewer, weights, prompt_cache, queue, key, state
         )
@@ -168,7 +179,7 @@ def decode(
         def should_continue(state: Slots, most: int | None = None) -> Array:
             found = slots.status(program, queue, state)
             few = True if most is None else found.open <= most
-            return _fits(found, capacity, fewer) & few
+            return _fits(program, found, capacity, fewer) & few
 
         def step(state: Slots) -> Slots:
             return _step(config, program, weights, queue, key, state)
@@ -214,12 +225,15 @@ def resize(config: DecoderConfig, state: Slots, count: int, capacity: int) -> Sl
     return parallel.shard_map(local, (specs,), specs)(state)
 
 
-def _fits(status: Status, capacity: int, fewer: int) -> Array:
+def _fits(program: RolloutProgram, status: Status, capacity: int, fewer: int) -> Array:
     """Returns whether there is something to decode, and the slots have the right sizes for it."""
+    left = status.busy + status.waiting > 0
+    if not program.resizes:
+        return left
     enough = status.needed <= capacity
     wasteful = is_wasteful(capacity, status.needed)
     emptier = (status.waiting == 0) & (status.busy <= fewer)
-    return (status.busy + status.waiting > 0) & enough & ~wasteful & ~emptier
+    return left & enough & ~wasteful & ~emptier
 
 
 def _step(

@@ -81,6 +81,12 @@ def cache_capacity(needed: int, longest: int = 0) -> int:
     return min(size, longest) if longest else size
 
 
+def largest_capacity(needed: int, longest: int = 0) -> int:
+    """Returns the positions per slot of a KV cache that holds all sequences of at most `needed`
+    tokens: `longest`, which is the same in all rollouts of a run, or a power of two (0)."""
+    return longest or buckets.power_of_two(max(needed, _LEAST_CAPACITY))
+
+
 def is_wasteful(capacity: Any, needed: Any) -> Any:
     """Returns whether a KV cache should be replaced by a smaller one.
 

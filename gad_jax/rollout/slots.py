@@ -35,6 +35,9 @@ class RolloutProgram:
     """Most tokens of a prompt and its response together, which bounds the KV cache; 0: any."""
     move_to_fewer: bool = True
     """Whether the last samples move to fewer slots; each number of slots is another program."""
+    resizes: bool = True
+    """Whether KV cache and slots follow what is left to sample. Otherwise one program decodes, with
+    room for the longest sequence in every slot."""
     steps_per_check: int = 0
     """Steps between two checks of the loop's condition; 0: `default_steps`."""
 

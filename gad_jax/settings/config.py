@@ -48,6 +48,7 @@ CAN_CHANGE = (
     "batch.row_tokens",
     "batch.vocabulary_chunk",
     "rollout.slots",
+    "rollout.resize",
     "reward.timeout",
     *(
         f"reward.judge.{name}"

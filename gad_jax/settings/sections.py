@@ -221,6 +221,10 @@ class Rollout(Checked):
         common=True,
         minimum=0,
     )
+    resize: bool = option(
+        True,
+        "KV cache and slots follow what is left to sample; false: one size, one program to compile",
+    )
     weights: Literal["auto", "int8"] = option(
         "auto",
         "the copy of the weights that decoding reads; auto: as the matmuls, int8: the layers' "

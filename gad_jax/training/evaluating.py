@@ -21,6 +21,9 @@ from gad_jax.settings.operation import Evaluation
 from gad_jax.training.tracker import Tracker
 from gad_jax.types import Params
 
+FIRST = "before"
+"""The label of the evaluation before training."""
+
 
 def measured(config: Config, held_out: Prepared | None) -> str:
     """Returns a text that is the same for evaluations whose scores compare."""
@@ -45,10 +48,12 @@ class Evaluations:
         options: Evaluation,
         max_new_tokens: int,
         tracker: Tracker,
+        resizes: bool = True,
     ) -> None:
         self.directory, self.held_out, self.options = directory, held_out, options
         self.chat, self.mesh, self.network, self.tracker = chat, mesh, network, tracker
         self.max_new_tokens = options.max_new_tokens or max_new_tokens
+        self.resizes = resizes
 
     def make(
         self, label: str, step: int, generator: Params, keep_going: Callable[[], bool]
@@ -70,7 +75,9 @@ class Evaluations:
         prompts = min(self.options.prompts or len(self.held_out), len(self.held_out))
         with self.tracker.busy(f"evaluating {label}: {prompts} held-out prompts"):
             decoding = Decoding(temperature=0.0, max_new_tokens=self.max_new_tokens)
-            responder = Responder(self.network, generator, self.chat, self.mesh, decoding)
+            responder = Responder(
+                *(self.network, generator, self.chat, self.mesh, decoding), resizes=self.resizes
+            )
             result = heldout.evaluate(
                 responder,
                 self.held_out,
@@ -81,7 +88,7 @@ class Evaluations:
                 keep_going=keep_going,
             )
         if result is not None and processes.is_first():
-            self.tracker.evaluation(result, self.options.examples)
+            self.tracker.evaluation(result, self.options.examples, self._before(result))
             path.parent.mkdir(parents=True, exist_ok=True)
             # The file last: it says that the evaluation is done.
             files.write_atomic(path, result.to_json())
@@ -114,6 +121,16 @@ class Evaluations:
                 files.write_atomic(self._path(result.label), result.to_json())
             if result.step <= step:
                 self.tracker.recall(result, self.options.examples)
+
+    def _before(self, result: heldout.HeldoutResult) -> heldout.HeldoutResult | None:
+        """Returns the evaluation before training, if it is another one, of the same prompts."""
+        path = self._path(FIRST)
+        for found in self._readable([path] if result.label != FIRST else []):
+            if [one["prompt"] for one in found.examples] == [
+                one["prompt"] for one in result.examples
+            ]:
+                return found
+        return None
 
     def _of_same_rows(self, results: list[heldout.HeldoutResult]) -> list[heldout.HeldoutResult]:
         """Returns the evaluations of the rows that the last one has, or of the first of them."""

@@ -284,6 +284,7 @@ def _iteration(
         sampler=Sampler(rollout.temperature, rollout.top_k, rollout.top_p),
         slots=rollout.slots,
         longest=config.longest,
+        resizes=rollout.resize,
     )
     return Iteration(
         generator=networks[0],
@@ -329,4 +330,5 @@ def _evaluations(
         options=config.evaluation,
         max_new_tokens=config.rollout.max_new_tokens,
         tracker=tracker,
+        resizes=config.rollout.resize,
     )

@@ -9,35 +9,17 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
 
 from rich.console import Console
 
 from gad_jax.base import verbosity
 from gad_jax.base.console import Display
 from gad_jax.base.jsonl import Appender, amend_last_row, json_numbers
-from gad_jax.training import metric_rows
+from gad_jax.training import heldout_tables, metric_rows
 from gad_jax.training.events import Events
+from gad_jax.training.heldout_tables import Evaluation
 from gad_jax.training.trackers.sending import Trackers
 from gad_jax.training.trackers.service import Outcome
-
-
-@runtime_checkable
-class Evaluation(Protocol):
-    """What is shown of an evaluation; `metrics.heldout.HeldoutResult` is one.
-
-    An example has the texts 'prompt', 'teacher' and 'student'; all evaluations of a run have the
-    same prompts.
-    """
-
-    @property
-    def label(self) -> str: ...
-    @property
-    def step(self) -> int: ...
-    @property
-    def metrics(self) -> Mapping[str, float]: ...
-    @property
-    def examples(self) -> Sequence[Mapping[str, Any]]: ...
 
 
 class Tracker:
@@ -104,15 +86,20 @@ class Tracker:
         self._rows = Appender(self._path, sync=False)
         self._scalars(step, metrics)
 
-    def evaluation(self, result: Evaluation, examples: int) -> None:
+    def evaluation(
+        self, result: Evaluation, examples: int, before: Evaluation | None = None
+    ) -> None:
         """Shows an evaluation, and writes some of its answers as `text` does. With --verbose these
-        are shown too; else `comparison` shows them once, at the end of the run."""
+        are shown too; else `comparison` shows them once, at the end of the run.
+
+        `before` is the one before training, if changes against it are to be shown."""
         if not self._enabled:
             return
         if result.step == 0:  # No step will log the numbers of the student as it was.
             self._scalars(0, result.metrics)
         if not verbosity.quiet():
-            self.table(f"{result.label}, step {result.step}", {result.label: _columns(result)})
+            rows = heldout_tables.one(result, before)
+            self.table(f"{result.label}, step {result.step}", rows)
         self._examples(result.step, result.label, [result], examples, shown=verbosity.verbose())
 
     def recall(self, result: Evaluation, examples: int) -> None:
@@ -126,8 +113,9 @@ class Tracker:
     def comparison(self, results: Sequence[Evaluation], examples: int) -> None:
         """Shows evaluations of a run in one table, and their answers to the same prompts."""
         if self._enabled and results:
-            rows = {result.label: _columns(result) for result in results}
-            self.table("held-out prompts", rows)
+            self.table("held-out prompts", heldout_tables.values(results))
+            for title, rows in heldout_tables.changes(results):
+                self.table(title, rows)
             self._examples(results[-1].step, "comparison", results, examples, shown=True)
 
     def table(self, title: str, rows: Mapping[str, Mapping[str, float | str]]) -> None:
@@ -216,18 +204,6 @@ def naming(path: Path) -> Iterator[None]:
     except OSError as error:
         error.filename = error.filename or str(path)
         raise
-
-
-COLUMNS = {
-    "evaluation/rouge_l": "ROUGE-L",
-    "evaluation/length": "tokens",
-    "evaluation/length_ratio": "× teacher",
-    "evaluation/cut_share": "cut",
-}
-
-
-def _columns(result: Evaluation) -> dict[str, float | str]:
-    return {COLUMNS.get(name, name): value for name, value in result.metrics.items()}
 
 
 def _markdown(name: str, text: str) -> str:

@@ -125,7 +125,7 @@ def trace(model: Model, settings: RolloutProgram, limits: np.ndarray = LIMITS) -
     shards = data_shards(model.mesh)
     expected = decoding.decode_calls(
         *(asked, rollout.lengths, shards, settings.slots, settings.longest, limits),
-        settings.steps,
+        *(settings.steps, settings.resizes),
     )
     assert segments == expected
     return rollout, segments
@@ -145,6 +145,12 @@ def test_caches_in_the_layout_of_a_tpu_give_the_same(
     rollout = trace(llama, dataclasses.replace(LONG, slots=4))[0]
     jax.clear_caches()
     assert_same(rollout, uneven)
+
+
+def test_one_size_samples_the_same_in_one_call(llama: Model, uneven: Rollout) -> None:
+    rollout, [call] = trace(llama, dataclasses.replace(LONG, slots=4, resizes=False))
+    assert_same(rollout, uneven)
+    assert (call.slots, call.capacity) == (4, 256)  # 5 tokens of a prompt and 150 of a response
 
 
 def test_a_slot_that_is_free_takes_the_next_sample(llama: Model, uneven: Rollout) -> None:

@@ -42,10 +42,11 @@ class Run:
             "options": options,
             "tracker": self.tracker,
             "max_new_tokens": 8,
+            "resizes": True,
             **dict.fromkeys(("chat", "mesh", "network"), nothing),
         }.items():
             setattr(self.evaluations, name, value)
-        monkeypatch.setattr(evaluating, "Responder", lambda *_: None)
+        monkeypatch.setattr(evaluating, "Responder", lambda *_, **__: None)
         monkeypatch.setattr(heldout, "evaluate", self.answer)
 
     def answer(self, responder: Any, rows: Any, *, label: str, step: int, **_: Any) -> Any:

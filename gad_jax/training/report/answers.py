@@ -96,6 +96,7 @@ def _answer(example: Mapping[str, Any]) -> dict[str, Any]:
         "text": example["student"],
         "tokens": int(example["length"]),
         "finished": bool(example["finished"]),
+        **({"auc": float(example["auc"])} if "auc" in example else {}),
     }
 
 
@@ -136,6 +137,7 @@ def summary(answers: Answers) -> dict[str, float]:
     finished = mean(answers, "finished")
     found["cut"] = None if finished is None else 1 - finished
     found["D score"] = mean(answers, "score")
+    found["AUC"] = mean(answers, "auc")
     found["ROUGE-L"] = mean(answers, "rouge_l")
     for n in overlap.ORDERS:
         found[f"{n}-gram"] = mean(answers, f"ngram_{n}")

@@ -25,6 +25,7 @@ _MEASURES = {
     "tokens": _Column("tokens", UNBOUNDED),
     "cut": _Column("finished", SHARES),
     "D score": _Column("score", UNBOUNDED),
+    "AUC": _Column("auc", SHARES),
     "ROUGE-L": _Column("rouge_l", SHARES),
 } | {f"{n}-gram": _Column(f"ngram_{n}", SHARES) for n in overlap.ORDERS}
 

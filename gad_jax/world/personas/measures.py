@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from gad_jax.world.personas import classifier, mixture
+from gad_jax.metrics import classifier
+from gad_jax.world.personas import mixture
 from gad_jax.world.personas.policy import Responses
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gad_jax.world.personas import classifier
+from gad_jax.metrics import classifier
 
 
 def features(prompts: int, samples: int, size: int, seed: int) -> np.ndarray:
