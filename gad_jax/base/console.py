@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -231,15 +231,21 @@ class Display:
         self.console.print(printable(lines), soft_wrap=True, markup=False, highlight=False)
 
     def table(self, title: str, rows: Mapping[str, Mapping[str, float | str]]) -> None:
-        """Shows rows by name, with a column for each quantity that any row has."""
+        """Shows rows by name, with a column for each quantity that any row has. Columns that do not
+        fit the width follow in a further table."""
         columns = list(dict.fromkeys(name for row in rows.values() for name in row))
-        table = Table(title=title, title_justify="left", title_style="bold")
-        table.add_column("")
-        for name in columns:
-            table.add_column(name, justify="right")
-        for name, row in rows.items():
-            table.add_row(Text(name), *(_cell(row.get(column, "–")) for column in columns))
-        self.console.print(table)
+        while columns or title:
+            count = len(columns)
+            table = _table(title, columns, rows)
+            unbounded = self.console.options.update(max_width=10_000)
+            while (
+                count > 1
+                and self.console.measure(table, options=unbounded).maximum > self.console.width
+            ):
+                count -= 1
+                table = _table(title, columns[:count], rows)
+            self.console.print(table)
+            title, columns = "", columns[count:]
 
     def side_by_side(self, title: str, texts: Mapping[str, str]) -> None:
         """Shows texts by name in columns, or one below the other if columns would be narrow."""
@@ -272,6 +278,18 @@ class Display:
 def _shown_parts(metrics: Mapping[str, float], width: int) -> list[str]:
     """Returns the parts of a step's line that fit the width, with --verbose all of them."""
     return step_parts(metrics) if verbosity.verbose() else fitting_parts(metrics, width)
+
+
+def _table(
+    title: str, columns: Sequence[str], rows: Mapping[str, Mapping[str, float | str]]
+) -> Table:
+    table = Table(title=title or None, title_justify="left", title_style="bold")
+    table.add_column("")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for name, row in rows.items():
+        table.add_row(Text(name), *(_cell(row.get(column, "–")) for column in columns))
+    return table
 
 
 def _cell(value: float | str) -> Text:

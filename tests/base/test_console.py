@@ -216,6 +216,21 @@ def test_tables_and_answers_fit_the_width() -> None:
         assert side_by_side == (width == 120)
 
 
+def test_columns_that_do_not_fit_follow_in_another_table() -> None:
+    console = plain(40)
+    row: dict[str, float | str] = {f"quantity {n}": float(n) for n in range(5)}
+    Display(console).table("all of them", {"the first row": row, "b": {"quantity 4": "x"}})
+    lines = shown(console).splitlines()
+    assert max(map(len, lines)) <= 40
+    heads = [line for line in lines if "quantity" in line]
+    assert [head.count("quantity") for head in heads] == [1, 1, 1, 1, 1]
+    assert sum("the first row" in line for line in lines) == 5
+    assert sum("all of them" in line for line in lines) == 1
+    wide = plain(200)
+    Display(wide).table("all of them", {"the first row": row})
+    assert sum("quantity 0" in line and "quantity 4" in line for line in shown(wide).splitlines())
+
+
 def test_text_of_a_model_cannot_drive_the_terminal() -> None:
     hostile = "a\x1b[31mb\x07\rc\u202ed\ud800 [bold]e[/bold]\n\tf"
     assert printable(hostile) == "a\ufffd[31mb\ufffd\ufffdc\ufffdd\ufffd [bold]e[/bold]\n\tf"
