@@ -7,7 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
+import pytest
+
+from gad_jax import train
+from gad_jax.base import exits
+from gad_jax.base.errors import CollapseError
+from gad_jax.settings import options
+from gad_jax.settings.config import Config
+from gad_jax.training import setup
 from tests import compiling
 from tests.faults.job import Job
 
@@ -160,3 +169,22 @@ def test_a_dry_run_says_what_the_limits_cost(tmp_path):
     assert "went well" not in printed
     assert "the run would start, but see the warnings" in printed.splitlines()[-1]
     assert [file.name for file in tmp_path.iterdir()] == ["mine.jsonl"]
+
+
+def test_a_run_that_an_alarm_stops_leaves_a_report(tmp_path, monkeypatch, capsys):
+    def stopped(_):
+        (tmp_path / "metrics.jsonl").write_text('{"step": 1, "stage": "gad", "entropy": 0.1}\n')
+        trainer.step = 1
+        raise CollapseError("entropy is gone")
+
+    trainer = SimpleNamespace(step=0, run=stopped)
+    monkeypatch.setattr(setup, "build", lambda config, mesh: trainer)
+    config = options.read(Config, [f"--run_dir={tmp_path}"], program="", description="")
+    with pytest.raises(CollapseError):
+        train._train(config, exits.StopRequest(), report=False)
+    assert not (tmp_path / "report.html").exists()  # of a dry run
+    trainer.step = 0
+    with pytest.raises(CollapseError):
+        train._train(config, exits.StopRequest())
+    assert (tmp_path / "report.html").exists()
+    assert capsys.readouterr().out == f"the report is {tmp_path}/report.html\n"

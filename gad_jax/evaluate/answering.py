@@ -63,6 +63,8 @@ def answer_all(evaluate: Evaluate) -> list[Answers]:
 
 def _answer(evaluate: Evaluate, model: str, open_files: list[AnswerFile]) -> None:
     """Completes the files of one student, batch by batch."""
+    waits = f"{open_files[0].about['label']}: loading {model}; its first answers wait for compiling"
+    verbosity.say(waits, to_stderr=True)
     mesh = make_mesh()
     with jax.set_mesh(mesh):
         network = loading.load_student(model, mesh)

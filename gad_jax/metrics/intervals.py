@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Shaped
-from scipy import stats
+from scipy import special  # scipy.stats calls it too, and takes half a second to load
 
 LEVEL = 0.95
 TAIL = (1 - LEVEL) / 2
@@ -111,7 +111,7 @@ def t_interval(values: Numbers) -> Interval:
     x = np.asarray(values, np.float64)
     if x.size < 2:
         return Interval(float(x.mean()) if x.size else np.nan, np.nan, np.nan)
-    half = float(stats.t.ppf(1 - TAIL, x.size - 1) * x.std(ddof=1) / np.sqrt(x.size))
+    half = float(special.stdtrit(x.size - 1, 1 - TAIL) * x.std(ddof=1) / np.sqrt(x.size))
     return Interval(float(x.mean()), float(x.mean()) - half, float(x.mean()) + half)
 
 
@@ -157,8 +157,8 @@ def _bounded(x: Values, bounds: Bounds, seed: int) -> Interval:
     if np.isin(x, bounds).all():
         k = int(np.sum(x == high))
         ends = (
-            stats.beta.ppf(TAIL, k, n - k + 1) if k else 0.0,
-            stats.beta.ppf(1 - TAIL, k + 1, n - k) if k < n else 1.0,
+            special.betaincinv(k, n - k + 1, TAIL) if k else 0.0,
+            special.betaincinv(k + 1, n - k, 1 - TAIL) if k < n else 1.0,
         )
         return Interval(mean, *(float(low + (high - low) * end) for end in ends))
     weights = np.random.default_rng(seed).standard_exponential((DRAWS, n + 1))

@@ -11,7 +11,7 @@ from typing import NamedTuple, cast
 
 import numpy as np
 from jaxtyping import Float, Shaped
-from scipy import optimize, stats
+from scipy import special
 
 from gad_jax.metrics.intervals import LEVEL, NOTHING, Interval, Numbers, Values
 
@@ -81,7 +81,7 @@ def length_controlled(
     data = _data(preferences, lengths, other_lengths, Prior())
     value = _at_equal_length(data, _fit(data)[0])
     dispersion = _dispersion(data)
-    limit = dispersion * float(stats.t.ppf((1 + LEVEL) / 2, max(data.y.size - 1, 1))) ** 2
+    limit = dispersion * float(special.stdtrit(max(data.y.size - 1, 1), (1 + LEVEL) / 2)) ** 2
     loose = data._replace(precision=min(data.precision, _LOOSE) * dispersion)
     plain = loose._replace(difficulty=np.zeros_like(data.difficulty))
     low = min(_end(one, 0.0, limit) for one in (loose, plain))
@@ -187,6 +187,8 @@ def _end(data: _Data, outcome: float, limit: float) -> float:
 
     That is the preference at the θ at which twice the loss has grown by `limit` from the least.
     """
+    from scipy import optimize  # here: a third of a second, and only a judge needs it
+
     more = data.also(outcome)
     best, _ = _fit(more)
     least = _loss(more, best)

@@ -50,9 +50,11 @@ def _answers(run: Path, result: heldout.HeldoutResult) -> Answers:
     return Answers(result.label, name, origin, lines, result.metrics, result.step)
 
 
-def evaluations(run: Path) -> list[heldout.HeldoutResult]:
-    """Returns a run's evaluations in any order. Raises UserError for a damaged file."""
-    return [_evaluation(path) for path in sorted((run / "evaluations").glob("*.json"))]
+def evaluations(run: Path, at_most: int | None = None) -> list[heldout.HeldoutResult]:
+    """Returns a run's evaluations in any order, all or some: a long run has a hundred megabytes of
+    them. Raises UserError for a damaged file."""
+    paths = sorted((run / "evaluations").glob("*.json"))
+    return [_evaluation(path) for path in paths[:at_most]]
 
 
 def _evaluation(path: Path) -> heldout.HeldoutResult:

@@ -99,10 +99,8 @@ def _prompts(run: Path) -> int:
 
 
 def _held_out(run: Path, config: Config) -> str:
-    counts = {len(one.examples) for one in evaluations(run)}
-    if not counts:
-        return ""
-    return f"{config.data.heldout}, {' or '.join(map(str, sorted(counts)))} prompts"
+    found = evaluations(run, at_most=1)
+    return f"{config.data.heldout}, {len(found[0].examples)} prompts" if found else ""
 
 
 def _teachers(config: Config) -> str:
