@@ -39,7 +39,8 @@ def ours(steps: int, more: list[str]) -> list[float]:
 
     with tempfile.TemporaryDirectory() as directory:
         flags = [
-            "--config=quickstart",
+            *("--config=own", "--data.train=bundled", "--data.max_prompt_tokens=128"),
+            "--batch.row_tokens=512",
             f"--run_dir={directory}",
             "--stage=gad",
             f"--gad.steps={steps}",

@@ -55,7 +55,10 @@ CPU = Setting(
         | {"head_width": 56},
         "SmolLM2-135M": "smollm2-135m-instruct",
     },
-    ("--config=quickstart", "--batch.prompts=8", "--rollout.samples=4"),
+    (
+        *("--config=own", "--data.max_prompt_tokens=128", "--batch.row_tokens=512"),
+        *("--batch.prompts=8", "--rollout.samples=4"),
+    ),
     limit=128,
     ends=0.03,
     steps=8,

@@ -21,7 +21,8 @@ from typing import Any
 from plan_accuracy import GIB, PROMPT_TOKENS, REPOSITORY, write_config, write_random
 
 FLAGS = (
-    *("--config=quickstart", "--stage=gad", "--gad.discriminator_only_steps=0"),
+    *("--config=own", "--data.train=bundled", "--data.max_prompt_tokens=128"),
+    *("--stage=gad", "--batch.row_tokens=512"),
     *("--batch.prompts=4", "--batch.micro_batch_prompts=2", "--rollout.samples=2"),
     *("--rollout.max_new_tokens=64", "--data.stop_at_cut_share=1"),
 )

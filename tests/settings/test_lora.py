@@ -35,16 +35,16 @@ def test_a_rate_that_came_as_the_rank_did_is_kept(tmp_path) -> None:
     flag = "--gad.generator_learning_rate=2e-6"
     assert read(RANK, flag).gad.generator_learning_rate == 2e-6
     # The configuration's rates are those of full training, unless its rank is there too.
-    assert read(config="quickstart").warmup.generator_learning_rate == 3e-5
-    assert read(RANK, config="quickstart").warmup.generator_learning_rate == 3e-4
+    assert read(config="own").warmup.generator_learning_rate == 3e-5
+    assert read(RANK, config="own").warmup.generator_learning_rate == 3e-4
     own = tmp_path / "own.yaml"
     own.write_text("lora: {rank: 8}\ngad: {generator_learning_rate: 3.0e-6}\n")
     assert read(config=str(own)).gad.generator_learning_rate == 3e-6
     assert read(config=str(own)).gad.discriminator_learning_rate == 1e-5
     # What a run stores is what it used: nothing is raised a second time.
     stored = tmp_path / "config.yaml"
-    stored.write_text(options.to_yaml(read(RANK, config="quickstart")))
-    assert options.load(Config, stored) == read(RANK, config="quickstart")
+    stored.write_text(options.to_yaml(read(RANK, config="own")))
+    assert options.load(Config, stored) == read(RANK, config="own")
 
 
 def test_targets_have_one_order() -> None:

@@ -64,10 +64,13 @@ def test_a_run_has_its_evaluations_in_order(tmp_path: Path) -> None:
     assert [one.label for one in found] == ["before", "after warmup", "after gad"]
     assert summary(found[0])["1-gram"] == pytest.approx(2 / 3)  # precision 1, recall 1/2
     assert summary(found[0])["× teacher"] == pytest.approx(2 / 3)
+    assert "AUC" not in summary(found[0])
     # of a run from before teacher lengths were kept
     del example["teacher_length"]
+    example["auc"] = 0.75
     path = tmp_path / "evaluations" / "before.json"
     path.write_text(
         json.dumps({"label": "before", "step": 0, "metrics": {}, "examples": [example]})
     )
     assert "× teacher" not in summary(from_run(tmp_path)[0])
+    assert summary(from_run(tmp_path)[0])["AUC"] == 0.75
