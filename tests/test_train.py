@@ -149,7 +149,7 @@ def test_a_dry_run_says_what_the_limits_cost(tmp_path):
         printed, _ = process.communicate(timeout=120)
         return process.returncode, printed
 
-    code, printed = tried()  # without --config: not the quickstart's 56 steps and 48 tokens
+    code, printed = tried()  # without --config: not the quickstart's 76 steps and 48 tokens
     assert code == 0, printed
     assert "the dry run went well: " in printed
     flags = f"--run_dir={tmp_path}/run --data.train={path} --student.path=random-tiny"
