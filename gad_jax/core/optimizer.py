@@ -12,6 +12,7 @@ import optax
 from jaxtyping import Array, Bool
 
 from gad_jax.core import moments
+from gad_jax.core.hosted import Hosted
 from gad_jax.distributed import devices
 from gad_jax.settings.optimizer import Optimizer
 
@@ -21,9 +22,10 @@ def adamw(options: Optimizer, rate: float) -> optax.GradientTransformationExtraA
     """Returns the clip and AdamW as one optax transformation, at a constant learning rate.
 
     Its `update` takes `finite`: where that is False, the moments do not change. With
-    `applied=False` the result is only to be looked at, and needs no memory.
+    `applied=False` the result is only to be looked at, and needs no memory. `norm` is the global
+    norm of the gradients, where those that are given are a part of them.
     """
-    return optax.chain(
+    rule = optax.chain(
         _clip(options.max_gradient_norm),
         optax.chain(
             _scale_by_adam(options),
@@ -31,20 +33,24 @@ def adamw(options: Optimizer, rate: float) -> optax.GradientTransformationExtraA
             optax.scale_by_learning_rate(rate),
         ),
     )
+    return Hosted(*rule) if options.placement == "host" else rule
 
 
-def _clip(max_norm: float) -> optax.GradientTransformation:
+def _clip(max_norm: float) -> optax.GradientTransformationExtraArgs:
     """`optax.clip_by_global_norm` as a multiplication by one factor.
 
     optax divides each leaf. A division is expensive, so XLA does not repeat it in the fusions that
     read it, but stores its result: a second copy of the gradients.
     """
 
-    def clip(gradients: Any, params: Any) -> Any:
-        factor = jnp.minimum(1.0, max_norm / optax.tree.norm(gradients))
-        return jax.tree.map(lambda g: g * factor, gradients)
+    def clip(
+        updates: Any, state: optax.OptState, params: Any = None, *, norm: Any = None, **_: Any
+    ) -> tuple[Any, optax.OptState]:
+        norm = optax.tree.norm(updates) if norm is None else norm
+        factor = jnp.minimum(1.0, max_norm / norm)
+        return jax.tree.map(lambda g: g * factor, updates), state
 
-    return optax.stateless(clip)
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, clip)
 
 
 def _scale_by_adam(options: Optimizer) -> optax.GradientTransformationExtraArgs:

@@ -11,6 +11,8 @@ import optax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
+from gad_jax.core import hosted
+from gad_jax.core.hosted import Hosted
 from gad_jax.core.program import Program
 from gad_jax.distributed import devices, parallel
 from gad_jax.models import decoder
@@ -147,8 +149,7 @@ def _gradient_norm(gradients: Params) -> tuple[Float[Array, ""], Array]:
     """Returns the global norm, and the index of the first leaf whose sum of squares is non-finite,
     or -1."""
     squares = jnp.stack([jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradients)])
-    broken = ~jnp.isfinite(squares)
-    return jnp.sqrt(jnp.sum(squares)), jnp.where(jnp.any(broken), jnp.argmax(broken), -1)
+    return jnp.sqrt(jnp.sum(squares)), _first_broken(squares)
 
 
 def _broken_update(
@@ -162,6 +163,11 @@ def _broken_update(
     bytes per trained parameter.
     """
     with jax.named_scope("finite_update"):
+        if isinstance(optimizer, Hosted):
+            sums = hosted.look(
+                optimizer, gradients, params, moments, lambda x, y: _sum_of_both(jnp.square(x), y)
+            )
+            return _first_broken(jnp.stack(sums))
         # Behind the barrier, the compiler cannot keep these results for the update itself.
         params, moments = jax.lax.optimization_barrier((params, moments))
         changes, moments = optimizer.update(gradients, moments, params, finite=True, applied=False)
@@ -171,8 +177,12 @@ def _broken_update(
             _sum_of_both(jnp.square(leaf), others[number :: len(new)])
             for number, leaf in enumerate(new)
         ]
-        broken = ~jnp.isfinite(jnp.stack(sums))
-        return jnp.where(jnp.any(broken), jnp.argmax(broken), -1)
+        return _first_broken(jnp.stack(sums))
+
+
+def _first_broken(sums: Array) -> Array:
+    broken = ~jnp.isfinite(sums)
+    return jnp.where(jnp.any(broken), jnp.argmax(broken), -1)
 
 
 def _sum_of_both(x: Array, others: list[Array]) -> Array:
@@ -199,6 +209,8 @@ def _apply(
 ) -> tuple[Any, Any]:
     if update is None or update.gradients is None:
         return params, moments
+    if isinstance(optimizer, Hosted):
+        return hosted.apply(optimizer, update.gradients, params, moments, applied)
     # `finite` reaches the optimizer too: it writes its moments in place, so no old copy is kept
     changes, moments = optimizer.update(update.gradients, moments, params, finite=applied)
     new = optax.apply_updates(params, changes)

@@ -38,6 +38,14 @@ class Chip:
     transfer_latency: float = 0.0
     gpu: Gpu | None = None
 
+    @property
+    def host(self) -> float:
+        """Rate to and from the memory of the host: sixteen lanes of PCIe, 5 since Hopper. Of a TPU
+        4 is assumed. A CPU's memory is the host's."""
+        if self.platform == "cpu":
+            return self.bandwidth
+        return PCIE_5 if self.gpu and self.gpu.capability >= (9, 0) else PCIE_4
+
 
 def _card(
     flops: float, memory: float, bandwidth: float, link: float, source: str, gpu: Gpu,

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
@@ -60,10 +60,36 @@ def keep_programs() -> None:
 _platform: ContextVar[str | None] = ContextVar("platform", default=None)
 
 
+HOST = "pinned_host"
+"""What jax calls the memory of the host that a device reads and writes."""
+
+
+def is_hosted(leaf: Any) -> bool:
+    """Returns whether an array, or its shape with a sharding, is in the memory of the host."""
+    return getattr(getattr(leaf, "sharding", None), "memory_kind", None) == HOST
+
+
+def has_host_memory() -> bool:
+    """Returns whether the devices of this process can read and write memory of the host."""
+    return all(
+        HOST in {memory.kind for memory in device.addressable_memories()}
+        for device in jax.local_devices()
+    )
+
+
 def device_bytes(tree: Any) -> int:
     """Returns the bytes of a tree's largest part on one device; arrays or their shapes."""
+    return _bytes(leaf for leaf in jax.tree.leaves(tree) if not is_hosted(leaf))
+
+
+def host_bytes(tree: Any) -> int:
+    """Returns the bytes of the parts that one device has in the memory of the host."""
+    return _bytes(leaf for leaf in jax.tree.leaves(tree) if is_hosted(leaf))
+
+
+def _bytes(leaves: Iterable[Any]) -> int:
     total = 0
-    for leaf in jax.tree.leaves(tree):
+    for leaf in leaves:
         shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
         size = 8 if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf.dtype.itemsize
         total += math.prod(shape) * size

@@ -103,6 +103,7 @@ def step(
     run's reward models."""
     generator, discriminator = networks
     rates = getattr(config, stage)
+    trains_discriminator = config.trains_discriminator(stage)
 
     def training(network: DecoderConfig, done: Work) -> float:
         """The FLOPs of an update; remat=full recomputes the forward pass in the backward pass."""
@@ -110,19 +111,15 @@ def step(
         return costs.training_flops(network, done) + again
 
     needs: list[Cost] = _snapshot(config, stage, networks, target, work)
-    if config.trains_discriminator(stage) or stage == "gad":
+    if trains_discriminator or stage == "gad":
         needs += _rollout(config, generator, target, work, work.calls)
     if stage == "gad":
         needs += [_scored(f"reward: {n}", each, work, target) for n, each in rewarding.items()]
     if stage != "rejection" and config.uses_discriminator(stage):
-        count = training if config.trains_discriminator(stage) else costs.forward_flops
+        count = training if trains_discriminator else costs.forward_flops
         flops = count(discriminator, costs.processed_work(discriminator, work.pairs))
         needs.append(Cost("discriminator", flops, _update_bytes(discriminator, work.pairs, target)))
-        if (
-            config.trains_discriminator(stage)
-            and stage == "gad"
-            and (rows := work.displaced) is not None
-        ):
+        if trains_discriminator and stage == "gad" and (rows := work.displaced) is not None:
             flops = costs.forward_flops(discriminator, costs.processed_work(discriminator, rows))
             needs.append(Cost("replay", flops, _read_bytes(discriminator, rows, target)))
     if rates.train_generator:
@@ -138,7 +135,18 @@ def step(
     sent = {program.name: transfer_seconds(program.collectives, chip) for program in programs}
     updates = [seconds for name, seconds in sent.items() if name.startswith(f"{stage}:")]
     phases = [_timed(need, target.devices, chip, sent.get(need.name, 0.0)) for need in needs]
+    phases += _moments(stage, programs, target, chip)
     return Step(stage, phases, updates[-1] if updates else 0.0)
+
+
+def _moments(stage: str, programs: list[Compiled], target: Target, chip: Chip) -> list[Phase]:
+    """Returns what moments in the memory of the host cost: they are read to look at the update,
+    read to apply it, and written."""
+    updates = (program for program in programs if program.name.startswith(f"{stage}:"))
+    moved = 3 * max((program.hosted for program in updates), default=0)
+    if not moved:
+        return []
+    return [Phase("moments", 0.0, moved * target.devices, 0.0, 0.0, 0.0, moved / chip.host)]
 
 
 def _snapshot(

@@ -40,7 +40,8 @@ class Compiled:
     `bytes` has the arguments by name; `resident`, which stays on the device and is no argument;
     `temporary`; and `results`, without those that reuse the memory of an argument. `refused` is the
     compiler's sentence if the program did not fit. `launches` are counted where asked for. `needed`
-    are the bytes that a step of its loop must read: of decode, weights and KV cache once.
+    are the bytes that a step of its loop must read: of decode, weights and KV cache once. In the
+    memory of the host a device has `hosted` of its arguments, and `host` in all.
     """
 
     name: str
@@ -50,6 +51,8 @@ class Compiled:
     refused: str = ""
     launches: Launches | None = None
     needed: int = 0
+    hosted: int = 0
+    host: int = 0
 
     @property
     def total(self) -> int:
@@ -319,8 +322,10 @@ def _compile(call: _Call, target: Target, *, count_kernels: bool) -> Compiled:
     kinds["temporary"] = analysis.temp_size_in_bytes
     kinds["results"] = max(analysis.output_size_in_bytes - analysis.alias_size_in_bytes, 0)
     transfers = hlo.collectives(compiled.as_text(), target.per_node, call.iterations)
-    needed = devices.device_bytes(call.read)
-    return Compiled(call.name, kinds, transfers, seconds, launches=launches, needed=needed)
+    hosted, needed = devices.host_bytes(call.held), devices.device_bytes(call.read)
+    host = hosted and hosted + analysis.host_temp_size_in_bytes
+    kinds |= {"moments": host} if host and target.kind == "cpu" else {}  # one memory
+    return Compiled(call.name, kinds, transfers, seconds, "", launches, needed, hosted, host)
 
 
 def _compiled(lowered: Any, steps: int) -> tuple[Any, Launches | None]:
@@ -339,11 +344,6 @@ def _compiled(lowered: Any, steps: int) -> tuple[Any, Launches | None]:
 
 
 def _state_bytes(start: TrainState) -> dict[str, int]:
-    moments = (start.generator_optimizer, start.discriminator_optimizer)
-    parts = {
-        "generator": start.generator,
-        "discriminator": start.discriminator,
-        "reference": start.reference,
-        "moments": moments,
-    }
+    parts = {name: getattr(start, name) for name in ("generator", "discriminator", "reference")}
+    parts["moments"] = (start.generator_optimizer, start.discriminator_optimizer)
     return {name: size for name, tree in parts.items() if (size := devices.device_bytes(tree))}

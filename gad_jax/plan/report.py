@@ -122,6 +122,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
                 "name": program.name,
                 "bytes": program.bytes,
                 "total_bytes": program.total,
+                "host_bytes": program.host,
                 "refused": program.refused,
                 "compile_seconds": program.compile_seconds,
                 "collectives": [transfer(found) for found in program.collectives],

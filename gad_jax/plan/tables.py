@@ -154,6 +154,8 @@ def _memory_table(programs: Sequence[Compiled]) -> Table:
         table.add_row(kind, *(gib(program.bytes.get(kind, 0)) for program in programs))
     totals = ("refused" if program.refused else gib(program.total) for program in programs)
     table.add_row("total", *totals)
+    if any(program.host for program in programs):
+        table.add_row("on the host", *(gib(program.host) for program in programs))
     table.add_row("compiled in", *(f"{program.compile_seconds:.0f} s" for program in programs))
     return table
 

@@ -44,6 +44,7 @@ CAN_CHANGE = (
     "profile.",
     "tracking.",
     "student.remat",
+    "optimizer.placement",
     "batch.micro_batch_prompts",
     "batch.row_tokens",
     "batch.vocabulary_chunk",
@@ -172,6 +173,7 @@ class Config(Checked):
                 f"their base, which lora.base_dtype={self.lora.base_dtype} stores; leave it out",
                 "lora.base_dtype",
             )
+        self._check_placement()
         if 0 < self.batch.row_tokens < self.longest:
             raise FieldError(
                 "batch.row_tokens",
@@ -179,6 +181,17 @@ class Config(Checked):
                 f"+ rollout.max_new_tokens = {self.longest}; raise it or lower one of those",
                 "data.max_prompt_tokens",
                 "rollout.max_new_tokens",
+            )
+
+    def _check_placement(self) -> None:
+        ranks = [self.lora.rank_of(part) for part in ("generator", "discriminator")]
+        if self.optimizer.placement == "host" and any(ranks):
+            raise FieldError(
+                "optimizer.placement",
+                f"optimizer.placement=host is for networks that are trained whole, and lora.rank="
+                f"{max(ranks)} trains adapters, whose moments are small; leave it out",
+                "lora.rank",
+                "lora.discriminator_rank",
             )
 
     def _check_stages(self) -> None:

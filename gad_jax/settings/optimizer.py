@@ -17,6 +17,11 @@ class Optimizer(Checked):
         "float32",
         "how both moments are stored; bfloat16 saves 4 bytes a trained parameter, float8 6",
     )
+    placement: Literal["device", "host"] = option(
+        "device",
+        "where both moments are; host: in pinned memory of the host, on the device a layer at a "
+        "time",
+    )
     weight_decay: float = option(0.01, "decoupled weight decay", minimum=0)
     max_gradient_norm: float = option(
         0.2,

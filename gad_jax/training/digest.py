@@ -43,7 +43,8 @@ def digests(state: Any) -> dict[str, str]:
 
 def _digest(leaf: Array) -> str:
     hasher = xxhash.xxh3_128(f"{leaf.dtype}{leaf.shape}".encode())
-    parts = leaf if leaf.ndim > 1 and leaf.nbytes > _FETCHED_AT_ONCE else [leaf]
+    large = leaf.ndim > 1 and leaf.nbytes > _FETCHED_AT_ONCE
+    parts = leaf if large and not devices.is_hosted(leaf) else [leaf]
     for part in parts:
         whole = np.ascontiguousarray(devices.fetch(part))
         hasher.update(whole.reshape(-1).view(np.uint8).data)

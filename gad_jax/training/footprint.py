@@ -124,12 +124,14 @@ def _of_groups(lengths: Lengths, members: int) -> Lengths:
 
 
 class Sizes(NamedTuple):
-    """Bytes of a stage's training state: of all devices, of one, and of parts on one device."""
+    """Bytes of a stage's training state: of all devices, of one, and of parts on one device; and
+    what each device has in the memory of the host."""
 
     total: int
     device: int
     generator: int
     discriminator: int
+    host: int
 
 
 def sizes(program: Program, mesh: Mesh) -> Sizes:
@@ -153,6 +155,7 @@ def _sizes(program: Program, mesh: Mesh) -> Sizes:
         devices.device_bytes(whole),
         devices.device_bytes(whole.generator),
         devices.device_bytes(whole.discriminator),
+        devices.host_bytes(whole),
     )
 
 
@@ -206,7 +209,25 @@ def _update_bytes(config: Config, program: Program, mesh: Mesh, lengths: Lengths
         head = _head_bytes(config, network, rows, length, mesh)
         peak = max(peak, waiting + rounded + summed + saved + max(head, found + working))
         waiting += summed or found
-    return peak
+    # Of moments on the host, the update of a network has a part on the device.
+    whole = state.abstract(program, mesh)
+    arriving = map(_arriving, (whole.generator_optimizer, whole.discriminator_optimizer))
+    return max(peak, waiting + max(arriving))
+
+
+def _arriving(moments: Any) -> int:
+    """Returns the bytes of moments on the host that are on a device at once: those of a layer, or
+    both of the largest array outside of the layers."""
+    layer = outside = 0
+    for path, leaf in jax.tree.leaves_with_path(moments):
+        if not devices.is_hosted(leaf):
+            continue
+        size = devices.host_bytes(leaf)
+        if "/layers/" in sharding.path_name(path):
+            layer += size // leaf.shape[0]
+        else:
+            outside = max(outside, 2 * size)
+    return max(layer, outside)
 
 
 def _rounded_bytes(network: DecoderConfig, mesh: Mesh) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from gad_jax.rollout.engine import RolloutProgram
 from gad_jax.settings.config import Config, with_limits
 from gad_jax.training import bases, footprint, levers, replay, snapshots
 from gad_jax.training.checkpoint import Checkpoints
-from gad_jax.training.footprint import Lengths, Need
+from gad_jax.training.footprint import Lengths, Need, Sizes
 from gad_jax.training.rewards import models
 from gad_jax.training.stages import Span
 
@@ -44,19 +44,13 @@ def check(
     Raises UserError or StorageError where memory or disk are too small, or where settings,
     tokenizer and networks do not fit each other.
     """
+    _check_placement(config)
     sizes = [footprint.sizes(span.program, mesh) for span in spans]
-    total, needed = max(size.total for size in sizes), max(size.device for size in sizes)
+    total = max(size.total for size in sizes)
     rewarding = models.networks(config, networks[0].compute_dtype)
     resident = footprint.rewarding_bytes(rewarding, mesh)
-    needed += footprint.base_bytes(config, networks, mesh) + resident
-    what = "weights and moments" + (", reward models included," if resident else "")
-    available = devices.device_memory()
-    if needed > available:
-        raise UserError(
-            f"{what} alone take {needed / 1e9:.2f} GB of a device with "
-            f"{available / 1e9:.2f} GB; use more devices for --mesh.fsdp or --mesh.tensor, or a "
-            "smaller --student.path; python -m gad_jax.plan says what fits"
-        )
+    base = footprint.base_bytes(config, networks, mesh)
+    lines = [_check_state(sizes, base, resident)]
     lengths = expected_lengths(config, spans)
     pool, answers = _answer_bytes(config, networks[0].vocabulary, spans, lengths)
     checkpoints.require_space(
@@ -66,38 +60,92 @@ def check(
         sum(max(size - _stored(config, stage), 0) for stage, size in answers.items()),
     )
     _check_sizes(config, networks, chat)
-    cache = memory.check_cache(networks[0], config.rollout.slots, config.longest, mesh)
-    on_host = pool + max(answers.values())
+    lines.append(memory.check_cache(networks[0], config.rollout.slots, config.longest, mesh))
+    hosted = max(size.host for size in sizes) * jax.local_device_count()
+    on_host = pool + max(answers.values()) + hosted
     need = footprint.largest(config, networks, mesh, lengths, rewarding)
-    copy = _copy_bytes(config, need, max(size.device for size in sizes), total, on_host)
+    copy = _copy_bytes(config, need, sizes, on_host)
     checkpoints.background = copy > 0
-    largest = _check_memory(config, networks, lengths, mesh, rewarding, need, on_host, copy)
+    lines.append(_check_memory(config, networks, lengths, mesh, rewarding, need, on_host, copy))
+    lines += [*_hosted(hosted), *_saving(copy), *_adapters(config, networks)]
+    lines += [*_rewarding(resident), *_replay(config, pool), *_answers(answers)]
     if processes.is_first():
-        first = (
-            f"weights and moments: {needed / 1e9:.2g} GB a device of {available / 1e9:.1f} GB; "
-            f"a checkpoint: {total / 1e9:.2g} GB"
-        )
-        lines = [first, cache, largest, *_saving(copy), *_adapters(config, networks)]
-        lines += [*_rewarding(resident), *_replay(config, pool), *_answers(answers)]
         verbosity.say([*lines, *_steps(config, spans)])
 
 
-def _copy_bytes(config: Config, need: Need, device: int, total: int, kept: int) -> int:
+def _check_state(sizes: list[Sizes], base: int, resident: int) -> str:
+    """Returns what the state takes, with bases of adapters and reward models.
+
+    Raises UserError where that alone is more than a device has."""
+    needed = max(size.device for size in sizes) + base + resident
+    what = "weights and moments" + (", reward models included," if resident else "")
+    available = devices.device_memory()
+    if needed > available:
+        raise UserError(
+            f"{what} alone take {needed / 1e9:.2f} GB of a device with "
+            f"{available / 1e9:.2f} GB; use more devices for --mesh.fsdp or --mesh.tensor, or a "
+            "smaller --student.path; python -m gad_jax.plan says what fits"
+        )
+    return (
+        f"weights and moments: {needed / 1e9:.2g} GB a device of {available / 1e9:.1f} GB; "
+        f"a checkpoint: {max(size.total for size in sizes) / 1e9:.2g} GB"
+    )
+
+
+def _copy_bytes(config: Config, need: Need, sizes: list[Sizes], kept: int) -> int:
     """Returns the bytes that the state of a save takes of this host while the next steps run; 0
     where they wait for the save. All processes get 0, or none.
 
-    `device` and `total` are bytes of the state, `kept` those of answers. On a CPU a step leaves the
+    `sizes` are those of the stages' state, `kept` bytes of answers. On a CPU a step leaves the
     arrays of before where they are. Elsewhere Orbax copies them, and digests need a second copy.
     """
-    local = device * jax.local_device_count()
+    local = max(size.device + size.host for size in sizes) * jax.local_device_count()
     free = CLOSE * host_memory.available()
     if devices.platform() == "cpu":
         copy, others = local, need.total * jax.local_device_count() + kept
     else:
-        copy, others = 2 * min(local, total), kept
+        copy, others = 2 * min(local, max(size.total for size in sizes)), kept
     wanted = config.checkpoint.background
+    if config.optimizer.placement == "host" and devices.platform() != "cpu":
+        wanted = "off"  # a step changes the moments where they are
     fits = wanted == "on" or (wanted == "auto" and others + copy <= free)
     return copy if processes.all_of(fits) else 0
+
+
+def _check_placement(config: Config) -> None:
+    """Raises UserError where moments cannot be in the memory of the host."""
+    name = "--optimizer.placement=host"
+    if config.optimizer.placement == "device":
+        return
+    if jax.process_count() > 1:
+        raise UserError(
+            f"{name} is for runs of one process, and this one has {jax.process_count()}; leave it "
+            "out, and use --optimizer.moments=float8 or more devices for --mesh.fsdp"
+        )
+    if not devices.has_host_memory():
+        raise UserError(
+            f"{name} needs devices that read memory of the host (pinned_host), and these, "
+            f"{jax.devices()[0].device_kind}, do not; leave it out"
+        )
+    if config.checkpoint.background == "on" and devices.platform() != "cpu":
+        raise UserError(
+            f"{name} needs saves that the next step waits for, because it changes the moments in "
+            "place; leave out --checkpoint.background=on"
+        )
+
+
+def _hosted(size: int) -> list[str]:
+    """Returns what the moments take of the host. Raises UserError where a host with devices that
+    have memory of their own has less free."""
+    if not size:
+        return []
+    free = host_memory.available()
+    if devices.platform() != "cpu" and size > free:
+        raise UserError(
+            f"--optimizer.placement=host takes {gigabytes(size)} of host memory, and "
+            f"{gigabytes(free)} are free; add --optimizer.moments=float8, or leave it out"
+        )
+    return [f"moments on the host: {gigabytes(size)}; the device has those of a layer at a time"]
 
 
 def _saving(copy: int) -> list[str]:

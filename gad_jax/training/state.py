@@ -16,6 +16,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from gad_jax.base.errors import UserError
+from gad_jax.core.hosted import Hosted
 from gad_jax.core.optimizer import adamw
 from gad_jax.core.program import Program
 from gad_jax.core.rewards import Mix
@@ -203,6 +204,9 @@ def begin_stage(
     def moments(optimizer: optax.GradientTransformation, params: Any, before: Any) -> Any:
         if program.keep_moments and before is not None:
             return before
+        if isinstance(optimizer, Hosted):
+            # Not made on the device: it may be too small for all of them.
+            return jax.tree.map(_zeros, _moments(optimizer, params, mesh))
         return jax.jit(optimizer.init)(params)
 
     generator = program.generator_optimizer, state.generator, state.generator_optimizer
@@ -216,6 +220,25 @@ def begin_stage(
     )
 
 
+def _moments(optimizer: optax.GradientTransformation, params: Any, mesh: Mesh) -> Any:
+    """Returns the optimizer's state as shapes with shardings, in the memory that it is for."""
+    shapes = sharding.with_shardings(jax.eval_shape(optimizer.init, params), mesh)
+
+    def one(leaf: Any) -> Any:
+        where = leaf.sharding.with_memory_kind(devices.HOST) if leaf.ndim else leaf.sharding
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    return jax.tree.map(one, shapes) if isinstance(optimizer, Hosted) else shapes
+
+
+def _zeros(shape: jax.ShapeDtypeStruct) -> jax.Array:
+    def part(index: Any) -> np.ndarray:
+        size = shape.sharding.shard_shape(shape.shape)
+        return np.zeros(size, shape.dtype)
+
+    return jax.make_array_from_callback(shape.shape, shape.sharding, part)
+
+
 def abstract(program: Program, mesh: Mesh) -> TrainState:
     """Returns the state inside a stage as shapes with shardings, for a checkpoint to fill."""
 
@@ -223,7 +246,7 @@ def abstract(program: Program, mesh: Mesh) -> TrainState:
         return sharding.placed(adapters.abstract(config)[1], mesh)
 
     def moments(optimizer: optax.GradientTransformation, params: Any) -> Any:
-        return sharding.with_shardings(jax.eval_shape(optimizer.init, params), mesh)
+        return _moments(optimizer, params, mesh)
 
     everywhere = NamedSharding(mesh, jax.sharding.PartitionSpec())
 

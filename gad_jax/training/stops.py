@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from gad_jax.base.errors import CollapseError, NumericsError, StorageError
+from gad_jax.core import hosted
 from gad_jax.distributed import sharding
 from gad_jax.settings.alarms import Health
 from gad_jax.training import health
@@ -64,7 +65,7 @@ def broken_state(state: TrainState) -> str:
 @jax.jit
 def _are_finite(trees: tuple[Any, ...]) -> list[Array]:
     def total(tree: Any) -> Array:
-        sums = [jnp.sum(jnp.abs(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(tree)]
+        sums = [hosted.sum_of_sizes(leaf) for leaf in jax.tree.leaves(tree)]
         return jnp.all(jnp.isfinite(jnp.stack(sums)))
 
     return [total(tree) for tree in trees]

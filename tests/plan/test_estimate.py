@@ -63,6 +63,16 @@ def test_the_rollout_waits_for_its_transfers_and_updates_hide_theirs() -> None:
     assert waits == {"rollout: decode"}
 
 
+def test_moments_on_the_host_cross_pcie_three_times_a_step() -> None:
+    there = Compiled("gad: G and D update", {}, [], 0.0, hosted=64_000_000, host=90_000_000)
+    moments = planned(programs=(there,)).phases[-1]
+    assert (moments.name, moments.bytes) == ("moments", 3 * 64e6)
+    assert moments.seconds == moments.transfer_seconds == pytest.approx(3e-3)  # at 64 GB/s
+    assert planned().phases[-1].name != "moments"
+    rates = {name: CHIPS[name].host for name in ("l4", "h200", "rtx6000", "v5e")}
+    assert rates == {"l4": 32e9, "h200": 64e9, "rtx6000": 64e9, "v5e": 32e9}
+
+
 def test_a_gpu_decodes_in_the_slots_of_a_gpu() -> None:
     """Though the plan is made on a CPU, whose runs have fewer."""
     assert step_of()["rollout: decode"] == step_of(slots=64)["rollout: decode"]

@@ -1,5 +1,6 @@
 """Whether a run fits, and the advice if it does not, from programs whose bytes are known."""
 
+import dataclasses
 import io
 
 import pytest
@@ -77,6 +78,16 @@ def test_a_refused_program_is_the_peak_and_its_temporary_size_unknown() -> None:
         "split or reduce the weights over more devices",
         "split or reduce what is computed at once",
     ]
+
+
+def test_memory_of_the_host_is_shown_and_does_not_count() -> None:
+    there = dataclasses.replace(program(generator=90), hosted=3 * 2**30, host=4 * 2**30)
+    shown = io.StringIO()
+    tables.show(plan_of(there), Console(file=shown, width=80))
+    lines = [line.split() for line in shown.getvalue().splitlines()]
+    assert ["on", "the", "host", "4.00"] in lines
+    assert plan_of(there).fits
+    assert report.to_json(plan_of(there))["programs"][0]["host_bytes"] == 4 * 2**30
 
 
 def test_json_has_the_programs() -> None:

@@ -320,6 +320,19 @@ def test_limits_are_replaced_together() -> None:
         with_limits(with_value("batch.row_tokens", 4000), 3000, 3000)
 
 
+def test_moments_of_adapters_stay_on_the_device() -> None:
+    def read(*flags: str) -> Config:
+        flags = ("--optimizer.placement=host", *flags)
+        return options.read(Config, flags, program="test", description="")
+
+    for flag in ("--lora.rank=4", "--lora.discriminator_rank=4"):
+        with pytest.raises(
+            UserError, match=r"placement=host is for .* lora.rank=4 trains adapters"
+        ):
+            read(flag)
+    read("--optimizer.moments=float8", "--lora.rank=0")
+
+
 def test_rounded_sampling_has_importance_weights_unless_they_are_chosen() -> None:
     def read(*flags: str) -> Config:
         return options.read(Config, flags, program="test", description="")

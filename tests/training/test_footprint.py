@@ -13,6 +13,7 @@ from gad_jax.models.config import Lora
 from gad_jax.rollout import prefill
 from gad_jax.settings import options
 from gad_jax.settings.config import Config
+from gad_jax.settings.optimizer import Optimizer
 from gad_jax.settings.reward import Reward
 from gad_jax.training import bases, footprint, state
 from gad_jax.training.footprint import Lengths
@@ -170,6 +171,22 @@ def test_baselines_hold_what_they_need(run) -> None:
     given = found(stage="dpo", dpo=dataclasses.replace(config.dpo, rejected="column"))
     assert set(given) == {"dpo: update"}
     assert set(found(stage="warmup,rejection")) == {"warmup: update", "rejection: update", *rollout}
+
+
+def test_moments_on_the_host_leave_the_device_but_for_a_part(run) -> None:
+    config, networks = run
+    mesh = make_mesh(devices=jax.devices()[:1])
+    there = dataclasses.replace(config, optimizer=Optimizer(placement="host"))
+    here, hosted = (state.make_program(each, "gad", *networks) for each in (config, there))
+    before, after = footprint.sizes(here, mesh), footprint.sizes(hosted, mesh)
+    numbers = (before.generator + before.discriminator) // 4
+    assert after.host == 2 * 4 * numbers  # without the two counts of steps
+    assert before.device - after.device == after.host
+    assert before.total == after.total
+    needs = [footprint.needs(each, networks, mesh, LENGTHS)[0] for each in (config, there)]
+    saved = needs[0].total - needs[1].total
+    embedding = 512 * 32  # the largest array outside of the layers
+    assert after.host - 2 * 4 * embedding <= saved <= after.host
 
 
 def test_a_reward_model_stays_on_the_device_and_scores_the_samples(run) -> None:

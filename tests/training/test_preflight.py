@@ -47,6 +47,27 @@ def test_a_run_that_needs_more_memory_than_there_is_is_refused_or_warned_of(
     assert "warning: gad: update needs about" in capsys.readouterr().out
 
 
+def test_moments_on_a_host_that_cannot_have_them_are_refused(tmp_path, monkeypatch):
+    def check(*flags):
+        preflight._check_placement(settings(tmp_path, "--optimizer.placement=host", *flags))
+
+    def refused(*flags):
+        with pytest.raises(UserError) as said:
+            check(*flags)
+        return str(said.value)
+
+    check()
+    with devices.compiling_for("gpu"):
+        assert refused("--checkpoint.background=on").endswith("--checkpoint.background=on")
+        monkeypatch.setattr(host_memory, "available", lambda: 10**9)
+        with pytest.raises(UserError, match=r"takes 1.1 GB of host memory, and 1 GB are free"):
+            preflight._hosted(11 * 10**8)
+    monkeypatch.setattr(devices, "HOST", "elsewhere")
+    assert "needs devices that read memory of the host (pinned_host), and these, cpu" in refused()
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert "is for runs of one process, and this one has 2" in refused()
+
+
 @pytest.mark.parametrize(
     ("platform", "free", "wanted", "expected"),
     [
@@ -65,7 +86,8 @@ def test_a_save_runs_alongside_the_steps_where_its_memory_fits(
     config = settings(tmp_path, f"--checkpoint.background={wanted}")
     need = footprint.Need("update", {"temporary": 150})  # of each of eight devices
     with devices.compiling_for(platform):
-        assert preflight._copy_bytes(config, need, 10, 60, 50) == expected
+        sizes = [footprint.Sizes(total=60, device=10, generator=0, discriminator=0, host=0)]
+        assert preflight._copy_bytes(config, need, sizes, 50) == expected
 
 
 def test_memory_that_runs_out_is_followed_by_settings_that_need_less(tmp_path, capsys):

@@ -2,13 +2,17 @@
 
 import dataclasses
 import json
+import shutil
 import time
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from gad_jax.base import exits
 from gad_jax.base.errors import NumericsError, UserError
+from gad_jax.distributed import devices
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.training import digest, setup, stops
 from tests.training.runs import REPLAY, StopAt, rows, run, scores, settings
@@ -211,3 +215,27 @@ def test_a_run_whose_gradients_stay_broken_stops_and_is_saved(tmp_path, rate, la
         with pytest.raises(NumericsError, match="step 1: all 1 steps of the stage seqkd were"):
             run(short)
     assert not (tmp_path / "short" / "export").exists()
+
+
+def test_moments_on_the_host_train_as_on_the_device_and_a_run_may_change_their_place(tmp_path):
+    flags = ("--stage=seqkd", "--seqkd.steps=3", "--data.heldout=", "--checkpoint.every=2")
+    here = run(settings(tmp_path / "device", *flags))
+    there = "--optimizer.placement=host"
+    whole = run(settings(tmp_path / "host", *flags, there))
+    losses = [
+        [row["generator/loss"] for row in rows(tmp_path / name)] for name in ("device", "host")
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    kinds = [leaf.sharding.memory_kind for leaf in jax.tree.leaves(whole.state.generator_optimizer)]
+    assert devices.HOST in kinds
+    config = settings(tmp_path / "resumed", *flags, there)
+    assert not run(config, 2).finished
+    shutil.copytree(tmp_path / "resumed", tmp_path / "moved")
+    with jax.set_mesh(here.mesh):
+        assert digest.digests(run(config).state) == digest.digests(whole.state)
+        moved = run(settings(tmp_path / "moved", *flags))
+        assert not any(map(devices.is_hosted, jax.tree.leaves(moved.state.generator_optimizer)))
+        pairs = zip(jax.tree.leaves(moved.state), jax.tree.leaves(whole.state), strict=True)
+        for found, expected in pairs:
+            if jnp.issubdtype(found.dtype, jnp.floating):
+                np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
