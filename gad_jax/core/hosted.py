@@ -170,5 +170,5 @@ def _on_device(part: _Part) -> _Part:
     return part._replace(arrays=_moved(part.arrays, jax.memory.Space.Device))
 
 
-def _moved(tree: Any, space: jax.memory.Space) -> Any:
+def _moved(tree: Any, space: Any) -> Any:
     return jax.tree.map(lambda x: jax.device_put(x, space), tree)
