@@ -311,9 +311,7 @@ class Stage(Checked):
     """One stage of training; it starts with fresh optimizer moments unless it keeps them."""
 
     epochs: float = option(1.0, "passes over the training rows", "epochs", common=True, above=0)
-    steps: int = option(
-        0, "instead of epochs; 0: epochs decide", "steps", common=True, minimum=0
-    )
+    steps: int = option(0, "instead of epochs; 0: epochs decide", "steps", common=True, minimum=0)
     generator_learning_rate: float = option(
         1e-6, "learning rate of the generator", common=True, minimum=0
     )
