@@ -9,8 +9,7 @@ import jax
 from gad_jax import __version__
 from gad_jax.base import exits, files, next_command
 from gad_jax.distributed.mesh import make_mesh
-from gad_jax.export import push
-from gad_jax.training import exporting, loading, selection
+from gad_jax.training import exporting, loading, pushing, selection
 
 if TYPE_CHECKING:
     from gad_jax.export.__main__ import Export
@@ -26,9 +25,9 @@ def run(export: "Export") -> int:
     if selection.is_run(directory):
         files.make_writable(out, "--out")
     chosen = PARTS if export.part == "all" else {export.part: PARTS[export.part]}
-    repositories = push.repositories(export.push, list(chosen)) if export.push else {}
+    repositories = pushing.repositories(export.push, list(chosen)) if export.push else {}
     for repository in repositories.values():
-        push.create(repository, export.public)
+        pushing.create(repository, export.public)
     mesh = make_mesh()
     with jax.set_mesh(mesh):
         for name, part in chosen.items():
@@ -44,11 +43,16 @@ def run(export: "Export") -> int:
             exporting.write(out / name, made)
             print(f"{out / name}: {name} of {network.origin}, {config.stored_dtype}", flush=True)
             adapter = out / f"{name}-adapter"
-            if exporting.write_adapter(adapter, made):
+            has_adapter = exporting.write_adapter(adapter, made)
+            if has_adapter:
                 print(f"{adapter}: its adapters, for PEFT", flush=True)
             if name in repositories:
                 message = f"{name} of step {network.made.step}, gad-jax {__version__}"
-                print(push.upload(repositories[name], out / name, message), flush=True)
+                print(pushing.upload(repositories[name], out / name, message), flush=True)
+                if has_adapter:
+                    print(
+                        pushing.upload_adapter(repositories[name], adapter, message, export.public)
+                    )
     if "student" in chosen:
         next_command.say("generate", "--model", str(out / "student"))
     return exits.Exit.OK

@@ -42,7 +42,7 @@ def read_config(directory: str | Path) -> DecoderConfig:
         raise UserError(
             f"{path} cannot be read as a JSON object ({error}); fetch the model again"
         ) from error
-    if not _is_native(hf.get("auto_map"), family):
+    if str(family) not in families.OWN and not _is_native(hf.get("auto_map"), family):
         raise UserError(
             f"{path} asks for code of its own (auto_map), which is never run; use a model that "
             f"needs none, of the families {', '.join(FAMILIES)}"

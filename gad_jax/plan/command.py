@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 
 def run(settings: "PlanCommand", target: Target | None) -> int:
     """Prints the plan, without a target the smallest card; returns the exit code, 0 if it fits."""
+    if "custom" in settings.stages:
+        raise UserError(
+            f"--stage={settings.stage} has custom, whose step only a run knows; plan a stage "
+            "that is like it, such as gad"
+        )
     notes = Console(stderr=True, highlight=False)
 
     def say(what: str) -> None:

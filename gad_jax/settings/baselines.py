@@ -50,7 +50,8 @@ def rejected(config: "Config") -> int:
 
 def samples(config: "Config", stage: str) -> int:
     """Returns how many answers to each prompt a stage samples, at its start or in every step."""
-    if stage == "gad" or getattr(config, stage).train_discriminator:
+    every_step = stage == "gad" or (stage == "custom" and config.custom.rollout)
+    if every_step or getattr(config, stage).train_discriminator:
         return config.rollout.samples
     return snapshot_samples(config, stage)
 

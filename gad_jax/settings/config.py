@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TypeVar
 
-from gad_jax.settings import baselines, fields, lora
+from gad_jax.settings import baselines, custom, fields, lora
 from gad_jax.settings.alarms import Health
 from gad_jax.settings.baselines import Dpo
+from gad_jax.settings.custom import Custom
 from gad_jax.settings.discriminator import Discriminator
 from gad_jax.settings.fields import Checked, FieldError, Given, option, section
 from gad_jax.settings.lora import Lora
@@ -29,7 +30,7 @@ from gad_jax.settings.sections import (
 )
 from gad_jax.settings.tracking import Tracking
 
-STAGES = ("seqkd", "warmup", "offpolicy", "gad", "dpo", "rejection")
+STAGES = ("seqkd", "warmup", "offpolicy", "gad", "dpo", "rejection", "custom")
 """In this order: a stage's number seeds the order of its rows, so new ones come last."""
 
 CAN_CHANGE = (
@@ -69,7 +70,7 @@ class Config(Checked):
 
     stage: str = option(
         "all",
-        "seqkd, warmup, offpolicy, gad, dpo or rejection, several with commas, or all (warmup,gad)",
+        "with commas: seqkd, warmup, offpolicy, gad, dpo, rejection, custom; all: warmup,gad",
         common=True,
     )
     run_dir: str = option(
@@ -78,9 +79,7 @@ class Config(Checked):
         common=True,
         filled=True,
     )
-    seed: int = option(
-        0, "seed of data order, sampling and the discriminator's new head", common=True
-    )
+    seed: int = option(0, "seed of data order, sampling and the discriminator's head", common=True)
     export: bool = option(
         True, "write the student as a Hugging Face directory at the end", common=True
     )
@@ -130,6 +129,7 @@ class Config(Checked):
         generator_learning_rate=5e-6,
         train_discriminator=False,
     )
+    custom: Custom = section(Custom, "stage: a step of your own", common=False)
     evaluation: Evaluation = section(Evaluation, "held-out evaluation")
     checkpoint: Checkpoint = section(Checkpoint, "checkpoints")
     health: Health = section(Health, "alarms for a run that goes wrong, and what they do")
@@ -234,6 +234,7 @@ class Config(Checked):
             )
         self._check_discriminator_is_used()
         baselines.check(self, self.stages)
+        custom.check(self)
 
     def _check_discriminator_is_used(self) -> None:
         """Raises FieldError for a stage before gad whose discriminator no later stage needs."""
@@ -307,11 +308,11 @@ def with_limits(config: C, prompt: int, response: int) -> C:
 
 
 def default_file(argv: Sequence[str]) -> str:
-    """The configuration that a command line without `--config` means: `own` for one's own rows.
+    """The configuration that a command line without `--config` means: `custom` for one's own rows.
 
     The steps and limits of the quickstart belong to the bundled rows.
     """
     flag = "--data.train"
     values = [argument.partition("=")[2] for argument in argv if argument.startswith(f"{flag}=")]
     values += [value for name, value in pairwise(argv) if name == flag]
-    return "own" if any(value != "bundled" for value in values) else "quickstart"
+    return "custom" if any(value != "bundled" for value in values) else "quickstart"

@@ -12,12 +12,11 @@ from typing import Any
 
 from gad_jax import __version__
 from gad_jax.base.redaction import redact
-from gad_jax.data.chat import WRAPPERS
 from gad_jax.data.sources import mixture
 from gad_jax.models import provenance
 from gad_jax.settings import fields
 from gad_jax.settings.config import CAN_CHANGE, STAGES, Config
-from gad_jax.training import origins
+from gad_jax.training import card_use, origins
 from gad_jax.training.trackers import sending
 
 PAPER = "2511.10643"
@@ -30,9 +29,10 @@ METHODS = {
     "dpo": "direct preference optimisation of the teacher's text over other answers",
     "rejection": "rejection sampling: cross-entropy on the best of the student's own samples by "
     "the discriminator",
+    "custom": "a custom stage, whose step is a function of the run's author",
 }
-PAPERS = {"dpo": "2305.18290", "rejection": "2304.06767"}
-"""Those of the stages that are not of `PAPER`."""
+PAPERS = {"dpo": "2305.18290", "rejection": "2304.06767", "custom": ""}
+"""Those of the stages that are not of `PAPER`; empty: there is none."""
 _NAMES = ("student.path", "discriminator.path", "data.train", "data.heldout")
 _FILES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".txt", ".gz", ".zst")
 _MEASURES = {
@@ -60,6 +60,8 @@ class Subject:
     rows: int | None
     end_token: str
     family: str
+    adapter: bool = False
+    """Whether the directory has the network's adapters alone, for PEFT."""
 
     @property
     def name(self) -> str:
@@ -74,7 +76,7 @@ def write(subject: Subject) -> str:
 
     parts = [_summary(subject), _made(subject), _settings(subject)]
     parts += [_result(subject)] if subject.part == "student" else []
-    parts += [_use(subject), _licence(subject)]
+    parts += [card_use.how_to_load(subject), _licence(subject), card_use.citation(subject)]
     text = "\n\n".join(part for part in parts if part)
     return str(ModelCard(f"---\n{_front_matter(subject)}\n---\n\n{text}\n"))
 
@@ -89,12 +91,12 @@ def _front_matter(subject: Subject) -> str:
     base = provenance.hub_id(subject.name, subject.model)
     data = ModelCardData(
         base_model=base,
-        base_model_relation="finetune" if base else None,
+        base_model_relation=("adapter" if subject.adapter else "finetune") if base else None,
         license=licence.get("license", "unknown"),
         license_name=licence.get("license_name"),
         license_link=licence.get("license_link"),
         datasets=found or None,
-        library_name="transformers",
+        library_name="peft" if subject.adapter else "transformers",
         pipeline_tag="text-generation" if student else "text-classification",
         tags=["gad", "distillation", *([] if student else ["reward-model"]), f"arxiv:{PAPER}"],
     )
@@ -112,6 +114,9 @@ def _summary(subject: Subject) -> str:
             "The discriminator of a distillation, as a reward model with one label. A higher "
             f"score means: more like the teacher. It started from {_code(base)}."
         )
+    if subject.adapter:
+        title += ": adapters"
+        what += " This directory has its adapters (LoRA) alone, for PEFT."
     return f"{title}\n\n{what} Made with gad-jax {__version__}."
 
 
@@ -122,9 +127,10 @@ def _made(subject: Subject) -> str:
         for name, share in zip(names, shares or [0.0] * len(names), strict=True)
     ]
     rows = "not recorded" if subject.rows is None else f"{subject.rows}"
+    paper = PAPERS.get(subject.stage, PAPER)
     table = {
-        "method": f"{METHODS[subject.stage]} "
-        f"([paper](https://arxiv.org/abs/{PAPERS.get(subject.stage, PAPER)}))",
+        "method": METHODS[subject.stage]
+        + (f" ([paper](https://arxiv.org/abs/{paper}))" if paper else ""),
         "stage, step": f"{subject.stage}, {subject.step}",
         "stages of the run": ", ".join(subject.config.stages),
         "teacher data": ", ".join(shown),
@@ -158,6 +164,8 @@ def _weights(subject: Subject) -> str:
     rank = lora.rank_of("generator" if subject.part == "student" else "discriminator")
     if not rank:
         return ""
+    if subject.adapter:
+        return f"adapters (LoRA) of rank {rank}, alpha {lora.alpha:g}"
     merged = f"a frozen base with adapters (LoRA) of rank {rank} merged into it"
     if not lora.is_quantised:
         return merged
@@ -233,73 +241,6 @@ def _result(subject: Subject) -> str:
             *lines,
         ]
     )
-
-
-_LOAD = {
-    "student": """```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-path = "PATH"  # this directory, or its name on the hub
-tokenizer = AutoTokenizer.from_pretrained(path)
-model = AutoModelForCausalLM.from_pretrained(path)
-messages = [{"role": "user", "content": PROMPT}]
-inputs = tokenizer.apply_chat_template(
-    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-)
-ids, mask = inputs["input_ids"], inputs["attention_mask"]
-answer = model.generate(ids, attention_mask=mask, max_new_tokens=256)
-print(tokenizer.decode(answer[0, ids.shape[1] :], skip_special_tokens=True))
-```""",
-    "discriminator": """```python
-import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-path = "PATH"  # this directory, or its name on the hub
-tokenizer = AutoTokenizer.from_pretrained(path)
-model = AutoModelForSequenceClassification.from_pretrained(path)
-messages = [{"role": "user", "content": PROMPT}]
-prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-pieces = [prompt, "An apple." + END]
-ids = [token for piece in pieces for token in tokenizer(piece, add_special_tokens=False).input_ids]
-print(model(torch.tensor([ids])).logits[0, 0])
-```
-
-Only differences between the scores of answers to one prompt have a meaning. Put the end token after
-an answer that is complete.""",
-}
-
-
-_FIRST = {"granite": "", "olmo2": "5", "olmo3": "5", "olmoe": ""}
-"""The first transformers with a sequence classifier of a family; empty: there is none yet."""
-
-
-def _versions(subject: Subject) -> str:
-    if subject.part == "student" or subject.family not in _FIRST:
-        return "transformers 4.57 and 5 open this directory."
-    first = _FIRST[subject.family]
-    if first:
-        return f"transformers {first} opens this directory; earlier ones lack the class."
-    return (
-        f"transformers has no class for a sequence classifier of the family {subject.family} yet: "
-        "gad-jax alone opens this directory."
-    )
-
-
-def _use(subject: Subject) -> str:
-    wrapper = WRAPPERS[subject.config.data.template]
-    code = _LOAD[subject.part].replace("END", json.dumps(subject.end_token))
-    text = f"## How to load it\n\n{_versions(subject)}\n\n"
-    if subject.part == "discriminator" and _FIRST.get(subject.family) == "":
-        return text.rstrip()
-    if wrapper == "{instruction}":
-        return text + code.replace("PROMPT", '"Name a fruit."')
-    prompt = 'WRAPPER.replace("{instruction}", "Name a fruit.")'
-    said = (
-        "Training wrapped the last user message as `WRAPPER` does. Wrap yours too: otherwise the "
-        "prompt is unlike those of the training.\n\n"
-    )
-    define = f"WRAPPER = {json.dumps(wrapper)}\n\n"
-    return text + said + code.replace("path =", f"{define}path =", 1).replace("PROMPT", prompt)
 
 
 def _licence(subject: Subject) -> str:

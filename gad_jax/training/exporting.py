@@ -75,18 +75,7 @@ def write(directory: Path, export: Export) -> None:
     texts: dict[str, str] = {}
     model = source.resolve(path)
     if processes.is_first():
-        subject = card.Subject(
-            part=export.part,
-            config=made.config,
-            run=export.run,
-            model=model,
-            step=made.step,
-            stage=made.meta["stage"],
-            data=made.meta["data"],
-            rows=made.meta.get("rows"),  # which runs of 0.1 did not store
-            end_token=chat.tokenizer.convert_ids_to_tokens(chat.end_token),
-            family=export.network.family,
-        )
+        subject = _subject(export, model, adapter=False)
         texts = {"README.md": card.write(subject)}
         texts[provenance.RECORD] = json.dumps(record, indent=2) + "\n"
     stored = chat.stored_template  # with the run's arguments, and its thought closed
@@ -123,7 +112,27 @@ def write_adapter(directory: Path, export: Export) -> bool:
             peft.write(staging, adapter.network, weights, base)
             text = json.dumps(record, indent=2) + "\n"
             (staging / provenance.RECORD).write_text(text, encoding="utf-8")
+            about = card.write(_subject(export, model, adapter=True))
+            (staging / "README.md").write_text(about, encoding="utf-8")
     return True
+
+
+def _subject(export: Export, model: Path, *, adapter: bool) -> card.Subject:
+    """Returns what the card is about; `model` is the directory that the network comes from."""
+    made, chat = export.made, export.chat
+    return card.Subject(
+        part=export.part,
+        config=made.config,
+        run=export.run,
+        model=model,
+        step=made.step,
+        stage=made.meta["stage"],
+        data=made.meta["data"],
+        rows=made.meta.get("rows"),  # which runs of 0.1 did not store
+        end_token=chat.tokenizer.convert_ids_to_tokens(chat.end_token),
+        family=export.network.family,
+        adapter=adapter,
+    )
 
 
 def is_current(directory: Path, export: Export) -> bool:

@@ -26,6 +26,7 @@ from gad_jax.models.config import DecoderConfig
 from gad_jax.rollout import engine, prefill
 from gad_jax.rollout.engine import DecodeCall, RolloutProgram
 from gad_jax.training import randomness
+from gad_jax.training.custom_step import CustomStep
 from gad_jax.training.health import Side
 from gad_jax.training.replay import Answers, Drawn, Pool
 from gad_jax.training.rewards.paying import Rewards
@@ -73,9 +74,11 @@ class Iteration:
         packer: Packer,
         pool: Pool | None = None,
         rewards: Rewards | None = None,
+        custom_step: CustomStep | None = None,
     ) -> None:
         self.generator, self.chat, self.mesh, self.rollout = generator, chat, mesh, rollout
         self.packer, self.pool, self.rewards = packer, pool, rewards
+        self.custom_step = custom_step
         self.profiler = packer.profiler
         self.learnt: Learnt | None = None
         self.between = 0.0  # seconds of logging and saving since the last iteration
@@ -144,6 +147,9 @@ class Iteration:
         frozen: Frozen,
     ) -> tuple[TrainState, dict[str, Any]]:
         """Starts the stage's step, which updates both networks or one of them."""
+        if span.stage == "custom" and not (generator_waits and program.train_discriminator):
+            assert self.custom_step is not None
+            return self.custom_step(program, state, rows, frozen)
         if self.learnt is not None:  # sampled at the stage's start, or given
             return _learn_from(self.learnt, span, step, rows, state, frozen)
         if rows.rollout is None:

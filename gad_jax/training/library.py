@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gad_jax import __version__
 from gad_jax.base import exits, files
 from gad_jax.base.errors import UserError
 from gad_jax.data.chat import Chat
@@ -28,14 +29,17 @@ from gad_jax.distributed.mesh import make_mesh
 from gad_jax.metrics.scoring import Scorer
 from gad_jax.models import adapters
 from gad_jax.models.config import DecoderConfig
+from gad_jax.models.families import register as register_family
 from gad_jax.rollout.answering import Answer, Responder
 from gad_jax.settings import options
 from gad_jax.settings.config import Config, default_file
 from gad_jax.settings.decoding import Decoding
 from gad_jax.settings.fields import FieldError
-from gad_jax.training import finishing, loading, setup
+from gad_jax.training import finishing, loading, pushing, setup
 from gad_jax.training.trainer import Trainer
 from gad_jax.types import Params
+
+__all__ = ["Discriminator", "Run", "Student", "register_family", "write_rows"]
 
 Prompt = str | Sequence[Mapping[str, str]]
 """What is asked: a text, or the messages of a conversation, with 'role' and 'content'."""
@@ -212,11 +216,26 @@ class Run:
         student._set(network.merged, params, trainer.iteration.chat, self.mesh, origin)
         return student
 
-    def export(self) -> None:
+    def export(self, push: str = "", *, public: bool = False) -> Path:
         """Writes the student of a finished run to RUN/export/student, as the command does at its
-        end. The other networks leave the memory: no step can follow."""
+        end, and returns that directory. The other networks leave the memory: no step can follow.
+
+        `push` is a name of the Hugging Face hub, ORG/NAME, that it is uploaded to; adapters go to
+        ORG/NAME-adapter. A new repository is private unless `public`. Raises UserError where the
+        hub refuses.
+        """
+        directory = Path(self.config.run_dir) / "export" / "student"
+        adapter = directory.with_name("student-adapter")
+        if push:
+            pushing.create(pushing.repositories(push, ["student"])["student"], public)
         with self._active():
             finishing.export_student(self.config, self.trainer)
+        if push:
+            message = f"student of {Path(self.config.run_dir).name}, gad-jax {__version__}"
+            print(pushing.upload(push, directory, message))
+            if adapter.is_dir() and self.config.lora.rank:
+                print(pushing.upload_adapter(push, adapter, message, public))
+        return directory
 
     def close(self) -> None:
         """Waits for the last save, closes the files and frees the run directory."""

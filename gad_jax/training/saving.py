@@ -15,8 +15,9 @@ from gad_jax.distributed import processes
 from gad_jax.metrics import heldout
 from gad_jax.settings.alarms import Health
 from gad_jax.settings.operation import Checkpoint
-from gad_jax.training import bases, health, state
+from gad_jax.training import bases, custom_step, health, state
 from gad_jax.training.checkpoint import Checkpoints
+from gad_jax.training.custom_step import CustomStep
 from gad_jax.training.records import Meta
 from gad_jax.training.rewards import paying
 from gad_jax.training.stages import Span
@@ -60,7 +61,7 @@ class Saver:
 
     `measured` says what its evaluations measure: scores of others do not compare with theirs.
     `identities` are those of the bases of its networks with adapters, `rewards` those of the
-    functions that pay its generator.
+    functions that pay its generator. `step` is the user's own, for a run with one.
     """
 
     def __init__(
@@ -72,11 +73,12 @@ class Saver:
         measured: str = "",
         identities: dict[str, str] | None = None,
         rewards: dict[str, str] | None = None,
+        step: CustomStep | None = None,
     ) -> None:
         self.checkpoints, self.options = checkpoints, options
         self.fingerprint, self.rows = fingerprint, rows
         self.measured, self.identities = measured, identities or {}
-        self.rewards = rewards or {}
+        self.rewards, self.custom_step = rewards or {}, step
 
     def save(
         self,
@@ -114,6 +116,8 @@ class Saver:
         about |= {"ranking": json.dumps(ranking)}
         if stage == "gad" and self.rewards:
             about["rewards"] = self.rewards
+        if stage == "custom" and self.custom_step:
+            about["custom"] = self.custom_step.identity
         return about | ({"bases": self.identities} if self.identities else {})
 
     def best(self) -> Best | None:
@@ -172,6 +176,7 @@ class Saver:
                 )
             bases.check(meta.get("bases", {}), self.identities, run_dir)
             paying.check(meta.get("rewards", {}), self.rewards, run_dir)
+            custom_step.check(meta.get("custom", ""), self.custom_step, run_dir)
             return state.abstract(programs[meta["stage"]], mesh)
 
         restored = self.checkpoints.restore(expected)

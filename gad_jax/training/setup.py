@@ -25,6 +25,7 @@ from gad_jax.settings.operation import Checkpoint
 from gad_jax.training import (
     bases,
     continuing,
+    custom_step,
     evaluating,
     loading,
     origins,
@@ -38,6 +39,7 @@ from gad_jax.training import (
     state,
 )
 from gad_jax.training.checkpoint import Checkpoints
+from gad_jax.training.custom_step import CustomStep
 from gad_jax.training.deadline import Deadline, stop_time
 from gad_jax.training.evaluating import Evaluations
 from gad_jax.training.iteration import Iteration
@@ -173,7 +175,7 @@ def build(config: Config, mesh: Mesh) -> Trainer:
     Raises UserError for settings, data and models that do not fit each other.
     """
     given, directory = config, Path(config.run_dir)
-    rewards = paying.load(config)
+    rewards, own = paying.load(config), custom_step.load(config)
     taken = origins.read(given, directory)
     snapshots.refuse_untrained(given, taken)
     config, chat, data, held_out, _ = reading.read(origins.effective(given, directory))
@@ -183,14 +185,14 @@ def build(config: Config, mesh: Mesh) -> Trainer:
     checkpoints = _checkpoints(config)
     preflight.check(config, networks, spans, chat, mesh, checkpoints)
     paid = paying.identities(rewards, config, networks[0].compute_dtype, chat, mesh)
-    saver = _saver(config, networks, data, held_out, checkpoints, paid)
+    saver = _saver(config, networks, data, held_out, checkpoints, paid, own)
     student, other = taken.get("student"), origins.discriminator(taken, given)
     bases.refuse_runs(networks, student and student.name, other and other.name)
     saved = saver.restore(spans, mesh, config.run_dir)
     _say(lines if saved else [*lines, *origins.sentences(taken, given)])
     at = saved or Resumed.first(state.load(config, networks[0], mesh, _weights(student, mesh)))
     tracker = Tracker(directory, enabled=processes.is_first(), trackers=opening.trackers(given))
-    iteration = _iteration(config, networks, chat, mesh, at, rewards)
+    iteration = _iteration(config, networks, chat, mesh, at, rewards, own)
     trainer = Trainer(
         mesh=mesh,
         networks=networks,
@@ -248,11 +250,12 @@ def _saver(
     held_out: Prepared | None,
     checkpoints: Checkpoints,
     paid: dict[str, str],
+    own: CustomStep | None,
 ) -> Saver:
     options = config.checkpoint
     measured = evaluating.measured(config, held_out)
-    identities = bases.identities(config, networks)
-    return Saver(checkpoints, options, data.fingerprint, len(data.rows), measured, identities, paid)
+    known = bases.identities(config, networks), paid, own
+    return Saver(checkpoints, options, data.fingerprint, len(data.rows), measured, *known)
 
 
 def _deadline(options: Checkpoint) -> Deadline:
@@ -274,6 +277,7 @@ def _iteration(
     mesh: Mesh,
     at: Resumed,
     rewards: Rewards | None,
+    own: CustomStep | None,
 ) -> Iteration:
     rollout, batch = config.rollout, config.batch
     program = RolloutProgram(
@@ -301,6 +305,7 @@ def _iteration(
         ),
         pool=_pool(config, networks, at),
         rewards=rewards,
+        custom_step=own,
     )
 
 

@@ -26,11 +26,14 @@ class Span:
     batches: PromptBatches
     program: Program
     discriminator_only_steps: int
+    custom_rollout: bool = True
+    """Whether the student answers prompts in the stage custom."""
 
     @property
     def samples_student(self) -> bool:
         """Whether the student answers prompts: for the discriminator, or for its own reward."""
-        return self.program.train_discriminator or self.stage == "gad"
+        custom = self.stage == "custom" and self.custom_rollout
+        return self.program.train_discriminator or self.stage == "gad" or custom
 
     def is_discriminator_only(self, step: int) -> bool:
         """Returns whether the next step is one of the stage's first, which train D alone."""
@@ -56,7 +59,8 @@ def spans(
         batches = epochs.batches(data, prompts_per_step=config.batch.prompts, seed=seed)
         end = start + (options.steps or math.ceil(options.epochs * batches.steps_per_epoch))
         program = state.make_program(config, stage, *networks)
-        span = Span(stage, start, end, batches, program, options.discriminator_only_steps)
+        only = options.discriminator_only_steps
+        span = Span(stage, start, end, batches, program, only, config.custom.rollout)
         found.append(span)
         start = end
     return tuple(found)

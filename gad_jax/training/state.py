@@ -125,7 +125,7 @@ def make_program(
         train_generator=options.train_generator,
         train_discriminator=config.trains_discriminator(stage),
         has_discriminator=any(map(config.uses_discriminator, so_far)),
-        has_reference=stage == "dpo" or (stage == "gad" and grpo.kl_coefficient > 0),
+        has_reference=_has_reference(config, stage),
         vocabulary_chunk=vocabulary_chunk(config),
         temperature=config.rollout.temperature,
         clip_low=grpo.clip_low,
@@ -142,6 +142,13 @@ def make_program(
         dpo_sft_coefficient=config.dpo.sft_coefficient,
         importance_max=grpo.importance_max,
     )
+
+
+def _has_reference(config: settings.Config, stage: str) -> bool:
+    """Returns whether a stage compares the student with its weights at the stage's start."""
+    if stage == "custom":
+        return config.custom.reference
+    return stage == "dpo" or (stage == "gad" and config.grpo.kl_coefficient > 0)
 
 
 def vocabulary_chunk(config: settings.Config) -> int:

@@ -159,13 +159,17 @@ class Tracker:
     def close(self, outcome: Outcome = "finished") -> None:
         """Closes the files, tells trackers how the run ended, and removes the progress bar."""
         if self._enabled:
-            if self._trackers:
-                self._trackers.close(outcome)
-            self._say()
+            self.leave(outcome)
             self._display.close()
             self._rows.close()
             with naming(self._events.directory):
                 self._events.close()
+
+    def leave(self, outcome: Outcome) -> None:
+        """Tells trackers how the run ended; the first word counts."""
+        if self._trackers:
+            self._trackers.close(outcome)
+        self._say()
 
     def _scalars(self, step: int, metrics: Mapping[str, float], *, row: bool = False) -> None:
         with naming(self._events.directory):

@@ -75,7 +75,7 @@ class Trainer:
             for _ in self.steps(stop):
                 pass
         except Exception as error:  # which ends the process at once
-            self.tracker.close("failed")
+            self.tracker.leave("failed")
             self.saver.checkpoints.settle(error)
             raise
         return not self.deadline.stopping

@@ -111,6 +111,25 @@ def test_what_a_discriminators_card_states(subject: Subject) -> None:
     assert "# org/judge, discriminator" in text
 
 
+def test_adapters_have_a_card_for_peft(subject: Subject) -> None:
+    config = with_settings("--stage=gad", "--lora.rank=4", "--student.path=org/base")
+    text = card.write(dataclasses.replace(subject, config=config, adapter=True))
+    found = front(text)
+    assert (found["library_name"], found["base_model_relation"]) == ("peft", "adapter")
+    assert "# org/base, distilled: adapters" in text
+    assert "| weights | adapters (LoRA) of rank 4, alpha 32 |" in text
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    assert code
+    assert 'base = "org/base"' in code[1]
+    compile(code[1], "card", "exec")
+
+
+def test_the_paper_is_cited_where_its_method_was_used(subject: Subject) -> None:
+    assert "@article{ye2025blackbox," in card.write(subject)
+    other = dataclasses.replace(subject, config=with_settings("--stage=seqkd"), stage="seqkd")
+    assert "@article" not in card.write(other)
+
+
 def test_pages_of_trackers_are_linked(subject: Subject) -> None:
     links = {
         "wandb": "https://wandb.ai/me/gad-jax/runs/ab",

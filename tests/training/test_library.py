@@ -1,5 +1,6 @@
 """docs/library.md as its readers run it, and what it promises beyond its examples."""
 
+import json
 import os
 import re
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 
 from gad_jax import Discriminator, Run, Student, write_rows
 from gad_jax.base.errors import UserError
+from gad_jax.models import families
+from gad_jax.training import pushing
 
 PAGE = Path(__file__).parents[2] / "docs" / "library.md"
 FLAGS = ("--config=tiny", "--data.train=teacher.jsonl", "--data.heldout=8", "--checkpoint.every=1")
@@ -29,12 +32,14 @@ def names(place):
     """The names that the page's examples leave, run in their order."""
     found: dict = {}
     examples = re.findall(r"^```python\n(.*?)^```", PAGE.read_text("utf-8"), re.M | re.S)
-    assert len(examples) == 10
+    assert len(examples) == 14
     for number, example in enumerate(examples, 1):
         exec(compile(example, f"example {number} of {PAGE.name}", "exec"), found)
-        if "run.export()" in example:
+        if "run.export()" in example and "answer" not in found:
             found["answer"] = found["run"].student().generate(["Why?"], max_new_tokens=4)
-    return found
+    yield found
+    families.OWN.discard("acme")
+    families.FAMILIES.pop("acme", None)
 
 
 def test_the_page_runs_and_its_run_is_the_commands_too(names, place, capsys):
@@ -45,6 +50,35 @@ def test_the_page_runs_and_its_run_is_the_commands_too(names, place, capsys):
     exported, trained = Student("runs/counting/export/student"), Student("runs/counting")
     for student in (exported, trained):
         assert student.generate(["Why?"], max_new_tokens=4) == names["answer"]
+
+
+def test_a_stage_of_ones_own_is_the_file_that_it_was(names, place):
+    flags = (
+        "--config=tiny",
+        "--stage=custom",
+        "--custom.step=anchored.py:step",
+        "--run_dir=runs/anchored",
+    )
+    with Run(*flags, "--custom.steps=3") as run:
+        assert [metrics["step"] for metrics in run] == [3]
+    file = place / "anchored.py"
+    file.write_text(file.read_text("utf-8").replace("0.1 *", "0.2 *"), "utf-8")
+    with pytest.raises(
+        UserError, match=r"custom.step=anchored.py:step took as it was before .* now "
+    ):
+        Run(*flags, "--custom.steps=4")
+
+
+def test_a_family_of_ones_own_is_read_and_written(names, place):
+    exported = json.loads((place / "runs/acme/export/student/config.json").read_text("utf-8"))
+    assert (exported["model_type"], exported["acme_version"], exported["acme_scale"]) == (
+        "acme",
+        1,
+        2.0,
+    )
+    assert "once the family acme is registered" in (
+        place / "runs/acme/export/student/README.md"
+    ).read_text("utf-8")
 
 
 def test_a_run_that_is_made_again_goes_on_where_it_stopped(names):
@@ -82,6 +116,21 @@ def test_a_failed_step_is_not_the_end_of_a_run(names, monkeypatch):
     run.close()
     with Run(*FLAGS, "--run_dir=runs/failing") as run:
         assert next(run)["step"] == 1
+
+
+def test_an_export_is_pushed_where_it_is_asked_for(names, monkeypatch, capsys):
+    done = []
+    monkeypatch.setattr(pushing, "create", lambda *given: done.append(given))
+    monkeypatch.setattr(
+        pushing, "upload", lambda *given: done.append(given[:2]) or "https://hub/it"
+    )
+    with Run(*FLAGS, "--run_dir=runs/whole") as run:
+        with pytest.raises(UserError, match="give ORG/NAME"):
+            run.export(push="name")
+        directory = run.export(push="org/name", public=True)
+    assert directory == Path("runs/whole/export/student")
+    assert done == [("org/name", True), ("org/name", directory)]
+    assert "https://hub/it" in capsys.readouterr().out
 
 
 def test_mistakes_are_named(place):

@@ -35,5 +35,5 @@ def test_the_head_is_drawn_from_no_step() -> None:
 
 def test_the_order_of_the_rows_is_that_of_earlier_versions() -> None:
     found = [randomness.order_seed(0, stage) for stage in STAGES]
-    wanted = [int(np.random.SeedSequence([0, n]).generate_state(1)[0]) for n in range(6)]
+    wanted = [int(np.random.SeedSequence([0, n]).generate_state(1)[0]) for n in range(7)]
     assert found == wanted

@@ -26,16 +26,21 @@ from gad_jax.training.rewards.rules import Row
 _FLAG = "--reward.extra"
 
 
+def load(given: str, source: str) -> tuple[Callable[..., Any], list[Path], str]:
+    """Returns the function FILE.py:FUNCTION or MODULE:FUNCTION, its files and what identifies them:
+    a sha256, or the module's name where there is no file. Raises UserError, led by `given`."""
+    place, _, name = source.rpartition(":")
+    module, files = _from_file(given, place) if is_file(place) else _module(given, place)
+    return _named(given, module, name), files, _identity(files, place)
+
+
 class Function:
     """A function that was loaded: `source` is as it was given, `identity` hashes its file."""
 
     def __init__(self, source: str) -> None:
-        place, _, name = source.rpartition(":")
         self.source = source
-        module, self.files = _from_file(source, place) if is_file(place) else _module(source, place)
-        self.function = _named(source, module, name)
+        self.function, self.files, self.identity = load(f"{_FLAG}={source}", source)
         self.whole = _takes_rows(source, self.function)
-        self.identity = _identity(self.files, place)
 
     def __call__(self, rows: Sequence[Row], timeout: float) -> list[float]:
         """Returns the value of each response; one that is no number is an error, NaN and inf are
@@ -159,36 +164,36 @@ def _takes_rows(source: str, function: Callable[..., Any]) -> bool:
     return False
 
 
-def _from_file(source: str, place: str) -> tuple[ModuleType, list[Path]]:
+def _from_file(given: str, place: str) -> tuple[ModuleType, list[Path]]:
     path = Path(place).expanduser().resolve()
     if not path.is_file():
-        raise UserError(f"{_FLAG}={source}: there is no file {path}; name one, as rewards.py:NAME")
+        raise UserError(f"{given}: there is no file {path}; name one, as rewards.py:NAME")
     name = f"_reward_{sha256(str(path).encode()).hexdigest()[:16]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise UserError(f"{_FLAG}={source}: {path} is no Python file; name one that ends in .py")
+        raise UserError(f"{given}: {path} is no Python file; name one that ends in .py")
     if str(path.parent) not in sys.path:  # for what it imports; last, so that it hides nothing
         sys.path.append(str(path.parent))
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # as import does; a dataclass needs it
     run = spec.loader.exec_module
-    _execute(source, lambda: run(module), path)
+    _execute(given, lambda: run(module), path)
     return module, [path]
 
 
-def _module(source: str, place: str) -> tuple[ModuleType, list[Path]]:
-    module = _execute(source, lambda: importlib.import_module(place), Path(place))
+def _module(given: str, place: str) -> tuple[ModuleType, list[Path]]:
+    module = _execute(given, lambda: importlib.import_module(place), Path(place))
     file = getattr(module, "__file__", None)
     return module, [Path(file)] if file else []
 
 
-def _execute(source: str, load: Callable[[], Any], path: Path) -> Any:
+def _execute(given: str, load: Callable[[], Any], path: Path) -> Any:
     """Loads a module, whatever it does meanwhile."""
     try:
         return load()
     except SyntaxError as error:
         where = f"{error.filename or path}:{error.lineno}"
-        raise UserError(f"{_FLAG}={source}: {where}: {error.msg}; correct that line") from error
+        raise UserError(f"{given}: {where}: {error.msg}; correct that line") from error
     except KeyboardInterrupt:
         raise
     except BaseException as error:
@@ -197,12 +202,12 @@ def _execute(source: str, load: Callable[[], Any], path: Path) -> Any:
             (f" in line {f.lineno}" for f in reversed(frames) if f.filename == str(path)), ""
         )
         raise UserError(
-            f"{_FLAG}={source} could not be loaded: {first_line(error, with_class=True)}{line}; "
+            f"{given} could not be loaded: {first_line(error, with_class=True)}{line}; "
             "correct it, or name another one"
         ) from error
 
 
-def _named(source: str, module: ModuleType, name: str) -> Callable[..., Any]:
+def _named(given: str, module: ModuleType, name: str) -> Callable[..., Any]:
     found = getattr(module, name, None)
     if found is None:
         theirs = [
@@ -212,11 +217,9 @@ def _named(source: str, module: ModuleType, name: str) -> Callable[..., Any]:
         ]
         known = f"; it has {', '.join(theirs[:10])}" if theirs else "; it has no function"
         guess = did_you_mean(name, theirs) or known
-        raise UserError(f"{_FLAG}={source}: there is no function {name}{guess}")
+        raise UserError(f"{given}: there is no function {name}{guess}")
     if not callable(found):
-        raise UserError(
-            f"{_FLAG}={source}: {name} is {_shown(found)} and no function; name a function"
-        )
+        raise UserError(f"{given}: {name} is {_shown(found)} and no function; name a function")
     return found
 
 

@@ -165,7 +165,7 @@ class _Sender:
     def end(self, outcome: Outcome) -> None:
         """Has the thread end once all is sent, or as soon as that fails."""
         with self._changed:
-            self._outcome = outcome
+            self._outcome = self._outcome or outcome
             self._changed.notify()
 
     def wait(self, seconds: float) -> None:

@@ -49,6 +49,15 @@ def upload(repository: str, directory: Path, message: str) -> str:
     return str(done.repo_url)
 
 
+def upload_adapter(repository: str, directory: Path, message: str, public: bool) -> str:
+    """Uploads adapters to a repository next to that of the whole network; returns where they are.
+
+    Raises UserError."""
+    name = f"{repository}-adapter"
+    create(name, public)
+    return upload(name, directory, message)
+
+
 @contextmanager
 def _explained(repository: str, written: str) -> Iterator[None]:
     """Turns the library's errors into one sentence; `written` ends it."""

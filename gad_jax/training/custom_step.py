@@ -1,0 +1,80 @@
+"""A step that is a function of the user's: finding it, calling it, checking what it returns."""
+
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from gad_jax.base import shortage
+from gad_jax.base.errors import UserError, first_line
+from gad_jax.core.program import Program
+from gad_jax.settings.config import Config
+from gad_jax.training.rewards import functions
+from gad_jax.training.step_rows import StepRows
+from gad_jax.types import Frozen, TrainState
+
+_NEEDED = "skips/consecutive"
+"""`updates.commit` returns it, and the run looks at it after each step."""
+
+
+class CustomStep:
+    """The function behind `--custom.step`; `identity` hashes its file."""
+
+    def __init__(self, source: str) -> None:
+        self.given = f"--custom.step={source}"
+        self._function, self._files, self.identity = functions.load(self.given, source)
+
+    def __call__(
+        self, program: Program, state: TrainState, rows: StepRows, frozen: Frozen
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """Returns the next state and the metrics. Raises UserError for what the function raises,
+        but for memory that ran out, and for what it must not return."""
+        shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state)
+        try:
+            returned = self._function(program, state, rows, frozen)
+        except Exception as error:
+            if shortage.what_ran_out(error) is not None:
+                raise
+            files = {str(path) for path in self._files}
+            frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename in files]
+            line = f" in line {frames[-1].lineno}" if frames else ""
+            raise UserError(
+                f"{self.given} raised {first_line(error, with_class=True)}{line}; correct it, and "
+                "the same command resumes"
+            ) from error
+        if not (isinstance(returned, tuple) and len(returned) == 2):
+            raise UserError(self._wrong("it did not return two things"))
+        after, metrics = returned
+        if not isinstance(after, TrainState) or not isinstance(metrics, Mapping):
+            raise UserError(self._wrong("they are no state and no mapping"))
+        if shapes != jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after):
+            raise UserError(self._wrong("the state has other parts, shapes or dtypes than before"))
+        if _NEEDED not in metrics:
+            raise UserError(self._wrong(f"the metrics lack {_NEEDED}"))
+        bad = [name for name, value in metrics.items() if getattr(value, "ndim", 0)]
+        if bad:
+            raise UserError(self._wrong(f"the metric {bad[0]} is no single number"))
+        return after, dict(metrics)
+
+    def _wrong(self, why: str) -> str:
+        return (
+            f"{self.given} must return the next state and its metrics, as "
+            f"gad_jax.core.updates.commit does, and {why}; correct it"
+        )
+
+
+def load(config: Config) -> CustomStep | None:
+    """Returns the step of the stage custom; None for a run without that stage."""
+    return CustomStep(config.custom.step) if "custom" in config.stages else None
+
+
+def check(stored: str, step: CustomStep | None, run: str | Path) -> None:
+    """Raises UserError where steps of a run were taken by another version of the file; `stored` is
+    the identity in its checkpoint, '' where it has none."""
+    if step is not None and stored and stored != step.identity:
+        raise UserError(
+            f"{run} has steps that {step.given} took as it was before ({stored[:12]}, now "
+            f"{step.identity[:12]}); restore it, or choose another --run_dir"
+        )
