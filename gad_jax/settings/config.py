@@ -33,6 +33,8 @@ from gad_jax.settings.tracking import Tracking
 STAGES = ("seqkd", "warmup", "offpolicy", "gad", "dpo", "rejection", "custom")
 """In this order: a stage's number seeds the order of its rows, so new ones come last."""
 
+_ALONE = "gad.discriminator_only_steps"
+
 CAN_CHANGE = (
     "run_dir",
     "export",
@@ -256,12 +258,16 @@ class Config(Checked):
     @classmethod
     def completed(cls, given: Mapping[str, Given]) -> dict[str, Given]:
         """Returns the given values with those that follow from them: learning rates of adapters,
-        and importance weights where the sampler's weights are rounded."""
+        importance weights where the sampler's weights are rounded, and no steps of D alone where
+        a flag takes D out of a file's run."""
         defaults = {leaf.path: leaf.value for leaf in fields.leaves(cls)}
         found = lora.with_rates(given, STAGES, defaults)
         sampler = given.get("rollout.weights")
         if sampler is not None and sampler.value != "auto":
             found.setdefault("grpo.importance_max", Given(IMPORTANCE_MAX, sampler.where))
+        judge, alone = (given.get(f) for f in ("reward.discriminator", _ALONE))
+        if judge and judge.from_flag and not judge.value and alone and not alone.from_flag:
+            found[_ALONE] = Given(0, judge.where)
         return found
 
     @property
@@ -308,11 +314,11 @@ def with_limits(config: C, prompt: int, response: int) -> C:
 
 
 def default_file(argv: Sequence[str]) -> str:
-    """The configuration that a command line without `--config` means: `custom` for one's own rows.
+    """The configuration that a command line without `--config` means: `own` for one's own rows.
 
     The steps and limits of the quickstart belong to the bundled rows.
     """
     flag = "--data.train"
     values = [argument.partition("=")[2] for argument in argv if argument.startswith(f"{flag}=")]
     values += [value for name, value in pairwise(argv) if name == flag]
-    return "custom" if any(value != "bundled" for value in values) else "quickstart"
+    return "own" if any(value != "bundled" for value in values) else "quickstart"

@@ -176,11 +176,15 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Given:
-    """A value that the user gave, and the words that lead an error about it."""
+    """A value that the user gave, and the words that lead an error about it.
+
+    `replaced` is what a file has in the place of a flag's value.
+    """
 
     value: Any
     where: str
     from_flag: bool = False
+    replaced: "Given | None" = None
 
 
 @functools.cache

@@ -87,34 +87,42 @@ class Lora(Checked):
 def with_rates(
     given: Mapping[str, Given], stages: Iterable[str], defaults: Mapping[str, Any]
 ) -> dict[str, Given]:
-    """Returns the given values, with learning rates of adapters where full training's stood.
+    """Returns the given values, with the learning rates that suit what is trained.
 
-    A rate counts as chosen for adapters if it came the same way as the rank, or a stronger one: a
-    flag, a file, a default. Others are multiplied by `RATE_FACTOR`. `defaults` are those of the
-    rates, by path.
+    A rate suits the rank that came the same way, or a weaker one: a flag, a file, a default. If a
+    stronger one puts adapters in the place of full training, the rate is multiplied by
+    `RATE_FACTOR`; the other way round it is divided. `defaults` are those of the rates, by path.
     """
     found = dict(given)
+    file = {path: one.replaced if one.from_flag else one for path, one in given.items()}
     for part in _PARTS:
-        name = "lora.rank"
-        own = given.get("lora.discriminator_rank")
-        if part == "discriminator" and own is not None and own.value != SAME:
-            name = "lora.discriminator_rank"
-        rank = given.get(name)
-        if rank is None or not rank.value:
-            continue
+        rank, of_file = _rank(given, part), _rank(file, part)
         for stage in stages:
             path = f"{stage}.{part}_learning_rate"
             rate = given.get(path)
             if _strength(rate) >= _strength(rank):
                 continue
+            assert rank is not None
+            meant = 0 if rate is None or of_file is None else of_file.value
+            if bool(rank.value) == bool(meant):
+                continue
             value = defaults[path] if rate is None else rate.value
-            raised = float(f"{RATE_FACTOR * value:.12g}")  # 1e-6 becomes 1e-5, not 9.99e-6
+            changed = value * RATE_FACTOR if rank.value else value / RATE_FACTOR
+            changed = float(f"{changed:.12g}")  # 1e-6 becomes 1e-5, not 9.99e-6
             found[path] = (
-                Given(raised, rank.where)
+                Given(changed, rank.where)
                 if rate is None
-                else dataclasses.replace(rate, value=raised)
+                else dataclasses.replace(rate, value=changed)
             )
     return found
+
+
+def _rank(given: Mapping[str, Given | None], part: str) -> Given | None:
+    """Returns the rank of "generator" or "discriminator" as it was given."""
+    own = given.get("lora.discriminator_rank")
+    if part == "discriminator" and own is not None and own.value != SAME:
+        return own
+    return given.get("lora.rank")
 
 
 def _strength(given: Given | None) -> int:

@@ -104,7 +104,8 @@ def read(
         for text in texts.get(leaf.path, ()):
             yaml_files.check_text(text, leaf.flag)
             where = f"{leaf.flag}{' ' if leaf.positional else '='}{text}"
-            given[leaf.path] = Given(fields.typed(leaf.type, text, where), where, from_flag=True)
+            value, replaced = fields.typed(leaf.type, text, where), given.get(leaf.path)
+            given[leaf.path] = Given(value, where, from_flag=True, replaced=replaced)
     completed = getattr(kind, "completed", dict)  # only what is asked for, never a stored file
     return fields.build(kind, completed(given))
 

@@ -65,7 +65,8 @@ def test_a_flag_may_repair_what_the_file_says(write: Any) -> None:
 
 
 def test_without_config_the_default_one_is_loaded() -> None:
-    assert read(default="quickstart") == options.load(Config, "quickstart")
+    assert read(default="quickstart") == read("--config=quickstart")
+    assert read(default="quickstart").run_dir == "runs/quickstart"
     assert read("--config=tiny", default="quickstart") == options.load(Config, "tiny")
 
 
