@@ -7,7 +7,7 @@ api=(--model="$MODEL" --prompts="$PROMPTS" --base_url="$BASE_URL" --key_variable
 
 python -m gad_jax.collect "${api[@]}" --out=teacher.jsonl --dry_run
 python -m gad_jax.collect "${api[@]}" --out=teacher.jsonl
-python -m gad_jax.collect check teacher.jsonl --out=checked.jsonl
+[[ -e checked.jsonl ]] || python -m gad_jax.collect check teacher.jsonl --out=checked.jsonl
 python -m gad_jax.train --config="$(dirname "$0")/recipe.yaml" --data.train=checked.jsonl "$@"
 python -m gad_jax.evaluate runs/api-teacher
 exec python -m gad_jax.serve --model runs/api-teacher --name student --port "$PORT"

@@ -3,8 +3,8 @@
 set -euo pipefail
 : "${ROWS:=answers.jsonl}" "${STUDENT:=Qwen/Qwen2.5-0.5B-Instruct}"
 
-python -m gad_jax.collect check "$ROWS" --out=checked.jsonl
+[[ -e checked.jsonl ]] || python -m gad_jax.collect check "$ROWS" --out=checked.jsonl
 python -m gad_jax.train --config="$(dirname "$0")/recipe.yaml" --data.train=checked.jsonl \
     --student.path="$STUDENT" "$@"
-python -m gad_jax.evaluate --model="before=$STUDENT,after=runs/domain" --template=none \
+python -m gad_jax.evaluate --model="before=$STUDENT,after=runs/domain/export/student" --template=none \
     --prompts=runs/domain/heldout.jsonl --max_new_tokens="${LONGEST:-512}" --out=runs/domain/comparison

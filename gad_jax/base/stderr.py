@@ -6,6 +6,7 @@ leave a copy of it in the terminal. A process that is killed loses nothing that 
 
 import contextlib
 import os
+import signal
 import subprocess
 import tempfile
 import threading
@@ -55,6 +56,9 @@ class Capture:
         self._thread.join()
         self._hand_on(whole=True)
         os.close(self._alive)
+        # All is handed on. Its end is not waited for: a process that was forked may keep the pipe.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._guard.pid, signal.SIGKILL)
         self._guard.wait()
         os.close(self._reading)
         os.close(self._real)

@@ -54,6 +54,13 @@ def check(config: "Config") -> None:
             "--stage=warmup,custom, or leave the step out",
             "stage",
         )
+    if "custom" in config.stages and "gad" not in config.stages and config.reward.extra:
+        raise FieldError(
+            "reward.extra",
+            "reward.extra pays in the stage gad, and a custom step computes rewards itself; leave "
+            "it out, and call the function in your step",
+            "stage",
+        )
     if (
         "custom" in config.stages
         and custom.train_discriminator

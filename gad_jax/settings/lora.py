@@ -119,10 +119,14 @@ def with_rates(
 
 def _rank(given: Mapping[str, Given | None], part: str) -> Given | None:
     """Returns the rank of "generator" or "discriminator" as it was given."""
-    own = given.get("lora.discriminator_rank")
-    if part == "discriminator" and own is not None and own.value != SAME:
+    own, rank = given.get("lora.discriminator_rank"), given.get("lora.rank")
+    if part == "generator" or own is None:
+        return rank
+    if own.value != SAME:
         return own
-    return given.get("lora.rank")
+    if rank is not None and (rank.from_flag or not own.from_flag):
+        return rank
+    return dataclasses.replace(own, value=0 if rank is None else rank.value)
 
 
 def _strength(given: Given | None) -> int:

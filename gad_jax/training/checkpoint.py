@@ -234,9 +234,13 @@ class Checkpoints:
 
     def settle(self, error: Exception) -> None:
         """Returns when no save is in progress, in a process that this error ends: it leaves without
-        waiting for threads. A save that lost a process has no end to wait for."""
+        waiting for threads. A save that lost a process has no end to wait for. One that failed is
+        said here: the error that is raised is the other one."""
         if processes.lost_peer(error) is None:
-            self._completion.ended(None)
+            try:
+                self.wait()
+            except StorageError as failed:
+                logger.warning("%s", failed)
 
     def close(self) -> None:
         """Waits for the last save and lets go of Orbax's threads."""

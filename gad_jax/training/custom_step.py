@@ -31,7 +31,7 @@ class CustomStep:
     ) -> tuple[TrainState, dict[str, Any]]:
         """Returns the next state and the metrics. Raises UserError for what the function raises,
         but for memory that ran out, and for what it must not return."""
-        shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state)
+        shapes = jax.tree.map(_shape, state)
         try:
             returned = self._function(program, state, rows, frozen)
         except Exception as error:
@@ -49,11 +49,11 @@ class CustomStep:
         after, metrics = returned
         if not isinstance(after, TrainState) or not isinstance(metrics, Mapping):
             raise UserError(self._wrong("they are no state and no mapping"))
-        if shapes != jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after):
+        if shapes != jax.tree.map(_shape, after):
             raise UserError(self._wrong("the state has other parts, shapes or dtypes than before"))
         if _NEEDED not in metrics:
             raise UserError(self._wrong(f"the metrics lack {_NEEDED}"))
-        bad = [name for name, value in metrics.items() if getattr(value, "ndim", 0)]
+        bad = [name for name, value in metrics.items() if not _is_number(value)]
         if bad:
             raise UserError(self._wrong(f"the metric {bad[0]} is no single number"))
         return after, dict(metrics)
@@ -63,6 +63,14 @@ class CustomStep:
             f"{self.given} must return the next state and its metrics, as "
             f"gad_jax.core.updates.commit does, and {why}; correct it"
         )
+
+
+def _shape(leaf: Any) -> tuple[Any, Any]:
+    return getattr(leaf, "shape", None), getattr(leaf, "dtype", type(leaf))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) or getattr(value, "ndim", None) == 0
 
 
 def load(config: Config) -> CustomStep | None:

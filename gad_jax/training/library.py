@@ -194,7 +194,11 @@ class Run:
             )
         self._failed = True
         with self._active():
-            metrics = next(self._steps, None)
+            try:
+                metrics = next(self._steps, None)
+            except Exception:
+                self.trainer.tracker.leave("failed")
+                raise
         self._failed = False
         if metrics is None:
             raise StopIteration

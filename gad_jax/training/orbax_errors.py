@@ -3,23 +3,46 @@
 import contextlib
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+
+
+class _Silence:
+    """What is silenced from the first of several threads that ask for it to the last."""
+
+    def __init__(self) -> None:
+        self._lock, self._askers = threading.Lock(), 0
+        self._asyncio = logging.getLogger("asyncio")
+
+    def begin(self) -> None:
+        with self._lock:
+            self._askers += 1
+            if self._askers == 1:
+                self._before = sys.unraisablehook, self._asyncio.disabled
+                sys.unraisablehook, self._asyncio.disabled = lambda _: None, True
+
+    def end(self) -> None:
+        with self._lock:
+            self._askers -= 1
+            if not self._askers:
+                sys.unraisablehook, self._asyncio.disabled = self._before
+
+
+_silence = _Silence()
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silences what Orbax's coroutines and TensorStore's threads print when they fail."""
-    asyncio_logger = logging.getLogger("asyncio")
-    hook, disabled = sys.unraisablehook, asyncio_logger.disabled
-    sys.unraisablehook, asyncio_logger.disabled = lambda _: None, True
+    _silence.begin()
     try:
         yield
     except Exception:
         time.sleep(0.1)  # TensorStore's threads end after the error is known.
         raise
     finally:
-        sys.unraisablehook, asyncio_logger.disabled = hook, disabled
+        _silence.end()
 
 
 class SaveErrors(logging.Handler):

@@ -3,6 +3,7 @@
 `setup.build` makes a trainer and its parts. An iteration is in `iteration.py`.
 """
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
@@ -74,9 +75,10 @@ class Trainer:
         try:
             for _ in self.steps(stop):
                 pass
-        except Exception as error:  # which ends the process at once
-            self.tracker.leave("failed")
+            self.saver.checkpoints.wait()  # what fails from here on ends the process at once
+        except Exception as error:  # as this one does
             self.saver.checkpoints.settle(error)
+            self.tracker.leave("failed")
             raise
         return not self.deadline.stopping
 
@@ -126,10 +128,12 @@ class Trainer:
         )
 
     def close(self) -> None:
-        """Waits for the last save and closes the files."""
-        self.iteration.close()
-        self.saver.checkpoints.close()
-        self.tracker.close("finished" if self.step >= self.total_steps else "stopped")
+        """Waits for the last save and closes the files, each whatever the others raise."""
+        with contextlib.ExitStack() as last_first:
+            outcome = "finished" if self.step >= self.total_steps else "stopped"
+            last_first.callback(self.tracker.close, outcome)
+            last_first.callback(self.saver.checkpoints.close)
+            last_first.callback(self.iteration.close)
 
     def _paused(self, span: Span) -> health.Side | None:
         """Returns the network that an alarm pauses in this step; None where nothing would train."""

@@ -65,14 +65,14 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recipe]:
     started: list[subprocess.Popen[bytes]] = []
 
     def run(name: str, *flags: str, until: str = "", **variables: str) -> None:
-        listener = socket.socket(socket.AF_UNIX)
-        listener.bind(str(tmp_path / f"{name}.socket"))
+        listener, path = socket.socket(socket.AF_UNIX), tmp_path / f"{len(started)}.socket"
+        listener.bind(str(path))
         listener.listen()
         listener.settimeout(0.1)
         environment = os.environ | variables | {
             "PATH": f"{shim.parent}:{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
-            "RECIPE_SOCKET": str(tmp_path / f"{name}.socket"),
+            "RECIPE_SOCKET": str(path),
             "XLA_FLAGS": compiling.XLA_FLAGS,
         }  # fmt: skip
         script = EXAMPLES / name / "run.sh"
@@ -153,7 +153,8 @@ def test_a_domain_of_few_rows(recipe: Recipe) -> None:
     write_rows("answers.jsonl")
     # What keeps D unsure would be other programs to compile, which training/ has tests of.
     plain = ("--discriminator.replay_share=0", "--discriminator.label_smoothing=0")
-    recipe("domain", GAD, *TINY, *plain, STUDENT="random-tiny", LONGEST="8")
+    for _ in ("from the start", "again, when all is done"):
+        recipe("domain", GAD, *TINY, *plain, STUDENT="random-tiny", LONGEST="8")
     assert "after" in Path("runs/domain/comparison/report.html").read_text()
     assert len(metrics("runs/domain")) == 1
 

@@ -47,6 +47,12 @@ def test_a_rate_that_came_as_the_rank_did_is_kept(tmp_path) -> None:
     assert rates(full) == [5e-6, 1e-6, 1e-6, 1e-6, 3e-7, 1e-6]
     half = read("--lora.discriminator_rank=0", config=str(own))
     assert rates(half) == [5e-5, 1e-6, 1e-5, 1e-6, 3e-6, 1e-6]
+    own.write_text(
+        "lora: {rank: 8, discriminator_rank: 0}\ngad: {discriminator_learning_rate: 3.0e-6}\n"
+    )
+    assert read(config=str(own)).gad.discriminator_learning_rate == 3e-6
+    both = read("--lora.discriminator_rank=-1", config=str(own))
+    assert both.gad.discriminator_learning_rate == 3e-5
     # What a run stores is what it used: nothing is raised a second time.
     stored = tmp_path / "config.yaml"
     stored.write_text(options.to_yaml(read(RANK, config="own")))

@@ -203,7 +203,7 @@ class _Sender:
         if self._service is None:
             about = dataclasses.replace(self._about, id=self._record.id)
             self._service = self._opener(about)
-            self._record.id, self._record.link = self._service.id, self._service.link
+            self._record.id, self._record.link = self._service.id, redact(self._service.link)
             self._save()
             self._say(self._service.link)
         waiting = len(self._waiting)
