@@ -31,6 +31,18 @@ os.write(2, b"stopped\\n")
 os._exit(3)
 """
 
+FORKED = """
+waiting, go = os.pipe()
+child = os.fork()
+if not child:
+    os.close(go)
+    os.read(waiting, 1)
+    os._exit(0)
+stderr.release()  # the child has the pipe of its guard
+os.close(go)
+os.waitpid(child, 0)
+"""
+
 
 def in_terminal(code: str) -> tuple[int, str]:
     """Returns the exit code of a program, and what its terminal has once all writers ended."""
@@ -49,6 +61,10 @@ def in_terminal(code: str) -> tuple[int, str]:
 
 def test_lines_are_handed_on_whole_until_the_end() -> None:
     assert in_terminal(BEGIN + TAKEN) == (0, "after")
+
+
+def test_a_forked_process_does_not_hold_up_the_end() -> None:
+    assert in_terminal(BEGIN + FORKED) == (0, "")
 
 
 def test_a_process_that_is_killed_loses_nothing() -> None:

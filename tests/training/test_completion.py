@@ -85,6 +85,17 @@ def test_a_run_ends_with_the_error_of_a_save_and_waits_for_one_before_other_erro
     assert ended == [True]
 
 
+def test_a_failed_save_is_said_where_another_error_ends_the_run(tmp_path, monkeypatch, caplog):
+    def full(checkpoint):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(completion.sums, "write", full)
+    checkpoints = Checkpoints(tmp_path, background=True)
+    checkpoints.save(1, make_state(make_mesh()), {"stage": "gad"})
+    checkpoints.settle(RuntimeError("of the next step"))
+    assert "1 could not be written (OSError: [Errno 28] No space" in caplog.text
+
+
 def test_decisions_wait_for_the_checkpoint_that_is_being_written(tmp_path, monkeypatch):
     state = make_state(make_mesh())
     go, compute = threading.Event(), digest._digest_of_parts

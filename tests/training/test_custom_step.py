@@ -28,6 +28,12 @@ def bare(program, state, rows, frozen):
 def wide(program, state, rows, frozen):
     return state, {"skips/consecutive": 0, "custom/losses": state.skips}
 
+def said(program, state, rows, frozen):
+    return state, {"skips/consecutive": 0, "custom/word": "well"}
+
+def plain(program, state, rows, frozen):
+    return state._replace(step=1), {"skips/consecutive": 0}
+
 def grown(program, state, rows, frozen):
     return state._replace(reference=state.generator), {"skips/consecutive": 0}
 
@@ -72,9 +78,11 @@ def test_the_next_state_and_metrics_are_returned(take: Any) -> None:
         ("late", "and it did not return two things; correct it"),
         ("bare", "and the metrics lack skips/consecutive"),
         ("wide", "and the metric custom/losses is no single number"),
+        ("said", "and the metric custom/word is no single number"),
+        ("plain", "and the state has other parts, shapes or dtypes than before"),
         ("grown", "and the state has other parts, shapes or dtypes than before"),
         ("listed", "and they are no state and no mapping"),
-        ("broken", r"raised AttributeError: 'float' object has no .* in line 21; correct it, and"),
+        ("broken", r"raised AttributeError: 'float' object has no .* in line 27; correct it, and"),
         ("other", "there is no function other"),
     ],
 )
@@ -107,6 +115,10 @@ def test_memory_that_ran_out_is_no_fault_of_the_step(take: Any) -> None:
         (
             ["--stage=custom", "--custom.step=m:f", "--discriminator.replay_share=0.5"],
             "packs its own",
+        ),
+        (
+            ["--stage=custom", "--custom.step=m:f", "--reward.extra=length=1"],
+            "a custom step computes rewards itself",
         ),
         (
             ["--stage=custom", "--custom.step=m:f", "--grpo.drop_flat_groups"],

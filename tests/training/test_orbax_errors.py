@@ -1,5 +1,6 @@
 """Errors of Orbax: short, silent where they are expected, and known at once."""
 
+import contextlib
 import logging
 import sys
 
@@ -20,6 +21,17 @@ def test_what_is_silenced_is_restored_after_an_error() -> None:
         fail()
     assert sys.unraisablehook is hook
     assert not log.disabled
+
+
+def test_two_threads_that_overlap_leave_what_was_there_before() -> None:
+    hook = sys.unraisablehook
+    with contextlib.ExitStack() as first, contextlib.ExitStack() as second:
+        first.enter_context(orbax_errors.quiet())
+        second.enter_context(orbax_errors.quiet())
+        first.close()
+        assert sys.unraisablehook is not hook
+        second.close()
+        assert sys.unraisablehook is hook
 
 
 def test_an_error_that_orbax_logs_is_raised_by_the_wait() -> None:
