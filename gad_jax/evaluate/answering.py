@@ -63,12 +63,12 @@ def answer_all(evaluate: Evaluate) -> list[Answers]:
 
 def _answer(evaluate: Evaluate, model: str, open_files: list[AnswerFile]) -> None:
     """Completes the files of one student, batch by batch."""
-    waits = f"{open_files[0].about['label']}: loading {model}; its first answers wait for compiling"
-    verbosity.say(waits, to_stderr=True)
     mesh = make_mesh()
     with jax.set_mesh(mesh):
         network = loading.load_student(model, mesh)
         chat = network.load_chat(evaluate.template, evaluate.chat_template_kwargs)
+        waits = f"{open_files[0].about['label']}: the first answers of {model} wait for compiling"
+        verbosity.say(waits, to_stderr=True)
         advice = partial(
             memory.advice,
             network.config,

@@ -34,7 +34,7 @@ class Terminal:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "gad_jax.generate", *map(str, arguments)],
             env=os.environ
-            | {"XLA_FLAGS": compiling.XLA_FLAGS, "PYTHONPATH": str(ROOT), "TERM": "dumb"},
+            | {"XLA_FLAGS": compiling.XLA_FLAGS, "PYTHONPATH": str(ROOT), "TERM": "xterm"},
             stdin=slave,
             stdout=slave,
             stderr=slave,
