@@ -8,7 +8,6 @@ import contextlib
 import io
 import logging
 import math
-import os
 import sys
 import time
 from collections import deque
@@ -51,7 +50,7 @@ def make_console() -> Console:
 
 def moves_cursor(stream: Any) -> bool:
     """Whether a line of this stream can be replaced: it is a terminal that knows how."""
-    return stream.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
+    return stream.isatty() and not stderr.is_dumb()
 
 
 def start_logs(information: bool = False) -> None:

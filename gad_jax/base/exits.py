@@ -111,7 +111,7 @@ def _say(line: str) -> None:
 
 def _clear_bar() -> str:
     """Returns what removes a progress bar from the terminal's last line."""
-    return "\r\x1b[K" if os.isatty(2) and os.environ.get("TERM") != "dumb" else ""
+    return "\r\x1b[K" if os.isatty(2) and not stderr.is_dumb() else ""
 
 
 def _leave(code: int) -> None:

@@ -16,6 +16,11 @@ _POLL_SECONDS = 0.1
 _current: "Capture | None" = None
 
 
+def is_dumb() -> bool:
+    """Whether the terminal cannot replace a line that it shows."""
+    return os.environ.get("TERM", "").lower() in ("dumb", "unknown")
+
+
 class Capture:
     """Hands on what is written to file descriptor 2, until `close`.
 

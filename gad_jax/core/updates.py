@@ -48,7 +48,7 @@ def accumulate(
     `shared`: inside `jax.shard_map` a loss cannot close over them.
     """
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
-    params = decoder.rounded(network, params) if _rounds_once(rows) else params
+    params = _rounded(network, params, rows)
 
     def in_replica(params: Params, rows: PackedRows, *shared: Any) -> tuple[Array, Params, Any]:
         if rows.tokens.shape[0] == 1:  # no scan: it would hold a second set of gradients
@@ -83,15 +83,19 @@ def accumulate(
     return parallel.replica_map(in_replica, specs, P())(params, rows, *shared)
 
 
-def _rounds_once(rows: PackedRows) -> bool:
+def rounds_once(micro_batches: int, shards: int) -> bool:
     """Returns whether a step rounds kernels before its passes: several micro-batches share that,
     and so do the passes of one on a single device.
 
     On several devices each pass of one micro-batch rounds its shards. XLA copies slices of rounded
     shards outside of its CUDA graphs, which costs more than the bytes that they save.
     """
+    return micro_batches > 1 or shards == 1
+
+
+def _rounded(network: DecoderConfig, params: Params, rows: PackedRows) -> Params:
     shards = math.prod(jax.sharding.get_abstract_mesh().shape.values())
-    return rows.tokens.shape[0] > 1 or shards == 1
+    return decoder.rounded(network, params) if rounds_once(len(rows.tokens), shards) else params
 
 
 def commit(

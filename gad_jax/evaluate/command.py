@@ -10,8 +10,8 @@ from gad_jax.evaluate.human import tables as voting
 from gad_jax.evaluate.judge import tables, verdicts
 from gad_jax.evaluate.judge.contests import contests, scores
 from gad_jax.evaluate.settings import Evaluate, split_label
-from gad_jax.training import selection
-from gad_jax.training.report import answers, page, runs, writing
+from gad_jax.training import report, selection
+from gad_jax.training.report import answers, page, runs
 from gad_jax.training.report.answers import Answers
 from gad_jax.training.report.page import Table
 
@@ -29,11 +29,11 @@ def run(evaluate: Evaluate) -> int:
         raise UserError(f"{run_dir} is not a run directory: it has no config.yaml")
     if evaluate.model:
         found, source = answering.answer_all(evaluate), evaluate.directory
-        path = source / writing.NAME
+        path = source / report.NAME
     else:
         assert run_dir is not None
         found, source = answers.from_run(run_dir), run_dir
-        path = Path(evaluate.out or run_dir) / writing.NAME
+        path = Path(evaluate.out or run_dir) / report.NAME
         if not found and not runs.rows(run_dir):
             raise UserError(
                 f"{run_dir} has neither steps nor evaluations; let it take a step, or give --model"

@@ -18,6 +18,9 @@ from gad_jax.data.pipeline import Prepared
 from gad_jax.metrics import overlap, telling
 from gad_jax.rollout.answering import Answer, Responder
 
+FIRST = "before"
+"""The label of the evaluation before training."""
+
 _FIELDS = {"prompt", "teacher", "student"}
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -42,12 +42,16 @@ def digests(state: Any) -> dict[str, str]:
 
 
 def _digest(leaf: Array) -> str:
-    hasher = xxhash.xxh3_128(f"{leaf.dtype}{leaf.shape}".encode())
     large = leaf.ndim > 1 and leaf.nbytes > _FETCHED_AT_ONCE
     parts = leaf if large and not devices.is_hosted(leaf) else [leaf]
-    for part in parts:
-        whole = np.ascontiguousarray(devices.fetch(part))
-        hasher.update(whole.reshape(-1).view(np.uint8).data)
+    return _of_blocks(leaf.dtype, leaf.shape, map(devices.fetch, parts))
+
+
+def _of_blocks(dtype: np.dtype, shape: tuple[int, ...], blocks: Iterable[np.ndarray]) -> str:
+    """Returns the digest of an array that is given in blocks, one after the other."""
+    hasher = xxhash.xxh3_128(f"{dtype}{shape}".encode())
+    for block in blocks:
+        hasher.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
     return hasher.hexdigest()
 
 
@@ -94,10 +98,8 @@ def _distinct(leaf: Array) -> dict[tuple[int, ...], Array]:
 
 
 def _digest_of_parts(held: _Held) -> str:
-    hasher = xxhash.xxh3_128(f"{held.dtype}{held.shape}".encode())
-    for block in held.parts.values() if len(held.parts) == 1 else _blocks(held):
-        hasher.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
-    return hasher.hexdigest()
+    blocks = held.parts.values() if len(held.parts) == 1 else _blocks(held)
+    return _of_blocks(held.dtype, held.shape, blocks)
 
 
 def _blocks(held: _Held) -> Iterator[np.ndarray]:
@@ -118,12 +120,7 @@ def _blocks(held: _Held) -> Iterator[np.ndarray]:
 
 def of_host(arrays: dict[str, np.ndarray]) -> dict[str, str]:
     """Returns the same of arrays on the host."""
-    found = {}
-    for name, array in arrays.items():
-        hasher = xxhash.xxh3_128(f"{array.dtype}{array.shape}".encode())
-        hasher.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-        found[name] = hasher.hexdigest()
-    return found
+    return {name: _of_blocks(array.dtype, array.shape, [array]) for name, array in arrays.items()}
 
 
 def plain_leaves(state: Any) -> dict[str, Array]:

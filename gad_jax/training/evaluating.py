@@ -21,9 +21,6 @@ from gad_jax.settings.operation import Evaluation
 from gad_jax.training.tracker import Tracker
 from gad_jax.types import Params
 
-FIRST = "before"
-"""The label of the evaluation before training."""
-
 
 def measured(config: Config, held_out: Prepared | None) -> str:
     """Returns a text that is the same for evaluations whose scores compare."""
@@ -124,8 +121,8 @@ class Evaluations:
 
     def _before(self, result: heldout.HeldoutResult) -> heldout.HeldoutResult | None:
         """Returns the evaluation before training, if it is another one, of the same prompts."""
-        path = self._path(FIRST)
-        for found in self._readable([path] if result.label != FIRST else []):
+        path = self._path(heldout.FIRST)
+        for found in self._readable([path] if result.label != heldout.FIRST else []):
             if [one["prompt"] for one in found.examples] == [
                 one["prompt"] for one in result.examples
             ]:

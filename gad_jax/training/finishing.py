@@ -8,7 +8,7 @@ from gad_jax.base.errors import StorageError, first_line
 from gad_jax.distributed import processes
 from gad_jax.models import adapters
 from gad_jax.settings.config import Config
-from gad_jax.training import exporting, loading, origins
+from gad_jax.training import exporting, loading, origins, report
 from gad_jax.training.exporting import Export
 from gad_jax.training.loading import Made
 from gad_jax.training.trainer import Trainer
@@ -22,7 +22,7 @@ def write_report(run: Path, taken: bool) -> None:
     """
     if not processes.is_first():
         return
-    path = run / "report.html"
+    path = run / report.NAME
     try:
         if taken or not path.is_file():
             from gad_jax.training.report import writing  # here: its libraries take half a second

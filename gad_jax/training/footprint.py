@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from gad_jax.core import layout
+from gad_jax.core import layout, updates
 from gad_jax.core.program import Program
 from gad_jax.distributed import devices, sharding
 from gad_jax.distributed.mesh import data_shards
@@ -201,7 +201,7 @@ def _update_bytes(config: Config, program: Program, mesh: Mesh, lengths: Lengths
     ):
         if not trains:
             continue
-        once = micro_batches > 1 or mesh.size == 1  # as in `updates.accumulate`
+        once = updates.rounds_once(micro_batches, mesh.size)
         rounded, wide = _rounded_bytes(network, mesh) if once else (0, 0)
         found = gradients - wide + rounded
         summed = gradients if micro_batches > 1 else 0

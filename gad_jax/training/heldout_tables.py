@@ -47,6 +47,9 @@ _MEASURES = {
     "evaluation/auc": _Measure("AUC", ".0%", ("auc",), SHARES),
 }
 
+COLUMNS = {name: measure.column for name, measure in _MEASURES.items()}
+"""What tables call the metrics of an evaluation."""
+
 Rows = dict[str, dict[str, float | str]]
 Table = tuple[str, Rows]
 """A title, and rows by name, each with its quantities by name."""

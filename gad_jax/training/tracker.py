@@ -6,7 +6,6 @@ Metrics are named part/quantity, such as generator/loss, and are floats on the h
 
 import contextlib
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from gad_jax.training import heldout_tables, metric_rows
 from gad_jax.training.events import Events
 from gad_jax.training.heldout_tables import Evaluation
 from gad_jax.training.trackers.sending import Trackers
-from gad_jax.training.trackers.service import Outcome
+from gad_jax.training.trackers.service import Outcome, sample_file
 
 
 class Tracker:
@@ -129,7 +128,7 @@ class Tracker:
             return
         directory = self._run_dir / "samples"
         directory.mkdir(exist_ok=True)
-        path = directory / f"{step:06d}-{re.sub('[^a-z0-9]+', '-', name.lower())}.md"
+        path = directory / sample_file(step, name)
         with naming(path):
             path.write_text(markdown, encoding="utf-8", errors="backslashreplace")
         with naming(self._events.directory):

@@ -19,7 +19,7 @@ from gad_jax.models import adapters
 from gad_jax.models.config import DecoderConfig
 from gad_jax.settings.alarms import Health
 from gad_jax.settings.operation import Limits
-from gad_jax.training import evaluating, health, state, stops
+from gad_jax.training import health, state, stops
 from gad_jax.training.deadline import Deadline
 from gad_jax.training.evaluating import Evaluations
 from gad_jax.training.iteration import Iteration
@@ -91,7 +91,7 @@ class Trainer:
         """
         stops.refuse_collapsed(self.health_settings, self.health_state, self.saver.checkpoints)
         if self.step == 0:
-            self._evaluate(evaluating.FIRST, stop)
+            self._evaluate(heldout.FIRST, stop)
         else:
             self._catch_up(stop)
             if self.deadline.stopping:  # the evaluation was cut short again, and nothing is new
@@ -123,9 +123,7 @@ class Trainer:
 
     def compare(self) -> None:
         """Shows the evaluations at the start and at the end of each stage next to each other."""
-        self.evaluations.compare(
-            [evaluating.FIRST, *(f"after {span.stage}" for span in self.spans)]
-        )
+        self.evaluations.compare([heldout.FIRST, *(f"after {span.stage}" for span in self.spans)])
 
     def close(self) -> None:
         """Waits for the last save and closes the files, each whatever the others raise."""

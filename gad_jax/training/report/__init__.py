@@ -1,1 +1,3 @@
 """The report of a run, or of several students: one HTML file with scores, figures and texts."""
+
+NAME = "report.html"

@@ -38,8 +38,7 @@ class Answers:
 def from_run(run: Path) -> list[Answers]:
     """Returns a run's evaluations at the starts and ends of its stages, in order."""
     results = evaluations(run)
-    order = {"before": -1}
-    results.sort(key=lambda result: (result.step, order.get(result.label, 0)))
+    results.sort(key=lambda result: (result.step, result.label != heldout.FIRST))
     ends = [r for r in results if not r.label.startswith("step ")] or results
     return [_answers(run, result) for result in ends]
 

@@ -16,6 +16,7 @@ import jinja2
 
 from gad_jax.base import console
 from gad_jax.metrics.statistics import UNBOUNDED, Interval, mean_interval
+from gad_jax.training.heldout_tables import COLUMNS
 from gad_jax.training.report import alarms, comparison, figures
 from gad_jax.training.report import runs as of_runs
 from gad_jax.training.report.answers import Answers, common, of_line
@@ -31,14 +32,6 @@ _DIFFERENCES = (
     "answered the same prompts, so an interval without 0 (▲ above it, ▼ below it) is a difference "
     "that another draw of such prompts would most likely show too."
 )
-_COLUMNS = {
-    "evaluation/rouge_l": "ROUGE-L",
-    "evaluation/length": "tokens",
-    "evaluation/length_ratio": "× teacher",
-    "evaluation/cut_share": "cut",
-    "evaluation/auc": "AUC",
-}
-"""Metrics of evaluations, and the columns that the table computes from the answers."""
 _MEASURES = {"score": "the discriminator's score", "rouge_l": "ROUGE-L", "tokens": "tokens"}
 
 
@@ -130,7 +123,7 @@ def _bars(answers: Sequence[Answers], rows: Mapping[str, Any]) -> dict[str, dict
     found: dict[str, dict[int, Interval]] = {}
     for one in answers:
         measured = comparison.intervals([one])[one.label] if one.step is not None else {}
-        for metric, column in _COLUMNS.items():
+        for metric, column in COLUMNS.items():
             if one.step is not None and column in measured and metric in one.metrics:
                 found.setdefault(metric, {})[one.step] = measured[column]
     return found
@@ -162,7 +155,7 @@ def _more_metrics(answers: Answers, known: Mapping[str, Interval]) -> dict[str, 
     """Returns the metrics of a run's evaluation that the table does not have otherwise."""
     found = {}
     for metric, value in answers.metrics.items():
-        column = _COLUMNS.get(metric, metric.removeprefix("evaluation/"))
+        column = COLUMNS.get(metric, metric.removeprefix("evaluation/"))
         if column not in known:
             found[column] = Interval(value, math.nan, math.nan)
     return found

@@ -3,10 +3,8 @@
 from pathlib import Path
 
 from gad_jax.base import files
-from gad_jax.training.report import page, runs
+from gad_jax.training.report import NAME, page, runs
 from gad_jax.training.report.answers import from_run
-
-NAME = "report.html"
 
 
 def write(run: Path) -> Path | None:

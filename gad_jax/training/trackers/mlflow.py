@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gad_jax.training.trackers.service import About, Outcome
+from gad_jax.training.trackers.service import About, Outcome, sample_file
 
 STATUS: dict[Outcome, str] = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 PARAMETERS = 100
@@ -48,8 +48,7 @@ class Run:
 
     def text(self, step: int, name: str, markdown: str) -> None:
         """Adds a file to the artifacts, in samples/."""
-        slug = re.sub("[^a-z0-9]+", "-", name.lower())
-        self._client.log_text(self.id, markdown, f"samples/{step:06d}-{slug}.md")
+        self._client.log_text(self.id, markdown, f"samples/{sample_file(step, name)}")
 
     def close(self, outcome: Outcome) -> None:
         """Sets the status of the run."""

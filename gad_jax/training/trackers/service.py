@@ -1,9 +1,16 @@
 """What a run asks of an experiment tracker. A tracker is one file next to this one."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
+
+
+def sample_file(step: int, name: str) -> str:
+    """Returns the name of the file of a text: 000040-step-40.md."""
+    return f"{step:06d}-{re.sub('[^a-z0-9]+', '-', name.lower())}.md"
+
 
 Outcome = Literal["finished", "stopped", "failed"]
 """How a run ended. One that was stopped or failed may resume."""
