@@ -40,6 +40,11 @@ class Timing(NamedTuple):
     occupancy: float
     steps: int
 
+    @property
+    def decode(self) -> float:
+        """Seconds of the decode loop: what is left without the prefill."""
+        return self.seconds - self.prefill
+
 
 def run(chosen: "RolloutBench") -> int:
     """Runs the benchmark; returns the exit code."""
@@ -64,11 +69,9 @@ def _uniform(
     lengths = np.full(size, chosen.response_tokens)
     timing = sampler.time(lengths, size)
     floor = sampler.floor_seconds(timing.steps, size, chosen.prompt_tokens, best)
-    decode = timing.seconds - timing.prefill
     print(
         f"uniform, {size} × {chosen.response_tokens}: {timing.tokens / timing.seconds:,.0f} "
-        f"tokens/s; decode {1e3 * decode / timing.steps:.1f} ms a step, "
-        f"{floor / decode:.0%} of the roofline; prefill "
+        f"tokens/s; {decode_text(timing, floor)}; prefill "
         f"{size * chosen.prompt_tokens / timing.prefill:,.0f} tokens/s",
         flush=True,
     )
@@ -83,12 +86,24 @@ def _uniform(
         their_prefill = statistics.median(run.prefill for run in runs)
         their_decode = statistics.median(run.decode for run in runs)
         seconds = their_prefill + their_decode
+        decode = f"decode {their_decode / timing.decode:.2f}, " if timing.decode > 0 else ""
         print(
             f"  {peer.name}: {timing.tokens / seconds:,.0f} tokens/s; ours is "
-            f"{seconds / timing.seconds:.2f} times as fast (decode "
-            f"{their_decode / decode:.2f}, prefill {their_prefill / timing.prefill:.2f})",
+            f"{seconds / timing.seconds:.2f} times as fast ({decode}"
+            f"prefill {their_prefill / timing.prefill:.2f})",
             flush=True,
         )
+
+
+def decode_text(timing: Timing, floor: float) -> str:
+    """Returns the time of a decode step and its share of the roofline, `floor` seconds in all.
+
+    The time is a difference of two, and of a few short steps it can be less than their noise.
+    """
+    if timing.decode <= 0:
+        return "decode took less than the noise of the prefill (raise --response_tokens)"
+    step = 1e3 * timing.decode / timing.steps
+    return f"decode {step:.1f} ms a step, {floor / timing.decode:.0%} of the roofline"
 
 
 def _heavy_tail(chosen: "RolloutBench", sampler: "_Sampler") -> None:

@@ -15,6 +15,14 @@ def test_a_free_slot_takes_the_next_response() -> None:
     assert rollout.greedy_steps(np.array([3, 3, 3]), 3) == 3
 
 
+def test_decode_time_is_what_the_prefill_leaves_or_said_to_be_noise() -> None:
+    timing = rollout.Timing(seconds=1.5, prefill=0.5, tokens=80, occupancy=1.0, steps=10)
+    assert rollout.decode_text(timing, 0.4) == "decode 100.0 ms a step, 40% of the roofline"
+    noise = rollout.decode_text(timing._replace(prefill=1.6), 0.4)
+    assert "less than the noise" in noise
+    assert "--response_tokens" in noise
+
+
 def test_it_prints_rates_ratios_and_occupancy(capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--model=random-tiny", "--uniform=2", "--response_tokens=6", "--responses=6"]
     flags += ["--slots=2", "--mean=8", "--longest=20", "--repeats=1", "--torch=false"]
@@ -22,8 +30,7 @@ def test_it_prints_rates_ratios_and_occupancy(capsys: pytest.CaptureFixture[str]
     out = capsys.readouterr().out
     uniform, twice, tail, occupancy = out.splitlines()
     assert re.fullmatch(
-        r"uniform, 2 × 6: [\d,]+ tokens/s; decode [\d.]+ ms a step, \d+% of the roofline; "
-        r"prefill [\d,]+ tokens/s",
+        r"uniform, 2 × 6: [\d,]+ tokens/s; decode .*; prefill [\d,]+ tokens/s",
         uniform,
     )
     assert "with twice the max_new_tokens" in twice
