@@ -25,6 +25,7 @@ MEASURES = {
     "4-gram F1 %": lambda r: 100 * r["greedy"]["ngram_4"],
     "ROUGE-L %": lambda r: 100 * r["greedy"]["rouge_l"],
     "tokens, greedy": lambda r: r["greedy"]["tokens"],
+    "fall from the peak, greedy %": lambda r: 100 * _fall(r["curve"]),
 }
 KNOWLEDGE = {
     "last result right, greedy %": lambda r: 100 * r["last_result"],
@@ -37,9 +38,13 @@ KNOWLEDGE = {
 }
 """What a student can do when another one chooses the style or the sample (`knowledge.py`)."""
 
+STABLE = "seeds at 98 % or more, greedy, that fell by 2 % at most"
+"""How often a method ends where the discriminator's claim says that it should."""
+
 PRINTED = (
     "right, greedy %",
     "right, sampled %",
+    "fall from the peak, greedy %",
     "last result right, greedy %",
     "right, given steps %",
     "best of 8 by GAD's D %",
@@ -71,12 +76,17 @@ def report(seeds: Sequence[int], methods: Mapping[str, str], out: Path) -> None:
     shown = {
         called: {name: _shown(cell) for name, cell in row.items()} for called, row in table.items()
     }
+    for called, repeated in found.items():
+        shown[called][STABLE] = f"{sum(map(_stable, repeated))} of {len(repeated)}"
     printed = {called: {name: row[name] for name in PRINTED} for called, row in shown.items()}
     console.Display().table(f"mean over {len(seeds)} seeds [95 % interval]", printed)
     lines = [
         ["", *shown],
         ["---"] * (1 + len(shown)),
-        *([name, *(row[name] for row in shown.values())] for name in (*MEASURES, *KNOWLEDGE)),
+        *(
+            [name, *(row[name] for row in shown.values())]
+            for name in (*MEASURES, STABLE, *KNOWLEDGE)
+        ),
     ]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     files.write_atomic(out / "results.md", text + "\n")
@@ -85,6 +95,16 @@ def report(seeds: Sequence[int], methods: Mapping[str, str], out: Path) -> None:
     )
     _draw(found, table, out / "results.png")
     print(out / "results.png")
+
+
+def _fall(curve: Sequence[Mapping[str, Any]]) -> float:
+    """Returns by how much the last evaluation is below the best one, as a share of its answers."""
+    valid = [point["valid"] for point in curve]
+    return max(valid) - valid[-1] if valid else np.nan
+
+
+def _stable(found: Mapping[str, Any]) -> bool:
+    return found["greedy"]["valid"] >= 0.98 and _fall(found["curve"]) <= 0.02
 
 
 def _shown(cell: Interval) -> str:

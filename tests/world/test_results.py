@@ -14,14 +14,14 @@ def result(right: int, scored: bool) -> dict[str, Any]:
     texts = [["first 1 plus 1 is 2"]] * right + [["so"]] * (10 - right)
     found = oracle.measure(["1 plus 1"] * 10, texts) | {"tokens": 4.0}
     greedy = found | oracle.mean_overlap(["a b c d"], ["a b c d"])
-    curve: list[dict[str, float]] = [{"step": 0, "valid": 0.0}, {"step": 5, "valid": right / 10}]
+    curve = [{"step": 0, "valid": 0.0}, {"step": 5, "valid": 1.0}, {"step": 8, "valid": right / 10}]
     if scored:
-        curve[1]["lead"] = 1.5
+        curve[1]["lead"] = curve[2]["lead"] = 1.5
     return {"greedy": greedy, "sampled": found, "curve": curve}
 
 
 def test_means_and_intervals_over_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for seed, right in ((3, 5), (4, 7)):
+    for seed, right in ((3, 5), (4, 10)):
         place = tmp_path / f"seed-{seed}"
         place.mkdir()
         for name, less in (("warm", 4), ("gad", 0)):
@@ -38,11 +38,13 @@ def test_means_and_intervals_over_seeds(tmp_path: Path, capsys: pytest.CaptureFi
     ]
     assert rows[0] == ["", "warm start", "GAD"]
     cells = {row[0]: row[1:] for row in rows[2:]}
-    # 50 and 70: a standard error of 10, and Student's t with one degree of freedom 12.706
-    assert cells["right, greedy %"] == ["20.0 [-107.1, 147.1]", "60.0 [-67.1, 187.1]"]
+    # 50 and 100: a standard error of 25, and Student's t with one degree of freedom 12.706
+    assert cells["right, greedy %"] == ["35.0 [-282.7, 352.7]", "75.0 [-242.7, 392.7]"]
+    assert cells["fall from the peak, greedy %"][1] == "25.0 [-292.7, 342.7]"
+    assert cells[results.STABLE] == ["0 of 2", "1 of 2"]
     assert cells["styles covered"] == ["1.0 [1.0, 1.0]", "1.0 [1.0, 1.0]"]
     assert cells["4-gram F1 %"] == ["100.0 [100.0, 100.0]"] * 2
-    assert cells["right, given steps %"] == ["60.0 [-67.1, 187.1]"] * 2
+    assert cells["right, given steps %"] == ["75.0 [-242.7, 392.7]"] * 2
     assert cells["best of 8 by majority %"] == ["50.0 [50.0, 50.0]"] * 2
     assert cells["best of 8 by GAD's D %"] == ["25.0 [25.0, 25.0]", ""]  # none without scores
     printed = capsys.readouterr().out
