@@ -46,6 +46,23 @@ class Piece(NamedTuple):
 Layout = list[list[Piece]]
 
 
+class Part(NamedTuple):
+    """What is laid out in rows of one shape: its groups' sizes, and the groups of each
+    micro-batch."""
+
+    sizes: list[Sizes]
+    micro: list[list[int]]
+
+    @property
+    def longest(self) -> int:
+        """The least length of a row: a prompt with the longest of its responses."""
+        return max(size.shared + max(size.own) for size in self.sizes)
+
+    def lay_out(self, length: int) -> list[Layout]:
+        """Returns the rows of each micro-batch, of this length."""
+        return [lay_out({g: self.sizes[g] for g in groups}, length) for groups in self.micro]
+
+
 def fewest_micro_batches(
     prompts: list[np.ndarray], responses: list[list[np.ndarray]], at_most: int, positions: int
 ) -> int:
@@ -89,22 +106,41 @@ def balance(sizes: list[Sizes], micro_batches: int) -> list[list[int]]:
     return [sorted(groups) for groups in dealt]
 
 
-def choose_layout(
-    sizes: list[Sizes],
-    micro: list[list[int]],
-    row_tokens: int,
-    shards: int,
-    known: Iterable[Shape],
-) -> tuple[int, int, list[Layout]]:
-    """Returns rows and length of a micro-batch with the fewest positions, or a known shape that
-    has few more, and the layout of every micro-batch."""
-    longest = max(size.shared + max(size.own) for size in sizes)
-    assert longest <= row_tokens, (longest, row_tokens)
-    load = max(sum(sizes[g].total for g in groups) for groups in micro)
+def choose_layouts(
+    parts: Sequence[Part], row_tokens: int, shards: int, known: Iterable[tuple[Shape, ...]]
+) -> list[tuple[int, int, list[Layout]]]:
+    """Returns rows and length of a micro-batch, and the layout of every one, for each part.
 
-    def of_length(length: int) -> tuple[int, list[Layout]]:
-        layouts = [lay_out({g: sizes[g] for g in groups}, length) for groups in micro]
-        return max(map(len, layouts)), layouts
+    Parts that one program takes are laid out together: a new combination of their shapes is a new
+    program, as is a new shape. `known` are the combinations so far. The smallest of them that has
+    few more positions than the best is used again. Where none has, each part by itself takes a
+    known shape, or else its best.
+    """
+    best = [_best(part, row_tokens, shards) for part in parts]
+    affordable = REUSE * sum(rows * length for rows, length, _ in best)
+    used = sorted((_positions(shapes), shapes) for shapes in set(known))
+    for positions, shapes in used:
+        if len(shapes) != len(parts) or positions > affordable:
+            continue
+        laid_out = [_fit(*pair, shards) for pair in zip(parts, shapes, strict=True)]
+        if all(layouts is not None for layouts in laid_out):
+            return [(s[1], s[2], found or []) for s, found in zip(shapes, laid_out, strict=True)]
+    if len(parts) == 1:
+        return best
+    alone = {(shape,) for _, shapes in used for shape in shapes}
+    return [choose_layouts([part], row_tokens, shards, alone)[0] for part in parts]
+
+
+def _positions(shapes: tuple[Shape, ...]) -> int:
+    """Positions of one micro-batch of each."""
+    return sum(rows * length for _, rows, length in shapes)
+
+
+def _best(part: Part, row_tokens: int, shards: int) -> tuple[int, int, list[Layout]]:
+    """Returns the rows and length with the fewest positions, and the layouts."""
+    longest = part.longest
+    assert longest <= row_tokens, (longest, row_tokens)
+    load = max(sum(part.sizes[g].total for g in groups) for groups in part.micro)
 
     def count(rows: int) -> int:
         return buckets.round_up(rows, shards, ROW_PARTS)
@@ -114,18 +150,21 @@ def choose_layout(
     for rows, length in sorted(candidates, key=lambda c: (c[0] * c[1], abs(c[1] - row_tokens))):
         if best is not None and rows * length >= best[0] * best[1]:
             break
-        needed, layouts = of_length(length)
-        rows = max(rows, count(needed))
+        layouts = part.lay_out(length)
+        rows = max(rows, count(max(map(len, layouts))))
         if best is None or rows * length < best[0] * best[1]:
             best = rows, length, layouts
     assert best is not None
-    for micro_batches, rows, length in sorted(set(known), key=lambda s: (s[1] * s[2], s)):
-        affordable = rows * length <= REUSE * best[0] * best[1]
-        if micro_batches == len(micro) and rows % shards == 0 and length >= longest and affordable:
-            needed, layouts = of_length(length)
-            if needed <= rows:
-                return rows, length, layouts
     return best
+
+
+def _fit(part: Part, shape: Shape, shards: int) -> list[Layout] | None:
+    """Returns the layouts in rows of this shape; None if they do not fit."""
+    micro_batches, rows, length = shape
+    if micro_batches != len(part.micro) or rows % shards or length < part.longest:
+        return None
+    layouts = part.lay_out(length)
+    return layouts if max(map(len, layouts)) <= rows else None
 
 
 def lengths(longest: int, row_tokens: int) -> range:

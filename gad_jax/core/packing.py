@@ -6,25 +6,38 @@ a row the next token is the one to predict. Rows are filled to the end: a group 
 continues in the next row, where its prompt is repeated.
 
 Shapes come from a small set of row lengths and row counts (`layout.py`). A shape that the run has
-used before is preferred where it costs little more, so that a run soon compiles nothing new.
+used before is preferred where it costs little more, so that a run soon compiles nothing new. Rows
+that one program takes are packed together, since it compiles for each combination of their shapes.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from gad_jax.core.layout import Piece, Shape, balance, choose_layout, group_sizes
+from gad_jax.core.layout import Layout, Part, Piece, Shape, balance, choose_layouts, group_sizes
 from gad_jax.distributed import devices, sharding
 from gad_jax.types import PackedRows, Segments
+
+Ragged = list[list[np.ndarray]]
+"""Numbers of each response, prompt by prompt: B lists of N arrays."""
+
+
+class Given(NamedTuple):
+    """Responses to pack, as `pack` takes them."""
+
+    responses: Ragged
+    logprobs: Ragged | None = None
+    thresholds: Ragged | None = None
+    micro_batches: int = 1
 
 
 def pack(
     prompts: list[np.ndarray],
-    responses: list[list[np.ndarray]],
-    logprobs: list[list[np.ndarray]] | None = None,
-    thresholds: list[list[np.ndarray]] | None = None,
+    responses: Ragged,
+    logprobs: Ragged | None = None,
+    thresholds: Ragged | None = None,
     *,
     row_tokens: int,
     micro_batches: int = 1,
@@ -45,18 +58,49 @@ def pack(
     positions [0 1 2 3 1 2 0 0], own [1 2 2 2 3 3 0 0], prefix [1 1 1 1 1 1 0 0],
     targets [0 5 2 0 6 0 0 0], ends [(0 3) (0 5)].
     """
-    assert len(prompts) % micro_batches == 0, (len(prompts), micro_batches)
-    sizes = group_sizes(prompts, responses)
-    micro = balance(sizes, micro_batches)
-    rows, length, layouts = choose_layout(sizes, micro, row_tokens, shards, known)
-    packed = _empty(micro, rows, length, len(responses[0]))
-    given = {"sampled_logprobs": logprobs} if logprobs is not None else {}
-    if thresholds is not None:
+    given = Given(responses, logprobs, thresholds, micro_batches)
+    shapes = {(shape,) for shape in known}
+    return pack_together(prompts, [given], row_tokens=row_tokens, shards=shards, known=shapes)[0]
+
+
+def pack_together(
+    prompts: list[np.ndarray],
+    given: Sequence[Given],
+    *,
+    row_tokens: int,
+    shards: int = 1,
+    known: Iterable[tuple[Shape, ...]] = (),
+) -> list[PackedRows]:
+    """Returns what `pack` does for each of several sets of responses to the same prompts, for one
+    program that takes them all. `known` are the combinations of shapes that the run has used."""
+    parts = []
+    for one in given:
+        assert len(prompts) % one.micro_batches == 0, (len(prompts), one.micro_batches)
+        sizes = group_sizes(prompts, one.responses)
+        parts.append(Part(sizes, balance(sizes, one.micro_batches)))
+    chosen = choose_layouts(parts, row_tokens, shards, known)
+    return [
+        _fill(prompts, one, part.micro, *layout)
+        for one, part, layout in zip(given, parts, chosen, strict=True)
+    ]
+
+
+def _fill(
+    prompts: list[np.ndarray],
+    given: Given,
+    micro: list[list[int]],
+    rows: int,
+    length: int,
+    layouts: list[Layout],
+) -> PackedRows:
+    packed = _empty(micro, rows, length, len(given.responses[0]))
+    values = {"sampled_logprobs": given.logprobs} if given.logprobs is not None else {}
+    if given.thresholds is not None:
         packed = packed._replace(thresholds=np.zeros_like(packed.sampled_logprobs))
-        given["thresholds"] = thresholds
+        values["thresholds"] = given.thresholds
     for number, (groups, layout) in enumerate(zip(micro, layouts, strict=True)):
         for row, pieces in enumerate(layout):
-            _fill_row(packed, number, row, pieces, groups, prompts, responses, given)
+            _fill_row(packed, number, row, pieces, groups, prompts, given.responses, values)
     return packed
 
 

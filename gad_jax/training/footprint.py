@@ -302,7 +302,8 @@ def shape(config: Config, lengths: Lengths, shards: int) -> layout.Shape:
     ]
     count = len(sizes) // (batch.micro_batch_prompts or len(sizes))
     micro = layout.balance(sizes, count)
-    rows, length, _ = layout.choose_layout(sizes, micro, config.row_tokens, shards, ())
+    part = layout.Part(sizes, micro)
+    ((rows, length, _),) = layout.choose_layouts([part], config.row_tokens, shards, ())
     return count, rows, length
 
 

@@ -168,8 +168,8 @@ class Iteration:
         """Returns the state after a step of GAD, and its metrics with those of extra rewards."""
         mix, extra, paid = program.reward, None, {}
         uses_discriminator = mix is None or mix.discriminator > 0
-        pairs = rows.pairs() if uses_discriminator else None
-        samples, replay = rows.samples(), rows.replay(paid=True)
+        pairs, samples = rows.pairs_and_samples() if uses_discriminator else (None, rows.samples())
+        replay = rows.replay(paid=True)
         if self.rewards is not None:
             assert rows.rollout is not None
             started, sources = time.perf_counter(), span.batches.prepared.rows

@@ -25,12 +25,12 @@ from gad_jax.types import TrainState
 
 
 class Resumed(NamedTuple):
-    """A run where its newest checkpoint left it, or before its first step; `shapes` are those of
-    the packed rows so far, and `host` the arrays that were on the host."""
+    """A run where its newest checkpoint left it, or before its first step; `shapes` are the
+    packer's, and `host` the arrays that were on the host."""
 
     state: TrainState
     health: health.State
-    shapes: set[Shape]
+    shapes: set[tuple[Shape, ...]]
     host: dict[str, np.ndarray]
 
     @classmethod
@@ -86,7 +86,7 @@ class Saver:
         stage: str,
         train_state: TrainState,
         health_state: health.State,
-        shapes: set[Shape],
+        shapes: set[tuple[Shape, ...]],
         result: heldout.HeldoutResult | None,
         host: dict[str, np.ndarray] | None = None,
         total_steps: int = 0,
@@ -180,6 +180,12 @@ class Saver:
             return state.abstract(programs[meta["stage"]], mesh)
 
         restored = self.checkpoints.restore(expected)
-        shapes = {tuple(shape) for shape in restored.meta.get("shapes", ())}
+        shapes = {together(kept) for kept in restored.meta.get("shapes", ())}
         health_state = restored.meta.get("health", {})
         return Resumed(restored.state, health_state, shapes, restored.host)
+
+
+def together(kept: list[Any]) -> tuple[Shape, ...]:
+    """Returns shapes as the packer has them. Older checkpoints have single ones."""
+    shapes = kept if isinstance(kept[0], list) else [kept]
+    return tuple((micro, rows, length) for micro, rows, length in shapes)

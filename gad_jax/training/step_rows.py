@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from gad_jax.core import packing
 from gad_jax.core.layout import Shape, fewest_micro_batches
+from gad_jax.core.packing import Given, Ragged
 from gad_jax.data.chat import Chat
 from gad_jax.data.epochs import PromptBatch
 from gad_jax.distributed import devices
@@ -17,23 +18,20 @@ from gad_jax.training.profiler import Profiler
 from gad_jax.training.replay import Answers, Drawn
 from gad_jax.types import PackedRows, Replay, Rollout
 
-Ragged = list[list[np.ndarray]]
-"""Numbers of each response, prompt by prompt: B lists of N arrays."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Packer:
     """How rows are packed in all steps of a run.
 
-    `shapes` are those of the packed rows so far. Packing prefers them, so that a run compiles few
-    programs. `judged` is the discriminator's vocabulary, which may have fewer tokens without a text
-    than the student's.
+    `shapes` are those of the rows so far, in the combinations in which steps took them. Packing
+    prefers them, so that a run compiles few programs. `judged` is the discriminator's vocabulary,
+    which may have fewer tokens without a text than the student's.
     """
 
     mesh: Mesh
     row_tokens: int
     micro_batches: int
-    shapes: set[Shape]
+    shapes: set[tuple[Shape, ...]]
     profiler: Profiler
     judged: int
 
@@ -63,31 +61,47 @@ class StepRows:
 
     def alone(self, responses: Answers) -> PackedRows:
         """One response to every prompt."""
-        return self._pack(responses, micro_batches=self._fewest(responses) if self.packed else 0)
+        fewest = self._fewest(responses) if self.packed else self.packer.micro_batches
+        return self._pack(Given(responses, micro_batches=fewest))[0]
 
     def pairs(self) -> PackedRows:
         """The teacher's response and the samples of every prompt, older answers among them."""
+        return self._pack(self._pairs())[0]
+
+    def pairs_and_samples(self) -> tuple[PackedRows, PackedRows]:
+        """`pairs` and `samples` for one program, whose shapes are chosen together."""
+        pairs, samples = self._pack(self._pairs(), self._samples())
+        return pairs, samples
+
+    def _pairs(self) -> Given:
         samples = self.shown if self.drawn is None else self.drawn.mixed(self.shown)
-        return self.groups(samples)
+        return self._groups(samples)
 
     def groups(self, others: Answers) -> PackedRows:
         """The teacher's response and others to every prompt."""
+        return self._pack(self._groups(others))[0]
+
+    def _groups(self, others: Answers) -> Given:
         groups = zip(self.batch.responses, others, strict=True)
-        return self._pack([[teacher, *rest] for teacher, rest in groups])
+        return self._given([[teacher, *rest] for teacher, rest in groups])
 
     def fresh(self, vocabulary: int) -> PackedRows:
         """The samples of every prompt as a reward model of this vocabulary sees them."""
         assert self.rollout is not None
-        return self._pack(_shown(self.rollout, self.chat, vocabulary))
+        return self._pack(self._given(_shown(self.rollout, self.chat, vocabulary)))[0]
 
     def samples(self) -> PackedRows:
         """The samples of every prompt with the sampler's log-probabilities and thresholds."""
+        return self._pack(self._samples())[0]
+
+    def _samples(self) -> Given:
         rollout = self.rollout
         assert rollout is not None
         samples = ragged(rollout.tokens, rollout.lengths)
-        given = [rollout.logprobs]
-        given += [rollout.thresholds] if rollout.thresholds is not None else []
-        return self._pack(samples, *(ragged(values, rollout.lengths) for values in given))
+        thresholds = rollout.thresholds
+        if thresholds is not None:
+            thresholds = ragged(thresholds, rollout.lengths)
+        return self._given(samples, ragged(rollout.logprobs, rollout.lengths), thresholds)
 
     def replay(self, *, paid: bool) -> Replay | None:
         """What a step needs to know of the older answers in the pairs; None where there are none.
@@ -100,7 +114,8 @@ class StepRows:
         if not paid:
             return Replay(old)
         displaced = [group[samples - self.drawn.places :] for group in self.shown]
-        return Replay(old, self._pack(displaced, micro_batches=self._fewest(displaced)))
+        given = Given(displaced, micro_batches=self._fewest(displaced))
+        return Replay(old, self._pack(given)[0])
 
     def _fewest(self, responses: Answers) -> int:
         """The fewest micro-batches that are no larger than those of the pairs, which were packed
@@ -120,22 +135,24 @@ class StepRows:
             "packing/padding": padding / positions,
         }
 
-    def _pack(self, responses: Ragged, *given: Ragged, micro_batches: int = 0) -> PackedRows:
+    def _given(self, responses: Ragged, logprobs: Any = None, thresholds: Any = None) -> Given:
+        return Given(responses, logprobs, thresholds, self.packer.micro_batches)
+
+    def _pack(self, *given: Given) -> list[PackedRows]:
         started = time.perf_counter()
         shared = self.packer
-        rows = packing.pack(
+        together = packing.pack_together(
             self.batch.prompts,
-            responses,
-            *given,
+            given,
             row_tokens=shared.row_tokens,
-            micro_batches=micro_batches or shared.micro_batches,
             shards=data_shards(shared.mesh),
             known=shared.shapes,
         )
-        shared.shapes.add(_shape(rows))
-        shared.profiler.saw(rows)
-        self.packed.append(rows)
-        placed = packing.place(rows, shared.mesh)
+        shared.shapes.add(tuple(map(_shape, together)))
+        for rows in together:
+            shared.profiler.saw(rows)
+        self.packed += together
+        placed = [packing.place(rows, shared.mesh) for rows in together]
         self.seconds += time.perf_counter() - started
         return placed
 

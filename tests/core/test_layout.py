@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gad_jax.core.layout import fewest_micro_batches, rectangle_padding_share
-from gad_jax.core.packing import pack, padding_share
+from gad_jax.core.packing import Given, pack, pack_together, padding_share
 from tests.core.texts import Texts, array, draw
 
 
@@ -48,6 +48,26 @@ def paper_batch(seed: int, prompts: int, mean: float) -> tuple[list[np.ndarray],
     rng = np.random.default_rng(seed)
     asked = lognormal(rng, 150, 0.9, prompts, 2048)
     return asked, [lognormal(rng, mean, 0.8, 9, 1536) for _ in asked]
+
+
+def test_rows_of_one_program_have_few_combinations_of_shapes() -> None:
+    apart, joint, known = set(), set(), set()  # of rows packed by themselves, and together
+    tokens = {"apart": 0, "joint": 0}
+    for seed in range(40):
+        prompts, pairs = paper_batch(seed, 8, 385)
+        both = [pairs, [group[1:] for group in pairs]]
+        shapes = []
+        for responses in both:
+            rows = pack(prompts, responses, row_tokens=3584, known=known)
+            known.add(rows.tokens.shape)
+            shapes.append(rows.tokens.shape)
+            tokens["apart"] += rows.tokens.size
+        apart.add(tuple(shapes))
+        packed = pack_together(prompts, [Given(r) for r in both], row_tokens=3584, known=joint)
+        joint.add(tuple(rows.tokens.shape for rows in packed))
+        tokens["joint"] += sum(rows.tokens.size for rows in packed)
+    assert len(joint) <= 0.75 * len(apart), (joint, apart)
+    assert tokens["joint"] <= 1.05 * tokens["apart"]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 
 from gad_jax.metrics import heldout
 from gad_jax.training.checkpoint import Checkpoints
-from gad_jax.training.saving import Saver
+from gad_jax.training.saving import Saver, together
 from tests.training.runs import settings
 
 
@@ -26,3 +26,8 @@ def test_a_checkpoint_is_ranked_within_a_band_of_lengths(tmp_path, ratio, flags,
     options = settings(tmp_path, *flags).checkpoint
     found = Saver(Checkpoints(tmp_path / "checkpoints"), options, "", 0).score(result)
     assert found == (None if expected is None else pytest.approx(expected))
+
+
+def test_shapes_of_older_checkpoints_stand_alone() -> None:
+    assert together([2, 9, 128]) == ((2, 9, 128),)
+    assert together([[2, 9, 128], [2, 8, 128]]) == ((2, 9, 128), (2, 8, 128))
