@@ -25,18 +25,15 @@ def group_advantages(rewards: Float[Array, "B N"], eps: float = 1e-6) -> Float[A
     The standard deviation is `group_spread`. A group with equal rewards gets zeros. Non-finite
     rewards are left out of their group and get 0.
     """
-    return _centred(rewards) / (group_spread(rewards)[:, None] + eps)
+    return centred(rewards) / (group_spread(rewards)[:, None] + eps)
 
 
-def group_spread(rewards: Float[Array, "B N"]) -> Float[Array, " B"]:
-    """Returns the unbiased standard deviation (ddof = 1) of the finite rewards of each group, as in
-    the released code; 0 where there are fewer than two."""
-    count = jnp.sum(jnp.isfinite(rewards), axis=1)
-    return jnp.sqrt(jnp.sum(jnp.square(_centred(rewards)), 1) / jnp.maximum(count - 1, 1))
+def centred(rewards: Float[Array, "B N"]) -> Float[Array, "B N"]:
+    """Returns the rewards minus the mean of their group's finite ones; 0 for those that are not.
 
-
-def _centred(rewards: Float[Array, "B N"]) -> Float[Array, "B N"]:
-    """Returns the rewards minus the mean of their group's finite ones; 0 for those that are not."""
+    As advantages, these let a group count by how much its rewards differ (Dr. GRPO, Liu and others,
+    arXiv:2503.20783). Divided by the standard deviation, a small difference counts as a large one.
+    """
     rewards = rewards.astype(jnp.float32)
     valid = jnp.isfinite(rewards)
     # Subtract the best reward first. The float32 mean of eight times 12.3 is off by one unit in the
@@ -45,6 +42,13 @@ def _centred(rewards: Float[Array, "B N"]) -> Float[Array, "B N"]:
     count = jnp.sum(valid, axis=1, keepdims=True)
     mean = jnp.sum(jnp.where(valid, rewards, 0.0), 1, keepdims=True) / jnp.maximum(count, 1)
     return jnp.where(valid, rewards - mean, 0.0)
+
+
+def group_spread(rewards: Float[Array, "B N"]) -> Float[Array, " B"]:
+    """Returns the unbiased standard deviation (ddof = 1) of the finite rewards of each group, as in
+    the released code; 0 where there are fewer than two."""
+    count = jnp.sum(jnp.isfinite(rewards), axis=1)
+    return jnp.sqrt(jnp.sum(jnp.square(centred(rewards)), 1) / jnp.maximum(count - 1, 1))
 
 
 def probability_ratio(

@@ -38,6 +38,7 @@ class Program:
     accuracy_gate: float = 1.0
     label_smoothing: float = 0.0
     length_debias: bool = False
+    advantage_scale: Literal["group", "none"] = "group"
     drop_flat_groups: bool = False
     pessimism: float = 0.0
     train_generator: bool = True

@@ -141,7 +141,10 @@ def _advantages(
     program: Program, rewards: Float[Array, "B N"], samples: PackedRows
 ) -> tuple[Float[Array, "B N"], PackedRows, Metrics]:
     """Returns the advantages, the samples that the generator learns from, and metrics of both."""
-    advantages = objectives.group_advantages(rewards, program.advantage_epsilon)
+    if program.advantage_scale == "group":
+        advantages = objectives.group_advantages(rewards, program.advantage_epsilon)
+    else:
+        advantages = objectives.centred(rewards)
     if program.drop_flat_groups:
         samples = _without_flat_groups(samples, objectives.group_spread(rewards))
     return advantages, samples, _reward_metrics(rewards, advantages)

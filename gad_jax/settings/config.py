@@ -153,13 +153,15 @@ class Config(Checked):
         }
         pays = "gad" in self.stages and self.uses_discriminator("gad")
         self.discriminator.check(self.rollout.samples, trains, pays=pays)
-        if self.grpo.drop_flat_groups and "gad" not in self.stages:
-            raise FieldError(
-                "grpo.drop_flat_groups",
-                f"grpo.drop_flat_groups=true, and no stage of stage={','.join(self.stages)} pays "
-                "rewards; leave it out, or add gad",
-                "stage",
-            )
+        for name, usual in (("drop_flat_groups", False), ("advantage_scale", "group")):
+            if getattr(self.grpo, name) != usual and "gad" not in self.stages:
+                value = "true" if usual is False else getattr(self.grpo, name)
+                raise FieldError(
+                    f"grpo.{name}",
+                    f"grpo.{name}={value}, and no stage of stage={','.join(self.stages)} pays "
+                    "rewards; leave it out, or add gad",
+                    "stage",
+                )
         rounded = self.rollout.weights != "auto"
         if self.grpo.importance_max and not rounded and "gad" not in self.stages:
             raise FieldError(

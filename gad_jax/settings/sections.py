@@ -283,6 +283,10 @@ class Grpo(Checked):
         20.0, "bound on log-probability differences", "nats", above=0, maximum=80
     )
     entropy_coefficient: float = option(0.0, "weight of an entropy bonus", minimum=0)
+    advantage_scale: Literal["group", "none"] = option(
+        "group",
+        "what a reward minus its group's mean is divided by: group: the group's standard deviation",
+    )
     advantage_epsilon: float = option(1e-6, "added to a group's standard deviation", above=0)
     drop_flat_groups: bool = option(
         False, "groups whose rewards are all the same leave the loss and its count of tokens"

@@ -136,6 +136,7 @@ def make_program(
         log_ratio_max=grpo.log_ratio_max,
         entropy_coefficient=grpo.entropy_coefficient,
         advantage_epsilon=grpo.advantage_epsilon,
+        advantage_scale=grpo.advantage_scale,
         keep_moments=options.keep_moments,
         reward=_mix(config) if stage == "gad" else None,
         dpo_beta=config.dpo.beta,

@@ -70,7 +70,7 @@ METHODS = {
     "gad_heads": _gad(
         "GAD, 8 heads, lower bound", "--discriminator.heads=8", "--discriminator.pessimism=1"
     ),
-    "gad_unscaled": _gad("GAD, advantages without scale", "--grpo.advantage_epsilon=10"),
+    "gad_unscaled": _gad("GAD, advantages without scale", "--grpo.advantage_scale=none"),
     "gad_lora": _gad(
         "GAD, adapters of rank 8",
         "--lora.rank=8",

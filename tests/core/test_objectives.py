@@ -11,6 +11,7 @@ import pytest
 
 from gad_jax.core.objectives import (
     bradley_terry_loss,
+    centred,
     clipped_surrogate,
     cross_entropy_loss,
     group_advantages,
@@ -63,6 +64,11 @@ def test_advantages_by_hand() -> None:
 def test_the_epsilon_is_added_to_the_standard_deviation() -> None:
     found = group_advantages(jnp.asarray([[1.0, 2.0, 3.0]]), eps=1.0)
     close(found, [[-0.5, 0.0, 0.5]])
+
+
+def test_centred_rewards_keep_their_unit() -> None:
+    rewards = jnp.asarray([[1.0, 2.0, 6.0], [0.1, 0.1, 0.1], [math.nan, 5.0, 7.0]])
+    close(centred(rewards), [[-2.0, -1.0, 3.0], [0.0, 0.0, 0.0], [0.0, -1.0, 1.0]], 2e-6)
 
 
 @pytest.mark.parametrize("samples", [2, 3, 7, 8])

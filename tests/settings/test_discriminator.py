@@ -50,6 +50,10 @@ REFUSED = {
         ("grpo.drop_flat_groups", "stage=warmup"),
         "drop_flat_groups=true, and no stage of stage=warmup pays rewards",
     ),
+    "advantages of no stage": (
+        ("grpo.advantage_scale=none", "stage=seqkd"),
+        "advantage_scale=none, and no stage of stage=seqkd pays rewards",
+    ),
     "a gate of 0": (
         ("discriminator.accuracy_gate=0",),
         r"accuracy_gate=0(.0)? must be in \(0, 1\]",

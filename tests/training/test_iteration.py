@@ -41,6 +41,7 @@ ABLATIONS = {
     "cross-entropy discriminator, bfloat16, micro-batches": [
         *("--stage=gad", "--gad.steps=1"),
         "--discriminator.objective=cross_entropy",
+        "--grpo.advantage_scale=none",
         "--student.compute_dtype=bfloat16",
         *("--data.train=bundled", "--batch.prompts=16", "--batch.micro_batch_prompts=8"),
     ],
@@ -103,6 +104,12 @@ def test_every_ablation_runs_and_changes_what_it_names(tmp_path, name):
         assert not any("importance" in metric for metric in last)
     if "cross-entropy" in name:
         assert last["discriminator/loss"] > 1  # 2 ln 2 at equal scores
+    if last.get("advantage/dead_groups") == 0:  # of two samples
+        if "--grpo.advantage_scale=none" in ABLATIONS[name]:
+            # in the unit of the rewards, whose spreads have a mean of at most their root mean square
+            assert last["reward/std"] * 0.5**0.5 <= last["advantage/norm"] < 0.2
+        else:
+            assert last["advantage/norm"] == pytest.approx(0.5**0.5, rel=1e-3)
 
 
 def test_a_discriminator_of_another_width_needs_the_students_tokenizer(tmp_path):
