@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from scipy import optimize, special
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0)
 """L2 penalties per row; the best one is found within the half that is fitted."""
@@ -50,6 +49,8 @@ def _strength(teacher: np.ndarray, student: np.ndarray) -> float:
 
 def _loss(score: Any, teacher: np.ndarray, student: np.ndarray) -> float:
     """Returns the mean cross-entropy; both sides count the same, however many answers they have."""
+    from scipy import special
+
     return float(
         -special.log_expit(score(teacher)).mean() - special.log_expit(-score(student)).mean()
     )
@@ -57,6 +58,9 @@ def _loss(score: Any, teacher: np.ndarray, student: np.ndarray) -> float:
 
 def _fit(teacher: np.ndarray, student: np.ndarray, strength: float) -> Any:
     """Returns a function: features [B N F] → scores [B N]."""
+    # Here: a third of a second of every start, and only the end of a run needs it.
+    from scipy import optimize, special
+
     rows = np.concatenate([x.reshape(-1, x.shape[-1]) for x in (teacher, student)])
     counts = [x.shape[0] * x.shape[1] for x in (teacher, student)]
     sign = np.repeat([1.0, -1.0], counts)

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Shaped
-from scipy import special  # scipy.stats calls it too, and takes half a second to load
 
 LEVEL = 0.95
 TAIL = (1 - LEVEL) / 2
@@ -111,6 +110,9 @@ def t_interval(values: Numbers) -> Interval:
     x = np.asarray(values, np.float64)
     if x.size < 2:
         return Interval(float(x.mean()) if x.size else np.nan, np.nan, np.nan)
+    # Here: no start needs it. scipy.stats calls it too, and takes half a second to load.
+    from scipy import special
+
     half = float(special.stdtrit(x.size - 1, 1 - TAIL) * x.std(ddof=1) / np.sqrt(x.size))
     return Interval(float(x.mean()), float(x.mean()) - half, float(x.mean()) + half)
 
@@ -155,6 +157,8 @@ def _bounded(x: Values, bounds: Bounds, seed: int) -> Interval:
         raise ValueError(f"values lie in [{x.min():g}, {x.max():g}], not within [{low}, {high}]")
     n, mean = x.size, float(x.mean())
     if np.isin(x, bounds).all():
+        from scipy import special
+
         k = int(np.sum(x == high))
         ends = (
             special.betaincinv(k, n - k + 1, TAIL) if k else 0.0,

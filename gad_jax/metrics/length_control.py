@@ -11,7 +11,6 @@ from typing import NamedTuple, cast
 
 import numpy as np
 from jaxtyping import Float, Shaped
-from scipy import special
 
 from gad_jax.metrics.intervals import LEVEL, NOTHING, Interval, Numbers, Values
 
@@ -76,6 +75,8 @@ def length_controlled(
     Where nearly all answers of one side are longer (`one_sided`), the value rests on `Prior`. NaN
     for no prompts.
     """
+    from scipy import special  # here, as in intervals.py
+
     if not len(preferences):
         return NOTHING
     data = _data(preferences, lengths, other_lengths, Prior())

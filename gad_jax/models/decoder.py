@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import AbstractMesh
 from jaxtyping import Array, Float, Int
 
 from gad_jax.distributed import sharding
@@ -78,6 +79,12 @@ def with_mean_head(config: DecoderConfig, params: Params) -> tuple[DecoderConfig
 
 def abstract(config: DecoderConfig) -> Params:
     """Returns the parameter tree as `jax.ShapeDtypeStruct`, without computing anything."""
+    return jax.tree.map(lambda leaf: leaf, _shapes(config, jax.sharding.get_abstract_mesh()))
+
+
+@lru_cache(64)  # a start asks fourteen times
+def _shapes(config: DecoderConfig, mesh: AbstractMesh) -> Params:
+    """`abstract`, of which each caller gets a tree of its own; shapes know the mesh they are of."""
     return jax.eval_shape(lambda: init(config, jax.random.key(0)))
 
 

@@ -6,6 +6,9 @@ from typing import Any, Literal
 from gad_jax.settings.fields import Checked, option
 from gad_jax.settings.requests import RequestSettings, api_parameters
 
+FILE = "judge.jsonl"
+"""The verdicts of a run, in its directory."""
+
 
 @dataclass(frozen=True)
 class RewardJudge(Checked, RequestSettings):

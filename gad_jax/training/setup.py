@@ -19,7 +19,7 @@ from gad_jax.distributed import processes
 from gad_jax.models.config import DecoderConfig
 from gad_jax.rollout.engine import RolloutProgram
 from gad_jax.rollout.sampling import Sampler
-from gad_jax.settings import options
+from gad_jax.settings import options, reward_judge
 from gad_jax.settings.config import CAN_CHANGE, Config
 from gad_jax.settings.operation import Checkpoint
 from gad_jax.training import (
@@ -45,7 +45,7 @@ from gad_jax.training.evaluating import Evaluations
 from gad_jax.training.iteration import Iteration
 from gad_jax.training.origins import Origin
 from gad_jax.training.profiler import Profiler
-from gad_jax.training.rewards import judge, paying
+from gad_jax.training.rewards import paying
 from gad_jax.training.rewards.paying import Rewards
 from gad_jax.training.saving import Resumed, Saver
 from gad_jax.training.stages import Span
@@ -64,8 +64,8 @@ _DIRECTORIES = (
     *("export", "export/student"),
 )
 _FILES = (
-    *("config.yaml", "metrics.jsonl", "status.json", reading.HELD_OUT, origins.FILE, judge.FILE),
-    sending.FILE,
+    *("config.yaml", "metrics.jsonl", "status.json", reading.HELD_OUT, origins.FILE),
+    *(reward_judge.FILE, sending.FILE),
 )
 
 

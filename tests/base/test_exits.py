@@ -1,11 +1,13 @@
 """Ends of commands, in real processes: codes, signals, the watchdog."""
 
+import gc
 import signal
 import subprocess
 import time
 
 import pytest
 
+from gad_jax.base import exits
 from tests.base.processes import finish, start
 
 GUARDED = """
@@ -14,7 +16,7 @@ from gad_jax.base.errors import *
 from gad_jax.base.exits import run_guarded
 def main():
     # A thread that an ordinary exit would wait for, as Orbax has them.
-    threading.Thread(target=time.sleep, args=(60,)).start()
+    threading.Thread(target=time.sleep, args=(600,)).start()
     print("a line in the buffer")
     BODY
 sys.exit(run_guarded(main))
@@ -52,16 +54,36 @@ def test_a_reader_who_leaves_ends_it_in_one_line() -> None:
     process = start(GUARDED.replace("BODY", "while True: print('more', flush=True)"))
     assert process.stdout is not None
     process.stdout.close()
-    assert process.wait(10) == 141
+    assert process.wait(120) == 141
     assert process.stderr is not None
     with process.stderr as errors:
         assert errors.read() == "stopped: whatever read the output has ended\n"
 
 
 def test_success_and_argparse_pass_through() -> None:
-    quick = GUARDED.replace("args=(60,)", "args=(0,)")
+    quick = GUARDED.replace("args=(600,)", "args=(0,)")
     assert finish(start(quick.replace("BODY", "return 0")))[0] == 0
     assert finish(start(quick.replace("BODY", "raise SystemExit(2)")))[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ((700, 10, 10), exits.SELDOM),
+        ((0, 10, 10), (0, 10, 10)),  # switched off
+        ((100_000, 20, 100), (100_000, 20, 100)),
+    ],
+)
+def test_garbage_is_looked_for_less_often(
+    before: tuple[int, int, int], after: tuple[int, int, int]
+) -> None:
+    own = gc.get_threshold()
+    try:
+        gc.set_threshold(*before)
+        assert exits.run_guarded(lambda: 3) == 3
+        assert gc.get_threshold() == after
+    finally:
+        gc.set_threshold(*own)
 
 
 def test_imports_no_jax() -> None:
@@ -75,7 +97,7 @@ from gad_jax.base.exits import StopRequest
 with StopRequest() as stop:
     print("running", flush=True)
     if sys.argv[1] == "before":
-        time.sleep(20)
+        time.sleep(600)
     stop.ready = True
     print("ready", flush=True)
     while not stop.requested:
@@ -102,7 +124,7 @@ def test_a_signal_before_the_first_step_ends_at_once(number: int, code: int) -> 
     found, out, err = finish(process)
     assert (found, out) == (code, "")
     assert "nothing was saved" in err
-    assert time.monotonic() - begin < 15  # it would run for 20
+    assert time.monotonic() - begin < 100  # it would run for 600
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -115,7 +137,7 @@ def test_a_signal_lets_the_step_and_its_save_finish(number: int) -> None:
 
 
 def test_a_second_interrupt_ends_at_once() -> None:
-    process = start_loop("after", 20, "ready")
+    process = start_loop("after", 600, "ready")
     process.send_signal(signal.SIGINT)
     assert process.stdout is not None
     assert process.stdout.readline() == "saving\n"
@@ -139,14 +161,14 @@ STALL = """
 import time
 from gad_jax.base.exits import watchdog
 def stalled_line():
-    time.sleep(20)
+    time.sleep(600)
 for _ in range(4):
-    watchdog(2)
-    time.sleep(0.6)
+    watchdog(4)
+    time.sleep(1.1)
 watchdog(0)
-time.sleep(2.2)
+time.sleep(4.1)
 print("still here", flush=True)
-watchdog(0.5)
+watchdog(1.5)
 stalled_line()
 """
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
+from gad_jax.distributed.mesh import make_mesh
 from gad_jax.models import decoder
 from gad_jax.models.config import DecoderConfig
 from gad_jax.types import Params, Segments
@@ -235,6 +236,19 @@ def test_init_has_the_tree_that_load_has(models: Any) -> None:
         _, config, params = models(name)
         shapes = jax.tree.map(lambda x: (x.shape, x.dtype), decoder.abstract(config))
         assert jax.tree.map(lambda x: (x.shape, x.dtype), params) == shapes
+
+
+def test_shapes_are_of_the_mesh_and_each_caller_has_its_own(models: Any) -> None:
+    _, config, _ = models("llama")
+    alone = decoder.abstract(config)
+    expected = decoder.abstract(config)
+    del alone["layers"]["query"], alone["embedding"]
+    assert decoder.abstract(config) == expected
+    with jax.set_mesh(mesh := make_mesh()):
+        inside = decoder.abstract(config)
+    assert inside["embedding"].sharding.mesh == mesh.abstract_mesh
+    assert expected["embedding"].sharding is None
+    assert decoder.abstract(config) == expected
 
 
 def test_a_fresh_score_head_is_normal_without_bias(models: Any) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gad_jax.base.errors import UserError
 from gad_jax.metrics.judging import protocol
-from gad_jax.settings.reward_judge import RewardJudge
+from gad_jax.settings.reward_judge import FILE, RewardJudge
 from gad_jax.teacher import store as storing
 from gad_jax.teacher.client import Client
 from gad_jax.teacher.collection import Service, sibling
@@ -22,9 +22,6 @@ from gad_jax.teacher.requests import ChatRequests
 from gad_jax.teacher.store import Line, Store
 from gad_jax.teacher.wire import Completion, Reply, Usage
 from gad_jax.training.rewards.rules import Row
-
-FILE = "judge.jsonl"
-"""The verdicts of a run, in its directory."""
 
 NO_ANSWER = "no answer"
 """The finish reason in the line of a request that the judge did not answer."""

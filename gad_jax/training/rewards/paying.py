@@ -26,7 +26,6 @@ from gad_jax.settings.config import Config
 from gad_jax.settings.reward import Reward, Term
 from gad_jax.training.rewards import rules
 from gad_jax.training.rewards.functions import Function
-from gad_jax.training.rewards.judge import Judge
 from gad_jax.training.rewards.models import Model
 from gad_jax.training.rewards.rules import Row
 from gad_jax.types import PackedRows, Rollout
@@ -47,8 +46,11 @@ class Rewards:
     def __init__(self, settings: Reward, directory: Path) -> None:
         self.settings, self.terms = settings, settings.terms
         self.models: dict[str, Model] = {}
-        asks = any(term.kind == "judge" for term in self.terms)
-        self.judge = Judge(settings.judge, directory) if asks else None
+        self.judge = None
+        if any(term.kind == "judge" for term in self.terms):
+            from gad_jax.training.rewards import judge  # here: few runs need its HTTP and TLS
+
+            self.judge = judge.Judge(settings.judge, directory)
         self._warned: set[str] = set()
 
         def load() -> dict[str, Function]:
