@@ -19,6 +19,7 @@ from tests import compiling
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # tests marked gpu are given cuda,cpu
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {compiling.XLA_FLAGS}"
 os.environ["JAX_DEBUG_KEY_REUSE"] = "1"
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # as for every command
 os.environ["HF_HUB_OFFLINE"] = "1"
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # the process that starts workers ran this too
     shared = Path(os.environ["GAD_JAX_CACHE"])

@@ -71,7 +71,7 @@ def run_guarded(main: Callable[[], int]) -> int:
     normal exit joins Orbax's threads, which wait for other processes that wait for this one.
     """
     redact_logs()
-    _collect_garbage_seldom()
+    _spare_the_cores()
     try:
         return main()
     except SystemExit:  # argparse, after --help or a wrong flag
@@ -88,9 +88,14 @@ def run_guarded(main: Callable[[], int]) -> int:
     raise AssertionError("not reached")
 
 
-def _collect_garbage_seldom() -> None:
+def _spare_the_cores() -> None:
     """Lets Python look for cycles less often: imports and tracing make many objects and hardly any
-    garbage, and looking for it took an eighth of the CPU time of a short run."""
+    garbage, and looking for it took an eighth of the CPU time of a short run.
+
+    Lets numpy and scipy, not yet imported, compute in one thread. Their matrices are small, and
+    threads that wait for each other took fifty times as long on busy cores.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if 0 < gc.get_threshold()[0] < SELDOM[0]:  # 0: whoever started this has switched it off
         gc.set_threshold(*SELDOM)
 

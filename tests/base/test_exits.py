@@ -86,6 +86,21 @@ def test_garbage_is_looked_for_less_often(
         gc.set_threshold(*own)
 
 
+@pytest.mark.parametrize(("own", "found"), [("", "1"), ("3", "3")])
+def test_numpy_has_one_thread_unless_it_was_given_some(
+    own: str, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    if own:
+        monkeypatch.setenv("OPENBLAS_NUM_THREADS", own)
+    code = GUARDED.replace("args=(600,)", "args=(0,)").replace(
+        "BODY", "import os; os.write(2, os.environ['OPENBLAS_NUM_THREADS'].encode()); return 0"
+    )
+    assert finish(start(code))[::2] == (0, found)
+    code = "import sys, gad_jax.train, gad_jax.evaluate.__main__; sys.exit('numpy' in sys.modules)"
+    assert finish(start(code))[0] == 0
+
+
 def test_imports_no_jax() -> None:
     code = "import sys, gad_jax.base.exits; sys.exit('jax' in sys.modules)"
     assert finish(start(code))[0] == 0
