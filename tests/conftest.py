@@ -96,7 +96,6 @@ LONGEST_FIRST = (
     "models/test_experts.py",
     "data/test_same_tokenizer.py",
     "test_thinking.py",
-    "settings/test_options.py",
 )
 """Files of 20 seconds and more. One that begins last would keep one core busy alone."""
 
