@@ -16,6 +16,7 @@ from gad_jax.generate import __main__ as generate
 from gad_jax.training.tracker import Tracker
 from tests import compiling
 from tests.bad_input.rows import line
+from tests.training.runs import EIGHT_ROWS
 
 
 def test_run_directories(refuses, tmp_path):
@@ -95,6 +96,7 @@ def test_a_disk_that_fills_while_the_run_is_on(ends, tmp_path, monkeypatch):
     monkeypatch.setattr(Tracker, "log", log_when_full)
     flags = ["--config=tiny", f"--run_dir={disk / 'run'}", "--stage=gad", "--data.heldout="]
     flags += ["--gad.steps=2", "--checkpoint.every=1", "--export=false"]
+    flags += [f"--data.train={EIGHT_ROWS}"]
     with mounted(disk, "size=24m"):
         code, said = ends(train, *flags)
         assert (code, sorted(os.listdir(disk / "run" / "checkpoints"))) == (12, ["1"]), said
@@ -117,7 +119,7 @@ def test_a_file_size_limit_is_a_full_disk(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     environment["XLA_FLAGS"] = compiling.XLA_FLAGS
     done = subprocess.run(
-        [sys.executable, "-c", code, *flags, "--gad.steps=1"],
+        [sys.executable, "-c", code, *flags, "--gad.steps=1", f"--data.train={EIGHT_ROWS}"],
         env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 12, done.stderr

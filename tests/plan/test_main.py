@@ -12,9 +12,8 @@ from tests.plan.test_cards import PRESETS
 pytest_plugins = ["tests.run_fixtures"]
 
 RUN = ("--config=tiny", "--stage=gad")
-FLAGS = (*RUN, "--target=cpu:8")
-SHORT = (*FLAGS, "--response_tokens=1", "--rollout.max_new_tokens=2")
-"""Two tests plan this run: what one has compiled, the other reads."""
+FLAGS = (*RUN, "--target=cpu:8", "--response_tokens=1", "--rollout.max_new_tokens=2")
+"""Several tests plan this run: what one has traced or compiled, the others have."""
 
 
 def test_a_run_that_is_too_large_is_told_what_to_change(
@@ -22,7 +21,7 @@ def test_a_run_that_is_too_large_is_told_what_to_change(
 ) -> None:
     small = chips.Chip("cpu", 1e12, 1e6, 1e9, 1e9, 1e9, 0.5, 0.0, "a device of one megabyte")
     monkeypatch.setattr("gad_jax.plan.estimate.chip_of", lambda _: small)
-    assert plan.main(list(SHORT)) == 3
+    assert plan.main(list(FLAGS)) == 3
     out = " ".join(capsys.readouterr().out.split())  # lines are as wide as the terminal
     assert "It does not fit: gad: G and D update needs 0." in out
     assert "- split or reduce what is computed at once: a smaller --batch.micro_batch" in out
@@ -33,7 +32,7 @@ def test_every_iteration_of_the_decode_loop_takes_the_latency_of_its_layers(
 ) -> None:
     slow = chips.Chip("cpu", 1e12, 1e12, 1e9, 1e9, 1e9, 0.5, 0.25, "a device that hesitates")
     monkeypatch.setattr("gad_jax.plan.estimate.chip_of", lambda _: slow)
-    assert plan.main([*SHORT, "--json"]) == 0
+    assert plan.main([*FLAGS, "--json"]) == 0
     printed = capsys.readouterr()
     assert printed.err.endswith(
         "next: python -m gad_jax.train --config=tiny --stage=gad --rollout.max_new_tokens=2 "

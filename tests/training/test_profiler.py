@@ -11,6 +11,7 @@ from gad_jax.models.config import DecoderConfig, alike
 from gad_jax.models.costs import Work
 from gad_jax.settings.operation import Profile
 from gad_jax.training import profiler
+from tests.training.runs import EIGHT_ROWS
 
 pytest_plugins = ["tests.run_fixtures"]
 
@@ -62,7 +63,8 @@ def test_steps_that_are_no_window_are_refused(text: str) -> None:
 def test_a_run_that_is_profiled(command, tmp_path: Path) -> None:
     flags = ("--stage=gad", "--gad.steps=2", "--data.heldout=", "--export=false")
     run = ("--config=tiny", f"--run_dir={tmp_path / 'run'}", "--profile.steps=2:2")
-    done = command("train", *run, *flags)
+    # Rows of one shape: a trace of a step that compiles takes seconds to read.
+    done = command("train", *run, *flags, f"--data.train={EIGHT_ROWS}")
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "run" / "profile" / "summary.txt").read_text()
     assert page in done.stdout
