@@ -28,7 +28,8 @@ Script = Callable[[int, dict[str, Any]], Any]
 
 
 class FaultServer:
-    """Serves from its own thread; `latency` seconds an answer, `rate` of them a second.
+    """Serves from its own thread; `latency` seconds an answer, `rate` of them a second. No answer
+    is written while `held`.
 
     `answer` writes the text of an answer, given the request's body. `batch` answers what is no
     chat completion, given "METHOD path", headers and body: with bytes or a JSON value, a status
@@ -51,7 +52,7 @@ class FaultServer:
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.arrivals: list[float] = []
-        self.billed = 0
+        self.billed, self.held = 0, False
         self.most_in_flight = 0
         self._in_flight = 0
         self._replies: dict[str, bytes] = {}
@@ -62,12 +63,12 @@ class FaultServer:
 
     def __enter__(self) -> "FaultServer":
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(60)
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(10)
+        self._thread.join(60)
 
     def _run(self) -> None:
         self._loop.run_until_complete(self._serve())
@@ -159,6 +160,8 @@ class FaultServer:
             writer.write(_http(200, b"<html>busy</html>", kind="text/html"))
             return True
         await asyncio.sleep(self.latency)
+        while self.held:
+            await asyncio.sleep(0.01)
         content = self._bill(body, headers, f"{fault} {detail}".strip(), fields)
         if fault == "drop":
             writer.write(_http(200, content)[:-20])

@@ -28,8 +28,11 @@ def shown(console: Console) -> str:
 
 
 IN_TERMINAL = """
-import logging, os, sys, time
+import logging, os, sys, threading
+from gad_jax.base import console
 from gad_jax.base.console import Display, LogHandler
+taken, capture = threading.Event(), console.stderr.capture
+console.stderr.capture = lambda show: capture(lambda text: (show(text), taken.set()))
 logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[LogHandler()])
 display = Display()
 display.start(0, 4)
@@ -40,7 +43,8 @@ display.step(1, "gad", {"generator/loss": 0.5, "seconds/step": 60.0})
 print("a line of another part")
 logging.info("a log of another part")
 os.write(2, b"a library\\nof two lines\\n")
-time.sleep(0.5)
+if os.environ["TERM"] != "dumb":  # which has no bar, so it is written as it is
+    taken.wait(60)
 step = {"reward/mean": 0.5, "response/length_ratio": 1.0, "discriminator/accuracy": 0.5}
 step |= {"generator/loss": 0.5, "seconds/step": 60.0, "response/cut_share": 0.5}
 step |= {"kl/reference": 0.1, "discriminator/loss": 0.7, "reward/std": 1.0}

@@ -33,7 +33,7 @@ sys.exit(run_guarded(main))
 
 def test_a_second_run_on_a_directory_is_refused_and_a_dead_one_replaced(tmp_path: Path) -> None:
     run_dir = tmp_path / "runs" / "one"
-    first = start(HOLD, str(run_dir), "20")
+    first = start(HOLD, str(run_dir), "600")
     assert first.stdout is not None
     assert first.stdout.readline() == "held\n"
     code, out, err = finish(start(HOLD, str(run_dir), "0"))

@@ -30,14 +30,14 @@ async def _hello(scope: Any, receive: Any, send: Any) -> None:
 
 
 def test_clients_that_do_not_ask_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listening, "HEADER_SECONDS", 0.3)
+    monkeypatch.setattr(listening, "HEADER_SECONDS", 2.0)
     whole = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
     upload = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n"
     said: dict[str, tuple[bytes, float]] = {}
 
     def ask(name: str, port: int, content: bytes) -> None:
-        with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
-            started, received = time.monotonic(), b""
+        started, received = time.monotonic(), b""
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
             client.sendall(content)
             while part := client.recv(65536):
                 received += part
@@ -68,4 +68,4 @@ def test_clients_that_do_not_ask_are_let_go(monkeypatch: pytest.MonkeyPatch) -> 
     assert said["whole and half"][0].count(b"hello") == 1
     assert b"hello" in said["unread"][0]
     for name, (_, seconds) in said.items():
-        assert (name == "garbage") or 0.25 < seconds < 3, name
+        assert (name == "garbage") or 1.9 < seconds < 60, name

@@ -13,7 +13,10 @@ stderr.capture(shown.append)
 """
 TAKEN = """
 os.write(2, b"one\\ntwo\\nhal")
-time.sleep(0.5)
+for _ in range(6000):
+    if shown:
+        break
+    time.sleep(0.01)
 assert shown == ["one\\ntwo"], shown
 os.write(2, b"f")
 stderr.release()

@@ -110,7 +110,7 @@ def test_a_template_ends_in_bounded_time(monkeypatch, source):
     started = time.monotonic()
     with pytest.raises(UserError, match=r"^model: the chat template (takes more than|refuses)"):
         make(source).render(QUESTION, True)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 60
 
 
 def test_loops_see_what_they_see_in_jinja():

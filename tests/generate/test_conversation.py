@@ -47,7 +47,7 @@ class Terminal:
 
     def until(self, pattern: str) -> str:
         """Returns what is shown up to a pattern."""
-        read, end = b"", time.monotonic() + 120
+        read, end = b"", time.monotonic() + 600
         while not re.search(pattern, shown := read.decode(errors="replace")):
             left = end - time.monotonic()
             ready = select.select([self.master], [], [], max(left, 0))[0]
@@ -98,7 +98,7 @@ def test_a_conversation(
     too_long = terminal.answer("word " * 800)
     assert "fit next to --max_new_tokens=600; /new starts another" in too_long
     terminal.type("/quit\n")
-    assert terminal.process.wait(timeout=60) == 0
+    assert terminal.process.wait(timeout=600) == 0
 
 
 def test_text_grows_by_whole_characters_and_thoughts_are_apart() -> None:

@@ -84,4 +84,4 @@ def listen(application: Any) -> Iterator[str]:
         thread.start()
         yield f"http://127.0.0.1:{bound.getsockname()[1]}"
         server.should_exit = True
-        thread.join(timeout=10)
+        thread.join(timeout=60)

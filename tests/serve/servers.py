@@ -26,7 +26,7 @@ class Server:
     def end(self) -> tuple[int, str]:
         """Ends it as a scheduler would; returns the exit code and what it said on stderr."""
         self.process.send_signal(signal.SIGTERM)
-        errors = self.process.communicate(timeout=30)[1]
+        errors = self.process.communicate(timeout=300)[1]
         return self.process.returncode, errors
 
 

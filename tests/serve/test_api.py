@@ -154,7 +154,7 @@ def test_a_client_that_hangs_up_frees_its_slots(client: httpx2.Client, stream: b
     leaving.close()
     started = time.monotonic()
     while (left := state())["busy"] + left["waiting"]:
-        assert time.monotonic() - started < 5, left
+        assert time.monotonic() - started < 60, left
         time.sleep(0.02)
     assert text_of(ask(client)) == text_of(ask(client))
 

@@ -56,7 +56,7 @@ def test_a_request_is_sent_as_the_api_wants_it(monkeypatch: pytest.MonkeyPatch) 
     ["429", "500", "503", "408", "stall", "reset", "drop", "truncate", "html", "no choices"],
 )
 def test_what_may_pass_is_retried(fault: str) -> None:
-    patience = dataclasses.replace(QUICK, timeout=1.0) if fault == "stall" else QUICK
+    patience = dataclasses.replace(QUICK, timeout=3.0) if fault == "stall" else QUICK
     with FaultServer(first(fault)) as server:
         assert ask(server, patience).completions[0].complete
     assert len(server.requests) == 2
@@ -174,7 +174,7 @@ def test_a_server_that_cannot_be_reached_ends_within_seconds() -> None:
     started = time.monotonic()
     with pytest.raises(UserError, match=r"cannot be reached \(connection refused\)") as ended:
         asyncio.run(run())
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 100  # others are asked again for 15 minutes
     assert "TEST_KEY is not set either" in str(ended.value)
 
 

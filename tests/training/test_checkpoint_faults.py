@@ -273,7 +273,7 @@ def run_two_processes(directory: Path, phase: str) -> None:
         )
         for process in range(2)
     ]
-    errors = [child.communicate(timeout=60)[1] for child in children]
+    errors = [child.communicate(timeout=600)[1] for child in children]
     assert [child.returncode for child in children] == [0, 0], errors
 
 

@@ -37,12 +37,16 @@ def served(directory: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
             process.kill()
 
 
+def patient() -> httpx2.Client:
+    return httpx2.Client(follow_redirects=True, timeout=60)
+
+
 def kept(directory: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (directory / "votes.jsonl").read_text().splitlines()]
 
 
 def test_votes_over_http_survive_a_kill(directory: Path) -> None:
-    with served(directory) as (url, process), httpx2.Client(follow_redirects=True) as client:
+    with served(directory) as (url, process), patient() as client:
         page = client.get(f"{url}/vote?annotator=Ann")
         assert "0 of 3 done" in page.text
         assert "default-src 'none'" in page.headers["content-security-policy"]
@@ -58,7 +62,7 @@ def test_votes_over_http_survive_a_kill(directory: Path) -> None:
         assert "1 of 3 done" in page.text
         process.send_signal(signal.SIGKILL)
         process.wait()
-    with served(directory) as (url, process), httpx2.Client(follow_redirects=True) as client:
+    with served(directory) as (url, process), patient() as client:
         for done in (1, 2):
             page = client.get(f"{url}/vote?annotator=Ann")
             assert f"{done} of 3 done" in page.text
@@ -67,7 +71,7 @@ def test_votes_over_http_survive_a_kill(directory: Path) -> None:
         assert "Thank you, Ann" in page.text
         assert "0 of 3 done" in client.get(f"{url}/vote?annotator=Bob").text
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
+        assert process.wait(300) == 0
         assert process.stdout is not None
         printed = process.stdout.read()
     assert "gad against before: 1 annotator" in printed
@@ -79,7 +83,7 @@ def test_votes_over_http_survive_a_kill(directory: Path) -> None:
 
 
 def test_what_is_no_vote_is_refused(directory: Path) -> None:
-    with served(directory) as (url, _), httpx2.Client() as client:
+    with served(directory) as (url, _), httpx2.Client(timeout=60) as client:
         page = client.get(f"{url}/vote?annotator=Ann")
         good = {"annotator": "Ann", "ballot": KEY.findall(page.text)[0], "choice": "tie"}
         for bad in ({"choice": "all"}, {"ballot": "x"}, {"annotator": " "}):

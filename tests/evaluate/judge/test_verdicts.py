@@ -28,7 +28,7 @@ def test_faults_pass_and_every_verdict_is_there(tmp_path: Path) -> None:
     with FaultServer(
         lambda number, body: faults[number] if number < len(faults) else "", answer=rates
     ) as server:
-        impatient = settings(server, timeout=0.5)
+        impatient = settings(server, timeout=2.0)
         (score,) = scores(ask([answers("gad")], impatient, tmp_path))
         assert (score.judged, score.missing) == (10, 0)
         assert score.score.value == pytest.approx(47.4924, abs=1e-4)
@@ -93,7 +93,7 @@ def test_a_killed_judge_pays_for_nothing_twice(run: Path) -> None:
         command += ["--judge.key_variable=", "--judge.concurrency=2"]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as first:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 600
             while server.billed < 10 and time.monotonic() < deadline:
                 time.sleep(0.01)
             first.send_signal(signal.SIGKILL)

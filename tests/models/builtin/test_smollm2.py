@@ -221,7 +221,7 @@ def test_fetch_by_two_processes_converts_once(offline, tmp_path):
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    outputs = [process.communicate(timeout=600)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert "".join(outputs).count("converting") == 1
     assert len({output.splitlines()[-1] for output in outputs}) == 1

@@ -104,22 +104,22 @@ def test_a_file_or_module_that_is_not_there_is_refused(tmp_path) -> None:
         ("def f(rows): return 1", "returned int for 2 rows"),
         ("def f(rows): return 'ab'", "returned 2 values for 2 rows"),
         ("def f(rows): return [1, 'b']", "returned 'b' for response 2 to rows.jsonl:3"),
-        ("import time\ndef f(sample):\n  time.sleep(5 * sample)\n  return 0.0",
-         "has not returned after 0.2 s for response 2 to rows.jsonl:3; make it faster, or raise"),
-        ("import time\ndef f(rows): time.sleep(5)", "has not returned after 0.2 s for 2 rows"),
+        ("import time\ndef f(sample):\n  time.sleep(60 * sample)\n  return 0.0",
+         "has not returned after 1.0 s for response 2 to rows.jsonl:3; make it faster, or raise"),
+        ("import time\ndef f(rows): time.sleep(60)", "has not returned after 1.0 s for 2 rows"),
     ],
 )  # fmt: skip
 def test_a_call_that_fails_is_one_sentence_with_its_response(load, text, said) -> None:
     with pytest.raises(UserError) as refused:
-        load(text)(ROWS, 0.2)
+        load(text)(ROWS, 1.0)
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
 def test_slow_calls_are_timed_one_by_one(load) -> None:
     """Together they take longer than the limit, each of them less."""
-    function = load("import time\ndef f(sample):\n  time.sleep(0.15)\n  return sample")
-    assert function([*ROWS, *ROWS], 0.4) == [0, 1, 0, 1]
+    function = load("import time\ndef f(sample):\n  time.sleep(0.5)\n  return sample")
+    assert function([*ROWS, *ROWS], 1.9) == [0, 1, 0, 1]
 
 
 def test_the_identity_is_that_of_the_text(load) -> None:

@@ -64,14 +64,14 @@ def test_a_set_that_begins_like_a_class_is_warned_of_and_means_what_python_says(
 
 
 def test_a_search_that_would_take_years_ends_with_a_sentence() -> None:
-    reward = Reward(extra=("format",), format="^(a|aa)+$", timeout=0.1)
+    reward = Reward(extra=("format",), format="^(a|aa)+$", timeout=0.5)
     rule = rules.rule("format", reward)
     assert rule(ROW._replace(response="aaa")) == 1
     began = time.monotonic()
     with pytest.raises(UserError) as stopped:
         rule(ROW._replace(response="a" * 5000 + "b"))
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 100
     assert str(stopped.value) == (
-        "--reward.format='^(a|aa)+$': a search took longer than 0.1 s, in response 2 to "
+        "--reward.format='^(a|aa)+$': a search took longer than 0.5 s, in response 2 to "
         "rows.jsonl:3; write it without a repeat in a repeat, or raise --reward.timeout"
     )
