@@ -236,7 +236,7 @@ def test_serve_answers_with_reasoning_content(tmp_path: Path) -> None:
     body = {"model": "s", "messages": [USER], "max_tokens": 8, "temperature": 0}
     with (
         serving(f"--model={student}", "--name=s", "--slots=1", "--context=256") as server,
-        httpx2.Client(base_url=server.address, timeout=60) as client,
+        httpx2.Client(base_url=server.address, timeout=600) as client,
     ):
         message = client.post("/chat/completions", json=body).json()["choices"][0]["message"]
         assert message["content"] is None  # it never closes its thought

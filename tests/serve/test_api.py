@@ -30,7 +30,7 @@ def server(tiny_run: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def client(server: Server) -> Iterator[httpx2.Client]:
-    with httpx2.Client(base_url=server.address.removesuffix("/v1"), timeout=60) as one:
+    with httpx2.Client(base_url=server.address.removesuffix("/v1"), timeout=600) as one:
         yield one
 
 
@@ -142,7 +142,7 @@ def test_a_client_that_hangs_up_frees_its_slots(client: httpx2.Client, stream: b
         return client.get("/health").json()
 
     many = body(n=100, max_tokens=900, temperature=1, stream=stream)
-    leaving = httpx2.Client(base_url=client.base_url, timeout=60)
+    leaving = httpx2.Client(base_url=client.base_url, timeout=600)
     if stream:
         with leaving.stream("POST", "/v1/chat/completions", json=many) as response:
             lines = response.iter_lines()  # an iterator that is dropped hangs up
@@ -315,8 +315,11 @@ def test_the_page_shows_the_answer(client: httpx2.Client) -> None:
         pytest.skip("no chromium here")
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox"], timeout=300_000
+        )
         tab = browser.new_page(viewport={"width": 390, "height": 800})
+        tab.set_default_timeout(300_000)  # the server may compile first
         tab.goto(str(client.base_url))
         tab.click("summary")
         tab.fill("#temperature", "0")
@@ -333,7 +336,7 @@ def test_a_key_few_places_and_an_orderly_end(tiny_run: Path, refused: Callable[.
     key = {"A_KEY": "sk-SENTINEL0123456789"}
     few = (f"--model={tiny_run}", f"--name={NAME}", "--slots=1", "--waiting=2")
     with serving(*few, "--key_variable=A_KEY", environment=key) as running:
-        with httpx2.Client(base_url=running.address.removesuffix("/v1"), timeout=60) as stranger:
+        with httpx2.Client(base_url=running.address.removesuffix("/v1"), timeout=600) as stranger:
             response = stranger.post("/v1/chat/completions", json=body())
             assert response.status_code == 401
             assert response.json()["error"]["code"] == "invalid_api_key"

@@ -56,11 +56,14 @@ def test_a_chat_in_a_browser(tmp_path: Path) -> None:
     served, decoding = application(tmp_path, KEY)
     pictures = os.environ.get("PICTURES")
     with fakes.listen(served) as url, sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox"], timeout=300_000
+        )
         for width, scheme in ((1280, "light"), (390, "dark")):
             tab = browser.new_page(
                 viewport={"width": width, "height": 800}, color_scheme=scheme, locale="en"
             )
+            tab.set_default_timeout(300_000)
             _chat(tab, url, decoding, width, pictures and f"{pictures}/{width}-{scheme}")
             tab.close()
         browser.close()

@@ -72,7 +72,7 @@ def request(
 
 def answer(heard: "queue.Queue[Any]") -> tuple[list[int], str]:
     tokens = []
-    while not isinstance(item := heard.get(timeout=60), str):
+    while not isinstance(item := heard.get(timeout=600), str):
         tokens.append(item)
     return tokens, item
 
@@ -107,7 +107,7 @@ def test_cancelled_requests_leave_and_too_many_are_refused(
     several = [request(250) for _ in range(2)]
     for one, heard in several:
         scheduler.submit(one)
-        assert isinstance(heard.get(timeout=60), int)
+        assert isinstance(heard.get(timeout=600), int)
     waiting = [request(250) for _ in range(3)]
     for one, _ in waiting:
         scheduler.submit(one)
@@ -211,7 +211,7 @@ def test_a_long_prompt_does_not_hold_up_an_answer(
     monkeypatch.setattr(chunks, "run", told)
     short, heard = request(100, lambda token: order.append("token"))
     scheduler.submit(short)
-    assert isinstance(heard.get(timeout=60), int)
+    assert isinstance(heard.get(timeout=600), int)
     order.clear()
     long, long_heard = request(3, prompt=np.arange(400) % 256)
     scheduler.submit(long)
@@ -240,9 +240,9 @@ def test_the_end_of_the_devices_is_the_end(
 
     one, heard = request(500)
     scheduler.submit(one)
-    assert isinstance(heard.get(timeout=60), int)
+    assert isinstance(heard.get(timeout=600), int)
     monkeypatch.setattr(decoding.live, "step", lost)
     assert answer(heard)[1] == "error"
-    scheduler._thread.join(timeout=60)
+    scheduler._thread.join(timeout=600)
     with pytest.raises(jax.errors.JaxRuntimeError, match="the device is lost"):
         scheduler.submit(request(1)[0])

@@ -32,7 +32,7 @@ def test_the_next_step_begins_before_a_checkpoint_is_complete(tmp_path, monkeypa
 
     def slow_write(checkpoint):
         last = checkpoint.name == "3"
-        assert last or begun.wait(60), "the next step waits for the checkpoint"
+        assert last or begun.wait(600), "the next step waits for the checkpoint"
         begun.clear()
         written.append(checkpoint.name)
         write(checkpoint)
@@ -67,7 +67,7 @@ def test_a_run_ends_with_the_error_of_a_save_and_waits_for_one_before_other_erro
     write, step, go = completion.sums.write, Iteration.run, threading.Event()
 
     def waiting(checkpoint):
-        assert go.wait(60)
+        assert go.wait(600)
         write(checkpoint)
 
     def failing(self, span, number, *others):
@@ -99,7 +99,7 @@ def test_a_failed_save_is_said_where_another_error_ends_the_run(tmp_path, monkey
 def test_decisions_wait_for_the_checkpoint_that_is_being_written(tmp_path, monkeypatch):
     state = make_state(make_mesh())
     go, compute = threading.Event(), digest._digest_of_parts
-    monkeypatch.setattr(digest, "_digest_of_parts", lambda part: go.wait(60) and compute(part))
+    monkeypatch.setattr(digest, "_digest_of_parts", lambda part: go.wait(600) and compute(part))
     checkpoints = Checkpoints(tmp_path, background=True)
     done = []
     checkpoints.save(1, state, {"stage": "gad"}, 0.5, done=lambda: done.append(checkpoints.best()))

@@ -117,8 +117,11 @@ def test_keys_vote_in_a_browser(directory: Path, width: int) -> None:
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     said: list[str] = []
     with served(directory) as (url, _), sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox"], timeout=300_000
+        )
         page = browser.new_page(viewport={"width": width, "height": 800})
+        page.set_default_timeout(300_000)
         page.on("dialog", lambda dialog: said.append(dialog.message))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.goto(url)
