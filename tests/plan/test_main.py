@@ -15,12 +15,13 @@ RUN = ("--config=tiny", "--stage=gad")
 FLAGS = (*RUN, "--target=cpu:8", "--response_tokens=1", "--rollout.max_new_tokens=2")
 """Several tests plan this run: what one has traced or compiled, the others have."""
 
+SMALL = chips.Chip("cpu", 1e12, 1e6, 1e9, 1e9, 1e9, 0.5, 0.0, "a device of one megabyte")
+
 
 def test_a_run_that_is_too_large_is_told_what_to_change(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = chips.Chip("cpu", 1e12, 1e6, 1e9, 1e9, 1e9, 0.5, 0.0, "a device of one megabyte")
-    monkeypatch.setattr("gad_jax.plan.estimate.chip_of", lambda _: small)
+    monkeypatch.setattr("gad_jax.plan.estimate.chip_of", lambda _: SMALL)
     assert plan.main(list(FLAGS)) == 3
     out = " ".join(capsys.readouterr().out.split())  # lines are as wide as the terminal
     assert "It does not fit: gad: G and D update needs 0." in out
@@ -55,6 +56,7 @@ def test_a_program_that_the_compiler_refuses_does_not_fit(
     def too_large(*_: object) -> None:
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: needs 40G\nof 31G")
 
+    monkeypatch.setattr("gad_jax.plan.estimate.chip_of", lambda _: SMALL)  # not measured
     monkeypatch.setattr("jax.stages.Lowered.compile", too_large)
     assert plan.main(list(FLAGS)) == 3
     out = " ".join(capsys.readouterr().out.split())  # lines are as wide as the terminal
