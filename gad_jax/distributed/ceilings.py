@@ -17,15 +17,20 @@ class Ceilings(NamedTuple):
 
 def measure(dtype: str = "float32", seconds: float = 1.0) -> Ceilings:
     """Returns the best rates seen in about `seconds` for each."""
-    multiply, flops = matmul(dtype)
     # Filled by the device; zeros would let a CPU read one page again and again.
     count = 2**27 if jax.default_backend() == "cpu" else 2**30
-    array = jax.random.normal(jax.random.key(1), (count,), jnp.float32)
+    array = jnp.arange(count, dtype=jnp.float32)
     add_up = jax.jit(jnp.sum)
     return Ceilings(
-        flops / min(times(multiply, seconds)),
+        flops_per_second(dtype, seconds),
         array.nbytes / min(times(lambda: add_up(array), seconds)),
     )
+
+
+def flops_per_second(dtype: str = "float32", seconds: float = 1.0) -> float:
+    """Returns the best rate of a large matmul that is seen in about `seconds`."""
+    multiply, flops = matmul(dtype)
+    return flops / min(times(multiply, seconds))
 
 
 def matmul(dtype: str) -> tuple[Callable[[], jax.Array], float]:

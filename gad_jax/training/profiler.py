@@ -180,7 +180,7 @@ def _peak_flops() -> float:
     known = chips.of_device(jax.devices()[0].device_kind)
     if known is not None:
         return known.flops * jax.device_count()
-    return ceilings.measure(seconds=0.5).flops_per_second  # simulated devices share the machine
+    return ceilings.flops_per_second(seconds=0.5)  # simulated devices share the machine
 
 
 def _peak_memory() -> float:
