@@ -84,6 +84,12 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub("\ufffd", text)
 
 
+def markdown_code(text: str) -> str:
+    """Returns text as Markdown code that ends no cell of a table, without secrets."""
+    plain = " ".join(redact(text).replace("`", "'").split())
+    return f"`{plain}`".replace("|", "\\|")
+
+
 def redact_logs() -> None:
     """Makes every log record of the process, of libraries too, pass through `redact`."""
     make = logging.getLogRecordFactory()

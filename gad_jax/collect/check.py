@@ -25,7 +25,12 @@ class Check:
     drop: tuple[str, ...] = option(
         FAULTS, "with --out: the faults whose lines are dropped; any of " + ", ".join(FAULTS)
     )
-    license: str = option("", "licence of the rows, for the manifest")
+    license: str = option("", "licence of the rows, for the manifest and the dataset card")
+    card: str = option("", "with --out: file for the lines' dataset card, such as README.md")
+    push: str = option(
+        "", "with --out: upload the lines with a card to the dataset ORG/NAME of Hugging Face's hub"
+    )
+    public: bool = option(False, "a dataset that --push makes is public; else private")
 
     def __post_init__(self) -> None:
         if not self.files:
@@ -33,6 +38,11 @@ class Check:
         unknown = sorted(set(self.drop) - set(FAULTS))
         if unknown:
             raise FieldError("drop", f"drop={','.join(unknown)} is none of {', '.join(FAULTS)}")
+        for name in ("card", "push"):
+            if getattr(self, name) and not self.out:
+                raise FieldError(name, f"{name} is about the lines of --out; give a file there")
+        if self.public and not self.push:
+            raise FieldError("public", "public is about --push; give --push=ORG/NAME too")
 
 
 def main(argv: list[str]) -> int:

@@ -15,7 +15,8 @@ from gad_jax.base import exits, files, next_command
 from gad_jax.base.console import make_console
 from gad_jax.base.errors import UserError
 from gad_jax.base.redaction import printable
-from gad_jax.collect import faults
+from gad_jax.collect import faults, sharing
+from gad_jax.collect.card import Made, Seen
 from gad_jax.collect.check import FAULTS, Check
 from gad_jax.collect.duplicates import Overlap
 from gad_jax.collect.faults import Found
@@ -34,6 +35,7 @@ def run(check: Check) -> int:
     """Checks the files that the settings name; returns the exit code."""
     if check.out:
         _refuse_existing(check)
+        sharing.prepare(check)
     held_out = [
         row.messages[-1]["content"]
         for name in _names(check.against)
@@ -50,7 +52,8 @@ def run(check: Check) -> int:
     else:
         _show(numbers, found, check)
     if check.out:
-        _write(check, found, numbers)
+        sharing.refuse_unfit(check, found)
+        sharing.share(check, *_write(check, found, numbers))
     if not found.responses:
         raise UserError(f"none of {found.lines} lines has a response; give a teacher's file")
     _say_next(check, numbers)
@@ -116,6 +119,8 @@ def _refuse_existing(check: Check) -> None:
     for path in (Path(check.out), _manifest(check)):
         if path.exists():
             raise UserError(f"--out: {path} is there; choose another name or delete it")
+    if check.card and Path(check.card).exists():
+        raise UserError(f"--card: {check.card} is there; choose another name or delete it")
 
 
 def _manifest(check: Check) -> Path:
@@ -205,12 +210,16 @@ def _bars(counts: dict[str, int]) -> list[tuple[str, int, str]]:
     ]
 
 
-def _write(check: Check, found: Found, numbers: dict[str, Any]) -> None:
-    """Writes the kept lines in bounded memory, then the manifest; a crash leaves neither."""
-    kept = found.kept(check.drop)
+def _write(check: Check, found: Found, numbers: dict[str, Any]) -> tuple[Seen, Made]:
+    """Writes the kept lines in bounded memory, then the manifest; a crash leaves neither.
+
+    Returns what a dataset card says of them."""
+    kept, seen = found.kept(check.drop), Seen()
+    lines = faults.valid(_records(check), _fields(check))
     with files.replacing(check.out) as file:
-        for keep, record in zip(kept, faults.valid(_records(check), _fields(check)), strict=True):
+        for keep, (record, responses) in zip(kept, lines, strict=True):
             if keep:
+                seen.add(record, responses)
                 file.write(json.dumps(record, ensure_ascii=False, default=str).encode() + b"\n")
     manifest = {
         "sources": {name: _digest(name) for name in _names(check.files)},
@@ -223,6 +232,9 @@ def _write(check: Check, found: Found, numbers: dict[str, Any]) -> None:
     files.write_atomic(_manifest(check), json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
     print(
         f"{check.out}: {int(kept.sum())} of {found.lines} lines; {_manifest(check)} has the details"
+    )
+    return seen, Made(
+        tuple(_names(check.files)), tuple(_names(check.against)), manifest["dropped"], check.license
     )
 
 

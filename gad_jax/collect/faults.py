@@ -26,7 +26,7 @@ _REFUSED = (
     *("content_filter", "content_filtered", "refusal", "refused", "safety", "sensitive", "blocked"),
     *("prohibited_content", "recitation", "blocklist", "flagged", "moderation"),
 )
-_EMAIL = re.compile(r"[\w.+-]+@[\w-]+\.[\w.-]*\w")
+EMAIL = re.compile(r"[\w.+-]+@[\w-]+\.[\w.-]*\w")
 _ENCODED_AT_ONCE = 1024
 
 
@@ -99,9 +99,11 @@ def check(
     return found
 
 
-def valid(records: Iterable[Record], fields: Fields = BY_NAME) -> Iterator[Any]:
-    """Yields the valid records, which are the lines of `check`, in its order."""
-    return (record for _, _, record in _valid(records, Found(), True, fields))
+def valid(records: Iterable[Record], fields: Fields = BY_NAME) -> Iterator[tuple[Any, int]]:
+    """Yields the valid records, which are the lines of `check`, in its order; with each the number
+    of its responses."""
+    lines = _valid(records, Found(), True, fields)
+    return ((record, len(responses)) for _, responses, record in lines)
 
 
 def _valid(
@@ -161,6 +163,6 @@ def _count(found: Found, whole: str, responses: Sequence[str], record: Any) -> N
     found.reasons[str(record.get("finish_reason") or "not said")] += 1
     found.scripts[scripts.main_script(whole) or "none"] += 1
     found.thoughts += any(thoughts.split_teacher(text).answer != text for text in responses)
-    found.emails += _EMAIL.search(whole) is not None
+    found.emails += EMAIL.search(whole) is not None
     if teacher := record.get("teacher"):
         found.teachers[str(teacher)] += 1

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gad_jax import __version__
-from gad_jax.base.redaction import redact
+from gad_jax.base.redaction import markdown_code, redact
 from gad_jax.data.sources import mixture
 from gad_jax.models import provenance
 from gad_jax.settings import fields
@@ -107,12 +107,12 @@ def _summary(subject: Subject) -> str:
     base = _public(subject.name)
     if subject.part == "student":
         title = f"# {base}, distilled"
-        what = f"A student of a teacher's text. It started from {_code(base)}."
+        what = f"A student of a teacher's text. It started from {markdown_code(base)}."
     else:
         title = f"# {base}, discriminator"
         what = (
             "The discriminator of a distillation, as a reward model with one label. A higher "
-            f"score means: more like the teacher. It started from {_code(base)}."
+            f"score means: more like the teacher. It started from {markdown_code(base)}."
         )
     if subject.adapter:
         title += ": adapters"
@@ -123,7 +123,7 @@ def _summary(subject: Subject) -> str:
 def _made(subject: Subject) -> str:
     names, shares = mixture.split(subject.config.data.train, "--data.train")
     shown = [
-        _code(_public(name)) + (f" ({share:g})" if shares else "")
+        markdown_code(_public(name)) + (f" ({share:g})" if shares else "")
         for name, share in zip(names, shares or [0.0] * len(names), strict=True)
     ]
     rows = "not recorded" if subject.rows is None else f"{subject.rows}"
@@ -135,7 +135,7 @@ def _made(subject: Subject) -> str:
         "stages of the run": ", ".join(subject.config.stages),
         "teacher data": ", ".join(shown),
         "prompts": rows,
-        "fingerprint of data and tokenizer": _code(subject.data),
+        "fingerprint of data and tokenizer": markdown_code(subject.data),
     }
     if weights := _weights(subject):
         table["weights"] = weights
@@ -194,7 +194,7 @@ def _settings(subject: Subject) -> str:
     if not changed:
         return "All settings of the training are the defaults."
     lines = [
-        f"| {name} | {_code(fields.show(value))} | {_code(fields.show(default))} |"
+        f"| {name} | {markdown_code(fields.show(value))} | {markdown_code(fields.show(default))} |"
         for name, (value, default) in changed.items()
     ]
     return "\n".join(
@@ -233,7 +233,7 @@ def _result(subject: Subject) -> str:
     heads = [*(["before training"] if start else []), "this student"]
     held_out = subject.config.data.heldout
     kept_back = re.fullmatch(r"[\d.]+%?", held_out)
-    rows = "the teacher data, kept back" if kept_back else _code(_public(held_out))
+    rows = "the teacher data, kept back" if kept_back else markdown_code(_public(held_out))
     return "\n".join(
         [
             *("## Held-out result", "", f"Greedy answers to {prompts} prompts of {rows}.", ""),
@@ -261,9 +261,3 @@ def _public(name: str) -> str:
     """Returns a name of the hub or of a built-in, else the last part of a path."""
     shown = name if _is_hub_name(name) else Path(name).expanduser().name or name
     return " ".join(shown.split())
-
-
-def _code(text: str) -> str:
-    """Returns text as code that ends no cell of a table."""
-    plain = " ".join(redact(text).replace("`", "'").split())
-    return f"`{plain}`".replace("|", "\\|")

@@ -1,7 +1,7 @@
-"""Uploads an export to the Hugging Face hub; HF_ENDPOINT names another hub."""
+"""Uploads exports and data sets to the Hugging Face hub; HF_ENDPOINT names another hub."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,15 +24,16 @@ def repositories(name: str, parts: list[str]) -> dict[str, str]:
     return {part: name if part == "student" else f"{name}-{part}" for part in parts}
 
 
-def create(repository: str, public: bool) -> None:
-    """Makes a repository unless it exists; one that exists stays as public as it is.
+def create(repository: str, public: bool, kind: str = "model") -> None:
+    """Makes a repository unless it exists; one that exists stays as public as it is. `kind` is
+    `model` or `dataset`.
 
     It is called before the work, so that the work is not done in vain. Raises UserError.
     """
     from huggingface_hub import HfApi  # here: half a second, for those who push
 
     with _explained(repository, ""):
-        HfApi().create_repo(repository, private=not public, exist_ok=True)
+        HfApi().create_repo(repository, repo_type=kind, private=not public, exist_ok=True)
 
 
 def upload(repository: str, directory: Path, message: str) -> str:
@@ -56,6 +57,18 @@ def upload_adapter(repository: str, directory: Path, message: str, public: bool)
     name = f"{repository}-adapter"
     create(name, public)
     return upload(name, directory, message)
+
+
+def upload_rows(repository: str, files: Mapping[str, Path | bytes], message: str) -> str:
+    """Uploads files, by their names there, to a dataset in one commit; returns where it is.
+
+    Other files of the dataset stay. Raises UserError."""
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    with _explained(repository, "; the rows are written"):
+        added = [CommitOperationAdd(name, content) for name, content in files.items()]
+        done = HfApi().create_commit(repository, added, commit_message=message, repo_type="dataset")
+    return str(done.repo_url)
 
 
 @contextmanager
@@ -86,7 +99,9 @@ def _explained(repository: str, written: str) -> Iterator[None]:
             f"{where} the hub refused ({status}: {reason}); {advice}{written}"
         ) from error
     except Exception as error:  # no network, offline mode, a proxy: the classes vary with versions
+        chain = [error, *([error.__cause__] if error.__cause__ else [])]  # which file, and why
+        reason = ": ".join(first_line(one, with_class=True) for one in chain)
         raise UserError(
-            f"{where} could not be uploaded ({first_line(error, with_class=True)}); check the "
-            f"connection, HF_ENDPOINT and HF_HUB_OFFLINE{written}"
+            f"{where} could not be uploaded ({reason}); check the connection, HF_ENDPOINT and "
+            f"HF_HUB_OFFLINE{written}"
         ) from error

@@ -17,11 +17,12 @@ READ_ONLY = "hf_" + "b" * 30
 
 
 class Hub(ThreadingHTTPServer):
-    """Repositories by name: their files and whether they are private. `org` may be written to."""
+    """Repositories by name: their kind, files, and whether they are private."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.repositories: dict[str, dict[str, bytes]] = {}
+        self.kinds: dict[str, str] = {}
         self.private: dict[str, bool] = {}
         self.messages: list[str] = []
         self.objects: dict[str, bytes] = {}
@@ -127,6 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
             where = f"{self.server.url}/{name}"
             self.answer({"error": "You already created this model repo", "url": where}, 409)
             return
+        self.server.kinds[name] = asked.get("type") or "model"
         self.server.repositories[name] = {".gitattributes": b"*.safetensors filter=lfs"}
         self.server.private[name] = asked.get("visibility") == "private" or bool(
             asked.get("private")
@@ -157,7 +159,8 @@ class _Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = self.server.objects[value["oid"]]
             elif line["key"] == "deletedFile":
                 del files[value["path"]]
-        where = f"{self.server.url}/{name}/commit/{'1' * 40}"
+        kind = "datasets/" if self.path.startswith("/api/datasets/") else ""
+        where = f"{self.server.url}/{kind}{name}/commit/{'1' * 40}"
         self.answer({"success": True, "commitOid": "1" * 40, "commitUrl": where})
 
 

@@ -1,7 +1,7 @@
 """`export --push`: what a hub has afterwards, and each mistake as one sentence."""
 
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,27 +9,11 @@ import pytest
 
 from gad_jax import __version__
 from gad_jax.export import __main__ as export
-from tests.export import hub_server
 from tests.export.hub_server import READ_ONLY, TOKEN, Hub
 
-pytest_plugins = ["tests.run_fixtures"]
+pytest_plugins = ["tests.run_fixtures", "tests.hub_fixtures"]
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    """A hub that commands started by the test upload to, logged in."""
-    with hub_server.running() as server:
-        for name, value in {
-            "HF_ENDPOINT": server.url,
-            "HF_TOKEN": TOKEN,
-            "HF_HUB_OFFLINE": "0",
-            "HF_HUB_DISABLE_XET": "1",  # the hub's own store of chunks; LFS is the open way
-            "HF_HOME": str(tmp_path / "hf"),
-        }.items():
-            monkeypatch.setenv(name, value)
-        yield server
 
 
 def files(directory: Path) -> dict[str, bytes]:
