@@ -3,13 +3,18 @@
 import dataclasses
 import json
 import shutil
+import sys
 
 import jax
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
+from safetensors.numpy import load
 
+from gad_jax.base import exits
 from gad_jax.base.errors import UserError
 from gad_jax.distributed.mesh import make_mesh
+from gad_jax.export import __main__ as export
 from gad_jax.models import adapters, decoder, source, weights
 from gad_jax.settings import options
 from gad_jax.settings.config import Config
@@ -17,6 +22,8 @@ from gad_jax.training import bases, digest, finishing, loading, setup, state
 from gad_jax.types import Segments
 from tests.models import networks
 from tests.training.runs import rows, run, settings
+
+pytest_plugins = ["tests.hub_fixtures"]
 
 FLAGS = (
     *("--lora.rank=4", "--stage=gad", "--gad.steps=2", "--checkpoint.every=1", "--data.heldout="),
@@ -115,6 +122,46 @@ def test_the_export_is_merged_and_computes_what_the_run_does(whole):
         host = jax.device_get(trainer.generator)
     apart = decoder.logits(trainer.networks[0], jax.tree.map(jax.numpy.asarray, host), *places)
     np.testing.assert_allclose(apart, of_export, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # httpx2 of huggingface_hub
+def test_adapters_are_uploaded_next_to_the_network_for_peft(
+    whole, model, tmp_path, hub, capsys, monkeypatch
+):
+    directory, trainer = whole
+    monkeypatch.setattr(exits, "_leave", sys.exit)  # else a failure ends this process
+    card = model / "README.md"  # of an export: the base is known by its name on the hub
+    (model / "gad_jax.json").write_text("{}")
+    card.write_text("---\nbase_model: org/base\n---\n")
+    try:
+        flags = f"--out={tmp_path}", "--part=student", "--push=org/student"
+        assert export.main([str(directory), *flags]) == 0
+    finally:
+        card.unlink()
+        (model / "gad_jax.json").unlink()
+    lines = capsys.readouterr().out.splitlines()
+    where = f"{hub.url}/org/student-adapter"
+    assert f"{hub.url}/org/student" in lines
+    assert lines[-2] == where
+    assert hub.private == {"org/student": True, "org/student-adapter": True}
+    found = dict(hub.repositories["org/student-adapter"])
+    assert found.pop(".gitattributes")
+    stored = tmp_path / "student-adapter"
+    assert set(found) == {path.name for path in stored.iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} <= set(found)
+    changed = [name for name in found if found[name] != (stored / name).read_bytes()]
+    assert changed == []
+    settings = json.loads(found["adapter_config.json"])
+    assert (settings["base_model_name_or_path"], settings["r"]) == ("org/base", 4)
+    about = ModelCard(found["README.md"].decode()).data
+    assert (about.base_model, about.library_name) == ("org/base", "peft")
+    assert about["base_model_relation"] == "adapter"
+    merged = ModelCard(hub.repositories["org/student"]["README.md"].decode()).data
+    assert (merged.base_model, merged.library_name) == ("org/base", "transformers")
+    tensors = load(found["adapter_model.safetensors"])
+    trained = trainer.state.generator["layers"]["query"]["lora_b"]
+    name = next(name for name in tensors if "layers.0.self_attn.q_proj.lora_B" in name)
+    np.testing.assert_array_equal(tensors[name], jax.device_get(trained)[0].T)
 
 
 def test_a_run_on_a_quantised_base_resumes_bit_for_bit(model, tmp_path):
