@@ -50,7 +50,7 @@ def read_config(directory: str | Path) -> DecoderConfig:
     if not isinstance(family, str) or family not in FAMILIES:
         raise UserError(
             f"{path}: model_type={family!r} is not supported; the known ones are "
-            f"{', '.join(FAMILIES)}; use a model of one of these"
+            f"{', '.join(FAMILIES)}; use a model of one of these, or gad_jax.register_family"
         )
     try:
         return families.read(_with_stored(hf, path.parent))

@@ -14,14 +14,15 @@ from gad_jax.training.loading import Made
 from gad_jax.training.trainer import Trainer
 
 
-def write_report(run: Path, taken: bool) -> None:
-    """Writes RUN/report.html, in the first process, and prints its path.
+def write_report(run: Path, taken: bool) -> Path | None:
+    """Writes RUN/report.html, in the first process; prints its path and returns it.
 
-    `taken` is whether this process took a step: otherwise a report that is there stays, as it may
-    have a judge's table. A failure is a warning, as no run is to end by its pictures.
+    Returns None where there is none: in the other processes, and in a run without steps. `taken` is
+    whether this process took a step: otherwise a report that is there stays, as it may have a
+    judge's table. A failure is a warning, as no run is to end by its pictures.
     """
     if not processes.is_first():
-        return
+        return None
     path = run / report.NAME
     try:
         if taken or not path.is_file():
@@ -31,9 +32,10 @@ def write_report(run: Path, taken: bool) -> None:
     except Exception as error:
         said = first_line(error, with_class=True)
         print(f"warning: {path} was not written ({said}); see python -m gad_jax.evaluate {run}")
-    else:
-        if path is not None:
-            print(f"the report is {path}", flush=True)
+        return None
+    if path is not None:
+        print(f"the report is {path}", flush=True)
+    return path
 
 
 def export_student(config: Config, trainer: Trainer) -> None:

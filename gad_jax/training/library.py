@@ -132,8 +132,9 @@ class Run:
 
     Its directory is the command's too, so either may resume what the other began. Iterating takes
     one step at a time and yields its metrics, with 'step' and 'stage'. Evaluations, alarms and
-    checkpoints come when the settings say so. Use it in a `with`, or call `close`: until then no
-    other process may take up the run.
+    checkpoints come when the settings say so. After the last step come the table of the evaluations
+    and the report. Use it in a `with`, or call `close`: until then no other process may take up the
+    run.
 
         with Run("--config=tiny") as run:
             for metrics in run:
@@ -160,11 +161,13 @@ class Run:
             self.mesh = _mesh(mesh.replica, mesh.fsdp, mesh.tensor)
             with self._active():
                 self.trainer: Trainer = setup.build(self.config, self.mesh)
+            self._reported = self.trainer.step
+            self._held.callback(self._report_the_rest)
             self._held.callback(self.trainer.close)
         except BaseException:
             self._held.close()
             raise
-        self._steps = self.trainer.steps(self._stop)
+        self._steps = self._all_steps()
         self._failed = False
 
     @contextlib.contextmanager
@@ -204,10 +207,28 @@ class Run:
             raise StopIteration
         return metrics
 
+    def _all_steps(self) -> Iterator[dict[str, Any]]:
+        yield from self.trainer.steps(self._stop)
+        self.trainer.compare()
+        self.report()
+
     @property
     def step(self) -> int:
         """The steps that are done."""
         return self.trainer.step
+
+    def report(self) -> Path | None:
+        """Writes RUN/report.html of the run as it is now, prints its path and returns it.
+
+        The end of the last step and `close` do so by themselves. Without a step since the last
+        report, the one that is there stays. Returns None where there is nothing to show yet.
+        """
+        taken, self._reported = self.step > self._reported, self.step
+        return finishing.write_report(Path(self.config.run_dir), taken)
+
+    def _report_the_rest(self) -> None:
+        if self.step > self._reported:
+            self.report()
 
     def student(self) -> Student:
         """Returns the student as it is now; a copy, which later steps do not change."""
@@ -242,7 +263,7 @@ class Run:
         return directory
 
     def close(self) -> None:
-        """Waits for the last save, closes the files and frees the run directory."""
+        """Waits for the last save, closes the files, leaves a report and frees the directory."""
         self._held.close()
 
 

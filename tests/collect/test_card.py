@@ -37,8 +37,9 @@ def written(lines: list[dict[str, Any]], **how: Any) -> str:
         "sources": ("/home/me/secret/teacher.jsonl",),
         "against": (),
         "dropped": {},
+        "licence": "",
     }
-    return card.write(seen, Made(**(made | {"licence": ""} | how)), "rows", "rows.jsonl")
+    return card.write(seen, Made(**(made | how)), "rows", "rows.jsonl")
 
 
 def test_a_card_next_to_the_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

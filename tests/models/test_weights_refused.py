@@ -60,7 +60,9 @@ def test_a_refusal_says_what_there_is(broken: Path) -> None:
     edit_config(broken, rope_scaling=None, hidden_act="gelu")
     assert refusal(broken).endswith("this decoder needs 'silu' or 'gelu_pytorch_tanh'")
     edit_config(broken, model_type="mamba")
-    assert refusal(broken).endswith(f"{', '.join(FAMILIES)}; use a model of one of these")
+    assert refusal(broken).endswith(
+        f"{', '.join(FAMILIES)}; use a model of one of these, or gad_jax.register_family"
+    )
 
 
 def test_a_missing_field_is_named(broken: Path) -> None:

@@ -12,6 +12,7 @@ from gad_jax import Discriminator, Run, Student, write_rows
 from gad_jax.base.errors import UserError
 from gad_jax.models import families
 from gad_jax.training import pushing
+from gad_jax.training.report import writing
 
 PAGE = Path(__file__).parents[2] / "docs" / "library.md"
 FLAGS = ("--config=tiny", "--data.train=teacher.jsonl", "--data.heldout=8", "--checkpoint.every=1")
@@ -20,10 +21,24 @@ FLAGS = ("--config=tiny", "--data.train=teacher.jsonl", "--data.heldout=8", "--c
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """An empty working directory for the tests of this file."""
+    """An empty working directory for the tests of this file.
+
+    Reports take a second: that of runs/counting is whole, the others have the steps alone.
+    """
+    whole = writing.write
+
+    def write(run):
+        if run.name == "counting":
+            return whole(run)
+        lines = (run / "metrics.jsonl").read_text("utf-8").splitlines()
+        (run / "report.html").write_text(" ".join(str(json.loads(x)["step"]) for x in lines))
+        return run / "report.html"
+
     before = Path.cwd()
     os.chdir(tmp_path_factory.mktemp("library"))
-    yield Path.cwd()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(writing, "write", write)
+        yield Path.cwd()
     os.chdir(before)
 
 
@@ -32,7 +47,7 @@ def names(place):
     """The names that the page's examples leave, run in their order."""
     found: dict = {}
     examples = re.findall(r"^```python\n(.*?)^```", PAGE.read_text("utf-8"), re.M | re.S)
-    assert len(examples) == 14
+    assert len(examples) == 15
     for number, example in enumerate(examples, 1):
         exec(compile(example, f"example {number} of {PAGE.name}", "exec"), found)
         if "run.export()" in example and "answer" not in found:
@@ -50,6 +65,9 @@ def test_the_page_runs_and_its_run_is_the_commands_too(names, place, capsys):
     exported, trained = Student("runs/counting/export/student"), Student("runs/counting")
     for student in (exported, trained):
         assert student.generate(["Why?"], max_new_tokens=4) == names["answer"]
+    report = (place / "runs/counting/report.html").read_text("utf-8")
+    assert "<title>counting: random-tiny from teacher.jsonl" in report
+    assert "after gad" in report
 
 
 def test_a_stage_of_ones_own_is_the_file_that_it_was(names, place):
@@ -76,12 +94,20 @@ def test_a_family_of_ones_own_is_read_and_written(names, place):
         1,
         2.0,
     )
+    assert exported["acme_width"] == 32
+    assert "hidden_size" not in exported
+    before, after = (names["logits"](name, names["ids"]) for name in
+                     ("acme-model", "runs/acme/export/student"))  # fmt: skip
+    assert before.shape == (1, 20, 512)
+    assert 0 < abs(before - after).max() < 0.01  # of one step
     assert "once the family acme is registered" in (
         place / "runs/acme/export/student/README.md"
     ).read_text("utf-8")
 
 
-def test_a_run_that_is_made_again_goes_on_where_it_stopped(names):
+def test_a_run_that_is_made_again_goes_on_where_it_stopped(names, place, capsys):
+    report, said = place / "runs/parts/report.html", "the report is runs/parts/report.html"
+
     def losses(run):
         return [metrics["discriminator/loss"] for metrics in run]
 
@@ -89,11 +115,24 @@ def test_a_run_that_is_made_again_goes_on_where_it_stopped(names):
         whole = losses(run)
         asked = run.student()
         before = asked.generate(["Why?"], max_new_tokens=4)
+    capsys.readouterr()
     with Run(*FLAGS, "--run_dir=runs/parts") as run:
-        first = [next(run)["discriminator/loss"] for _ in range(3)]
+        first = [next(run)["discriminator/loss"] for _ in range(2)]
+        assert run.report() == Path("runs/parts/report.html")
+        first.append(next(run)["discriminator/loss"])
         early = run.student()
+        assert report.read_text() == "1 2"
+    assert report.read_text() == "1 2 3"  # it was left before its end
+    assert "\nheld-out prompts" not in capsys.readouterr().out
     with Run(*FLAGS, "--run_dir=runs/parts") as run:
         assert first + losses(run) == whole
+        printed = capsys.readouterr().out
+        assert "\nheld-out prompts" in printed
+        assert printed.endswith(f"{said}\n")
+        assert report.read_text().split() == [str(n + 1) for n in range(len(whole))]
+        report.write_text("with a judge's table")
+        assert run.report() == Path("runs/parts/report.html")
+    assert report.read_text() == "with a judge's table"
     assert jax.tree.leaves(early.params)[0].is_deleted() is False
     assert asked.generate(["Why?"], max_new_tokens=4) == before
     assert Student("runs/parts").generate(["Why?"], max_new_tokens=4) == before

@@ -3,6 +3,7 @@ refused by name."""
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from gad_jax.base.errors import UserError
@@ -65,6 +66,13 @@ class Fields:
     def __init__(self, hf: dict[str, Any]):
         self.hf = hf
         self._read: set[str] = set()
+
+    def renamed(self, names: Mapping[str, str]) -> "Fields":
+        """Returns the fields with some under other names, by their names in config.json; what was
+        read stays read."""
+        fields = Fields({names.get(name, name): value for name, value in self.hf.items()})
+        fields._read = {names.get(name, name) for name in self._read}
+        return fields
 
     def get(self, name: str, default: Any = None) -> Any:
         """Returns the value; the default where the field is missing or null."""

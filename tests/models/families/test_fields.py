@@ -107,3 +107,15 @@ def test_a_null_is_a_missing_field() -> None:
     fields.refuse_unread()
     with pytest.raises(UserError, match="c=1 is unknown"):
         Fields({"c": 1}).refuse_unread()
+
+
+def test_fields_under_other_names_are_read_and_counted() -> None:
+    hf = LLAMA | {"acme_width": LLAMA["hidden_size"], "acme_version": 1}
+    del hf["hidden_size"]
+    fields = Fields(hf)
+    fields.only("acme_version", 1)
+    usual = fields.renamed({"acme_width": "hidden_size"})
+    assert usual.count("hidden_size") == LLAMA["hidden_size"]
+    assert families.FAMILIES["llama"].read(usual).width == LLAMA["hidden_size"]
+    with pytest.raises(UserError, match="the field acme_width="):
+        families.FAMILIES["llama"].read(Fields(hf | {"hidden_size": 8}))
