@@ -57,11 +57,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(config: Config, dry_run: bool, given: Sequence[str]) -> int:
+    _start_logs()  # before orbax is loaded, which would set up logs in absl's form
     # Here, so that --help and mistakes in flags answer before jax is loaded.
     from gad_jax.distributed import processes
     from gad_jax.training import rehearsal, setup
 
-    _start_logs()
     shown = options.changed_yaml(config, given)
     limits = config.limits
     exits.watchdog(60 * limits.other_minutes)
