@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from gad_jax.base import console, exits, files, next_command, shortage, verbosity
 from gad_jax.base.errors import CollapseError, LostProcessError, NumericsError
 from gad_jax.settings import options
-from gad_jax.settings.config import Config, default_file
+from gad_jax.settings.config import STAGES, Config, default_file
 from gad_jax.settings.fields import option
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ def _run(config: Config, dry_run: bool, given: Sequence[str]) -> int:
     from gad_jax.distributed import processes
     from gad_jax.training import rehearsal, setup
 
-    shown = options.changed_yaml(config, given)
+    others = tuple(f"{stage}." for stage in STAGES if stage not in config.stages)
+    shown = options.changed_yaml(config, given, others)
     limits = config.limits
     exits.watchdog(60 * limits.other_minutes)
     with exits.StopRequest() as stop, contextlib.ExitStack() as held:

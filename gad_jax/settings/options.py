@@ -125,14 +125,17 @@ def to_yaml(config: Any) -> str:
     return _yaml(fields.leaves(type(config), config))
 
 
-def changed_yaml(config: Any, argv: Sequence[str] = ()) -> str:
-    """The settings that are not at their defaults, or that these flags set, as YAML for people."""
+def changed_yaml(config: Any, argv: Sequence[str] = (), unused: tuple[str, ...] = ()) -> str:
+    """The settings that are not at their defaults, or that these flags set, as YAML for people.
+
+    `unused` are beginnings of paths, such as `dpo.`: of these, only those that flags set."""
     flags = {argument.partition("=")[0] for argument in argv}
     defaults = {leaf.path: leaf.value for leaf in fields.leaves(type(config))}
     return _yaml(
         leaf
         for leaf in fields.leaves(type(config), config)
-        if leaf.value != defaults[leaf.path] or leaf.flag in flags
+        if leaf.flag in flags
+        or (leaf.value != defaults[leaf.path] and not leaf.path.startswith(unused))
     )
 
 

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import contextlib
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +11,6 @@ import orbax.checkpoint as ocp
 from gad_jax.distributed import processes
 from gad_jax.training import sums
 from gad_jax.training.orbax_errors import SaveErrors, quiet
-
-logger = logging.getLogger(__name__)
 
 
 class Completion:
@@ -56,5 +53,4 @@ class Completion:
             self._manager.wait_until_finished()
         if processes.is_first():
             sums.write(checkpoint)
-        logger.info("committed checkpoint %s in %s", checkpoint.name, checkpoint.parent)
         done()

@@ -210,6 +210,8 @@ def test_only_what_is_changed_is_shown() -> None:
     assert options.changed_yaml(Config()) == ""
     config = options.read(Config, ["--gad.steps=7", "--seed=3"], program="train", description="")
     assert options.changed_yaml(config) == "seed: 3\ngad:\n  steps: 7\n"
+    assert options.changed_yaml(config, [], ("gad.",)) == "seed: 3\n"
+    assert options.changed_yaml(config, ["--gad.steps=7"], ("gad.",)).endswith("steps: 7\n")
     given = [f"--batch.prompts={Config().batch.prompts}", "--seed", "3"]  # one is the default
     assert options.changed_yaml(config, given).startswith("seed: 3\nbatch:\n  prompts: ")
 
