@@ -106,7 +106,7 @@ def test_every_ablation_runs_and_changes_what_it_names(tmp_path, name):
         assert last["discriminator/loss"] > 1  # 2 ln 2 at equal scores
     if last.get("advantage/dead_groups") == 0:  # of two samples
         if "--grpo.advantage_scale=none" in ABLATIONS[name]:
-            # in the unit of the rewards, whose spreads have a mean of at most their root mean square
+            # in the unit of the rewards, whose mean spread is at most their root mean square
             assert last["reward/std"] * 0.5**0.5 <= last["advantage/norm"] < 0.2
         else:
             assert last["advantage/norm"] == pytest.approx(0.5**0.5, rel=1e-3)
