@@ -141,11 +141,11 @@ def _facts(seen: Seen, made: Made) -> str:
     table = {
         "rows": f"{seen.rows}",
         "responses": f"{seen.responses}",
-        "teacher": _counted(seen.teachers),
-        "sampling parameters": _counted(seen.parameters),
+        "teacher": _counted(seen.teachers, seen.rows),
+        "sampling parameters": _counted(seen.parameters, seen.rows),
         "rows with a system prompt for the teacher": f"{seen.columns['system'] or ''}",
         "collected": " to ".join(dict.fromkeys((days[0], days[-1]))) if days else "",
-        "why responses ended": _counted(seen.reasons),
+        "why responses ended": _counted(seen.reasons, seen.rows),
         "made from": ", ".join(markdown_code(_public(source)) for source in made.sources),
         "lines left out": ", ".join(dropped) or "none",
         "overlap left out with": ", ".join(markdown_code(_public(one)) for one in made.against),
@@ -187,9 +187,9 @@ def _licence(made: Made) -> str:
     )
 
 
-def _counted(counts: Counter[str]) -> str:
-    """Returns the names with their counts, the most frequent first."""
-    if len(counts) == 1:
+def _counted(counts: Counter[str], rows: int) -> str:
+    """Returns the names with their counts, the most frequent first; of all `rows`, the name."""
+    if [*counts.values()] == [rows]:
         return markdown_code(next(iter(counts)))
     found = [f"{markdown_code(name)} {count}" for name, count in counts.most_common(_NAMED)]
     more = len(counts) - _NAMED

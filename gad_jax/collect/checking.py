@@ -116,11 +116,17 @@ def _fields(check: Check) -> Fields:
 
 def _refuse_existing(check: Check) -> None:
     files.make_writable(Path(check.out).absolute().parent, "--out")
-    for path in (Path(check.out), _manifest(check)):
+    written = (Path(check.out), _manifest(check))
+    for path in written:
         if path.exists():
             raise UserError(f"--out: {path} is there; choose another name or delete it")
-    if check.card and Path(check.card).exists():
+    if not check.card:
+        return
+    files.make_writable(Path(check.card).absolute().parent, "--card")
+    if Path(check.card).exists():
         raise UserError(f"--card: {check.card} is there; choose another name or delete it")
+    if Path(check.card).resolve() in [path.resolve() for path in written]:
+        raise UserError(f"--card: {check.card} is what --out writes; choose another name")
 
 
 def _manifest(check: Check) -> Path:
@@ -233,8 +239,9 @@ def _write(check: Check, found: Found, numbers: dict[str, Any]) -> tuple[Seen, M
     print(
         f"{check.out}: {int(kept.sum())} of {found.lines} lines; {_manifest(check)} has the details"
     )
+    dropped = manifest["dropped"] | {"malformed": sum(found.invalid.values())}
     return seen, Made(
-        tuple(_names(check.files)), tuple(_names(check.against)), manifest["dropped"], check.license
+        tuple(_names(check.files)), tuple(_names(check.against)), dropped, check.license
     )
 
 

@@ -86,10 +86,11 @@ def check(
             whole = "\n".join([prompt, *responses])
             signatures.append(signature(whole))
             digest = hashlib.blake2b(" ".join(words(whole)).encode(), digest_size=12).digest()
-            bits = _faults(prompt, responses, record, against)
+            everything = "\n".join(_texts(record))
+            bits = _faults(prompt, responses, record, against, everything)
             faults.append(bits | (_bit("duplicate") if digest in seen else 0))
             seen.add(digest)
-            _count(found, whole, responses, record)
+            _count(found, whole, responses, record, everything)
     if not faults:
         raise UserError("no line is valid; give a file with at least one row")
     found.faults = np.asarray(faults, np.uint8)
@@ -142,7 +143,22 @@ def _blank(text: Any) -> bool:
     return isinstance(text, str) and not text.strip()
 
 
-def _faults(prompt: str, responses: Sequence[str], record: Any, against: Overlap) -> int:
+def _texts(value: Any) -> Iterator[str]:
+    """Yields every text of a record, of its columns and within them, with the names."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            yield str(name)
+            yield from _texts(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner)
+
+
+def _faults(
+    prompt: str, responses: Sequence[str], record: Any, against: Overlap, everything: str
+) -> int:
     reason = fold_reason(str(record.get("finish_reason") or ""))
     whole = "\n".join([prompt, *responses])
     has = {
@@ -152,17 +168,19 @@ def _faults(prompt: str, responses: Sequence[str], record: Any, against: Overlap
         "refused": reason in _REFUSED or any(map(is_refusal, responses)),
         "empty": not responses,
         "overlap": against.whole(prompt) or against.shares(whole),
-        "secret": redaction.looks_secret(whole),
+        "secret": redaction.looks_secret(everything),
     }
     return sum(_bit(fault) for fault, there in has.items() if there)
 
 
-def _count(found: Found, whole: str, responses: Sequence[str], record: Any) -> None:
+def _count(
+    found: Found, whole: str, responses: Sequence[str], record: Any, everything: str
+) -> None:
     found.lines += 1
     found.responses += len(responses)
     found.reasons[str(record.get("finish_reason") or "not said")] += 1
     found.scripts[scripts.main_script(whole) or "none"] += 1
     found.thoughts += any(thoughts.split_teacher(text).answer != text for text in responses)
-    found.emails += EMAIL.search(whole) is not None
+    found.emails += EMAIL.search(everything) is not None
     if teacher := record.get("teacher"):
         found.teachers[str(teacher)] += 1

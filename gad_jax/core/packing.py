@@ -6,8 +6,8 @@ a row the next token is the one to predict. Rows are filled to the end: a group 
 continues in the next row, where its prompt is repeated.
 
 Shapes come from a small set of row lengths and row counts (`layout.py`). A shape that the run has
-used before is preferred where it costs little more, so that a run soon compiles nothing new. Rows
-that one program takes are packed together, since it compiles for each combination of their shapes.
+used before is preferred where it costs little more, so that a run soon compiles nothing new. The
+pairs and samples of a GAD step choose their shapes together, as it is compiled for both.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -153,15 +153,7 @@ class Config(Checked):
         }
         pays = "gad" in self.stages and self.uses_discriminator("gad")
         self.discriminator.check(self.rollout.samples, trains, pays=pays)
-        for name, usual in (("drop_flat_groups", False), ("advantage_scale", "group")):
-            if getattr(self.grpo, name) != usual and "gad" not in self.stages:
-                value = "true" if usual is False else getattr(self.grpo, name)
-                raise FieldError(
-                    f"grpo.{name}",
-                    f"grpo.{name}={value}, and no stage of stage={','.join(self.stages)} pays "
-                    "rewards; leave it out, or add gad",
-                    "stage",
-                )
+        self._check_advantages()
         rounded = self.rollout.weights != "auto"
         if self.grpo.importance_max and not rounded and "gad" not in self.stages:
             raise FieldError(
@@ -196,6 +188,35 @@ class Config(Checked):
                 f"{max(ranks)} trains adapters, whose moments are small; leave it out",
                 "lora.rank",
                 "lora.discriminator_rank",
+            )
+
+    def _check_advantages(self) -> None:
+        """Refuses settings of the advantages that nothing would use."""
+        grpo, reward = self.grpo, self.reward
+        for name, usual in (("drop_flat_groups", False), ("advantage_scale", "group")):
+            if getattr(grpo, name) != usual and "gad" not in self.stages:
+                value = "true" if usual is False else getattr(grpo, name)
+                raise FieldError(
+                    f"grpo.{name}",
+                    f"grpo.{name}={value}, and no stage of stage={','.join(self.stages)} pays "
+                    "rewards; leave it out, or add gad",
+                    "stage",
+                )
+        if grpo.advantage_scale != "none":
+            return
+        if reward.terms and reward.normalise == "group":
+            raise FieldError(
+                "grpo.advantage_scale",
+                "grpo.advantage_scale=none divides by no group's spread, and "
+                "reward.normalise=group does; give --reward.normalise=batch or none",
+                "reward.normalise",
+            )
+        if not reward.terms and grpo.advantage_epsilon != Grpo().advantage_epsilon:
+            raise FieldError(
+                "grpo.advantage_epsilon",
+                f"grpo.advantage_epsilon={grpo.advantage_epsilon:g} is added to a spread by which "
+                "grpo.advantage_scale=none does not divide; leave one of them out",
+                "grpo.advantage_scale",
             )
 
     def _check_stages(self) -> None:

@@ -167,8 +167,8 @@ class Run:
         except BaseException:
             self._held.close()
             raise
-        self._steps = self._all_steps()
-        self._failed = False
+        self._steps = self.trainer.steps(self._stop)
+        self._failed = self._ended = False
 
     @contextlib.contextmanager
     def _active(self) -> Iterator[None]:
@@ -204,13 +204,19 @@ class Run:
                 raise
         self._failed = False
         if metrics is None:
+            self._end()
             raise StopIteration
         return metrics
 
-    def _all_steps(self) -> Iterator[dict[str, Any]]:
-        yield from self.trainer.steps(self._stop)
-        self.trainer.compare()
-        self.report()
+    def _end(self) -> None:
+        """Shows the table of the evaluations and writes the report, once."""
+        if self._ended:
+            return
+        self._ended = True
+        with self._active():
+            if self.step == self.trainer.total_steps:
+                self.trainer.compare()
+            self.report()
 
     @property
     def step(self) -> int:
@@ -223,8 +229,10 @@ class Run:
         The end of the last step and `close` do so by themselves. Without a step since the last
         report, the one that is there stays. Returns None where there is nothing to show yet.
         """
-        taken, self._reported = self.step > self._reported, self.step
-        return finishing.write_report(Path(self.config.run_dir), taken)
+        path = finishing.write_report(Path(self.config.run_dir), self.step > self._reported)
+        if path is not None:
+            self._reported = self.step
+        return path
 
     def _report_the_rest(self) -> None:
         if self.step > self._reported:

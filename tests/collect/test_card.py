@@ -103,3 +103,5 @@ def test_rows_of_many_kinds_are_counted_and_cannot_break_the_page() -> None:
     unnamed = written([{"prompt": "a", "teacher_response": "b"}])
     assert "a teacher that the rows do not name" in unnamed
     assert "| `prompt` | 1 |  |" in unnamed
+    one_of_two = written([line(0), {"prompt": "a", "teacher_response": "b"}])
+    assert "| teacher | `m (m-2026)` 1 |" in one_of_two

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,3 +35,23 @@ def test_every_measure(file: Path, held_out: Path, capfd: pytest.CaptureFixture[
     assert found["finish_reasons"]["not said"] == 3
     assert sum(found["response_tokens"]["up_to"].values()) == 11
     assert found["response_tokens"]["longest"] == -(-len(STORY + " ends") // 4)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"api_key": "sk-abcdefghijklmnop0123456789"},
+        {"parameters": {"extra": [{"Authorization": "Bearer sk-abcdefghijklmnop0123456789"}]}},
+        {"reasoning": "the key is\nsk-abcdefghijklmnop0123456789"},
+    ],
+)
+def test_a_key_in_any_column_is_found(
+    more: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    row = {"prompt": "a question", "teacher_response": "an answer", "mail": "a@example.org"}
+    path.write_text(json.dumps(row | more) + "\n")
+    assert check(path, "--json=true") == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["faults"]["secret"] == 1
+    assert found["e-mail addresses"] == 1

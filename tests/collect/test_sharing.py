@@ -85,6 +85,11 @@ def test_mistakes_are_named(
     assert "public is about --push" in said(out, "--public")
     assert "--push=rows: give ORG/NAME" in said(out, "--push=rows")
     assert f"--card: {rows} is there" in said(out, f"--card={rows}")
+    for name in ("good.jsonl", "good.manifest.json"):
+        card = f"--card={tmp_path}/{name}"
+        assert f"{name} is what --out writes; choose another name" in said(out, card)
+    folder = f"--card={rows}/README.md"
+    assert "--card" in said(out, folder)
     assert not hub.repositories
     sentence = said(out, "--push=org/rows", "--drop=cut")
     assert sentence.startswith("--push=org/rows: 1 line has something in the form of an API key")

@@ -54,6 +54,14 @@ REFUSED = {
         ("grpo.advantage_scale=none", "stage=seqkd"),
         "advantage_scale=none, and no stage of stage=seqkd pays rewards",
     ),
+    "a scale of another kind": (
+        ("grpo.advantage_scale=none", "reward.extra=length=0.5"),
+        "reward.normalise=group does; give --reward.normalise=batch or none",
+    ),
+    "an epsilon of nothing": (
+        ("grpo.advantage_scale=none", "grpo.advantage_epsilon=0.1"),
+        "advantage_epsilon=0.1 is added to a spread by which",
+    ),
     "a gate of 0": (
         ("discriminator.accuracy_gate=0",),
         r"accuracy_gate=0(.0)? must be in \(0, 1\]",

@@ -70,6 +70,10 @@ class Fields:
     def renamed(self, names: Mapping[str, str]) -> "Fields":
         """Returns the fields with some under other names, by their names in config.json; what was
         read stays read."""
+        both = [(new, old) for old, new in names.items() if new in self.hf and old in self.hf]
+        if both:
+            new, old = both[0]
+            raise UserError(f"config.json has {old} and {new}, which are the same; leave one out")
         fields = Fields({names.get(name, name): value for name, value in self.hf.items()})
         fields._read = {names.get(name, name) for name in self._read}
         return fields

@@ -117,5 +117,7 @@ def test_fields_under_other_names_are_read_and_counted() -> None:
     usual = fields.renamed({"acme_width": "hidden_size"})
     assert usual.count("hidden_size") == LLAMA["hidden_size"]
     assert families.FAMILIES["llama"].read(usual).width == LLAMA["hidden_size"]
+    with pytest.raises(UserError, match="has acme_width and hidden_size, which are the same"):
+        Fields(hf | {"hidden_size": 8}).renamed({"acme_width": "hidden_size"})
     with pytest.raises(UserError, match="the field acme_width="):
         families.FAMILIES["llama"].read(Fields(hf | {"hidden_size": 8}))
