@@ -117,13 +117,13 @@ class ChatRequests(ApiRequests):
         failures: Failures,
         look: Callable[[Requests], bool],
     ) -> None:
-        """Sends the questions. `look` is called every `LOOK_SECONDS`. When it returns True, no
-        further question is sent, and those in flight are waited for. An error has the same effect,
-        and is raised once their responses are kept."""
+        """Sends the questions. `look` is called every `LOOK_SECONDS` and before each question. When
+        it returns True, no further one is sent, and those in flight are waited for. An error has
+        the same effect, and is raised once their responses are kept."""
         queue = iter(questions)
         watching = asyncio.create_task(self._watch(look))
         try:
-            await asyncio.gather(*(self._work(queue, failures) for _ in range(at_once)))
+            await asyncio.gather(*(self._work(queue, failures, look) for _ in range(at_once)))
         finally:
             watching.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -134,9 +134,13 @@ class ChatRequests(ApiRequests):
 
     async def _watch(self, look: Callable[[Requests], bool]) -> None:
         while True:
-            if look(self) and not self._draining:
-                self._drain("stopped")
+            self._is_draining(look)
             await asyncio.sleep(LOOK_SECONDS)
+
+    def _is_draining(self, look: Callable[[Requests], bool]) -> bool:
+        if look(self) and not self._draining:
+            self._drain("stopped")
+        return self._draining
 
     def _drain(self, why: str, error: Exception | None = None) -> None:
         if not self._draining or (why == "error" and self.ended == "budget"):
@@ -145,8 +149,10 @@ class ChatRequests(ApiRequests):
         if why != "budget":  # there, the waiting requests hold a promise of their share
             self.client.hurry()
 
-    async def _work(self, queue: Iterator[Question], failures: Failures) -> None:
-        while not self._draining and (question := next(queue, None)) is not None:
+    async def _work(
+        self, queue: Iterator[Question], failures: Failures, look: Callable[[Requests], bool]
+    ) -> None:
+        while not self._is_draining(look) and (question := next(queue, None)) is not None:
             self._asking += 1
             try:
                 try:
