@@ -14,7 +14,7 @@ from typing import Any
 
 from gad_jax import __version__
 from gad_jax.base.redaction import markdown_code, printable
-from gad_jax.collect.faults import EMAIL
+from gad_jax.collect.faults import EMAIL, all_text
 from gad_jax.models import provenance
 
 ROWS = "train.jsonl"
@@ -68,7 +68,7 @@ class Seen:
         self.responses += responses
         for name, value in record.items():
             self.columns[str(name)] += value not in (None, "", [], {})
-        self.emails += EMAIL.search(json.dumps(record, ensure_ascii=False, default=str)) is not None
+        self.emails += EMAIL.search(all_text(record)) is not None
         if teacher := record.get("teacher"):
             model = record.get("model") or teacher
             self.teachers[f"{teacher}" if model == teacher else f"{teacher} ({model})"] += 1

@@ -32,6 +32,11 @@ class Check:
     )
     public: bool = option(False, "a dataset that --push makes is public; else private")
 
+    @property
+    def shares(self) -> bool:
+        """Whether the lines get a dataset card."""
+        return bool(self.card or self.push)
+
     def __post_init__(self) -> None:
         if not self.files:
             raise FieldError("files", "no file is given; name one or several to check")

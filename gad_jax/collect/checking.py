@@ -219,13 +219,14 @@ def _bars(counts: dict[str, int]) -> list[tuple[str, int, str]]:
 def _write(check: Check, found: Found, numbers: dict[str, Any]) -> tuple[Seen, Made]:
     """Writes the kept lines in bounded memory, then the manifest; a crash leaves neither.
 
-    Returns what a dataset card says of them."""
+    Returns what a dataset card says of them, counted where there is to be one."""
     kept, seen = found.kept(check.drop), Seen()
     lines = faults.valid(_records(check), _fields(check))
     with files.replacing(check.out) as file:
         for keep, (record, responses) in zip(kept, lines, strict=True):
             if keep:
-                seen.add(record, responses)
+                if check.shares:
+                    seen.add(record, responses)
                 file.write(json.dumps(record, ensure_ascii=False, default=str).encode() + b"\n")
     manifest = {
         "sources": {name: _digest(name) for name in _names(check.files)},

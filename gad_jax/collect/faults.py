@@ -86,8 +86,8 @@ def check(
             whole = "\n".join([prompt, *responses])
             signatures.append(signature(whole))
             digest = hashlib.blake2b(" ".join(words(whole)).encode(), digest_size=12).digest()
-            everything = "\n".join(_texts(record))
-            bits = _faults(prompt, responses, record, against, everything)
+            everything = all_text(record)
+            bits = _faults(prompt, whole, responses, record, against, everything)
             faults.append(bits | (_bit("duplicate") if digest in seen else 0))
             seen.add(digest)
             _count(found, whole, responses, record, everything)
@@ -143,8 +143,12 @@ def _blank(text: Any) -> bool:
     return isinstance(text, str) and not text.strip()
 
 
+def all_text(record: Any) -> str:
+    """Returns every text of a record, of its columns and within them, with the names."""
+    return "\n".join(_texts(record))
+
+
 def _texts(value: Any) -> Iterator[str]:
-    """Yields every text of a record, of its columns and within them, with the names."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -157,10 +161,14 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _faults(
-    prompt: str, responses: Sequence[str], record: Any, against: Overlap, everything: str
+    prompt: str,
+    whole: str,
+    responses: Sequence[str],
+    record: Any,
+    against: Overlap,
+    everything: str,
 ) -> int:
     reason = fold_reason(str(record.get("finish_reason") or ""))
-    whole = "\n".join([prompt, *responses])
     has = {
         "cut": reason in _CUT
         or not (is_finished(reason) or reason in _REFUSED)

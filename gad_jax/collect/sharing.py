@@ -23,7 +23,7 @@ def prepare(check: Check) -> None:
 
 def refuse_unfit(check: Check, found: Found) -> None:
     """Raises UserError where no line would be shared, or one with something like a key."""
-    if not (check.card or check.push):
+    if not check.shares:
         return
     if not found.kept(check.drop).any():
         raise UserError(
@@ -41,7 +41,7 @@ def refuse_unfit(check: Check, found: Found) -> None:
 def share(check: Check, seen: Seen, made: Made) -> None:
     """Writes the card of the lines in `--out`, and uploads both, where either is asked for."""
     out = Path(check.out)
-    if (check.card or check.push) and not check.license.strip():
+    if check.shares and not check.license.strip():
         print("the card states no licence; --license does, such as --license=cc-by-4.0")
     if check.card:
         text = card.write(seen, made, out.name.partition(".")[0], out.name)

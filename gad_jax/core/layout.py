@@ -116,19 +116,35 @@ def choose_layouts(
     few more positions than the best is used again. Where none has, each part by itself takes a
     known shape, or else its best.
     """
+    known = set(known)
     best = [_best(part, row_tokens, shards) for part in parts]
+    if (reused := _reused(parts, best, shards, known)) is not None:
+        return reused
+    if len(parts) == 1:
+        return best
+    alone = {(shape,) for shapes in known for shape in shapes}
+    return [
+        (_reused([part], [one], shards, alone) or [one])[0]
+        for part, one in zip(parts, best, strict=True)
+    ]
+
+
+def _reused(
+    parts: Sequence[Part],
+    best: Sequence[tuple[int, int, list[Layout]]],
+    shards: int,
+    known: set[tuple[Shape, ...]],
+) -> list[tuple[int, int, list[Layout]]] | None:
+    """Returns what `choose_layouts` does for the smallest known combination that fits and has few
+    more positions than the best; None where there is none."""
     affordable = REUSE * sum(rows * length for rows, length, _ in best)
-    used = sorted((_positions(shapes), shapes) for shapes in set(known))
-    for positions, shapes in used:
+    for positions, shapes in sorted((_positions(shapes), shapes) for shapes in known):
         if len(shapes) != len(parts) or positions > affordable:
             continue
         laid_out = [_fit(*pair, shards) for pair in zip(parts, shapes, strict=True)]
         if all(layouts is not None for layouts in laid_out):
             return [(s[1], s[2], found or []) for s, found in zip(shapes, laid_out, strict=True)]
-    if len(parts) == 1:
-        return best
-    alone = {(shape,) for _, shapes in used for shape in shapes}
-    return [choose_layouts([part], row_tokens, shards, alone)[0] for part in parts]
+    return None
 
 
 def _positions(shapes: tuple[Shape, ...]) -> int:

@@ -194,12 +194,12 @@ class Config(Checked):
         """Refuses settings of the advantages that nothing would use."""
         grpo, reward = self.grpo, self.reward
         for name, usual in (("drop_flat_groups", False), ("advantage_scale", "group")):
-            if getattr(grpo, name) != usual and "gad" not in self.stages:
-                value = "true" if usual is False else getattr(grpo, name)
+            value = getattr(grpo, name)
+            if value != usual and "gad" not in self.stages:
                 raise FieldError(
                     f"grpo.{name}",
-                    f"grpo.{name}={value}, and no stage of stage={','.join(self.stages)} pays "
-                    "rewards; leave it out, or add gad",
+                    f"grpo.{name}={fields.show(value)}, and no stage of "
+                    f"stage={','.join(self.stages)} pays rewards; leave it out, or add gad",
                     "stage",
                 )
         if grpo.advantage_scale != "none":

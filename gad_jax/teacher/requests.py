@@ -134,10 +134,11 @@ class ChatRequests(ApiRequests):
 
     async def _watch(self, look: Callable[[Requests], bool]) -> None:
         while True:
-            self._is_draining(look)
+            self._must_end(look)
             await asyncio.sleep(LOOK_SECONDS)
 
-    def _is_draining(self, look: Callable[[Requests], bool]) -> bool:
+    def _must_end(self, look: Callable[[Requests], bool]) -> bool:
+        """Calls `look`, and returns whether no further question is sent."""
         if look(self) and not self._draining:
             self._drain("stopped")
         return self._draining
@@ -152,7 +153,7 @@ class ChatRequests(ApiRequests):
     async def _work(
         self, queue: Iterator[Question], failures: Failures, look: Callable[[Requests], bool]
     ) -> None:
-        while not self._is_draining(look) and (question := next(queue, None)) is not None:
+        while not self._must_end(look) and (question := next(queue, None)) is not None:
             self._asking += 1
             try:
                 try:

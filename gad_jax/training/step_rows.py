@@ -98,10 +98,11 @@ class StepRows:
         rollout = self.rollout
         assert rollout is not None
         samples = ragged(rollout.tokens, rollout.lengths)
-        thresholds = rollout.thresholds
-        if thresholds is not None:
-            thresholds = ragged(thresholds, rollout.lengths)
-        return self._given(samples, ragged(rollout.logprobs, rollout.lengths), thresholds)
+        logprobs, thresholds = (
+            None if values is None else ragged(values, rollout.lengths)
+            for values in (rollout.logprobs, rollout.thresholds)
+        )
+        return self._given(samples, logprobs, thresholds)
 
     def replay(self, *, paid: bool) -> Replay | None:
         """What a step needs to know of the older answers in the pairs; None where there are none.
@@ -135,7 +136,9 @@ class StepRows:
             "packing/padding": padding / positions,
         }
 
-    def _given(self, responses: Ragged, logprobs: Any = None, thresholds: Any = None) -> Given:
+    def _given(
+        self, responses: Ragged, logprobs: Ragged | None = None, thresholds: Ragged | None = None
+    ) -> Given:
         return Given(responses, logprobs, thresholds, self.packer.micro_batches)
 
     def _pack(self, *given: Given) -> list[PackedRows]:

@@ -104,7 +104,7 @@ def _fall(curve: Sequence[Mapping[str, Any]]) -> float:
 
 
 def _stable(found: Mapping[str, Any]) -> bool:
-    return found["greedy"]["valid"] >= 0.98 and _fall(found["curve"]) < 0.0201
+    return found["greedy"]["valid"] >= 0.98 and round(_fall(found["curve"]), 6) <= 0.02
 
 
 def _shown(cell: Interval) -> str:
