@@ -3,13 +3,14 @@
 How the moments are stored is in `moments.py`.
 """
 
+import dataclasses
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float, Int
 
 from gad_jax.core import moments
 from gad_jax.core.hosted import Hosted
@@ -17,20 +18,38 @@ from gad_jax.distributed import devices
 from gad_jax.settings.optimizer import Optimizer
 
 
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """What the steps [start, end) of a run multiply learning rates with: it falls from 1 towards 0.
+
+    "linear" falls by as much in every step, "cosine" along half a wave (arXiv:1608.03983).
+    """
+
+    start: int
+    end: int
+    shape: Literal["linear", "cosine"]
+
+    def factor(self, step: Int[Array, ""]) -> Float[Array, ""]:
+        """Returns the factor of a step: 1 at `start`, above 0 before `end`."""
+        done = (step - self.start).astype(jnp.float32) / (self.end - self.start)
+        return 1 - done if self.shape == "linear" else (1 + jnp.cos(jnp.pi * done)) / 2
+
+
 @functools.cache  # jit compares by identity: equal settings must not be traced and compiled again
 def adamw(options: Optimizer, rate: float) -> optax.GradientTransformationExtraArgs:
-    """Returns the clip and AdamW as one optax transformation, at a constant learning rate.
+    """Returns the clip and AdamW as one optax transformation, at a learning rate.
 
-    Its `update` takes `finite`: where that is False, the moments do not change. With
-    `applied=False` the result is only to be looked at, and needs no memory. `norm` is the global
-    norm of the gradients, where those that are given are a part of them.
+    Its `update` takes `factor`, which the rate is multiplied with; None is 1. Where `finite` is
+    False, the moments do not change. With `applied=False` the result is only to be looked at, and
+    needs no memory. `norm` is the global norm of the gradients, where those that are given are a
+    part of them.
     """
     rule = optax.chain(
         _clip(options.max_gradient_norm),
         optax.chain(
             _scale_by_adam(options),
             optax.add_decayed_weights(options.weight_decay),
-            optax.scale_by_learning_rate(rate),
+            _scale_by_rate(rate),
         ),
     )
     return Hosted(*rule) if options.placement == "host" else rule
@@ -51,6 +70,23 @@ def _clip(max_norm: float) -> optax.GradientTransformationExtraArgs:
         return jax.tree.map(lambda g: g * factor, updates), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, clip)
+
+
+def _scale_by_rate(rate: float) -> optax.GradientTransformationExtraArgs:
+    plain = optax.scale_by_learning_rate(rate)
+
+    def scale(
+        updates: Any,
+        state: optax.OptState,
+        params: Any = None,
+        *,
+        factor: Float[Array, ""] | None = None,
+        **_: Any,
+    ) -> tuple[Any, optax.OptState]:
+        updates, state = plain.update(updates, state, params)
+        return updates if factor is None else jax.tree.map(lambda u: u * factor, updates), state
+
+    return optax.GradientTransformationExtraArgs(plain.init, scale)
 
 
 def _scale_by_adam(options: Optimizer) -> optax.GradientTransformationExtraArgs:

@@ -5,6 +5,7 @@ from typing import Literal
 
 import optax
 
+from gad_jax.core.optimizer import Schedule
 from gad_jax.core.rewards import Mix
 from gad_jax.models.config import DecoderConfig
 
@@ -16,8 +17,9 @@ class Program:
     `has_discriminator` is True also where an earlier stage trained one: it stays in the state.
     `has_reference` is True where the stage compares G with the weights at the stage's start (the KL
     term of GAD, DPO), so that the state holds them. With `keep_moments` it begins with the
-    optimizers of the stage before. `reward` is None where D's score alone is the reward. `dpo_` are
-    those of the settings' section. With an `importance_max` of 0 there are no importance weights.
+    optimizers of the stage before. Without a `schedule`, learning rates are constant. `reward` is
+    None where D's score alone is the reward. `dpo_` are those of the settings' section. With an
+    `importance_max` of 0 there are no importance weights.
     """
 
     generator: DecoderConfig
@@ -46,6 +48,7 @@ class Program:
     has_discriminator: bool = True
     has_reference: bool = True
     keep_moments: bool = False
+    schedule: Schedule | None = None
     reward: Mix | None = None
     dpo_beta: float = 0.1
     dpo_sft_coefficient: float = 0.0

@@ -115,6 +115,9 @@ def commit(
         "generator": (generator, program.generator_optimizer),
         "discriminator": (discriminator, program.discriminator_optimizer),
     }
+    factor = None if program.schedule is None else program.schedule.factor(state.step)
+    if factor is not None:
+        metrics = metrics | {"learning_rate_factor": factor}
     watched = []
     for name, (update, optimizer) in updates.items():
         if update is None:
@@ -123,7 +126,7 @@ def commit(
         watched.append(jnp.isfinite(update.loss))
         if update.gradients is not None:
             moments = getattr(state, f"{name}_optimizer")
-            found = _look(optimizer, update.gradients, getattr(state, name), moments)
+            found = _look(optimizer, update.gradients, getattr(state, name), moments, factor)
             metrics |= {f"{name}/{key}": value for key, value in found.items()}
             watched += [jnp.isfinite(found["gradient_norm"]), found["broken_update"] < 0]
     finite = jnp.all(jnp.stack(watched))
@@ -133,7 +136,7 @@ def commit(
             params, moments = getattr(state, name), getattr(state, f"{name}_optimizer")
             gated = None if update is None else update.gated
             applied = finite if gated is None else finite & ~gated
-            params, moments = _apply(optimizer, update, params, moments, applied)
+            params, moments = _apply(optimizer, update, params, moments, applied, factor)
             moved |= {name: params, f"{name}_optimizer": moments}
     skips = jnp.where(finite, jnp.stack([state.skips[0], 0]), state.skips + 1)
     state = state._replace(step=state.step + 1, skips=skips, **moved)
@@ -141,11 +144,15 @@ def commit(
 
 
 def _look(
-    optimizer: optax.GradientTransformationExtraArgs, gradients: Params, params: Any, moments: Any
+    optimizer: optax.GradientTransformationExtraArgs,
+    gradients: Params,
+    params: Any,
+    moments: Any,
+    factor: Float[Array, ""] | None,
 ) -> Metrics:
     """Returns the gradient's norm, and which leaf of it and of the update is broken, or -1."""
     norm, broken = _gradient_norm(gradients)
-    update = _broken_update(optimizer, gradients, params, moments)
+    update = _broken_update(optimizer, gradients, params, moments, factor)
     return {"gradient_norm": norm, "broken_leaf": broken, "broken_update": update}
 
 
@@ -157,7 +164,11 @@ def _gradient_norm(gradients: Params) -> tuple[Float[Array, ""], Array]:
 
 
 def _broken_update(
-    optimizer: optax.GradientTransformationExtraArgs, gradients: Params, params: Any, moments: Any
+    optimizer: optax.GradientTransformationExtraArgs,
+    gradients: Params,
+    params: Any,
+    moments: Any,
+    factor: Float[Array, ""] | None,
 ) -> Array:
     """Returns the index of the first leaf whose weights or moments the update would break, or -1.
 
@@ -168,13 +179,14 @@ def _broken_update(
     """
     with jax.named_scope("finite_update"):
         if isinstance(optimizer, Hosted):
-            sums = hosted.look(
-                optimizer, gradients, params, moments, lambda x, y: _sum_of_both(jnp.square(x), y)
-            )
+            given = optimizer, gradients, params, moments
+            sums = hosted.look(*given, lambda x, y: _sum_of_both(jnp.square(x), y), factor)
             return _first_broken(jnp.stack(sums))
         # Behind the barrier, the compiler cannot keep these results for the update itself.
         params, moments = jax.lax.optimization_barrier((params, moments))
-        changes, moments = optimizer.update(gradients, moments, params, finite=True, applied=False)
+        changes, moments = optimizer.update(
+            gradients, moments, params, finite=True, applied=False, factor=factor
+        )
         new = jax.tree.leaves(optax.apply_updates(params, changes))
         others = [leaf for leaf in jax.tree.leaves(moments) if leaf.ndim]
         sums = [
@@ -210,12 +222,15 @@ def _apply(
     params: Any,
     moments: Any,
     applied: Bool[Array, ""],
+    factor: Float[Array, ""] | None,
 ) -> tuple[Any, Any]:
     if update is None or update.gradients is None:
         return params, moments
     if isinstance(optimizer, Hosted):
-        return hosted.apply(optimizer, update.gradients, params, moments, applied)
+        return hosted.apply(optimizer, update.gradients, params, moments, applied, factor)
     # `finite` reaches the optimizer too: it writes its moments in place, so no old copy is kept
-    changes, moments = optimizer.update(update.gradients, moments, params, finite=applied)
+    changes, moments = optimizer.update(
+        update.gradients, moments, params, finite=applied, factor=factor
+    )
     new = optax.apply_updates(params, changes)
     return jax.tree.map(lambda a, b: jnp.where(applied, a, b), new, params), moments

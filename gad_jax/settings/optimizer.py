@@ -8,7 +8,7 @@ from gad_jax.settings.fields import Checked, option
 
 @dataclass(frozen=True)
 class Optimizer(Checked):
-    """AdamW with a constant learning rate (set per stage) and a global-norm clip."""
+    """AdamW after a global-norm clip; learning rates are those of each stage."""
 
     beta1: float = option(0.9, "decay of the first moment", minimum=0, below=1)
     beta2: float = option(0.999, "decay of the second moment", minimum=0, below=1)

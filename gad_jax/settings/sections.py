@@ -322,6 +322,9 @@ class Stage(Checked):
     discriminator_learning_rate: float = option(
         1e-6, "learning rate of the discriminator", common=True, minimum=0
     )
+    schedule: Literal["constant", "linear", "cosine"] = option(
+        "constant", "both learning rates over the stage's steps; linear, cosine: they fall to 0"
+    )
     discriminator_only_steps: int = option(
         0,
         "first steps that train the discriminator alone; none if it is frozen",

@@ -51,6 +51,12 @@ def check(old: Sequence[Span], new: Sequence[Span], stage: str, step: int) -> li
     return [
         f"{span.stage}: {span.end - span.start} steps, "
         + (f"{lengths[span.stage]} before" if span.stage in lengths else "a new stage")
+        + ("; its learning rates fall to 0 at the new end" if _falls(span, stage) else "")
         for span in new
         if lengths.get(span.stage) != span.end - span.start
     ]
+
+
+def _falls(span: Span, stage: str) -> bool:
+    """Returns whether a stage that has begun gets other learning rates from its length."""
+    return span.stage == stage and span.program.schedule is not None

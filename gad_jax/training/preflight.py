@@ -188,8 +188,9 @@ def _adapters(config: Config, networks: tuple[DecoderConfig, DecoderConfig]) -> 
         trained = sum(leaf.size for leaf in jax.tree.leaves(adapters.abstract(network)[1]))
         whole = costs.parameters(network.merged)
         rates = ", ".join(
-            f"{stage} {getattr(getattr(config, stage), f'{name}_learning_rate'):g}"
-            for stage in config.stages
+            f"{stage} {getattr(options, f'{name}_learning_rate'):g}"
+            + ("" if options.schedule == "constant" else f", falling to 0 ({options.schedule})")
+            for stage, options in ((stage, getattr(config, stage)) for stage in config.stages)
         )
         lines.append(
             f"{name}: adapters of rank {network.lora.rank} on {', '.join(network.lora.targets)}, "

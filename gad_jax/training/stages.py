@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+from gad_jax.core.optimizer import Schedule
 from gad_jax.core.program import Program
 from gad_jax.data import epochs
 from gad_jax.data.epochs import PromptBatches
@@ -59,6 +60,9 @@ def spans(
         batches = epochs.batches(data, prompts_per_step=config.batch.prompts, seed=seed)
         end = start + (options.steps or math.ceil(options.epochs * batches.steps_per_epoch))
         program = state.make_program(config, stage, *networks)
+        if options.schedule != "constant":
+            schedule = Schedule(start, end, options.schedule)
+            program = dataclasses.replace(program, schedule=schedule)
         only = options.discriminator_only_steps
         span = Span(stage, start, end, batches, program, only, config.custom.rollout)
         found.append(span)

@@ -70,6 +70,7 @@ METHODS = {
     "gad_heads": _gad(
         "GAD, 8 heads, lower bound", "--discriminator.heads=8", "--discriminator.pessimism=1"
     ),
+    "gad_falling": _gad("GAD, rates fall to 0", "--gad.schedule=linear"),
     "gad_unscaled": _gad("GAD, advantages without scale", "--grpo.advantage_scale=none"),
     "gad_lora": _gad(
         "GAD, adapters of rank 8",
