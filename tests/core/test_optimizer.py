@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from gad_jax.core.optimizer import adamw
+from gad_jax.core.optimizer import Schedule, adamw
 from gad_jax.settings.optimizer import Optimizer
 
 SETTINGS = Optimizer(beta1=0.8, beta2=0.95, epsilon=1e-6, weight_decay=0.1, max_gradient_norm=2.0)
@@ -42,6 +42,38 @@ def test_it_is_adamw_after_a_clip() -> None:
             strict=True,
         ):
             np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("shape", "theirs"),
+    [
+        ("linear", optax.linear_schedule(RATE, 0.0, 5)),
+        ("cosine", optax.cosine_decay_schedule(RATE, 5)),
+    ],
+)
+def test_a_rate_that_falls_is_that_of_optax(
+    shape: Literal["linear", "cosine"], theirs: optax.Schedule
+) -> None:
+    schedule = Schedule(start=3, end=8, shape=shape)
+    ours = adamw(SETTINGS, RATE)
+    wanted = optax.chain(
+        optax.clip_by_global_norm(SETTINGS.max_gradient_norm),
+        optax.adamw(theirs, b1=0.8, b2=0.95, eps=1e-6, weight_decay=0.1),
+    )
+    params: Any = tree(0)
+    moments, others = ours.init(params), wanted.init(params)
+    sizes = []
+    for step in range(3, 8):
+        gradients = tree(step)
+        factor = schedule.factor(jnp.int32(step))
+        updates, moments = ours.update(gradients, moments, params, factor=factor)
+        expected, others = wanted.update(gradients, others, params)
+        for name in params:
+            np.testing.assert_allclose(updates[name], expected[name], rtol=1e-5)
+        sizes.append(float(factor))
+    assert sizes[0] == 1
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] > 0
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -1,6 +1,7 @@
 """Steps that are skipped: which network moves, what is counted and named, and what comes after."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 
 from gad_jax.core import steps, updates
-from gad_jax.core.optimizer import adamw
+from gad_jax.core.optimizer import Schedule, adamw
+from gad_jax.core.program import Program
 from gad_jax.distributed import devices
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.settings.optimizer import Optimizer
@@ -184,3 +186,33 @@ def test_kernels_are_rounded_once_and_their_gradients_summed_in_float32(
     assert gradient.dtype == jnp.float32
     assert gradient.tolist() == [256.0 + (micro_batches == 2)] * 3
     assert products.shape == (micro_batches, 3)
+
+
+def test_a_schedule_is_another_rate_in_each_step() -> None:
+    """Step 1 of four that fall by a quarter each: the rates of both networks are 3/4 of theirs."""
+    optimizer = Optimizer(max_gradient_norm=0.2, weight_decay=1e-2, epsilon=1e-2)
+
+    def program(rate: float) -> Program:
+        rule = adamw(optimizer, rate)
+        return dataclasses.replace(GAD, generator_optimizer=rule, discriminator_optimizer=rule)
+
+    def begun() -> TrainState:
+        state = start()
+        moments = {
+            name: adamw(optimizer, 1.0).init(getattr(state, name))
+            for name in ("generator", "discriminator")
+        }
+        return state._replace(
+            step=jnp.int32(6), **{f"{name}_optimizer": of for name, of in moments.items()}
+        )
+
+    falling = dataclasses.replace(program(0.04), schedule=Schedule(5, 9, "linear"))
+    batch = rows(texts(0), "pairs"), rows(texts(0), "samples")
+    found, metrics = steps.gad_step(falling, begun(), *batch)
+    wanted, plain = steps.gad_step(program(0.03), begun(), *batch)
+    assert metrics["learning_rate_factor"] == 0.75
+    assert "learning_rate_factor" not in plain
+    for name in ("generator", "discriminator"):
+        close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7)
+        jax.tree.map(close, getattr(found, name), getattr(wanted, name))
+        identical(getattr(found, f"{name}_optimizer"), getattr(wanted, f"{name}_optimizer"))

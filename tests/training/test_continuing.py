@@ -68,6 +68,17 @@ def test_lengths_that_undo_steps_are_refused_and_change_nothing(tmp_path):
     assert json.loads((tmp_path / "evaluations" / "after-gad.json").read_text())["step"] == 4
 
 
+def test_a_stage_whose_rates_fall_says_that_they_fall_to_its_new_end(tmp_path, capsys):
+    falling = settings(tmp_path, *SHORT, "--gad.steps=2", "--gad.schedule=linear")
+    start(falling, stop_at=3)
+    capsys.readouterr()
+    start(settings(tmp_path, *SHORT, "--gad.steps=4", "--gad.schedule=linear"))
+    said = "gad: 4 steps, 2 before; its learning rates fall to 0 at the new end\n"
+    assert said in capsys.readouterr().out
+    factors = [row.get("learning_rate_factor") for row in rows(tmp_path)]
+    assert factors == [None, None, 1.0, 0.75, 0.5, 0.25]
+
+
 def test_what_only_later_stages_read_may_change():
     old = settings("unused", "--stage=warmup")
     new = settings("unused", "--gad.generator_learning_rate=1", "--grpo.clip_low=0.1")

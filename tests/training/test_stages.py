@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from gad_jax.core.optimizer import Schedule
 from gad_jax.data.pipeline import Prepared
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.training import reading, stages, state
@@ -37,6 +38,13 @@ def test_epochs_are_rounded_up_to_steps(data: Prepared) -> None:
     flags = ("--stage=seqkd", "--seqkd.steps=0", "--seqkd.epochs=0.5", "--batch.prompts=100")
     [span] = spans(data, *flags)
     assert span.end == np.ceil(0.5 * (len(data) // 100))
+
+
+def test_rates_fall_over_the_steps_of_their_stage(data: Prepared) -> None:
+    flags = ("--warmup.steps=3", "--gad.steps=2", "--gad.schedule=cosine")
+    warmup, gad = spans(data, *flags)
+    assert warmup.program.schedule is None
+    assert gad.program.schedule == Schedule(3, 5, "cosine")
 
 
 def test_who_trains_and_who_samples(data: Prepared) -> None:
