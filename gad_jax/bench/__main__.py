@@ -21,6 +21,7 @@ class UpdateBench:
     row_tokens: int = option(256, "length of a row", "tokens")
     steps: int = option(5, "steps to time, after two that are not", "steps")
     remat: Literal["full", "dots", "none"] = option("dots", "as --student.remat")
+    unroll: bool = option(False, "as --student.unroll")
     torch: bool = option(True, "also time a torch step, if torch is installed")
 
     def __post_init__(self) -> None:

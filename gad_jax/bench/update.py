@@ -106,7 +106,7 @@ def ours(chosen: "UpdateBench", directory: Path) -> Ours:
     """Returns a SeqKD step of gad_jax."""
     config = Config(
         stage="seqkd",
-        student=sections.Student(path=str(directory), remat=chosen.remat),
+        student=sections.Student(path=str(directory), remat=chosen.remat, unroll=chosen.unroll),
         data=sections.Data(max_prompt_tokens=1),
         rollout=sections.Rollout(max_new_tokens=chosen.row_tokens),
     )

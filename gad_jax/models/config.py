@@ -171,6 +171,8 @@ class DecoderConfig:
     """Dtype of matmuls and activations; parameters, norms, softmax and scores are float32."""
     remat: Literal["full", "dots", "none"] = "full"
     """What the backward pass computes again: everything, all but matmuls, or nothing."""
+    unroll: bool = False
+    """Whether a pass over rows lists the layers one by one, and not as a loop over them."""
 
     lora: Lora | None = None
     """None: the network has no adapters, and all of it is trained."""

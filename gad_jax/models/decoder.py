@@ -177,7 +177,8 @@ def hidden(
             return block(x, turned, partial(attend, mask))
 
     pattern = jnp.asarray(config.pattern) if len(config.kinds) > 1 else None
-    x, cache = jax.lax.scan(remat(layer, config), x, (params["layers"], pattern))
+    layers = params["layers"], pattern
+    x, cache = jax.lax.scan(remat(layer, config), x, layers, unroll=config.unroll)
     x = final_norm(config, params, x)
     shape = (rows, length, config.width)
     return x.reshape(shape, out_sharding=sharding.spec("batch", None, None)), cache

@@ -217,8 +217,8 @@ def remat(layer: Callable[..., Any], config: DecoderConfig) -> Callable[..., Any
         ),
     }
     # prevent_cse puts barriers around the second computation, so that XLA does not merge it with
-    # the first. Inside a scan it cannot, and the barriers would only hinder fusion.
-    return jax.checkpoint(layer, policy=saved[policy], prevent_cse=False)
+    # the first. Inside a loop it cannot, and the barriers would only hinder fusion.
+    return jax.checkpoint(layer, policy=saved[policy], prevent_cse=config.unroll)
 
 
 def _split(x: Float[Array, "n width"], heads: int, axis: str) -> Float[Array, "n heads C"]:

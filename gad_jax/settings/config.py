@@ -47,6 +47,7 @@ CAN_CHANGE = (
     "profile.",
     "tracking.",
     "student.remat",
+    "student.unroll",
     "optimizer.placement",
     "batch.micro_batch_prompts",
     "batch.row_tokens",

@@ -43,6 +43,9 @@ class Student(Checked):
         "what the backward pass recomputes in a layer: all, all but matmuls, nothing",
         common=True,
     )
+    unroll: bool = option(
+        False, "updates list all layers and do not loop: less traffic, a longer compile"
+    )
 
 
 _PROMPT = (

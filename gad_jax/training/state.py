@@ -46,10 +46,15 @@ def network_configs(
     Raises UserError when their vocabularies differ by more than padding: both read the same token
     ids. Whether their tokenizers agree is for `preflight`.
     """
-    compute_dtype = config.student.compute_dtype
+    options = config.student
+    compute_dtype: str = options.compute_dtype
     if compute_dtype == "auto":
         compute_dtype = "float32" if devices.platform() == "cpu" else "bfloat16"
-    computing: dict[str, Any] = {"compute_dtype": compute_dtype, "remat": config.student.remat}
+    computing: dict[str, Any] = {
+        "compute_dtype": compute_dtype,
+        "remat": options.remat,
+        "unroll": options.unroll,
+    }
     generator = read(config.student.path)
     generator = dataclasses.replace(generator, **computing)
     if generator.head != "vocabulary":

@@ -135,9 +135,10 @@ def test_remat_changes_memory_and_not_the_result(models: Any) -> None:
         return -jnp.sum(logprobs[..., 3] * real)
 
     results = []
-    for policy in REMAT:
+    for policy, unroll in (*((policy, False) for policy in REMAT), ("dots", True)):
+        network = dataclasses.replace(config, remat=policy, unroll=unroll)
         value_and_grad = jax.jit(jax.value_and_grad(loss), static_argnums=1)
-        results.append(value_and_grad(params, dataclasses.replace(config, remat=policy)))
+        results.append(value_and_grad(params, network))
     value, gradient = results[0]
     # Sums over 21 tokens of order 1; a recomputed layer may be fused otherwise.
     for other_value, other in results[1:]:
@@ -164,6 +165,28 @@ def is_attention(equation: Any) -> bool:
     """Returns whether it is a product for each row and head."""
     dimensions = equation.params.get("dimension_numbers")
     return equation.primitive.name == "dot_general" and len(dimensions[1][0]) == 2
+
+
+def test_unrolled_layers_are_no_loop_and_still_recompute(models: Any) -> None:
+    _, config, params = models("llama")
+    row = rows(tokens())
+
+    def compiled(remat: str, unroll: bool) -> tuple[list[int], int]:
+        """Returns how many layers each loop takes at once, and the bytes of the program."""
+        network: Any = dataclasses.replace(config, remat=remat, unroll=unroll)
+
+        def total(params: Params) -> jax.Array:
+            return jnp.sum(decoder.logits(network, params, *row))
+
+        gradient = jax.grad(total)
+        scans = [e for e in equations(jax.make_jaxpr(gradient)(params).jaxpr) if is_scan(e)]
+        memory = jax.jit(gradient).lower(params).compile().memory_analysis()
+        return [scan.params["unroll"] for scan in scans], memory.temp_size_in_bytes
+
+    assert compiled("full", False)[0] == [1, 1]
+    (at_once, recomputed), (_, kept) = compiled("full", True), compiled("none", True)
+    assert at_once == [2, 2]
+    assert recomputed < kept  # so XLA merges no second computation with the first
 
 
 def test_layers_are_one_scan_and_remat_says_what_it_keeps(models: Any) -> None:
