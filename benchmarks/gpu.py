@@ -70,6 +70,7 @@ class Updating(NamedTuple):
     title: str
     chunk: int
     remat: str = "dots"
+    unroll: bool = False
 
 
 DECODES = [
@@ -81,6 +82,7 @@ DECODES = [
     Decode("sampled, 128 slots", slots=128),
 ]
 UPDATES = [Updating(f"chunks of {n}", n) for n in (512, 2048, 4096)]
+UPDATES.append(Updating("chunks of 4096, layers listed", 4096, unroll=True))
 UPDATES.append(Updating("chunks of 2048, remat full", 2048, "full"))
 
 
@@ -257,7 +259,7 @@ def measure_update(
     _, count, length = shape
 
     def measure(variant: Updating) -> None:
-        network = bench.network(name, remat=variant.remat)
+        network = bench.network(name, remat=variant.remat, unroll=variant.unroll)
         network = dataclasses.replace(network, layers=layers or network.layers)
         ids = np.random.default_rng(0).integers(0, network.vocabulary, (count, length), np.int32)
         packed = packing.pack(

@@ -44,7 +44,7 @@ class Student(Checked):
         common=True,
     )
     unroll: bool = option(
-        False, "updates list all layers and do not loop: less traffic, a longer compile"
+        False, "on a GPU, updates list all layers and do not loop: fewer kernels, a longer compile"
     )
 
 

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from gad_jax.base.errors import UserError
 from gad_jax.core.optimizer import Schedule
 from gad_jax.data.pipeline import Prepared
 from gad_jax.distributed.mesh import make_mesh
@@ -77,3 +78,11 @@ def test_a_stage_begins_with_fresh_moments_or_with_those_of_the_stage_before() -
     identical(kept.generator_optimizer, used.generator_optimizer)
     for moments in (fresh.generator_optimizer, kept.discriminator_optimizer):
         identical(moments, jax.tree.map(np.zeros_like, moments))
+
+
+def test_layers_are_listed_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settings("unused", "--student.unroll=true")
+    with pytest.raises(UserError, match=r"--student.unroll=true .* on a CPU .*; leave it out"):
+        state.network_configs(config)
+    monkeypatch.setattr(state.devices, "platform", lambda: "gpu")
+    assert all(network.unroll for network in state.network_configs(config))
