@@ -95,7 +95,8 @@ class GrpoInputs(NamedTuple):
     """What the GRPO loss of a token needs next to the policy's own log-probability.
 
     `sampled_logprobs` are the sampler's: the metric `logprobs/gap` shows how far decoding and
-    training differ. `reference_logprobs` is None where the stage pays no KL.
+    training differ, by rounding and by an update between them. `reference_logprobs` is None where
+    the stage pays no KL.
     """
 
     advantages: Float[Array, "*n"]
@@ -117,9 +118,18 @@ def grpo_loss(
     distribution that was sampled from: with top-k or top-p, softmax over the tokens kept then
     (`rows.thresholds`).
 
-    With `program.importance_max`, surrogate and KL of a token are multiplied by
-    `objectives.importance_weights`: both are estimates from the token that the sampler drew. The
-    entropy is a sum over all tokens and needs no weight.
+    With p a token's probability now, q that under the sampler, C `program.importance_max` and
+    sg(p) p without a gradient, the surrogate's ratio ρ and the weight w of a token are
+
+        behaviour "trained", C = 0:  ρ = p / sg(p), w = 1
+        behaviour "sampler", C = 0:  ρ = p / q,     w = 1
+        either, C > 0:               ρ = p / sg(p), w = min(sg(p) / q, C)
+
+        loss = w · (surrogate(A, ρ) + kl_coefficient · k3) - entropy_coefficient · entropy
+
+    So p / q counts once: it is clipped, or truncated (`objectives.importance_weights`). Where ρ is
+    p / sg(p) it is 1 and never clipped. A weight is for the KL too, as both are estimates from the
+    token that the sampler drew. The entropy is a sum over all tokens and needs none.
     """
     reference_logprobs = None
     if reference is not None:
@@ -152,23 +162,26 @@ def _reference_logprobs(
 def _grpo_per_token(
     program: Program, logprobs: Array, entropy: Array, inputs: GrpoInputs
 ) -> PerToken:
-    # One update per rollout: log p_old is log p with its gradient stopped, so the ratio is 1 and
-    # the surrogate is never clipped. The clips matter only where samples are reused.
-    old = jax.lax.stop_gradient(logprobs)
+    now = jax.lax.stop_gradient(logprobs)
+    is_live = program.behaviour == "sampler" and program.importance_max == 0
+    clips = program.clip_low, program.clip_high, program.dual_clip
     policy_loss = objectives.clipped_surrogate(
         logprobs,
-        old,
+        inputs.sampled_logprobs if is_live else now,
         inputs.advantages,
-        program.clip_low,
-        program.clip_high,
-        program.dual_clip,
+        *clips,
         program.log_ratio_max,
     )
-    parts = {"logprobs/gap": jnp.abs(old - inputs.sampled_logprobs), "entropy": entropy}
+    parts = {"logprobs/gap": jnp.abs(now - inputs.sampled_logprobs), "entropy": entropy}
+    if is_live:
+        ratio = objectives.probability_ratio(now, inputs.sampled_logprobs, program.log_ratio_max)
+        clipped = objectives.clip_binds(ratio, inputs.advantages, *clips)
+        parts["logprobs/ratio_mean"] = ratio
+        parts["logprobs/ratio_clipped"] = clipped.astype(jnp.float32)
     weights = None
     if program.importance_max > 0:
         weights, truncated = objectives.importance_weights(
-            old, inputs.sampled_logprobs, program.importance_max, program.log_ratio_max
+            now, inputs.sampled_logprobs, program.importance_max, program.log_ratio_max
         )
         policy_loss *= weights
         parts["logprobs/importance_mean"] = weights

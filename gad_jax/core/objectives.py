@@ -95,6 +95,21 @@ def clipped_surrogate(
     return jnp.where(advantages < 0, jnp.minimum(loss, -dual * advantages), loss)
 
 
+def clip_binds(
+    ratio: Float[Array, "*n"],
+    advantages: Float[Array, "*n"],
+    low: float = 0.2,
+    high: float = 0.2,
+    dual: float = 3.0,
+) -> Bool[Array, "*n"]:
+    """Returns for which tokens `clipped_surrogate` is constant in ρ: they have no gradient.
+
+    Where A > 0, for ρ > 1 + high. Where A < 0, for ρ < 1 - low, and for ρ > dual.
+    """
+    falls = (advantages < 0) & ((ratio < 1 - low) | (ratio > dual))
+    return falls | ((advantages > 0) & (ratio > 1 + high))
+
+
 def kl_k3(
     logprobs: Float[Array, "*n"],
     reference_logprobs: Float[Array, "*n"],

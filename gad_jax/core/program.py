@@ -19,7 +19,9 @@ class Program:
     term of GAD, DPO), so that the state holds them. With `keep_moments` it begins with the
     optimizers of the stage before. Without a `schedule`, learning rates are constant. `reward` is
     None where D's score alone is the reward. `dpo_` are those of the settings' section. With an
-    `importance_max` of 0 there are no importance weights.
+    `importance_max` of 0 there are no importance weights. `behaviour` says which weights count as
+    those that drew the samples: the ones that are trained, so that the policy's ratio is 1, or the
+    sampler's, which were older (`losses.grpo_loss`).
     """
 
     generator: DecoderConfig
@@ -53,3 +55,4 @@ class Program:
     dpo_beta: float = 0.1
     dpo_sft_coefficient: float = 0.0
     importance_max: float = 0.0
+    behaviour: Literal["trained", "sampler"] = "trained"

@@ -93,10 +93,12 @@ def all_of(flag: bool) -> bool:
     return not any_of(not flag)[0]
 
 
-def from_first(make: Callable[[], Any]) -> Any:
+def from_first(make: Callable[[], Any], settle: Callable[[], object] = lambda: None) -> Any:
     """Calls `make` in the first process and returns its result in all of them.
 
     The result is anything that JSON can hold. A UserError of the first process is raised in all.
+    `settle` waits for what the devices still compute, where that overlaps with `make`: the exchange
+    is a program too, and must not overtake another one.
     """
     if jax.process_count() == 1:
         return make()
@@ -106,6 +108,7 @@ def from_first(make: Callable[[], Any]) -> Any:
             value = make()
         except UserError as raised:
             error = str(raised)
+    settle()
     value, error = json.loads(_broadcast(json.dumps([value, error])))
     if error:
         raise UserError(error)

@@ -9,25 +9,18 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TypeVar
 
-from gad_jax.settings import baselines, custom, fields, lora
+from gad_jax.settings import baselines, custom, fields, grpo, lora
 from gad_jax.settings.alarms import Health
 from gad_jax.settings.baselines import Dpo
 from gad_jax.settings.custom import Custom
 from gad_jax.settings.discriminator import Discriminator
 from gad_jax.settings.fields import Checked, FieldError, Given, option, section
+from gad_jax.settings.grpo import IMPORTANCE_MAX, Grpo
 from gad_jax.settings.lora import Lora
 from gad_jax.settings.operation import Checkpoint, Evaluation, Limits, Mesh, Profile
 from gad_jax.settings.optimizer import Optimizer
 from gad_jax.settings.reward import Reward
-from gad_jax.settings.sections import (
-    IMPORTANCE_MAX,
-    Batch,
-    Data,
-    Grpo,
-    Rollout,
-    Stage,
-    Student,
-)
+from gad_jax.settings.sections import Batch, Data, Rollout, Stage, Student
 from gad_jax.settings.tracking import Tracking
 
 STAGES = ("seqkd", "warmup", "offpolicy", "gad", "dpo", "rejection", "custom")
@@ -154,15 +147,8 @@ class Config(Checked):
         }
         pays = "gad" in self.stages and self.uses_discriminator("gad")
         self.discriminator.check(self.rollout.samples, trains, pays=pays)
-        self._check_advantages()
+        grpo.check(self)
         rounded = self.rollout.weights != "auto"
-        if self.grpo.importance_max and not rounded and "gad" not in self.stages:
-            raise FieldError(
-                "grpo.importance_max",
-                f"grpo.importance_max={self.grpo.importance_max:g} weighs the tokens of the gad "
-                f"stage, and stage={','.join(self.stages)} has none; leave it out, or add gad",
-                "stage",
-            )
         if rounded and self.lora.rank and self.lora.is_quantised:
             raise FieldError(
                 "rollout.weights",
@@ -189,35 +175,6 @@ class Config(Checked):
                 f"{max(ranks)} trains adapters, whose moments are small; leave it out",
                 "lora.rank",
                 "lora.discriminator_rank",
-            )
-
-    def _check_advantages(self) -> None:
-        """Refuses settings of the advantages that nothing would use."""
-        grpo, reward = self.grpo, self.reward
-        for name, usual in (("drop_flat_groups", False), ("advantage_scale", "group")):
-            value = getattr(grpo, name)
-            if value != usual and "gad" not in self.stages:
-                raise FieldError(
-                    f"grpo.{name}",
-                    f"grpo.{name}={fields.show(value)}, and no stage of "
-                    f"stage={','.join(self.stages)} pays rewards; leave it out, or add gad",
-                    "stage",
-                )
-        if grpo.advantage_scale != "none":
-            return
-        if reward.terms and reward.normalise == "group":
-            raise FieldError(
-                "grpo.advantage_scale",
-                "grpo.advantage_scale=none divides by no group's spread, and "
-                "reward.normalise=group does; give --reward.normalise=batch or none",
-                "reward.normalise",
-            )
-        if not reward.terms and grpo.advantage_epsilon != Grpo().advantage_epsilon:
-            raise FieldError(
-                "grpo.advantage_epsilon",
-                f"grpo.advantage_epsilon={grpo.advantage_epsilon:g} is added to a spread by which "
-                "grpo.advantage_scale=none does not divide; leave one of them out",
-                "grpo.advantage_scale",
             )
 
     def _check_stages(self) -> None:

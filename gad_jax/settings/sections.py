@@ -16,10 +16,6 @@ LONGEST_PROMPT = 2048
 LONGEST_RESPONSE = 1536
 """The paper's limits, in tokens."""
 
-IMPORTANCE_MAX = 2.0
-"""Of samples drawn from rounded weights: the bound of "Your Efficient RL Framework Secretly Brings
-You Off-Policy RL Training" (Yao et al., 2025)."""
-
 # What was meant as a share or a number of prompts, right or wrong.
 _AMOUNT = re.compile(r"\s*[-+]?[\d.,_]*\d[\d.,_]*(e[-+]?\d+)?\s*(%|percent|pct)*\s*", re.IGNORECASE)
 
@@ -233,6 +229,11 @@ class Rollout(Checked):
         "the copy of the weights that decoding reads; auto: as the matmuls, int8: the layers' "
         "kernels in 8 bits",
     )
+    ahead: bool = option(
+        False,
+        "in the stage gad, sample the responses of a step before the update of the step before; "
+        "their rewards are then computed during that update",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -257,59 +258,14 @@ class Rollout(Checked):
                 "sample from all tokens",
                 name,
             )
-
-
-@dataclass(frozen=True)
-class Grpo(Checked):
-    """The generator's loss in the GAD stage, as in the released scripts of the paper."""
-
-    clip_low: float = option(
-        0.2, "the probability ratio is clipped below at 1 - clip_low", minimum=0, below=1
-    )
-    clip_high: float = option(
-        0.2, "the probability ratio is clipped above at 1 + clip_high", minimum=0
-    )
-    dual_clip: float = option(
-        3.0, "bound on the loss of a negative advantage, in advantages", above=1
-    )
-    kl_coefficient: float = option(
-        0.001,
-        "weight of the k3 KL to the stage's first weights; 0 skips the reference pass",
-        common=True,
-        minimum=0,
-    )
-    kl_max: float = option(
-        10.0, "bound on the k3 estimate of one token; inf: none", "nats", above=0, infinite=True
-    )
-    # exp(89) is more than float32 holds.
-    log_ratio_max: float = option(
-        20.0, "bound on log-probability differences", "nats", above=0, maximum=80
-    )
-    entropy_coefficient: float = option(0.0, "weight of an entropy bonus", minimum=0)
-    advantage_scale: Literal["group", "none"] = option(
-        "group",
-        "what a reward minus its group's mean is divided by: group: the group's standard deviation",
-    )
-    advantage_epsilon: float = option(1e-6, "added to a group's standard deviation", above=0)
-    drop_flat_groups: bool = option(
-        False, "groups whose rewards are all the same leave the loss and its count of tokens"
-    )
-    importance_max: float = option(
-        0.0,
-        "bound on a token's weight, its probability in training / in sampling; inf: none, 0: no "
-        f"weights, but {IMPORTANCE_MAX:g} where --rollout.weights is int8",
-        minimum=0,
-        infinite=True,
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if 0 < self.importance_max < 1:
+        if self.ahead and (self.top_k or self.top_p < 1):
+            name = "top_k" if self.top_k else "top_p"
             raise FieldError(
-                "importance_max",
-                f"importance_max={self.importance_max:g} would scale down tokens on which sampling "
-                f"and training agree; use 1 or more, such as {IMPORTANCE_MAX:g}, or 0 for no "
-                "weights",
+                "ahead",
+                "ahead=true trains on samples of the weights before the last update, so training "
+                f"could not know which tokens {name}={getattr(self, name):g} left to draw; give "
+                "--rollout.ahead=false, or sample from all tokens",
+                name,
             )
 
 

@@ -24,7 +24,7 @@ def refused(old: Config, new: Config, stage: str) -> list[str]:
     later = [name for name in STAGES if name not in done]
     can_change += [f"{name}." for name in later]
     if "gad" in later:
-        can_change += ["grpo.", "reward."]
+        can_change += ["grpo.", "reward.", "rollout.ahead"]
     found = options.differences(old, new)
     return [line for line in found if not line.startswith((*can_change, *_LENGTHS))]
 

@@ -1,4 +1,4 @@
-"""One iteration of a run: sample → pack → one compiled step.
+"""One iteration of a run: sample → pack → one compiled step; `ahead.py` has another order.
 
 What an iteration depends on is in the training state or follows from (seed, step), so a resumed run
 continues as if it had never stopped.
@@ -6,7 +6,9 @@ continues as if it had never stopped.
 
 import dataclasses
 import time
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -14,22 +16,23 @@ from jax.sharding import Mesh
 
 from gad_jax.base import host_memory
 from gad_jax.core import preference, steps
+from gad_jax.core.layout import Shape
 from gad_jax.core.program import Program
 from gad_jax.data import scripts
 from gad_jax.data.chat import Chat
 from gad_jax.data.epochs import PromptBatch
 from gad_jax.distributed import devices
-from gad_jax.distributed.mesh import data_shards
 from gad_jax.metrics.responses import repetition, response_metrics
-from gad_jax.models import adapters
 from gad_jax.models.config import DecoderConfig
-from gad_jax.rollout import engine, prefill
-from gad_jax.rollout.engine import DecodeCall, RolloutProgram
-from gad_jax.training import randomness
+from gad_jax.rollout.engine import RolloutProgram
+from gad_jax.training import sampling
+from gad_jax.training.ahead import Inputs, Pending, Watch, Work
 from gad_jax.training.custom_step import CustomStep
 from gad_jax.training.health import Side
+from gad_jax.training.profiler import Profiler
 from gad_jax.training.replay import Answers, Drawn, Pool
 from gad_jax.training.rewards.paying import Rewards
+from gad_jax.training.sampling import Sampling
 from gad_jax.training.stages import Span
 from gad_jax.training.step_rows import Packer, StepRows, ragged
 from gad_jax.types import Frozen, Rollout, TrainState
@@ -48,21 +51,12 @@ class Learnt(Protocol):
         ...
 
 
-class _Sampling(NamedTuple):
-    """A rollout, and what it took: seconds in all and of making the decode copy, and its size."""
-
-    rollout: Rollout
-    calls: tuple[DecodeCall, ...]
-    seconds: float
-    resharding: float
-    weights_gib: float
-
-
 class Iteration:
     """What all iterations of a run share; `run` is one of them.
 
     `pool` has the older answers of the student, where the discriminator sees some again, and
     `learnt` the answers that a stage learns from next to the teacher's text, or in its place.
+    `pending` are the responses of the next step, where they are sampled ahead.
     """
 
     def __init__(
@@ -72,14 +66,16 @@ class Iteration:
         mesh: Mesh,
         rollout: RolloutProgram,
         packer: Packer,
+        profiler: Profiler,
         pool: Pool | None = None,
         rewards: Rewards | None = None,
         custom_step: CustomStep | None = None,
+        pending: Pending | None = None,
     ) -> None:
         self.generator, self.chat, self.mesh, self.rollout = generator, chat, mesh, rollout
-        self.packer, self.pool, self.rewards = packer, pool, rewards
-        self.custom_step = custom_step
-        self.profiler = packer.profiler
+        self.packer, self.profiler = packer, profiler
+        self.pool, self.rewards, self.custom_step = pool, rewards, custom_step
+        self.pending = pending
         self.learnt: Learnt | None = None
         self.between = 0.0  # seconds of logging and saving since the last iteration
         self.compiles = devices.CompileCounter()
@@ -101,34 +97,34 @@ class Iteration:
         self.profiler.begin(step + 1)
         started = time.perf_counter()
         compiled = self.compiles.count, self.compiles.seconds
-        batch = span.batches[step - span.start]
-        sampling, rollout = None, None
-        if span.samples_student:
-            sampling = self._sample(batch, state, frozen, step)
-            rollout = sampling.rollout
-            if devices.platform() == "cpu":  # the layers of the decode copy, too small to be mapped
-                host_memory.give_back()
+        spent = self.packer.spent
+        spent.pack = spent.reward = 0.0
+        ready, samplings = self._sampled(span, step, state, frozen, paused)
         sampled = time.perf_counter()
-        program = _without(span.program, paused)
-        rows = StepRows(
-            self.packer, self.chat, batch, rollout, self._replayed(program, batch, step)
-        )
-        # In the first steps of a stage, or while an alarm pauses G.
-        generator_waits = span.is_discriminator_only(step) or paused == "generator"
-        state, found = self._update(span, program, generator_waits, step, rows, state, frozen)
+        work = self._work(span, step, paused, ready)
+        state, found = self._update(span, step, paused, work, state, frozen)
         # The devices compute until the metrics are there: what the host does meanwhile is free.
         host = self.between + time.perf_counter() - sampled
-        metrics = {} if sampling is None else self._rollout_metrics(sampling, batch)
-        metrics |= self._remember(rows, step)
+        prepared = spent.pack + spent.reward
+        watch = None if self.pending is None else Watch(found)
+        for packed in work.rows.packed:
+            self.profiler.saw(packed)
+        metrics = sampling.metrics(samplings, self.mesh) | self._response_metrics(work.rows)
+        metrics |= self._remember(work.rows, step)
+        if watch is not None:
+            host += self._prepare_next(span, step, found, watch)
 
         metrics |= {name: float(value) for name, value in jax.device_get(found).items()}
         metrics |= {f"health/{paused}_paused": 1.0} if paused else {}
         ended = time.perf_counter()
-        metrics |= rows.metrics(ended - sampled - metrics.get("seconds/reward", 0.0)) | {
+        computed = ended if watch is None else watch.seconds()
+        metrics |= work.rows.metrics(computed - sampled - prepared) | {
+            "seconds/pack": spent.pack,
             "seconds/step": ended - started,
             "seconds/compile": self.compiles.seconds - compiled[1],
             "compiles": float(self.compiles.count - compiled[0]),
         }
+        metrics |= {"seconds/reward": spent.reward} if spent.reward else {}
         if not metrics["compiles"]:  # else tracing would count as waiting
             metrics["host_share"] = host / (self.between + ended - started)
         peak = devices.peak_memory()
@@ -136,17 +132,104 @@ class Iteration:
         self.profiler.end(step + 1, metrics)
         return state, metrics
 
+    @property
+    def shapes(self) -> set[tuple[Shape, ...]]:
+        """Row shapes for a checkpoint: those from before the next step was prepared."""
+        return self.packer.shapes if self.pending is None else self.pending.shapes
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Returns what of a run is on the host, for a checkpoint."""
+        found = {} if self.pool is None else self.pool.arrays()
+        return found if self.pending is None else found | self.pending.arrays()
+
+    def _sampled(
+        self, span: Span, step: int, state: TrainState, frozen: Frozen, paused: Side | None
+    ) -> tuple[Pending | None, list[Sampling]]:
+        """Returns the responses of a step, and what was sampled: these, unless they waited for the
+        step, and with `rollout.ahead` those of the next step."""
+        is_ahead = span.program.behaviour == "sampler"
+        ready, self.pending = (self.pending if is_ahead else None), None
+        samplings: list[Sampling] = []
+        if ready is None and span.samples_student:
+            samplings.append(self._sample(span, step, state, frozen))
+            ready = Pending(samplings[-1].rollout, paused)
+        if is_ahead and step + 1 < span.end:
+            samplings.append(self._sample(span, step + 1, state, frozen))
+            self.pending = Pending(samplings[-1].rollout, paused)
+        if samplings and devices.platform() == "cpu":
+            host_memory.give_back()  # the layers of the decode copy, too small to be mapped
+        return ready, samplings
+
+    def _work(self, span: Span, step: int, paused: Side | None, ready: Pending | None) -> Work:
+        """Returns what the host prepares for a step, prepared by now."""
+        if ready is None:
+            return self._prepare(span, step, None, paused)
+        if ready.work is None:  # just sampled, or from a checkpoint
+            ready.work = self._prepare(span, step, ready.rollout, ready.paused)
+        if ready.paused == paused:
+            return ready.work
+        return self._prepare(span, step, ready.rollout, paused)
+
+    def _prepare_next(self, span: Span, step: int, found: dict[str, Any], watch: Watch) -> float:
+        """Prepares the next step while the devices compute `found`; returns for how many seconds
+        they then waited."""
+        assert self.pending is not None
+        pending, self.pending.shapes = self.pending, set(self.packer.shapes)
+        settle = partial(jax.block_until_ready, found)
+        pending.work = self._prepare(span, step + 1, pending.rollout, pending.paused, settle)
+        return max(time.perf_counter() - watch.seconds(), 0.0)
+
+    def _prepare(
+        self,
+        span: Span,
+        step: int,
+        rollout: Rollout | None,
+        paused: Side | None,
+        settle: Callable[[], object] = lambda: None,
+    ) -> Work:
+        """Lays out the rows of a step; of one of GAD, packs them and pays extra rewards."""
+        program = _without(span.program, paused)
+        batch = span.batches[step - span.start]
+        replayed = self._replayed(program, batch, step)
+        rows = StepRows(self.packer, self.chat, batch, rollout, replayed)
+        if span.stage != "gad" or _generator_waits(span, step, paused):
+            return Work(rows, None)
+        return Work(rows, self._inputs(span, program, rows, settle))
+
+    def _inputs(
+        self, span: Span, program: Program, rows: StepRows, settle: Callable[[], object]
+    ) -> Inputs:
+        mix, extra, paid = program.reward, None, {}
+        if mix is None or mix.discriminator > 0:
+            pairs, samples = rows.pairs_and_samples()
+        else:
+            pairs, samples = None, rows.samples()
+        replay = rows.replay(paid=True)
+        if self.rewards is not None:
+            assert rows.rollout is not None
+            spent = self.packer.spent
+            packing, started = spent.pack, time.perf_counter()
+            sources = span.batches.prepared.rows
+            given = rows.batch, rows.rollout, sources, self.chat, rows.fresh, settle
+            values, paid = self.rewards.pay(*given)
+            extra = devices.put(values, self.mesh)
+            spent.reward += time.perf_counter() - started - (spent.pack - packing)
+        return Inputs(pairs, samples, replay, extra, paid)
+
     def _update(
         self,
         span: Span,
-        program: Program,
-        generator_waits: bool,
         step: int,
-        rows: StepRows,
+        paused: Side | None,
+        work: Work,
         state: TrainState,
         frozen: Frozen,
     ) -> tuple[TrainState, dict[str, Any]]:
         """Starts the stage's step, which updates both networks or one of them."""
+        program, rows = _without(span.program, paused), work.rows
+        generator_waits = _generator_waits(span, step, paused)
+        if work.inputs is not None:
+            return _gad(program, work.inputs, state, frozen)
         if span.stage == "custom" and not (generator_waits and program.train_discriminator):
             assert self.custom_step is not None
             return self.custom_step(program, state, rows, frozen)
@@ -157,33 +240,8 @@ class Iteration:
         if generator_waits or not program.train_generator:
             pairs, replay = rows.pairs(), rows.replay(paid=False)
             return steps.discriminator_step(program, state, pairs, frozen, replay)
-        if span.stage == "warmup":
-            pairs, teacher, replay = rows.pairs(), rows.teacher(), rows.replay(paid=False)
-            return steps.warmup_step(program, state, pairs, teacher, frozen, replay)
-        return self._gad(span, program, rows, state, frozen)
-
-    def _gad(
-        self, span: Span, program: Program, rows: StepRows, state: TrainState, frozen: Frozen
-    ) -> tuple[TrainState, dict[str, Any]]:
-        """Returns the state after a step of GAD, and its metrics with those of extra rewards."""
-        mix, extra, paid = program.reward, None, {}
-        uses_discriminator = mix is None or mix.discriminator > 0
-        pairs, samples = rows.pairs_and_samples() if uses_discriminator else (None, rows.samples())
-        replay = rows.replay(paid=True)
-        if self.rewards is not None:
-            assert rows.rollout is not None
-            started, sources = time.perf_counter(), span.batches.prepared.rows
-            given = rows.batch, rows.rollout, sources, self.chat, rows.fresh
-            values, paid = self.rewards.pay(*given)
-            extra = devices.put(values, self.mesh)
-            paid["seconds/reward"] = time.perf_counter() - started
-        if uses_discriminator:
-            assert pairs is not None
-            state, found = steps.gad_step(program, state, pairs, samples, frozen, replay, extra)
-        else:
-            assert extra is not None
-            state, found = steps.reward_step(program, state, samples, extra, frozen)
-        return state, found | paid
+        pairs, teacher, replay = rows.pairs(), rows.teacher(), rows.replay(paid=False)
+        return steps.warmup_step(program, state, pairs, teacher, frozen, replay)
 
     def _replayed(self, program: Program, batch: PromptBatch, step: int) -> Drawn | None:
         """Returns older answers to a batch's prompts; None where D does not learn from any."""
@@ -199,35 +257,15 @@ class Iteration:
         measured = {} if rows.drawn is None else rows.drawn.metrics(self.rollout.samples)
         return measured | {"replay/gib": self.pool.nbytes / 2**30}
 
-    def _sample(
-        self, batch: PromptBatch, state: TrainState, frozen: Frozen, step: int
-    ) -> _Sampling:
-        """Samples the student's responses to the batch's prompts."""
-        started = time.perf_counter()
-        generator = adapters.join(frozen.generator, state.generator)
-        with jax.profiler.TraceAnnotation("rollout"):
-            weights = prefill.decode_copy(self.generator, generator)
-            jax.block_until_ready(weights)
-            resharded = time.perf_counter()
-            shared = prefill.shared(self.generator, generator)
-            weights_gib = (devices.device_bytes(weights) - devices.device_bytes(shared)) / 2**30
-            rollout, calls = engine.sample_responses(
-                self.generator,
-                generator,
-                batch.prompts,
-                # Places in the batch, not rows: a mixture may draw a row twice in a step, and its
-                # samples must differ. Every process has the whole batch, so places are the same.
-                np.arange(len(batch), dtype=np.int32),
-                randomness.sampling_key(state.key, step),
-                self.rollout,
-                self.mesh,
-                weights,
-            )
-        seconds = time.perf_counter() - started
-        return _Sampling(rollout, calls, seconds, resharded - started, weights_gib)
+    def _sample(self, span: Span, step: int, state: TrainState, frozen: Frozen) -> Sampling:
+        batch = span.batches[step - span.start]
+        return sampling.sample(self.generator, self.rollout, self.mesh, batch, step, state, frozen)
 
-    def _rollout_metrics(self, sampling: _Sampling, batch: PromptBatch) -> dict[str, float]:
-        rollout = sampling.rollout
+    def _response_metrics(self, rows: StepRows) -> dict[str, float]:
+        """Returns what is measured of the responses that a step learns from; {} without any."""
+        rollout, batch = rows.rollout, rows.batch
+        if rollout is None:
+            return {}
         lengths = np.asarray(rollout.lengths)
         metrics = response_metrics(
             lengths,
@@ -240,12 +278,26 @@ class Iteration:
             "response/repetition": repetition(samples),
             "response/teacher_repetition": repetition(batch.responses),
             "response/script_drift": scripts.drift(self.scripts, samples, batch.responses),
-            "rollout/occupancy": engine.occupancy(rollout, sampling.calls, data_shards(self.mesh)),
-            "seconds/rollout": sampling.seconds,
-            "tokens_per_second/rollout": float(lengths.sum()) / sampling.seconds,
-            "reshard/gib": sampling.weights_gib,
-            "seconds/reshard": sampling.resharding,
         }
+
+
+def _gad(
+    program: Program, inputs: Inputs, state: TrainState, frozen: Frozen
+) -> tuple[TrainState, dict[str, Any]]:
+    """Returns the state after a step of GAD, and its metrics with those of extra rewards."""
+    pairs, samples, replay, extra, paid = inputs
+    if pairs is not None:
+        state, found = steps.gad_step(program, state, pairs, samples, frozen, replay, extra)
+    else:
+        assert extra is not None
+        state, found = steps.reward_step(program, state, samples, extra, frozen)
+    return state, found | paid
+
+
+def _generator_waits(span: Span, step: int, paused: Side | None) -> bool:
+    """Returns whether the next step trains D alone: it is one of the stage's first, or an alarm
+    pauses G."""
+    return span.is_discriminator_only(step) or paused == "generator"
 
 
 def _learn_from(

@@ -130,7 +130,7 @@ class Pool:
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Replaces what the pool holds by what `arrays` returned."""
         self._groups = {}
-        if not arrays:
+        if "replay_rows" not in arrays:
             return
         tokens, lengths, born = (arrays[f"replay_{name}"] for name in _Group._fields)
         first = start = 0

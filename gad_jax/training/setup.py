@@ -23,6 +23,7 @@ from gad_jax.settings import options, reward_judge
 from gad_jax.settings.config import CAN_CHANGE, Config
 from gad_jax.settings.operation import Checkpoint
 from gad_jax.training import (
+    ahead,
     bases,
     continuing,
     custom_step,
@@ -300,12 +301,13 @@ def _iteration(
             config.row_tokens,
             micro_batches=batch.prompts // (batch.micro_batch_prompts or batch.prompts),
             shapes=at.shapes,
-            profiler=Profiler(config.profile.window, config.run_dir, networks),
             judged=networks[1].vocabulary,
         ),
+        profiler=Profiler(config.profile.window, config.run_dir, networks),
         pool=_pool(config, networks, at),
         rewards=rewards,
         custom_step=own,
+        pending=ahead.restored(at.host, at.shapes),
     )
 
 

@@ -152,6 +152,7 @@ def make_program(
         dpo_beta=config.dpo.beta,
         dpo_sft_coefficient=config.dpo.sft_coefficient,
         importance_max=grpo.importance_max,
+        behaviour="sampler" if stage == "gad" and config.rollout.ahead else "trained",
     )
 
 

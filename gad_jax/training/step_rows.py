@@ -14,9 +14,16 @@ from gad_jax.data.chat import Chat
 from gad_jax.data.epochs import PromptBatch
 from gad_jax.distributed import devices
 from gad_jax.distributed.mesh import data_shards
-from gad_jax.training.profiler import Profiler
 from gad_jax.training.replay import Answers, Drawn
 from gad_jax.types import PackedRows, Replay, Rollout
+
+
+@dataclasses.dataclass
+class Spent:
+    """Seconds of the host in one iteration: packing rows, and paying extra rewards."""
+
+    pack: float = 0.0
+    reward: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,15 +32,15 @@ class Packer:
 
     `shapes` are those of the rows so far, in the combinations in which steps took them. Packing
     prefers them, so that a run compiles few programs. `judged` is the discriminator's vocabulary,
-    which may have fewer tokens without a text than the student's.
+    which may have fewer tokens without a text than the student's. `spent` is of the iteration.
     """
 
     mesh: Mesh
     row_tokens: int
     micro_batches: int
     shapes: set[tuple[Shape, ...]]
-    profiler: Profiler
     judged: int
+    spent: Spent = dataclasses.field(default_factory=Spent)
 
 
 class StepRows:
@@ -53,7 +60,6 @@ class StepRows:
         self.chat = chat
         self.shown = [] if rollout is None else _shown(rollout, chat, packer.judged)
         self.packed: list[PackedRows] = []  # on the host, in the order in which they were packed
-        self.seconds = 0.0
 
     def teacher(self) -> PackedRows:
         """The teacher's response to every prompt."""
@@ -126,13 +132,12 @@ class StepRows:
         return fewest_micro_batches(prompts, responses, of_pairs.shape[0], of_pairs[0].size)
 
     def metrics(self, seconds: float) -> dict[str, float]:
-        """Returns the metrics of packing and updating, which together took so many seconds."""
+        """Returns the metrics of the rows and of their update, which took so many seconds."""
         positions = sum(rows.tokens.size for rows in self.packed)
         padding = sum(rows.tokens.size * packing.padding_share(rows) for rows in self.packed)
         return {
-            "seconds/pack": self.seconds,
-            "seconds/update": seconds - self.seconds,
-            "tokens_per_second/update": positions / (seconds - self.seconds),
+            "seconds/update": seconds,
+            "tokens_per_second/update": positions / seconds,
             "packing/padding": padding / positions,
         }
 
@@ -152,11 +157,9 @@ class StepRows:
             known=shared.shapes,
         )
         shared.shapes.add(tuple(map(_shape, together)))
-        for rows in together:
-            shared.profiler.saw(rows)
         self.packed += together
         placed = [packing.place(rows, shared.mesh) for rows in together]
-        self.seconds += time.perf_counter() - started
+        shared.spent.pack += time.perf_counter() - started
         return placed
 
 

@@ -222,15 +222,14 @@ class Trainer:
         """Saves the run, unless it has non-finite numbers; returns where these are, else ''."""
         broken = stops.broken_state(self.state)
         if not broken:
-            pool = self.iteration.pool
             self.saver.save(
                 self.step,
                 span.stage,
                 self.state,
                 self.health_state,
-                self.iteration.packer.shapes,
+                self.iteration.shapes,
                 result,
-                {} if pool is None else pool.arrays(),
+                self.iteration.arrays(),
                 self.total_steps,
             )
             self.deadline.saved()

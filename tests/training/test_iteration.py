@@ -10,7 +10,7 @@ import pytest
 from gad_jax.base.errors import UserError
 from gad_jax.models.builtin import tiny, untrained
 from gad_jax.settings import options
-from gad_jax.training import iteration, loading
+from gad_jax.training import loading, sampling
 from tests.training.runs import REPLAY, rows, run, settings
 
 ABLATIONS = {
@@ -147,14 +147,14 @@ def test_a_row_that_is_drawn_twice_in_a_step_gets_different_samples(tmp_path, mo
         rows_of_file = [json.dumps({"prompt": p, "teacher_response": "x"}) for p in prompts]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(rows_of_file))
     seen = []
-    sample = iteration.engine.sample_responses
+    sample = sampling.engine.sample_responses
 
     def sample_and_keep(*arguments):
         rollout, calls = sample(*arguments)
         seen.append((arguments[2], rollout))
         return rollout, calls
 
-    monkeypatch.setattr(iteration.engine, "sample_responses", sample_and_keep)
+    monkeypatch.setattr(sampling.engine, "sample_responses", sample_and_keep)
     mixture = f"{tmp_path}/one.jsonl=0.5,{tmp_path}/many.jsonl=0.5"
     flags = (f"--data.train={mixture}", "--data.heldout=", "--stage=gad", "--gad.steps=1")
     run(settings(tmp_path / "run", *flags))

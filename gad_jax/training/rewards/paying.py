@@ -80,12 +80,13 @@ class Rewards:
         sources: Sequence[Source],
         chat: Chat,
         packed: Callable[[int], PackedRows],
+        settle: Callable[[], object] = lambda: None,
     ) -> tuple[Values, dict[str, float]]:
         """Returns the values of all terms for the samples of a step, and their metrics.
 
         `sources` are the training rows that the batch numbers, and `packed` returns the samples for
-        a reward model of a vocabulary. Raises UserError where a function fails, or where none of
-        its values is finite.
+        a reward model of a vocabulary. `settle` is that of `processes.from_first`. Raises
+        UserError where a function fails, or where none of its values is finite.
         """
         shape = np.asarray(rollout.lengths).shape
 
@@ -93,7 +94,7 @@ class Rewards:
             rows = rows_of(batch, rollout, sources, chat)
             return [self._values(term, rows) for term in self.terms if term.kind != "model"]
 
-        computed = iter(processes.from_first(compute))
+        computed = iter(processes.from_first(compute, settle))
         values = np.zeros((len(self.terms), *shape), np.float32)
         for place, term in enumerate(self.terms):
             if term.kind == "model":
