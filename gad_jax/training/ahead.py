@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from gad_jax.core.layout import Shape
+from gad_jax.settings.config import Config
 from gad_jax.training.health import Side
 from gad_jax.training.step_rows import StepRows
 from gad_jax.types import PackedRows, Replay, Rollout
@@ -77,9 +78,11 @@ def restored(arrays: Mapping[str, np.ndarray], shapes: set[tuple[Shape, ...]]) -
     return Pending(rollout, _SIDES[int(arrays["ahead_paused"][0])], set(shapes))
 
 
-def expected_bytes(prompts: int, samples: int, tokens: int) -> int:
-    """Returns the bytes of responses of at most so many tokens in a checkpoint."""
-    return prompts * samples * (8 * tokens + 5) + 4
+def expected_bytes(config: Config) -> int:
+    """Returns the bytes of the responses that wait in a checkpoint; 0 where none are ahead."""
+    rollout = config.rollout
+    each = 8 * rollout.max_new_tokens + 5
+    return config.batch.prompts * rollout.samples * each + 4 if rollout.ahead else 0
 
 
 class Watch:

@@ -18,7 +18,7 @@ from gad_jax.models.config import DecoderConfig
 from gad_jax.rollout import memory
 from gad_jax.rollout.engine import RolloutProgram
 from gad_jax.settings.config import Config, with_limits
-from gad_jax.training import bases, footprint, levers, replay, snapshots
+from gad_jax.training import ahead, bases, footprint, levers, replay, snapshots
 from gad_jax.training.checkpoint import Checkpoints
 from gad_jax.training.footprint import Lengths, Need, Sizes
 from gad_jax.training.rewards import models
@@ -54,7 +54,7 @@ def check(
     lengths = expected_lengths(config, spans)
     pool, answers = _answer_bytes(config, networks[0].vocabulary, spans, lengths)
     checkpoints.require_space(
-        total + pool,
+        total + pool + ahead.expected_bytes(config),
         _export_bytes(networks[0]) if config.export else 0,
         bool(config.data.heldout),
         sum(max(size - _stored(config, stage), 0) for stage, size in answers.items()),

@@ -94,6 +94,29 @@ def reinforce_by_hand(
     return jax.grad(loss)(params)
 
 
+def live_ratio_by_hand(
+    params: Params, x: Alone, advantages: np.ndarray, sampled: np.ndarray, maximum: float = 0.0
+) -> tuple[Params, dict[str, float]]:
+    """Returns the gradient of the token-mean loss on samples of other weights, and means over the
+    tokens; `sampled` are the sampler's log-probs [B·N T].
+
+    A token counts as in REINFORCE, times p / q: not at all where a clip of 0.2 either side, or the
+    dual clip at 3, has made the loss flat; with a maximum, times no more than that.
+    """
+    logprobs = np.asarray(logprobs_by_hand(params, x)[0], np.float64)
+    mask, a = np.asarray(x.mask), np.broadcast_to(advantages[:, None], logprobs.shape)
+    ratio = np.exp(logprobs - sampled)
+    if maximum:
+        each, out = np.minimum(ratio, maximum), ratio > maximum
+    else:
+        out = np.where(a > 0, ratio > 1.2, (a < 0) & ((ratio < 0.8) | (ratio > 3)))
+        each = np.where(out, 0, ratio)
+    weights = jnp.asarray(np.where(mask, -a * each, 0) / mask.sum(), jnp.float32)
+    gradient = jax.grad(lambda params: jnp.sum(weights * logprobs_by_hand(params, x)[0]))(params)
+    means = {"ratio": ratio[mask].mean(), "each": each[mask].mean(), "out": out[mask].mean()}
+    return gradient, means
+
+
 @functools.cache
 def all_scores_by_hand() -> tuple[np.ndarray, np.ndarray]:
     """Returns the scores of teacher (repeated) and samples at the start, [B N] each."""

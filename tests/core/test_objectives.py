@@ -12,6 +12,7 @@ import pytest
 from gad_jax.core.objectives import (
     bradley_terry_loss,
     centred,
+    clip_binds,
     clipped_surrogate,
     cross_entropy_loss,
     group_advantages,
@@ -213,6 +214,18 @@ def test_the_clips_are_where_they_are_set() -> None:
     surrogate = functools.partial(clipped_surrogate, low=0.1, high=0.5, dual=2.0)
     ratios, advantages = array(9, 0.5, 9), array(1, -1, -1)
     close(surrogate(jnp.log(ratios), jnp.zeros(3), advantages), [-1.5, 0.9, 2.0])
+
+
+@pytest.mark.parametrize("clips", [{}, {"low": 0.1, "high": 0.5, "dual": 2.0}])
+def test_a_clip_binds_where_the_surrogate_has_no_gradient(clips: dict[str, float]) -> None:
+    ratios = array(0.3, 0.85, 0.95, 1.0, 1.1, 1.3, 1.9, 2.5, 4.0)
+    advantages = array(1.5, -0.7, 0.0)
+    logprobs, each = (x.ravel() for x in jnp.meshgrid(jnp.log(ratios), advantages))
+    slopes = jax.vmap(jax.grad(lambda x, a: clipped_surrogate(x, jnp.float32(0), a, **clips)))
+    still = np.asarray(slopes(logprobs, each) == 0)
+    binds = np.asarray(clip_binds(jnp.exp(logprobs), each, **clips))
+    np.testing.assert_array_equal(binds, still & np.asarray(each != 0))
+    assert binds.sum() >= 5
 
 
 def test_on_policy_the_clip_never_binds_and_the_gradient_is_reinforce() -> None:

@@ -356,3 +356,23 @@ def test_rounded_sampling_has_importance_weights_unless_they_are_chosen() -> Non
     assert read(rounded, "--stage=warmup").grpo.importance_max == 2
     with pytest.raises(UserError, match=r"weighs the tokens of the gad stage, and stage=warmup"):
         read("--stage=warmup", "--grpo.importance_max=2")
+
+
+def test_responses_of_older_weights_go_with_gad_and_with_all_tokens() -> None:
+    def read(*flags: str) -> Config:
+        return options.read(Config, ("--rollout.ahead", *flags), program="test", description="")
+
+    assert not Config().rollout.ahead
+    assert read().rollout.ahead
+    read("--rollout.weights=int8", "--grpo.importance_max=3")
+    for flags, said in (
+        (
+            ("--stage=warmup",),
+            r"--rollout.ahead: .*stage=warmup has none; leave it out, or add",
+        ),
+        (("--stage=warmup,dpo",), r"ahead=true samples the responses of the gad stage early"),
+        (("--rollout.top_k=5",), r"which tokens top_k=5 left to draw.*--rollout.ahead=false"),
+        (("--rollout.top_p=0.9",), r"which tokens top_p=0.9 left to draw.*sample from all tokens"),
+    ):
+        with pytest.raises(UserError, match=said):
+            read(*flags)

@@ -81,10 +81,12 @@ def test_a_stage_whose_rates_fall_says_that_they_fall_to_its_new_end(tmp_path, c
 
 def test_what_only_later_stages_read_may_change():
     old = settings("unused", "--stage=warmup")
-    new = settings("unused", "--gad.generator_learning_rate=1", "--grpo.clip_low=0.1")
+    new = settings(
+        "unused", "--gad.generator_learning_rate=1", "--grpo.clip_low=0.1", "--rollout.ahead"
+    )
     assert continuing.refused(old, new, "warmup") == []
     both = settings("unused")
-    assert len(continuing.refused(both, new, "gad")) == 2
+    assert len(continuing.refused(both, new, "gad")) == 3
     assert continuing.refused(both, old, "gad") == ["stage: all → warmup"]
     other = settings("unused", "--stage=seqkd,gad")
     assert continuing.refused(old, other, "warmup") == ["stage: warmup → seqkd,gad"]
