@@ -368,7 +368,7 @@ def test_responses_of_older_weights_go_with_gad_and_with_all_tokens() -> None:
     for flags, said in (
         (
             ("--stage=warmup",),
-            r"--rollout.ahead: .*stage=warmup has none; leave it out, or add",
+            r"ahead=true: .*stage=warmup has none; leave it out, or add gad",
         ),
         (("--stage=warmup,dpo",), r"ahead=true samples the responses of the gad stage early"),
         (("--rollout.top_k=5",), r"which tokens top_k=5 left to draw.*--rollout.ahead=false"),
