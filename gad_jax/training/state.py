@@ -46,20 +46,7 @@ def network_configs(
     Raises UserError when their vocabularies differ by more than padding: both read the same token
     ids. Whether their tokenizers agree is for `preflight`.
     """
-    options = config.student
-    compute_dtype: str = options.compute_dtype
-    if compute_dtype == "auto":
-        compute_dtype = "float32" if devices.platform() == "cpu" else "bfloat16"
-    if options.unroll and devices.platform() == "cpu":
-        raise UserError(
-            "--student.unroll=true puts an update into one graph of a GPU; on a CPU it takes a "
-            "third more memory and saves no time; leave it out"
-        )
-    computing: dict[str, Any] = {
-        "compute_dtype": compute_dtype,
-        "remat": options.remat,
-        "unroll": options.unroll,
-    }
+    computing = _computing(config.student)
     generator = read(config.student.path)
     generator = dataclasses.replace(generator, **computing)
     if generator.head != "vocabulary":
@@ -89,6 +76,23 @@ def network_configs(
         )
     discriminator = dataclasses.replace(discriminator, head="score", score_heads=heads, **computing)
     return _with_lora(config, generator), _with_lora(config, discriminator)
+
+
+def _computing(options: sections.Student) -> dict[str, Any]:
+    """Returns the fields of a network's config that say how it is computed."""
+    if options.unroll and devices.platform() == "cpu":
+        raise UserError(
+            "--student.unroll=true puts an update into one graph of a GPU; on a CPU it takes a "
+            "third more memory and saves no time; leave it out"
+        )
+    compute_dtype: str = options.compute_dtype
+    if compute_dtype == "auto":
+        compute_dtype = "float32" if devices.platform() == "cpu" else "bfloat16"
+    return {
+        "compute_dtype": compute_dtype,
+        "remat": options.remat,
+        "unroll": options.unroll,
+    }
 
 
 def _with_lora(config: settings.Config, network: DecoderConfig) -> DecoderConfig:
