@@ -59,6 +59,9 @@ class _Matmul(NamedTuple):
 def run(chosen: "UpdateBench") -> int:
     """Runs the benchmark; returns the exit code."""
     directory = source.resolve(chosen.model)
+    if chosen.matmul == "float8":
+        kind = jax.local_devices()[0].device_kind
+        devices.require_float8(kind, devices.platform(), devices.capability())
     mine = ours(chosen, directory)
     matmul = _Matmul(*ceilings.matmul(mine.compute_dtype))
     compiling = devices.CompileCounter()
@@ -106,7 +109,9 @@ def ours(chosen: "UpdateBench", directory: Path) -> Ours:
     """Returns a SeqKD step of gad_jax."""
     config = Config(
         stage="seqkd",
-        student=sections.Student(path=str(directory), remat=chosen.remat, unroll=chosen.unroll),
+        student=sections.Student(
+            str(directory), matmul=chosen.matmul, remat=chosen.remat, unroll=chosen.unroll
+        ),
         data=sections.Data(max_prompt_tokens=1),
         rollout=sections.Rollout(max_new_tokens=chosen.row_tokens),
     )

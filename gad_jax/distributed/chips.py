@@ -62,6 +62,9 @@ def _card(
 
 
 MIB = 2**20
+FLOAT8 = (8, 9)
+"""The compute capability of the first GPUs with matmuls of 8-bit floats: Ada."""
+
 PCIE_4, PCIE_5 = 32e9, 64e9
 """Sixteen lanes, one direction."""
 
@@ -143,6 +146,12 @@ _PER_CORE = {
 }
 """By compute capability, from the CUDA programming guide: float32 units of a core, its threads, and
 its shared memory in bytes, for one block and in all."""
+
+
+def capability(kind: str) -> tuple[int, ...]:
+    """Returns the compute capability of a chip in `CHIPS`; empty for others and for no GPU."""
+    chip = CHIPS.get(kind)
+    return chip.gpu.capability if chip and chip.gpu else ()
 
 
 def of_device(kind: str) -> Chip | None:

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import Any
@@ -16,6 +17,8 @@ from jax.sharding import PartitionSpec as P
 
 from gad_jax.base import host_memory
 from gad_jax.base.cache import program_dir
+from gad_jax.base.errors import UserError
+from gad_jax.distributed.chips import FLOAT8
 from gad_jax.distributed.sharding import MESH_AXES
 
 
@@ -75,6 +78,28 @@ def has_host_memory() -> bool:
         HOST in {memory.kind for memory in device.addressable_memories()}
         for device in jax.local_devices()
     )
+
+
+def require_float8(name: str, platform: str, capability: tuple[int, ...]) -> None:
+    """Raises UserError where a device called `name` has no matmuls of 8-bit floats. A CPU passes:
+    it computes the same numbers in float32. Of GPUs alone `capability` is the compute capability.
+    """
+    if platform == "cpu" or (platform in ("gpu", "cuda") and capability >= FLOAT8):
+        return
+    having = f", of compute capability {'.'.join(map(str, capability))}" if capability else ""
+    raise UserError(
+        f"--student.matmul=float8 needs an NVIDIA GPU of compute capability "
+        f"{'.'.join(map(str, FLOAT8))} or later, as of the families Ada, Hopper and Blackwell, and "
+        f"the device is {name}{having}; give --student.matmul=auto"
+    )
+
+
+def capability() -> tuple[int, ...]:
+    """Returns the compute capability of this process's first device; empty where it has none."""
+    found = re.fullmatch(
+        r"(\d+)\.(\d+)", str(getattr(jax.local_devices()[0], "compute_capability", ""))
+    )
+    return tuple(map(int, found.groups())) if found else ()
 
 
 def device_bytes(tree: Any) -> int:

@@ -169,6 +169,8 @@ class DecoderConfig:
     """Score heads on the same hidden state: a discriminator in training may have several."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of matmuls and activations; parameters, norms, softmax and scores are float32."""
+    matmul: Literal["auto", "float8"] = "auto"
+    """Operands of the layers' matmuls: in the compute dtype, or rounded to 8 bits (`float8.py`)."""
     remat: Literal["full", "dots", "none"] = "full"
     """What the backward pass computes again: everything, all but matmuls, or nothing."""
     unroll: bool = False
@@ -185,8 +187,9 @@ class DecoderConfig:
 
     @property
     def merged(self) -> "DecoderConfig":
-        """The same network with its adapters merged into the weights, which are floats."""
-        return dataclasses.replace(self, lora=None, quantisation="none")
+        """The same network with its adapters merged into the weights, which are floats; matmuls
+        are in the compute dtype."""
+        return dataclasses.replace(self, lora=None, quantisation="none", matmul="auto")
 
     @property
     def decoding(self) -> "DecoderConfig":

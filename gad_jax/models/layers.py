@@ -21,7 +21,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from gad_jax.distributed import sharding
-from gad_jax.models import attention, joined, quantised
+from gad_jax.models import attention, float8, joined, quantised
 from gad_jax.models.config import DecoderConfig, Lora
 from gad_jax.models.experts import Mixture
 from gad_jax.models.rope import Rotation, rotate
@@ -62,7 +62,8 @@ class Linear(nnx.Module):
     With an adapter, scale · (x @ A) @ B is added (`adapters.init` says how A and B start).
 
     The kernel's FSDP shards are gathered where it is used, in the dtype of x: half the bytes in
-    bfloat16. One that is quantised ("int8", "nf4") is gathered as it is stored.
+    bfloat16. One that is quantised ("int8", "nf4") is gathered as it is stored. With `matmul` of
+    "float8" the operands of its matmuls are rounded to 8 bits, those of an adapter are not.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Linear(nnx.Module):
         bias: bool = False,
         lora: Lora | None = None,
         quantisation: str = "none",
+        matmul: str = "auto",
     ):
         (self.input, width_in), (self.output, width_out) = source, target
         if quantisation == "none":
@@ -84,13 +86,16 @@ class Linear(nnx.Module):
         if lora:
             self.lora_a = nnx.Param(jnp.zeros((width_in, lora.rank)))
             self.lora_b = nnx.Param(jnp.zeros((lora.rank, width_out)))
-        self.has_bias, self.lora = bias, lora
+        self.has_bias, self.lora, self.matmul = bias, lora, matmul
 
     def __call__(self, x: Float[Array, "n in"]) -> Float[Array, "n out"]:
         kernel = self._kernel(x.dtype)
         # "embed" is split by FSDP in parameters only; an activation's width never is.
         out = sharding.spec("batch", None if self.output == "embed" else self.output)
-        y = jnp.einsum("nd,df->nf", x, kernel, out_sharding=out)
+        if self.matmul == "float8":
+            y = float8.matmul(x, kernel, out)
+        else:
+            y = jnp.einsum("nd,df->nf", x, kernel, out_sharding=out)
         if self.lora:
             a = sharding.gather(self.lora_a[...].astype(x.dtype), self.input, None)
             b = sharding.gather(self.lora_b[...].astype(x.dtype), None, self.output)
@@ -145,8 +150,8 @@ class Block(nnx.Module):
 
     def _linear(self, rngs: nnx.Rngs, name: str, *axes: tuple[str, int], bias: bool) -> Linear:
         source, target = axes
-        config = self.config
-        return Linear(rngs, source, target, bias, config.adapter(name), config.quantisation)
+        c, lora = self.config, self.config.adapter(name)
+        return Linear(rngs, source, target, bias, lora, c.quantisation, c.matmul)
 
     def _norm(self, width: int) -> Norm:
         return Norm(width, self.config.norm_epsilon, self.config.norm_offset)

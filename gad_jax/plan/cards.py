@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gad_jax.base.errors import UserError
-from gad_jax.distributed import targets
+from gad_jax.distributed import chips, targets
 from gad_jax.distributed.chips import CARDS, CHIPS
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.plan import duration, estimate, report
@@ -102,13 +102,14 @@ def choose(
     """
     mesh = make_mesh(devices=jax.devices()[:1])
     lengths = lengths_of(work)
+    suited = [name for name in CARDS if _suits(settings, name)]
     need = footprint.largest(settings, networks, mesh, lengths, rewarding)
     missing = _missing_compiler()
     plan, needed = None, float(need.total)
     if not missing:
-        plan, needed = _compile(need.total, plan_for)
-    holding = [name for name in CARDS if usable(name) >= needed]
-    smaller = [name for name in CARDS if name not in holding]
+        plan, needed = _compile(need.total, suited, plan_for)
+    holding = [name for name in suited if usable(name) >= needed]
+    smaller = [name for name in suited if name not in holding]
     return Answer(
         need,
         plan,
@@ -127,9 +128,16 @@ def _missing_compiler() -> str:
     return ""
 
 
-def _compile(estimated: int, plan_for: Callable[[str], Plan]) -> tuple[Plan | None, float]:
+def _suits(settings: "PlanCommand", name: str) -> bool:
+    """Returns whether a card has the matmuls that the run is to use."""
+    return settings.student.matmul == "auto" or chips.capability(name) >= chips.FLOAT8
+
+
+def _compile(
+    estimated: int, names: Sequence[str], plan_for: Callable[[str], Plan]
+) -> tuple[Plan | None, float]:
     """Returns the plan of the smallest card that holds the run, and the bytes that it needs."""
-    tried = [name for name in CARDS if usable(name) >= MARGIN * estimated]
+    tried = [name for name in names if usable(name) >= MARGIN * estimated]
     needed = float(estimated)
     while tried:
         plan = plan_for(tried[0])
@@ -179,7 +187,7 @@ def _nodes(
     """Returns for cards of a node how many of them hold the run, by estimate."""
     found: list[tuple[str, int]] = []
     present = jax.devices()
-    for name in NODE:
+    for name in [each for each in NODE if _suits(settings, each)]:
         for count in (2, 4, 8):
             if count > len(present):
                 break

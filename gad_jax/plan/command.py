@@ -13,7 +13,7 @@ from rich.console import Console
 
 from gad_jax.base import exits, verbosity
 from gad_jax.base.errors import UserError
-from gad_jax.distributed import devices, targets
+from gad_jax.distributed import chips, devices, targets
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.distributed.targets import Target
 from gad_jax.models import weights
@@ -81,6 +81,8 @@ def make(settings: "PlanCommand", target: Target, say: Callable[[str], None]) ->
     Raises UserError if the mesh does not suit the target or the networks.
     """
     _check_mesh(settings.mesh, target)
+    if settings.student.matmul == "float8":
+        devices.require_float8(target.name, target.platform, chips.capability(target.kind))
     found = targets.devices(target)
     mesh = make_mesh(settings.mesh.replica, settings.mesh.fsdp, settings.mesh.tensor, found)
     with devices.compiling_for(target.backend):

@@ -3,6 +3,7 @@
 Both are made once per rollout and only read by the decode loop (`engine.py`, `live.py`).
 """
 
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -185,7 +186,9 @@ def prefill(
 
     `own` numbers the prompts of a row from 1 (0: padding). `size` is the tokens that the cache
     holds per data shard: at least those of its rows. A power of two bounds what is compiled.
+    Matmuls are in the compute dtype, as those of decoding.
     """
+    config = dataclasses.replace(config, matmul="auto")
     rows, width = tokens.shape
     _, cache = decoder.hidden(
         config, params, tokens, positions, Segments(own, own), collect_cache=True

@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TypeVar
 
-from gad_jax.settings import baselines, custom, fields, grpo, lora
+from gad_jax.settings import baselines, custom, fields, grpo, lora, rounding
 from gad_jax.settings.alarms import Health
 from gad_jax.settings.baselines import Dpo
 from gad_jax.settings.custom import Custom
 from gad_jax.settings.discriminator import Discriminator
 from gad_jax.settings.fields import Checked, FieldError, Given, option, section
-from gad_jax.settings.grpo import IMPORTANCE_MAX, Grpo
+from gad_jax.settings.grpo import Grpo
 from gad_jax.settings.lora import Lora
 from gad_jax.settings.operation import Checkpoint, Evaluation, Limits, Mesh, Profile
 from gad_jax.settings.optimizer import Optimizer
@@ -148,14 +148,7 @@ class Config(Checked):
         pays = "gad" in self.stages and self.uses_discriminator("gad")
         self.discriminator.check(self.rollout.samples, trains, pays=pays)
         grpo.check(self)
-        rounded = self.rollout.weights != "auto"
-        if rounded and self.lora.rank and self.lora.is_quantised:
-            raise FieldError(
-                "rollout.weights",
-                f"rollout.weights={self.rollout.weights} has nothing to round: adapters decode on "
-                f"their base, which lora.base_dtype={self.lora.base_dtype} stores; leave it out",
-                "lora.base_dtype",
-            )
+        rounding.check(self)
         self._check_placement()
         if 0 < self.batch.row_tokens < self.longest:
             raise FieldError(
@@ -239,13 +232,10 @@ class Config(Checked):
     @classmethod
     def completed(cls, given: Mapping[str, Given]) -> dict[str, Given]:
         """Returns the given values with those that follow from them: learning rates of adapters,
-        importance weights where the sampler's weights are rounded, and no steps of D alone where
+        importance weights where sampling or updates round, and no steps of D alone where
         a flag takes D out of a file's run."""
         defaults = {leaf.path: leaf.value for leaf in fields.leaves(cls)}
-        found = lora.with_rates(given, STAGES, defaults)
-        sampler = given.get("rollout.weights")
-        if sampler is not None and sampler.value != "auto":
-            found.setdefault("grpo.importance_max", Given(IMPORTANCE_MAX, sampler.where))
+        found = rounding.completed(lora.with_rates(given, STAGES, defaults))
         judge, alone = (given.get(f) for f in ("reward.discriminator", _ALONE))
         if judge and judge.from_flag and not judge.value and alone and not alone.from_flag:
             found[_ALONE] = Given(0, judge.where)

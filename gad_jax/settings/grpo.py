@@ -55,8 +55,8 @@ class Grpo(Checked):
     importance_max: float = option(
         0.0,
         "bound on a token's weight, its probability in training / in sampling; inf: none, 0: no "
-        f"weights, but {IMPORTANCE_MAX:g} where --rollout.weights is int8; with --rollout.ahead, "
-        "weights take the place of the clips",
+        f"weights, but {IMPORTANCE_MAX:g} where --rollout.weights is int8 or --student.matmul "
+        "float8; with --rollout.ahead, weights take the place of the clips",
         minimum=0,
         infinite=True,
     )
@@ -77,13 +77,6 @@ def check(config: "Config") -> None:
     stages = ",".join(config.stages)
     grpo, reward, rollout = config.grpo, config.reward, config.rollout
     if "gad" not in config.stages:
-        if grpo.importance_max and rollout.weights == "auto":
-            raise FieldError(
-                "grpo.importance_max",
-                f"grpo.importance_max={grpo.importance_max:g} weighs the tokens of the gad "
-                f"stage, and stage={stages} has none; leave it out, or add gad",
-                "stage",
-            )
         if rollout.ahead:
             raise FieldError(
                 "rollout.ahead",

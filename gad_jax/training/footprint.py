@@ -19,7 +19,7 @@ from gad_jax.core import layout, updates
 from gad_jax.core.program import Program
 from gad_jax.distributed import devices, sharding
 from gad_jax.distributed.mesh import data_shards
-from gad_jax.models import decoder, quantised
+from gad_jax.models import costs, decoder, quantised
 from gad_jax.models.config import DecoderConfig
 from gad_jax.rollout import memory, prefill
 from gad_jax.rollout.queue import make_queue
@@ -256,6 +256,9 @@ def _activation_bytes(
     matmuls = (heads + 2 * mlp) / tensor + width
     kept = {"full": width, "dots": width + matmuls, "none": 4 * width + 2 * matmuls + mlp / tensor}
     saved = positions * size * network.layers * kept[network.remat]
+    if network.matmul == "float8" and network.remat == "none":  # operands of all layers in 8 bits
+        inputs = 2 * width + (network.heads * network.head_width + mlp) / tensor
+        saved += positions * network.layers * inputs + costs.layer_weights(network) / tensor
     working = 2 * positions * size * matmuls
     if devices.platform() == "cpu":  # the attention weights, which flash kernels never hold
         weights = positions * length * size * network.heads / tensor

@@ -45,6 +45,9 @@ def check(
     tokenizer and networks do not fit each other.
     """
     _check_placement(config)
+    if config.student.matmul == "float8":
+        kind = jax.local_devices()[0].device_kind
+        devices.require_float8(kind, devices.platform(), devices.capability())
     sizes = [footprint.sizes(span.program, mesh) for span in spans]
     total = max(size.total for size in sizes)
     rewarding = models.networks(config, networks[0].compute_dtype)

@@ -54,13 +54,12 @@ def network_configs(
             f"--student.path={config.student.path} is a sequence classifier; name a causal "
             "language model"
         )
-    if generator.experts and config.rollout.weights != "auto":
-        raise UserError(
-            f"--rollout.weights={config.rollout.weights} rounds no experts, which are most of a "
-            f"mixture of family {generator.family!r}; give --rollout.weights=auto"
-        )
+    if generator.experts:
+        _rounds_no_experts(generator, "rollout.weights", config.rollout.weights)
     generator = dataclasses.replace(generator, decode_weights=config.rollout.weights)
     discriminator = read(bases.discriminator_path(config))
+    if mixture := next((each for each in (generator, discriminator) if each.experts), None):
+        _rounds_no_experts(mixture, "student.matmul", config.student.matmul)
     if abs(discriminator.vocabulary - generator.vocabulary) > PADDING:
         raise UserError(
             f"--discriminator.path={config.discriminator.path} has a vocabulary of "
@@ -90,9 +89,18 @@ def _computing(options: sections.Student) -> dict[str, Any]:
         compute_dtype = "float32" if devices.platform() == "cpu" else "bfloat16"
     return {
         "compute_dtype": compute_dtype,
+        "matmul": options.matmul,
         "remat": options.remat,
         "unroll": options.unroll,
     }
+
+
+def _rounds_no_experts(network: DecoderConfig, name: str, value: str) -> None:
+    if value != "auto":
+        raise UserError(
+            f"--{name}={value} rounds no experts, which are most of a mixture of family "
+            f"{network.family!r}; give --{name}=auto"
+        )
 
 
 def _with_lora(config: settings.Config, network: DecoderConfig) -> DecoderConfig:

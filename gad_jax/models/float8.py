@@ -1,0 +1,101 @@
+"""Matmuls of 8-bit floats, with one scale per array: of a projection, and of both its gradients.
+
+An array is divided by a power of two that brings its largest magnitude into the last binade but one
+of its dtype, and rounded:
+
+    y  = x W     x, W  e4m3   3 bits of mantissa, up to 448
+    dx = dy Wᵀ   dy    e5m2   2 bits of mantissa, up to 57344
+    dW = xᵀ dy
+
+Scales are of the arrays themselves ("current scaling"), not of those of earlier steps, so there is
+no state. Powers of two make the scaling exact: codes are the only rounding. Sums are float32.
+
+The matmuls take codes. Where codes were cast to wider numbers before a matmul, as
+`flax.linen.fp8_ops.Fp8DotGeneralOp` has it, XLA (jaxlib 0.11.2) would drop both casts wherever its
+Triton kernels take the matmul, and compute in bfloat16 what was to be rounded.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+_FORWARD, _GRADIENT = jnp.float8_e4m3fn, jnp.float8_e5m2
+_BOUND = 80
+"""Of the exponents of scales: a product times one of them is a number of bfloat16."""
+
+
+class _Codes(NamedTuple):
+    """An array of 8-bit floats, and the float32 power of two that they are multiplied by."""
+
+    codes: Array
+    scale: Float[Array, ""]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def matmul(x: Float[Array, "n in"], kernel: Float[Array, "in out"], out: P | None) -> Array:
+    """Returns x @ kernel, [n out] in the dtype of x, laid out as the spec `out` says (None: as jax
+    chooses). Kernel and gradients have that dtype too."""
+    return _forward(x, kernel, out)[0]
+
+
+def _forward(x: Array, kernel: Array, out: P | None) -> tuple[Array, tuple[_Codes, _Codes]]:
+    left, right = _rounded(x, _FORWARD), _rounded(kernel, _FORWARD)
+    return _product("nd,df->nf", left, right, x.dtype, out), (left, right)
+
+
+def _backward(out: P | None, codes: tuple[_Codes, _Codes], slopes: Array) -> tuple[Array, Array]:
+    del out
+    left, right = codes
+    above = _rounded(slopes, _GRADIENT)
+    # As in flax and Transformer Engine: gradients are summed with all bits of float32.
+    exact = partial(_product, dtype=slopes.dtype, precision=jax.lax.Precision.HIGHEST)
+    return (
+        exact("nf,df->nd", above, right, out=_spec(left.codes)),
+        exact("nd,nf->df", left, above, out=_spec(right.codes)),
+    )
+
+
+matmul.defvjp(_forward, _backward)
+
+
+def _rounded(x: Array, dtype: DTypeLike) -> _Codes:
+    """Returns x in 8 bits; what is not finite stays so."""
+    largest = jnp.max(jnp.abs(x)).astype(jnp.float32)
+    # By bits, since exp2 rounds on some backends; largest < 2 ** exponent.
+    exponent = (jax.lax.bitcast_convert_type(largest, jnp.int32) >> 23) - 126
+    exponent = jnp.clip(exponent - jnp.finfo(dtype).maxexp + 1, -_BOUND, _BOUND)
+    scale, inverse = (
+        jax.lax.bitcast_convert_type((each + 127) << 23, jnp.float32)
+        for each in (exponent, -exponent)
+    )
+    return _Codes((x * inverse.astype(x.dtype)).astype(dtype), scale)
+
+
+def _product(
+    subscripts: str,
+    left: _Codes,
+    right: _Codes,
+    dtype: DTypeLike,
+    out: P | None,
+    precision: jax.lax.Precision = jax.lax.Precision.DEFAULT,
+) -> Array:
+    # Scaled by powers of two, sums may as well be rounded to the dtype before.
+    product = jnp.einsum(
+        subscripts,
+        left.codes,
+        right.codes,
+        precision=precision,
+        preferred_element_type=dtype,
+        out_sharding=out,
+    )
+    return product * left.scale.astype(dtype) * right.scale.astype(dtype)
+
+
+def _spec(x: Array) -> P | None:
+    """Returns how an array is laid out over the mesh; None without one."""
+    return None if jax.sharding.get_abstract_mesh().empty else jax.typeof(x).sharding.spec
