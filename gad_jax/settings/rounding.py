@@ -13,11 +13,13 @@ from gad_jax.settings.grpo import IMPORTANCE_MAX
 if TYPE_CHECKING:
     from gad_jax.settings.config import Config
 
+_NAMES = "rollout.weights", "student.matmul"
+
 
 def completed(given: Mapping[str, Given]) -> dict[str, Given]:
     """Returns the given values, with importance weights where the sampler is not the policy."""
     found = dict(given)
-    for name in ("rollout.weights", "student.matmul"):
+    for name in _NAMES:
         chosen = given.get(name)
         if chosen is not None and chosen.value != "auto":
             found.setdefault("grpo.importance_max", Given(IMPORTANCE_MAX, chosen.where))
@@ -51,12 +53,14 @@ def check(config: "Config") -> None:
             "lora.base_dtype",
         )
     rollout = config.rollout
-    if matmul and (rollout.top_k or rollout.top_p < 1):
-        name = "top_k" if rollout.top_k else "top_p"
-        raise FieldError(
-            "student.matmul",
-            f"student.matmul={config.student.matmul} moves logits, so training could not know "
-            f"which tokens rollout.{name}={getattr(rollout, name):g} left to draw; leave it out, "
-            "or sample from all tokens",
-            f"rollout.{name}",
-        )
+    if not (rollout.top_k or rollout.top_p < 1):
+        return
+    left = f"top_k={rollout.top_k}" if rollout.top_k else f"top_p={rollout.top_p:g}"
+    for name, value in zip(_NAMES, (rollout.weights, config.student.matmul), strict=True):
+        if value != "auto":
+            raise FieldError(
+                name,
+                f"{name}={value} moves logits, so training could not know which tokens "
+                f"rollout.{left} left to draw; give --{name}=auto, or sample from all tokens",
+                f"rollout.{left.partition('=')[0]}",
+            )

@@ -254,15 +254,6 @@ class Rollout(Checked):
                 f"temperature={self.temperature:g} is greedy, and all samples of a group would be "
                 f"the same; use {LEAST_TEMPERATURE:g} or more",
             )
-        if self.weights != "auto" and (self.top_k or self.top_p < 1):
-            name = "top_k" if self.top_k else "top_p"
-            raise FieldError(
-                "weights",
-                f"weights={self.weights} moves logits, so training could not know which tokens "
-                f"{name}={getattr(self, name):g} left to draw; give --rollout.weights=auto, or "
-                "sample from all tokens",
-                name,
-            )
         if self.ahead and (self.top_k or self.top_p < 1):
             name = "top_k" if self.top_k else "top_p"
             raise FieldError(

@@ -54,18 +54,15 @@ def network_configs(
             f"--student.path={config.student.path} is a sequence classifier; name a causal "
             "language model"
         )
-    if generator.experts:
-        _rounds_no_experts(generator, "rollout.weights", config.rollout.weights)
     generator = dataclasses.replace(generator, decode_weights=config.rollout.weights)
     discriminator = read(bases.discriminator_path(config))
-    if mixture := next((each for each in (generator, discriminator) if each.experts), None):
-        _rounds_no_experts(mixture, "student.matmul", config.student.matmul)
     if abs(discriminator.vocabulary - generator.vocabulary) > PADDING:
         raise UserError(
             f"--discriminator.path={config.discriminator.path} has a vocabulary of "
             f"{discriminator.vocabulary} and the student one of {generator.vocabulary}; both must "
             "share a tokenizer"
         )
+    _check_experts(config, generator, discriminator)
     heads = config.discriminator.heads
     if heads > 1 and discriminator.head == "score":
         raise UserError(
@@ -95,12 +92,21 @@ def _computing(options: sections.Student) -> dict[str, Any]:
     }
 
 
-def _rounds_no_experts(network: DecoderConfig, name: str, value: str) -> None:
-    if value != "auto":
-        raise UserError(
-            f"--{name}={value} rounds no experts, which are most of a mixture of family "
-            f"{network.family!r}; give --{name}=auto"
-        )
+def _check_experts(
+    config: settings.Config, generator: DecoderConfig, discriminator: DecoderConfig
+) -> None:
+    """Raises UserError for rounding that mixtures of experts do not have."""
+    chosen = {
+        "rollout.weights": (config.rollout.weights, (generator,)),
+        "student.matmul": (config.student.matmul, (generator, discriminator)),
+    }
+    for name, (value, networks) in chosen.items():
+        mixture = next((network for network in networks if network.experts), None)
+        if mixture and value != "auto":
+            raise UserError(
+                f"--{name}={value} rounds no experts, which are most of a mixture of family "
+                f"{mixture.family!r}; give --{name}=auto"
+            )
 
 
 def _with_lora(config: settings.Config, network: DecoderConfig) -> DecoderConfig:

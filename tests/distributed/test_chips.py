@@ -44,3 +44,8 @@ def test_a_device_is_known_by_its_kind(kind: str, name: str) -> None:
 def test_other_devices_are_not_known() -> None:
     assert chips.of_device("cpu") is None
     assert chips.of_device("NVIDIA L40") is None
+
+
+def test_the_compute_capability_of_a_gpu_is_known() -> None:
+    assert chips.capability("h100") == (9, 0)
+    assert chips.capability("v5e") == chips.capability("cpu") == ()

@@ -2,10 +2,12 @@
 
 import jax
 import numpy as np
+import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gad_jax.base.cache import program_dir
+from gad_jax.base.errors import UserError
 from gad_jax.distributed import devices
 from gad_jax.distributed.mesh import make_mesh
 
@@ -65,3 +67,29 @@ def test_programs_are_kept_where_the_cache_is() -> None:
         assert jax.config.jax_compilation_cache_dir == str(program_dir())
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "refused"),
+    [
+        ("gpu", (8, 9), ""),
+        ("cuda", (9, 0), ""),
+        ("gpu", (12, 0), ""),
+        ("cpu", (), ""),
+        ("gpu", (8, 6), r"is a card, of compute capability 8\.6; give --student\.matmul=auto"),
+        ("gpu", (), r"8\.9 or later, .* the device is a card; give"),  # not NVIDIA's
+        ("tpu", (), r"--student\.matmul=float8 needs an NVIDIA GPU"),
+    ],
+)
+def test_devices_without_matmuls_of_8_bit_floats_are_refused(
+    platform: str, capability: tuple[int, ...], refused: str
+) -> None:
+    if not refused:
+        devices.require_float8("a card", platform, capability)
+        return
+    with pytest.raises(UserError, match=refused):
+        devices.require_float8("a card", platform, capability)
+
+
+def test_a_cpu_has_no_compute_capability() -> None:
+    assert devices.capability() == ()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,7 @@ def products(x: np.ndarray, kernel: np.ndarray, slopes: np.ndarray) -> dict[str,
     """Returns what `float8.matmul` computes, compiled: the product and both gradients."""
 
     @jax.jit
-    def all_three(x: jax.Array, kernel: jax.Array, slopes: jax.Array) -> dict[str, jax.Array]:
+    def all_three(x: jax.Array, kernel: jax.Array, slopes: jax.Array) -> dict[str, Any]:
         y, pull = jax.vjp(lambda *given: float8.matmul(*given, None), x, kernel)
         of_x, of_kernel = pull(slopes)
         return {"product": y, "of x": of_x, "of kernel": of_kernel}

@@ -145,3 +145,13 @@ def test_the_presets_for_one_card_fit_it_by_estimate(preset: str, card: str) -> 
     assert 60 < step.seconds < 120
     rates = [settings.gad.generator_learning_rate, settings.gad.discriminator_learning_rate]
     assert rates == [1e-5 if networks[0].lora else 1e-6] * 2
+
+
+def test_rounded_updates_are_for_cards_that_have_their_matmuls(run) -> None:
+    settings, _, _ = run
+    rounded = dataclasses.replace(
+        settings, student=dataclasses.replace(settings.student, matmul="float8")
+    )
+    without = {name for name in chips.CARDS if not cards._suits(rounded, name)}
+    assert without == {"a10", "a100-40", "a100-80"}
+    assert all(cards._suits(settings, name) for name in chips.CARDS)

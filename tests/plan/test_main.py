@@ -145,3 +145,11 @@ def test_the_presets_for_one_card_fit_it(command, config: str, card: str) -> Non
     planned = json.loads(done.stdout)
     assert planned["fits"]
     assert 60 < planned["steps"][0]["seconds"] < 120
+
+
+def test_rounded_updates_are_not_planned_for_a_card_without_their_matmuls(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert plan.main([*RUN, "--target=a100-80:1x1", "--student.matmul=float8"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the device is a100-80:1x1, of compute capability 8.0" in said

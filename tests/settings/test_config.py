@@ -333,31 +333,6 @@ def test_moments_of_adapters_stay_on_the_device() -> None:
     read("--optimizer.moments=float8", "--lora.rank=0")
 
 
-def test_rounded_sampling_has_importance_weights_unless_they_are_chosen() -> None:
-    def read(*flags: str) -> Config:
-        return options.read(Config, flags, program="test", description="")
-
-    assert Config().grpo.importance_max == 0
-    rounded = "--rollout.weights=int8"
-    assert read(rounded).grpo.importance_max == 2
-    assert read(rounded, "--grpo.importance_max=0").grpo.importance_max == 0
-    assert read(rounded, "--grpo.importance_max=inf").grpo.importance_max == float("inf")
-    assert read("--rollout.weights=auto").grpo.importance_max == 0
-    # Adapters of the discriminator alone leave the student's weights to be rounded.
-    read(rounded, "--lora.discriminator_rank=2", "--lora.base_dtype=nf4")
-    for flags, said in (
-        (("--lora.rank=2", "--lora.base_dtype=nf4"), r"nothing to round.*lora.base_dtype=nf4"),
-        (("--rollout.top_k=5",), r"which tokens top_k=5 left to draw.*--rollout.weights=auto"),
-        (("--rollout.top_p=0.9",), r"which tokens top_p=0.9 left to draw"),
-        (("--grpo.importance_max=0.5",), r"use 1 or more, such as 2, or 0 for no weights"),
-    ):
-        with pytest.raises(UserError, match=said):
-            read(rounded, *flags)
-    assert read(rounded, "--stage=warmup").grpo.importance_max == 2
-    with pytest.raises(UserError, match=r"weighs the tokens of the gad stage, and stage=warmup"):
-        read("--stage=warmup", "--grpo.importance_max=2")
-
-
 def test_responses_of_older_weights_go_with_gad_and_with_all_tokens() -> None:
     def read(*flags: str) -> Config:
         return options.read(Config, ("--rollout.ahead", *flags), program="test", description="")

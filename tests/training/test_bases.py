@@ -230,6 +230,13 @@ def test_adapters_of_experts_are_refused_by_name(tmp_path):
         state.network_configs(config)
 
 
+def test_matmuls_of_experts_are_not_rounded(tmp_path):
+    mixture = networks.write(tmp_path / "model", networks.NETWORKS["qwen3-moe"])
+    flags = "--student.matmul=float8", f"--student.path={mixture}"
+    with pytest.raises(UserError, match=r"rounds no experts.*'qwen3_moe'.*--student\.matmul=auto"):
+        state.network_configs(settings(tmp_path / "run", *flags))
+
+
 def test_experts_are_not_quantised(tmp_path):
     mixture = networks.write(tmp_path / "model", networks.NETWORKS["qwen3-moe"])
     flags = "--lora.rank=2", "--lora.targets=query", "--lora.base_dtype=int8"

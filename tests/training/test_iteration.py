@@ -37,6 +37,7 @@ ABLATIONS = {
         "--mesh.replica=2",
     ],
     "rounded sampling": ["--stage=gad", "--rollout.weights=int8"],
+    "rounded updates": ["--stage=gad", "--student.matmul=float8"],
     # What compiles every program anew goes together.
     "cross-entropy discriminator, bfloat16, micro-batches": [
         *("--stage=gad", "--gad.steps=1"),
@@ -51,7 +52,7 @@ ABLATIONS = {
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.slow] if name == "rounded sampling" else [])
+        pytest.param(name, marks=[pytest.mark.slow] if name.startswith("rounded") else [])
         for name in ABLATIONS
     ],
 )
@@ -94,7 +95,8 @@ def test_every_ablation_runs_and_changes_what_it_names(tmp_path, name):
         # sampler and trainer round in other places: eight bits of mantissa on about -6
         assert last["logprobs/gap"] < 0.05
         assert trainer.state.generator["embedding"].dtype == "float32"
-    if name == "rounded sampling":
+    if name.startswith("rounded"):
+        assert (trainer.networks[0].matmul == "float8") == ("updates" in name)
         # eight bits a number: not the rounding of float32, nor another network
         assert 1e-4 < last["logprobs/gap"] < 0.05
         assert 0 < abs(last["logprobs/importance_mean"] - 1) < 0.05

@@ -101,3 +101,12 @@ def test_memory_that_runs_out_is_followed_by_settings_that_need_less(tmp_path, c
     parts = (trainer.networks, trainer.spans, trainer.iteration.rollout, mesh)
     said = preflight.advice(config, *parts)
     assert said.startswith("set --batch.micro_batch_prompts=")
+
+
+def test_a_gpu_without_matmuls_of_8_bit_floats_is_refused(tmp_path):
+    config = settings(tmp_path, "--student.matmul=float8", "--stage=seqkd")
+    with (
+        devices.compiling_for("gpu"),
+        pytest.raises(UserError, match=r"matmul=float8 needs an NVIDIA GPU .* the device is cpu"),
+    ):
+        run(config)
