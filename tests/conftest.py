@@ -66,6 +66,7 @@ install_import_hook(_with_arrays(), "beartype.beartype")
 
 LONGEST_FIRST = (
     "training/test_trainer.py",
+    "training/test_ahead.py",
     "training/test_iteration.py",
     "training/test_health.py",
     "faults/test_processes.py",
