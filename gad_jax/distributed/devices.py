@@ -89,8 +89,8 @@ def require_float8(name: str, platform: str, capability: tuple[int, ...]) -> Non
     having = f", of compute capability {'.'.join(map(str, capability))}" if capability else ""
     raise UserError(
         f"--student.matmul=float8 needs an NVIDIA GPU of compute capability "
-        f"{'.'.join(map(str, FLOAT8))} or later, as of the families Ada, Hopper and Blackwell, and "
-        f"the device is {name}{having}; give --student.matmul=auto"
+        f"{'.'.join(map(str, FLOAT8))} or later (Ada, Hopper, Blackwell), and the device "
+        f"is {name}{having}; give --student.matmul=auto"
     )
 
 

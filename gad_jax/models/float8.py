@@ -16,7 +16,7 @@ Triton kernels take the matmul, and compute in bfloat16 what was to be rounded.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,10 +36,18 @@ class _Codes(NamedTuple):
     scale: Float[Array, ""]
 
 
+def matmul(
+    x: Float[Array, "n in"], kernel: Float[Array, "in out"], out: P | None
+) -> Float[Array, "n out"]:
+    """Returns x @ kernel in the dtype of x, laid out as the spec `out` says (None: as jax chooses).
+    Kernel and gradients have that dtype too."""
+    product: Any = _matmul(x, kernel, out)  # annotated in jax as if it could be anything
+    return product
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
-def matmul(x: Float[Array, "n in"], kernel: Float[Array, "in out"], out: P | None) -> Array:
-    """Returns x @ kernel, [n out] in the dtype of x, laid out as the spec `out` says (None: as jax
-    chooses). Kernel and gradients have that dtype too."""
+def _matmul(x: Array, kernel: Array, out: P | None) -> Array:
+    """`matmul` with its own gradient."""
     return _forward(x, kernel, out)[0]
 
 
@@ -60,7 +68,7 @@ def _backward(out: P | None, codes: tuple[_Codes, _Codes], slopes: Array) -> tup
     )
 
 
-matmul.defvjp(_forward, _backward)
+_matmul.defvjp(_forward, _backward)
 
 
 def _rounded(x: Array, dtype: DTypeLike) -> _Codes:

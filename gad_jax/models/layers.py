@@ -92,7 +92,6 @@ class Linear(nnx.Module):
         kernel = self._kernel(x.dtype)
         # "embed" is split by FSDP in parameters only; an activation's width never is.
         out = sharding.spec("batch", None if self.output == "embed" else self.output)
-        y: Array
         if self.matmul == "float8":
             y = float8.matmul(x, kernel, out)
         else:

@@ -42,7 +42,7 @@ def products(x: np.ndarray, kernel: np.ndarray, slopes: np.ndarray) -> dict[str,
 
     @jax.jit
     def all_three(x: jax.Array, kernel: jax.Array, slopes: jax.Array) -> dict[str, Any]:
-        y, pull = jax.vjp(lambda *given: float8.matmul(*given, None), x, kernel)
+        y, pull = jax.vjp(lambda x, kernel: float8.matmul(x, kernel, None), x, kernel)
         of_x, of_kernel = pull(slopes)
         return {"product": y, "of x": of_x, "of kernel": of_kernel}
 
