@@ -71,6 +71,7 @@ class Updating(NamedTuple):
     chunk: int
     remat: str = "dots"
     unroll: bool = False
+    matmul: str = "auto"
 
 
 DECODES = [
@@ -84,6 +85,7 @@ DECODES = [
 UPDATES = [Updating(f"chunks of {n}", n) for n in (512, 2048, 4096)]
 UPDATES.append(Updating("chunks of 4096, layers listed", 4096, unroll=True))
 UPDATES.append(Updating("chunks of 2048, remat full", 2048, "full"))
+WIDE = [*UPDATES[1:4], Updating("chunks of 4096, 8-bit matmuls", 4096, matmul="float8")]
 
 
 class Bench:
@@ -259,7 +261,8 @@ def measure_update(
     _, count, length = shape
 
     def measure(variant: Updating) -> None:
-        network = bench.network(name, remat=variant.remat, unroll=variant.unroll)
+        computing = {field: getattr(variant, field) for field in ("remat", "unroll", "matmul")}
+        network = bench.network(name, **computing)
         network = dataclasses.replace(network, layers=layers or network.layers)
         ids = np.random.default_rng(0).integers(0, network.vocabulary, (count, length), np.int32)
         packed = packing.pack(
@@ -330,7 +333,7 @@ def main() -> None:
         measure_decode(bench, "0.5b", DECODES[:2] if given.small else DECODES)
         measure_update(bench, "0.5b", 0, (1, 8, length), UPDATES)
         measure_decode(bench, "7b", DECODES[1:2] if given.small else DECODES[1:4])
-        measure_update(bench, "7b", 0 if given.small else 4, (1, 2, 3 * length), UPDATES[:3])
+        measure_update(bench, "7b", 0 if given.small else 4, (1, 2, 3 * length), WIDE)
     bench.say(what="done")
 
 

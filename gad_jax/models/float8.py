@@ -1,14 +1,17 @@
 """Matmuls of 8-bit floats, with one scale per array: of a projection, and of both its gradients.
 
-An array is divided by a power of two that brings its largest magnitude into the last binade but one
-of its dtype, and rounded:
+An array is divided by what brings its largest magnitude near that of its dtype, and rounded:
 
     y  = x W     x, W  e4m3   3 bits of mantissa, up to 448
     dx = dy Wᵀ   dy    e5m2   2 bits of mantissa, up to 57344
     dW = xᵀ dy
 
 Scales are of the arrays themselves ("current scaling"), not of those of earlier steps, so there is
-no state. Powers of two make the scaling exact: codes are the only rounding. Sums are float32.
+no state. Sums are float32.
+
+Scales are no powers of two. Of weights that come from bfloat16, one in sixteen would then be
+halfway between two codes. The first update, however small, would move all of those by half a code,
+the way that the gradient says: the loss would fall, and the weights to export hardly have moved.
 
 The matmuls take codes. Where codes were cast to wider numbers before a matmul, as
 `flax.linen.fp8_ops.Fp8DotGeneralOp` has it, XLA (jaxlib 0.11.2) would drop both casts wherever its
@@ -25,12 +28,16 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 _FORWARD, _GRADIENT = jnp.float8_e4m3fn, jnp.float8_e5m2
-_BOUND = 80
-"""Of the exponents of scales: a product times one of them is a number of bfloat16."""
+_TOP = 0.987
+"""Where the largest magnitude goes, of that of the dtype. Not 1: it has few bits itself, so others
+would often be halfway between codes, too."""
+
+_BOUND = 2.0**80
+"""Of scales: a product times one of them is a number of float32."""
 
 
 class _Codes(NamedTuple):
-    """An array of 8-bit floats, and the float32 power of two that they are multiplied by."""
+    """An array of 8-bit floats, and the number that they are multiplied by."""
 
     codes: Array
     scale: Float[Array, ""]
@@ -74,14 +81,9 @@ _matmul.defvjp(_forward, _backward)
 def _rounded(x: Array, dtype: DTypeLike) -> _Codes:
     """Returns x in 8 bits; what is not finite stays so."""
     largest = jnp.max(jnp.abs(x)).astype(jnp.float32)
-    # By bits, since exp2 rounds on some backends; largest < 2 ** exponent.
-    exponent = (jax.lax.bitcast_convert_type(largest, jnp.int32) >> 23) - 126
-    exponent = jnp.clip(exponent - jnp.finfo(dtype).maxexp + 1, -_BOUND, _BOUND)
-    scale, inverse = (
-        jax.lax.bitcast_convert_type((each + 127) << 23, jnp.float32)
-        for each in (exponent, -exponent)
-    )
-    return _Codes((x * inverse.astype(x.dtype)).astype(dtype), scale)
+    top = _TOP * float(jnp.finfo(dtype).max)
+    scale = jnp.clip(largest / top, 1 / _BOUND, _BOUND)
+    return _Codes((x.astype(jnp.float32) * (1 / scale)).astype(dtype), scale)
 
 
 def _product(
@@ -92,7 +94,6 @@ def _product(
     out: P | None,
     precision: jax.lax.Precision = jax.lax.Precision.DEFAULT,
 ) -> Array:
-    # Scaled by powers of two, sums may as well be rounded to the dtype before.
     product = jnp.einsum(
         subscripts,
         left.codes,
@@ -101,7 +102,7 @@ def _product(
         preferred_element_type=dtype,
         out_sharding=out,
     )
-    return product * left.scale.astype(dtype) * right.scale.astype(dtype)
+    return (product.astype(jnp.float32) * left.scale * right.scale).astype(dtype)
 
 
 def _spec(x: Array) -> P | None:
