@@ -60,8 +60,7 @@ def run(chosen: "UpdateBench") -> int:
     """Runs the benchmark; returns the exit code."""
     directory = source.resolve(chosen.model)
     if chosen.matmul == "float8":
-        kind = jax.local_devices()[0].device_kind
-        devices.require_float8(kind, devices.platform(), devices.capability())
+        devices.require_float8_here()
     mine = ours(chosen, directory)
     matmul = _Matmul(*ceilings.matmul(mine.compute_dtype))
     compiling = devices.CompileCounter()

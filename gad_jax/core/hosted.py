@@ -28,12 +28,7 @@ class _Part(NamedTuple):
 
 
 def apply(
-    optimizer: Hosted,
-    gradients: Params,
-    params: Params,
-    moments: Any,
-    applied: Bool[Array, ""],
-    factor: Float[Array, ""] | None = None,
+    optimizer: Hosted, gradients: Params, params: Params, moments: Any, applied: Bool[Array, ""]
 ) -> tuple[Params, Any]:
     """Returns the network and its moments after an update; as they are where `applied` is False."""
     norm = optax.tree.norm(gradients)
@@ -42,7 +37,7 @@ def apply(
     def change(part: _Part) -> _Part:
         before = _state(optimizer, part, scalars)
         given = (part.gradients, before, part.params)
-        changes, after = optimizer.update(*given, finite=applied, norm=norm, factor=factor)
+        changes, after = optimizer.update(*given, finite=applied, norm=norm)
         new: Any = optax.apply_updates(part.params, changes)
         kept = [jnp.where(applied, a, b) for a, b in zip(new, part.params, strict=True)]
         return part._replace(params=kept, arrays=_by_kind(after, len(kept)))
@@ -84,7 +79,6 @@ def look(
     params: Params,
     moments: Any,
     total: Callable[[Array, list[Array]], Array],
-    factor: Float[Array, ""] | None = None,
 ) -> list[Array]:
     """Returns `total(updated parameter, its updated moments)` of every parameter, of a layered one
     the sum over its layers; nothing is changed."""
@@ -95,9 +89,7 @@ def look(
 
     def totals(part: _Part) -> list[Array]:
         given = (part.gradients, _state(optimizer, part, scalars), part.params)
-        changes, after = optimizer.update(
-            *given, finite=True, applied=False, norm=norm, factor=factor
-        )
+        changes, after = optimizer.update(*given, finite=True, applied=False, norm=norm)
         new: Any = optax.apply_updates(part.params, changes)
         arrays = _by_kind(after, len(new))
         return [total(leaf, [kind[n] for kind in arrays]) for n, leaf in enumerate(new)]

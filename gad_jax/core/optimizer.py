@@ -17,6 +17,12 @@ from gad_jax.core.hosted import Hosted
 from gad_jax.distributed import devices
 from gad_jax.settings.optimizer import Optimizer
 
+_FALLS = {
+    "linear": functools.partial(optax.linear_schedule, 1.0, 0.0),
+    "cosine": functools.partial(optax.cosine_decay_schedule, 1.0),
+}
+"""The schedules from 1 to 0 over a number of steps."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
@@ -31,8 +37,7 @@ class Schedule:
 
     def factor(self, step: Int[Array, ""]) -> Float[Array, ""]:
         """Returns the factor of a step: 1 at `start`, above 0 before `end`."""
-        done = (step - self.start).astype(jnp.float32) / (self.end - self.start)
-        return 1 - done if self.shape == "linear" else (1 + jnp.cos(jnp.pi * done)) / 2
+        return jnp.asarray(_FALLS[self.shape](self.end - self.start)(step - self.start))
 
 
 @functools.cache  # jit compares by identity: equal settings must not be traced and compiled again

@@ -111,13 +111,12 @@ def commit(
     leaves its network alone, and so does one that is gated: the other network moves all the same.
     Returns the metrics with those of the updates.
     """
-    updates = {
-        "generator": (generator, program.generator_optimizer),
-        "discriminator": (discriminator, program.discriminator_optimizer),
-    }
-    factor = None if program.schedule is None else program.schedule.factor(state.step)
-    if factor is not None:
+    rules = program.generator_optimizer, program.discriminator_optimizer
+    if program.schedule is not None:
+        factor = program.schedule.factor(state.step)
+        rules = [rule._replace(update=partial(rule.update, factor=factor)) for rule in rules]
         metrics = metrics | {"learning_rate_factor": factor}
+    updates = {"generator": (generator, rules[0]), "discriminator": (discriminator, rules[1])}
     watched = []
     for name, (update, optimizer) in updates.items():
         if update is None:
@@ -126,7 +125,7 @@ def commit(
         watched.append(jnp.isfinite(update.loss))
         if update.gradients is not None:
             moments = getattr(state, f"{name}_optimizer")
-            found = _look(optimizer, update.gradients, getattr(state, name), moments, factor)
+            found = _look(optimizer, update.gradients, getattr(state, name), moments)
             metrics |= {f"{name}/{key}": value for key, value in found.items()}
             watched += [jnp.isfinite(found["gradient_norm"]), found["broken_update"] < 0]
     finite = jnp.all(jnp.stack(watched))
@@ -136,7 +135,7 @@ def commit(
             params, moments = getattr(state, name), getattr(state, f"{name}_optimizer")
             gated = None if update is None else update.gated
             applied = finite if gated is None else finite & ~gated
-            params, moments = _apply(optimizer, update, params, moments, applied, factor)
+            params, moments = _apply(optimizer, update, params, moments, applied)
             moved |= {name: params, f"{name}_optimizer": moments}
     skips = jnp.where(finite, jnp.stack([state.skips[0], 0]), state.skips + 1)
     state = state._replace(step=state.step + 1, skips=skips, **moved)
@@ -144,15 +143,11 @@ def commit(
 
 
 def _look(
-    optimizer: optax.GradientTransformationExtraArgs,
-    gradients: Params,
-    params: Any,
-    moments: Any,
-    factor: Float[Array, ""] | None,
+    optimizer: optax.GradientTransformationExtraArgs, gradients: Params, params: Any, moments: Any
 ) -> Metrics:
     """Returns the gradient's norm, and which leaf of it and of the update is broken, or -1."""
     norm, broken = _gradient_norm(gradients)
-    update = _broken_update(optimizer, gradients, params, moments, factor)
+    update = _broken_update(optimizer, gradients, params, moments)
     return {"gradient_norm": norm, "broken_leaf": broken, "broken_update": update}
 
 
@@ -164,11 +159,7 @@ def _gradient_norm(gradients: Params) -> tuple[Float[Array, ""], Array]:
 
 
 def _broken_update(
-    optimizer: optax.GradientTransformationExtraArgs,
-    gradients: Params,
-    params: Any,
-    moments: Any,
-    factor: Float[Array, ""] | None,
+    optimizer: optax.GradientTransformationExtraArgs, gradients: Params, params: Any, moments: Any
 ) -> Array:
     """Returns the index of the first leaf whose weights or moments the update would break, or -1.
 
@@ -179,14 +170,13 @@ def _broken_update(
     """
     with jax.named_scope("finite_update"):
         if isinstance(optimizer, Hosted):
-            given = optimizer, gradients, params, moments
-            sums = hosted.look(*given, lambda x, y: _sum_of_both(jnp.square(x), y), factor)
+            sums = hosted.look(
+                optimizer, gradients, params, moments, lambda x, y: _sum_of_both(jnp.square(x), y)
+            )
             return _first_broken(jnp.stack(sums))
         # Behind the barrier, the compiler cannot keep these results for the update itself.
         params, moments = jax.lax.optimization_barrier((params, moments))
-        changes, moments = optimizer.update(
-            gradients, moments, params, finite=True, applied=False, factor=factor
-        )
+        changes, moments = optimizer.update(gradients, moments, params, finite=True, applied=False)
         new = jax.tree.leaves(optax.apply_updates(params, changes))
         others = [leaf for leaf in jax.tree.leaves(moments) if leaf.ndim]
         sums = [
@@ -222,15 +212,12 @@ def _apply(
     params: Any,
     moments: Any,
     applied: Bool[Array, ""],
-    factor: Float[Array, ""] | None,
 ) -> tuple[Any, Any]:
     if update is None or update.gradients is None:
         return params, moments
     if isinstance(optimizer, Hosted):
-        return hosted.apply(optimizer, update.gradients, params, moments, applied, factor)
+        return hosted.apply(optimizer, update.gradients, params, moments, applied)
     # `finite` reaches the optimizer too: it writes its moments in place, so no old copy is kept
-    changes, moments = optimizer.update(
-        update.gradients, moments, params, finite=applied, factor=factor
-    )
+    changes, moments = optimizer.update(update.gradients, moments, params, finite=applied)
     new = optax.apply_updates(params, changes)
     return jax.tree.map(lambda a, b: jnp.where(applied, a, b), new, params), moments

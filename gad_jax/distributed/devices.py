@@ -94,6 +94,11 @@ def require_float8(name: str, platform: str, capability: tuple[int, ...]) -> Non
     )
 
 
+def require_float8_here() -> None:
+    """Does `require_float8` for this process's first device."""
+    require_float8(jax.local_devices()[0].device_kind, platform(), capability())
+
+
 def capability() -> tuple[int, ...]:
     """Returns the compute capability of this process's first device; empty where it has none."""
     found = re.fullmatch(

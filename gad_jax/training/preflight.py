@@ -46,8 +46,7 @@ def check(
     """
     _check_placement(config)
     if config.student.matmul == "float8":
-        kind = jax.local_devices()[0].device_kind
-        devices.require_float8(kind, devices.platform(), devices.capability())
+        devices.require_float8_here()
     sizes = [footprint.sizes(span.program, mesh) for span in spans]
     total = max(size.total for size in sizes)
     rewarding = models.networks(config, networks[0].compute_dtype)
