@@ -33,6 +33,8 @@ UNMIRRORED = {
     "models.families.smollm3": "declarations; families/test_common.py, test_decoder.py",
     "models.layers": "models/test_decoder.py: a layer computes nothing without its network",
     "models.writing": "models/test_weights.py: what is written is read back",
+    "plan.calls": "plan/test_programs.py, which compiles them",
+    "plan.traffic": "plan/test_estimate.py: the bytes of a step's parts",
     "rollout.answering": "generate: the command's answers are the Responder's",
     "rollout.ring": "rollout/test_engine.py, which compiles its programs anyway",
     "settings.alarms": "declarations; training/test_health.py",

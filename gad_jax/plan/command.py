@@ -17,7 +17,17 @@ from gad_jax.distributed import chips, devices, targets
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.distributed.targets import Target
 from gad_jax.models import weights
-from gad_jax.plan import cards, duration, estimate, networks, programs, report, tables, workload
+from gad_jax.plan import (
+    cards,
+    duration,
+    estimate,
+    networks,
+    programs,
+    report,
+    slices,
+    tables,
+    workload,
+)
 from gad_jax.plan.cards import Answer
 from gad_jax.plan.report import Plan
 from gad_jax.settings.config import with_limits
@@ -97,20 +107,18 @@ def make(settings: "PlanCommand", target: Target, say: Callable[[str], None]) ->
         if not verbosity.quiet():
             say(f"compiling {what} for {target.name}")
 
+    kernels = settings.plan.kernels
     compiled = programs.compile_all(
-        settings,
-        both,
-        mesh,
-        target,
-        work,
-        compiling,
-        count_kernels=settings.plan.kernels,
-        rewarding=rewarding,
+        settings, both, mesh, target, work, compiling, count_kernels=kernels, rewarding=rewarding
     )
     chip = estimate.chip_of(target)
+    measured = {}
+    if target.kind == "cpu":  # this machine
+        compiling("and timing a few layers")
+        measured = slices.measure(settings, both, mesh, target, chip, work)
+    about = (both, target, chip, work, compiled, rewarding)
     steps = [
-        estimate.step(settings, stage, both, target, chip, work, compiled, rewarding)
-        for stage in settings.stages
+        estimate.step(settings, stage, *about, measured.get(stage)) for stage in settings.stages
     ]
     taken = duration.of(duration.steps_of(settings, settings.plan.rows), steps)
     price = settings.plan.price_per_hour

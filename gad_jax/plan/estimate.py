@@ -5,36 +5,49 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from gad_jax.distributed import ceilings, hlo
 from gad_jax.distributed.chips import CHIPS, Chip
 from gad_jax.distributed.targets import Target
-from gad_jax.models import costs, quantised
+from gad_jax.models import costs
 from gad_jax.models.config import DecoderConfig
 from gad_jax.models.costs import Work
+from gad_jax.plan import traffic
 from gad_jax.plan.programs import Compiled
 from gad_jax.plan.workload import Workload
 from gad_jax.rollout import ring
 from gad_jax.rollout.engine import DecodeCall
 from gad_jax.settings import baselines
 from gad_jax.settings.config import Config
-from gad_jax.training import bases
 from gad_jax.training.rewards import models
-from gad_jax.types import PackedRows
 
 
 class Cost(NamedTuple):
     """What one part of a step costs, over all devices.
 
     `layers` counts those that run one after the other: in decode, layers × iterations of the loop.
+    `seconds` were measured (0: they are to be predicted).
     """
 
     name: str
     flops: float
     bytes: float
     layers: int = 0
+    seconds: float = 0.0
+
+
+class Measured(NamedTuple):
+    """Seconds of a stage on this machine: its update, the prefill of a rollout, and a step of the
+    decode loop by (slots, capacity)."""
+
+    update: float
+    prefill: float
+    decode: dict[tuple[int, int], float]
+
+    def decoding(self, calls: Sequence[DecodeCall]) -> float:
+        """Returns the seconds of these calls of the decode loop."""
+        return sum(self.decode[call.slots, call.capacity] * call.steps for call in calls)
 
 
 class Phase(NamedTuple):
@@ -61,11 +74,15 @@ class Phase(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A step of a stage: its phases, and the seconds of the updates' transfers."""
+    """A step of a stage: its phases, and the seconds of the updates' transfers.
+
+    The seconds of its programs were `measured` for a few layers, or are predicted from rates.
+    """
 
     stage: str
     phases: list[Phase]
     transfer_seconds: float
+    measured: bool = False
 
     @property
     def seconds(self) -> float:
@@ -98,9 +115,47 @@ def step(
     work: Workload,
     programs: list[Compiled],
     rewarding: models.Networks = models.NONE,
+    measured: Measured | None = None,
 ) -> Step:
     """Returns a step of this stage, after its first steps, which train D alone. `rewarding` are the
-    run's reward models."""
+    run's reward models. Where seconds were `measured`, nothing is assumed for them."""
+    generator, _ = networks
+    needs: list[Cost] = _snapshot(config, stage, networks, target, work, measured)
+    if config.trains_discriminator(stage) or stage == "gad":
+        needs += _rollout(config, generator, target, work, work.calls, measured)
+    if stage == "gad":
+        needs += [_scored(f"reward: {n}", each, work, target) for n, each in rewarding.items()]
+    update = _update(config, stage, networks, target, work)
+    if measured is not None:
+        rate = sum(need.flops for need in update) / measured.update
+        update = [need._replace(seconds=need.flops / rate) for need in update]
+    needs += update
+    sent = {program.name: transfer_seconds(program.collectives, chip) for program in programs}
+    updates = [seconds for name, seconds in sent.items() if name.startswith(f"{stage}:")]
+    phases = [_timed(need, target.devices, chip, sent.get(need.name, 0.0)) for need in needs]
+    phases += _moments(stage, programs, target, chip)
+    return Step(stage, phases, updates[-1] if updates else 0.0, measured is not None)
+
+
+def update_flops(
+    config: Config,
+    stage: str,
+    networks: tuple[DecoderConfig, DecoderConfig],
+    target: Target,
+    work: Workload,
+) -> float:
+    """Returns the FLOPs of the stage's update, over all devices."""
+    return sum(need.flops for need in _update(config, stage, networks, target, work))
+
+
+def _update(
+    config: Config,
+    stage: str,
+    networks: tuple[DecoderConfig, DecoderConfig],
+    target: Target,
+    work: Workload,
+) -> list[Cost]:
+    """Returns the parts of the stage's update."""
     generator, discriminator = networks
     rates = getattr(config, stage)
     trains_discriminator = config.trains_discriminator(stage)
@@ -110,33 +165,26 @@ def step(
         again = costs.forward_flops(network, done) if config.student.remat == "full" else 0.0
         return costs.training_flops(network, done) + again
 
-    needs: list[Cost] = _snapshot(config, stage, networks, target, work)
-    if trains_discriminator or stage == "gad":
-        needs += _rollout(config, generator, target, work, work.calls)
-    if stage == "gad":
-        needs += [_scored(f"reward: {n}", each, work, target) for n, each in rewarding.items()]
+    needs: list[Cost] = []
     if stage != "rejection" and config.uses_discriminator(stage):
         count = training if trains_discriminator else costs.forward_flops
         flops = count(discriminator, costs.processed_work(discriminator, work.pairs))
-        needs.append(Cost("discriminator", flops, _update_bytes(discriminator, work.pairs, target)))
+        moved = traffic.update_bytes(discriminator, work.pairs, target)
+        needs.append(Cost("discriminator", flops, moved))
         if trains_discriminator and stage == "gad" and (rows := work.displaced) is not None:
             flops = costs.forward_flops(discriminator, costs.processed_work(discriminator, rows))
-            needs.append(Cost("replay", flops, _read_bytes(discriminator, rows, target)))
+            needs.append(Cost("replay", flops, traffic.read_bytes(discriminator, rows, target)))
     if rates.train_generator:
         rows = {"gad": work.samples, "dpo": work.preferences}.get(stage) or work.teacher
         done = costs.processed_work(generator, rows)
-        moved = _update_bytes(generator, rows, target)
+        moved = traffic.update_bytes(generator, rows, target)
         # DPO makes the logits twice (`core/preference.py`).
         again = costs.forward_flops(generator, Work(0, 0, done.scored if stage == "dpo" else 0))
         needs.append(Cost("generator", training(generator, done) + again, moved))
         flops = costs.forward_flops(generator, done)
         if stage == "dpo" or (stage == "gad" and config.grpo.kl_coefficient > 0):
-            needs.append(Cost("reference", flops, _read_bytes(generator, rows, target)))
-    sent = {program.name: transfer_seconds(program.collectives, chip) for program in programs}
-    updates = [seconds for name, seconds in sent.items() if name.startswith(f"{stage}:")]
-    phases = [_timed(need, target.devices, chip, sent.get(need.name, 0.0)) for need in needs]
-    phases += _moments(stage, programs, target, chip)
-    return Step(stage, phases, updates[-1] if updates else 0.0)
+            needs.append(Cost("reference", flops, traffic.read_bytes(generator, rows, target)))
+    return needs
 
 
 def _moments(stage: str, programs: list[Compiled], target: Target, chip: Chip) -> list[Phase]:
@@ -155,6 +203,7 @@ def _snapshot(
     networks: tuple[DecoderConfig, DecoderConfig],
     target: Target,
     work: Workload,
+    measured: Measured | None,
 ) -> list[Cost]:
     """Returns a step's share of the snapshot that a stage samples once, at its start.
 
@@ -166,22 +215,24 @@ def _snapshot(
     options = getattr(config, stage)
     share = 1.0 if options.steps else min(1.0, 1 / options.epochs)
     calls = work.snapshot_calls if stage == "dpo" else work.calls
-    needs = _rollout(config, generator, target, work, calls)
+    needs = _rollout(config, generator, target, work, calls, measured)
     if stage == "rejection":
         needs.append(_scored("rejection: scores", discriminator, work, target))
     return [
-        Cost(need.name, share * need.flops, share * need.bytes, round(share * need.layers))
-        for need in needs
+        Cost(n.name, share * n.flops, share * n.bytes, round(share * n.layers), share * n.seconds)
+        for n in needs
     ]
 
 
 def _scored(name: str, network: DecoderConfig, work: Workload, target: Target) -> Cost:
     """Returns the cost of a pass over the samples."""
     flops = costs.forward_flops(network, costs.processed_work(network, work.samples))
-    return Cost(name, flops, _read_bytes(network, work.samples, target))
+    return Cost(name, flops, traffic.read_bytes(network, work.samples, target))
 
 
 def _timed(need: Cost, devices: int, chip: Chip, transfers: float) -> Phase:
+    if need.seconds:
+        return Phase(need.name, need.flops, need.bytes, need.seconds, 0.0, 0.0, 0.0)
     compute = need.flops / devices / (chip.flops * chip.attainable)
     memory = need.bytes / devices / chip.bandwidth
     latency = need.layers * chip.layer_latency
@@ -210,6 +261,7 @@ def _rollout(
     target: Target,
     work: Workload,
     calls: Sequence[DecodeCall],
+    measured: Measured | None,
 ) -> list[Cost]:
     """Returns the costs of a rollout: the decode copy of the weights, prefill and decode.
 
@@ -217,14 +269,14 @@ def _rollout(
     of the experts that its tokens visit, and the whole KV cache. Idle slots cost as much as busy
     ones.
     """
-    size = _itemsize(network)
+    size = traffic.itemsize(network)
     asked = work.prompts.astype(np.int64)
     attended = network.layers * int((asked * (asked + 1) // 2).sum())
     prefill = Work(int(asked.sum()), attended, len(asked))
     experts = float(network.experts.count) if network.experts else None
 
     def weights(experts: float | None) -> float:
-        layers = _moved_by_kernels(network.decoding) * costs.layer_weights(network, experts)
+        layers = traffic.moved_by_kernels(network.decoding) * costs.layer_weights(network, experts)
         return layers + size * network.width * network.vocabulary
 
     shards = target.devices // config.mesh.tensor
@@ -239,59 +291,10 @@ def _rollout(
     moved = cache + shards * sum(
         call.steps * weights(costs.touched_experts(network, call.slots)) for call in calls
     )
+    layers = network.layers * sum(call.steps for call in calls)
+    prefilling, decoding = (measured.prefill, measured.decoding(calls)) if measured else (0.0, 0.0)
     return [
-        Cost("rollout: reshard", 0.0, _reshard_bytes(config, network, shards)),
-        Cost("rollout: prefill", costs.forward_flops(network, prefill), passed),
-        Cost("rollout: decode", flops, moved, network.layers * sum(call.steps for call in calls)),
+        Cost("rollout: reshard", 0.0, traffic.reshard_bytes(config, network, shards)),
+        Cost("rollout: prefill", costs.forward_flops(network, prefill), passed, 0, prefilling),
+        Cost("rollout: decode", flops, moved, layers, decoding),
     ]
-
-
-def _reshard_bytes(config: Config, network: DecoderConfig, shards: int) -> float:
-    """Returns the bytes of making the decode copy: weights are read, and written for each shard.
-
-    Of a quantised base only the adapters are copied.
-    """
-    adapters = 4.0 * costs.adapter_weights(network)
-    if network.quantisation != "none":
-        return adapters * (config.mesh.replica + shards)
-    size = _itemsize(network)
-    held = 4.0 if network.lora is None else jnp.dtype(bases.dtype(config, network)).itemsize
-    experts = float(network.experts.count) if network.experts else None
-    numbers = costs.layer_weights(network, experts) + network.width * network.vocabulary
-    return held * costs.parameters(network) * config.mesh.replica + size * numbers * shards
-
-
-def _update_bytes(network: DecoderConfig, rows: PackedRows, target: Target) -> float:
-    """Returns the bytes that an update moves.
-
-    The weights are read in three passes of each micro-batch, gradients are read and written in each
-    (2 ×), and the optimizer reads and writes weights, gradients and moments once (8 ×, float32); of
-    a network with adapters, these are the adapters'.
-    """
-    float32 = 4.0 * costs.trained_parameters(network)
-    return 3 * _read_bytes(network, rows, target) + float32 * (2 * rows.tokens.shape[0] + 8)
-
-
-def _read_bytes(network: DecoderConfig, rows: PackedRows, target: Target) -> float:
-    """Returns the bytes that a pass of every micro-batch reads of the weights, on all devices."""
-    floats = dataclasses.replace(network, quantisation="none")
-    size = _itemsize(network)
-    whole = size * costs.parameters(floats)
-    whole += (_moved_by_kernels(network) - size) * costs.layer_weights(floats)
-    return whole * rows.tokens.shape[0] * target.devices
-
-
-def _moved_by_kernels(network: DecoderConfig) -> float:
-    """Returns the bytes per number of a layer's kernels that a pass moves.
-
-    A quantised kernel is read, written as floats, and these are read: XLA dequantises into memory,
-    as the compiled programs show.
-    """
-    size = _itemsize(network)
-    if network.quantisation == "none":
-        return size
-    return quantised.bytes_of_a_number(network.quantisation) + 2 * size
-
-
-def _itemsize(network: DecoderConfig) -> float:
-    return 4.0 if network.compute_dtype == "float32" else 2.0

@@ -135,6 +135,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
                 "stage": step.stage,
                 "seconds": step.seconds,
                 "transfer_seconds": step.transfer_seconds,
+                "measured": step.measured,
                 "phases": [phase._asdict() | {"seconds": phase.seconds} for phase in step.phases],
             }
             for step in plan.steps

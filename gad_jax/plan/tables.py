@@ -47,10 +47,11 @@ def show(plan: Plan, console: Console) -> None:
         _print(title, _transfer_table(plan), console)
     launches.show(plan.programs, plan.layers, console)
     for step in plan.steps:
+        how = f"assuming {chip.attainable:.0%} of peak"
+        how = "from the time of a few layers on this machine" if step.measured else how
         title = (
-            f"{step.stage}: predicted {step.seconds:.3g} s per step, assuming "
-            f"{chip.attainable:.0%} of peak; updates overlap {step.transfer_seconds:.3g} s of "
-            "transfers"
+            f"{step.stage}: predicted {step.seconds:.3g} s per step, {how}; updates overlap "
+            f"{step.transfer_seconds:.3g} s of transfers"
         )
         _print(title, _time_table(step), console)
     show_verdict(plan, console)

@@ -151,6 +151,31 @@ def test_baselines_pay_for_their_snapshot_once() -> None:
     assert "reference" not in chosen
 
 
+def test_what_was_measured_is_not_predicted_and_a_snapshot_takes_its_share() -> None:
+    config = Config(
+        stage="dpo",
+        student=Student(remat="dots"),
+        data=Data(max_prompt_tokens=64),
+        batch=Batch(prompts=16, row_tokens=256),
+        rollout=Rollout(samples=8, max_new_tokens=128),
+    )
+    config = dataclasses.replace(config, dpo=dataclasses.replace(config.dpo, epochs=4.0))
+    work = workload.draw(config, workload.LognormalLengths(20.0, 40.0), TARGET)
+    sizes = {(call.slots, call.capacity) for call in work.snapshot_calls}
+    measured = estimate.Measured(6.0, 2.0, dict.fromkeys(sizes, 0.5))
+    about = (config, "dpo", (NETWORK, NETWORK), TARGET, CHIPS["h100"], work, [])
+    step = estimate.step(*about, measured=measured)
+    seconds = {phase.name: phase.seconds for phase in step.phases}
+    assert seconds["rollout: prefill"] == 2.0 / 4
+    steps = sum(call.steps for call in work.snapshot_calls)
+    assert seconds["rollout: decode"] == pytest.approx(0.5 * steps / 4)
+    # The update's are dealt out by FLOPs: DPO's generator makes the logits twice.
+    assert seconds["generator"] + seconds["reference"] == pytest.approx(6.0)
+    assert 3 < seconds["generator"] / seconds["reference"] < 4
+    assert step.measured
+    assert not estimate.step(*about).measured
+
+
 def test_a_quantised_base_is_read_as_it_is_stored_and_as_floats() -> None:
     """By hand: of a number, the codes and scale, the float that is written, and that is read."""
     plain = dataclasses.replace(NETWORK, lora=Lora(4, 8.0, ("query",)))

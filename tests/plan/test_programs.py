@@ -10,6 +10,7 @@ import pytest
 
 from gad_jax.plan import __main__ as plan
 from gad_jax.plan import programs
+from gad_jax.plan.calls import Call
 from gad_jax.settings import options
 from gad_jax.settings.config import Config
 
@@ -34,6 +35,7 @@ def test_every_program_is_planned(planned: dict) -> None:
     assert planned["fits"]
     assert planned["mesh"] == {"replica": 1, "fsdp": 4, "tensor": 2}
     assert planned["steps"][0]["seconds"] > 0
+    assert planned["steps"][0]["measured"]
     flops = {phase["name"]: phase["flops"] for phase in planned["steps"][0]["phases"]}
     # One of two samples is scored once more, in one pass in place of an update's four.
     assert 0 < flops["replay"] <= flops["discriminator"] / 4
@@ -67,11 +69,12 @@ def test_bytes_are_listed_by_kind(planned: dict) -> None:
 def test_samples_come_from_rounded_weights_and_evaluations_do_not(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def found(call: programs._Call, *_: object, **__: object) -> programs.Compiled:
+    def found(call: Call, *_: object, **__: object) -> programs.Compiled:
         sizes = {kind: size for kind, size in call.held.items() if isinstance(size, int)}
         return programs.Compiled(call.name, sizes, [], 0.0)
 
     monkeypatch.setattr(programs, "_compile", found)
+    monkeypatch.setattr("gad_jax.plan.slices.measure", lambda *_: {})
     assert plan.main([*FLAGS, "--json", "--rollout.weights=int8"]) == 0
     planned = json.loads(capsys.readouterr().out)["programs"]
     *_, decode, evaluation = planned
@@ -87,13 +90,14 @@ def test_a_reward_model_is_held_by_every_program_and_its_own_is_compiled(
 ) -> None:
     compiles = programs._compile
 
-    def found(call: programs._Call, *others: Any, **more: Any) -> programs.Compiled:
+    def found(call: Call, *others: Any, **more: Any) -> programs.Compiled:
         if call.name.startswith("reward: "):
             return compiles(call, *others, **more)
         sizes = {kind: size for kind, size in call.held.items() if isinstance(size, int)}
         return programs.Compiled(call.name, sizes, [], 0.0)
 
     monkeypatch.setattr(programs, "_compile", found)
+    monkeypatch.setattr("gad_jax.plan.slices.measure", lambda *_: {})
     config = options.read(Config, ["--config=tiny"], program="", description="")
     (tmp_path / "config.yaml").write_text(options.to_yaml(config))
     flags = (*FLAGS, "--json", f"--reward.extra=model:{tmp_path}", "--mesh.tensor=2")
