@@ -7,6 +7,7 @@ two depths follow the seconds of a layer, and of what is outside of the layers.
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,14 +19,16 @@ from gad_jax.distributed import ceilings, devices
 from gad_jax.distributed.chips import Chip
 from gad_jax.distributed.mesh import data_shards
 from gad_jax.distributed.targets import Target
-from gad_jax.models import adapters
+from gad_jax.models import adapters, costs
 from gad_jax.models.config import DecoderConfig
+from gad_jax.models.costs import Work
 from gad_jax.plan import calls, estimate
 from gad_jax.plan.estimate import Measured
 from gad_jax.plan.workload import Workload
 from gad_jax.rollout import engine, prefill
 from gad_jax.rollout.queue import make_queue
 from gad_jax.rollout.sampling import Sampler
+from gad_jax.settings import baselines
 from gad_jax.settings.config import Config
 from gad_jax.training import bases, state
 from gad_jax.types import PackedRows
@@ -35,7 +38,10 @@ DEPTHS = 1, 4
 
 BUDGET = 1.0
 """Seconds for which a program is timed, and about those that one call may take: of a larger step
-only some rows are run."""
+only some rows and prompts are run."""
+
+LONGEST = 20.0
+"""Seconds that a call may take where a single row is that large; beyond, nothing is timed."""
 
 STEPS = 16
 """Steps of the decode loop in a call that is timed."""
@@ -47,30 +53,22 @@ def measure(
     config: Config, networks: Networks, mesh: Mesh, target: Target, chip: Chip, work: Workload
 ) -> dict[str, Measured]:
     """Returns the seconds of each stage; none for networks of which a slice is too large."""
-    deepest = _cut(networks, DEPTHS[-1])
+    rate = chip.flops * target.devices * chip.attainable
     with jax.set_mesh(mesh):
-        if _held(config, deepest, mesh) > chip.memory / 4:
+        if _held(config, _cut(networks, DEPTHS[-1]), mesh) > chip.memory / 4:
             return {}
-        prefilling = _extrapolated(
-            networks,
-            lambda pair: pair[0].layers,
-            lambda pair: _prefill(config, pair, mesh, work),
-        )
-        used = {(call.slots, call.capacity) for call in (*work.calls, *work.snapshot_calls)}
-        decoding = {
-            (slots, capacity): _extrapolated(
-                networks,
-                lambda pair: pair[0].layers,
-                lambda pair, size=(slots, capacity): _decode(config, pair, mesh, *size),
-            )
-            for slots, capacity in used
-        }
-        return {
-            stage: Measured(
-                _update(config, stage, networks, mesh, target, chip, work), prefilling, decoding
-            )
-            for stage in config.stages
-        }
+        updates = {}
+        for stage in config.stages:
+            flops = partial(estimate.update_flops, config, stage, target=target)
+            if (found := _update(config, stage, networks, mesh, flops, rate, work)) is None:
+                return {}
+            updates[stage] = found
+        prefilling, decoding = 0.0, {}
+        if baselines.most_samples(config):
+            prefilling = _prefill(config, networks, mesh, rate, work.prompts)
+            used = {(call.slots, call.capacity) for call in (*work.calls, *work.snapshot_calls)}
+            decoding = {size: _decode(config, networks, mesh, *size) for size in used}
+        return {stage: Measured(each, prefilling, decoding) for stage, each in updates.items()}
 
 
 def _update(
@@ -78,17 +76,15 @@ def _update(
     stage: str,
     networks: Networks,
     mesh: Mesh,
-    target: Target,
-    chip: Chip,
+    flops: Callable[..., float],
+    rate: float,
     work: Workload,
-) -> float:
-    """Returns the seconds of a stage's update."""
-
-    def flops(pair: Networks, work: Workload = work) -> float:
-        return estimate.update_flops(config, stage, pair, target, work)
-
-    rate = chip.flops * target.devices * chip.attainable
-    part = _part(work, BUDGET * rate / flops(_cut(networks, DEPTHS[-1])), data_shards(mesh))
+) -> float | None:
+    """Returns the seconds of a stage's update; None where a row is too much for a slice."""
+    deepest = _cut(networks, DEPTHS[-1])
+    part = _part(work, BUDGET * rate / flops(deepest, work=work), data_shards(mesh))
+    if flops(deepest, work=part) > LONGEST * rate:
+        return None
     batch = dataclasses.replace(config.batch, prompts=len(part.responses), micro_batch_prompts=0)
     smaller = dataclasses.replace(config, batch=batch)
 
@@ -105,43 +101,61 @@ def _update(
 
         return float(np.median(ceilings.times(step, BUDGET)))
 
-    share = flops(networks) / flops(networks, part)
-    return share * _extrapolated(networks, lambda pair: flops(pair, part), seconds)
+    share = flops(networks, work=work) / flops(networks, work=part)
+    return share * _extrapolated(networks, partial(flops, work=part), seconds)
 
 
-def _prefill(config: Config, networks: Networks, mesh: Mesh, work: Workload) -> float:
-    """Returns the seconds in which a step's prompts are run."""
-    params = _generator(config, networks, mesh)
-    prompts = [np.zeros(length, np.int32) for length in work.prompts]
-    limits = np.ones(len(prompts))
-    packed = make_queue(prompts, np.arange(len(prompts)), limits, data_shards(mesh))
+def _prefill(
+    config: Config, networks: Networks, mesh: Mesh, rate: float, prompts: np.ndarray
+) -> float:
+    """Returns the seconds in which prompts of these lengths are run."""
+    shards, tokens = data_shards(mesh), int(prompts.sum())
+    deepest, _ = _cut(networks, DEPTHS[-1])
+    share = BUDGET * rate / costs.forward_flops(deepest, Work(tokens, 0, 0))
+    part = prompts[: max(int(share * len(prompts)), shards)]
+    texts = [np.zeros(length, np.int32) for length in part]
+    packed = make_queue(texts, np.arange(len(texts)), np.ones(len(texts)), shards)
     rows = devices.put(packed.rows, mesh, "batch")
 
-    def run() -> Any:
-        return prefill.prefill(networks[0], params, packed.size, *rows)
+    def seconds(pair: Networks) -> float:
+        params = _generator(config, pair, mesh)
 
-    return min(ceilings.times(run, BUDGET / 2))
+        def run() -> Any:
+            return prefill.prefill(pair[0], params, packed.size, *rows)
+
+        return float(np.median(ceilings.times(run, BUDGET / 2)))
+
+    return tokens / int(part.sum()) * _extrapolated(networks, _layers, seconds)
 
 
 def _decode(config: Config, networks: Networks, mesh: Mesh, slots: int, capacity: int) -> float:
     """Returns the seconds of a step of the decode loop in which every slot is busy."""
-    network, shards = networks[0], data_shards(mesh)
-    sampler = Sampler(config.rollout.temperature, config.rollout.top_k, config.rollout.top_p)
+    shards, rollout = data_shards(mesh), config.rollout
+    sampler = Sampler(rollout.temperature, rollout.top_k, rollout.top_p)
     settings = engine.RolloutProgram(1, STEPS, (), 0, sampler, slots, resizes=False)
-    prompts = [np.zeros(1, np.int32)] * (slots * shards)
-    limits = np.full(len(prompts), STEPS)
-    packed = make_queue(prompts, np.arange(len(prompts)), limits, shards)
-    params = _generator(config, networks, mesh)
+    texts = [np.zeros(1, np.int32)] * (slots * shards)
+    packed = make_queue(texts, np.arange(len(texts)), np.full(len(texts), STEPS), shards)
     rows, queue = (devices.put(each, mesh, "batch") for each in (packed.rows, packed.queue))
-    weights = prefill.decode_copy(network, params)
-    cache = prefill.prefill(network, params, packed.size, *rows)
 
-    def run() -> Any:
-        idle = engine.start(network, settings, slots, capacity, slots)
-        key = jax.random.key(0)
-        return engine.decode(network, settings, capacity, 0, weights, cache, queue, key, idle)
+    def seconds(pair: Networks) -> float:
+        network, _ = pair
+        params = _generator(config, pair, mesh)
+        weights = prefill.decode_copy(network, params)
+        cache = prefill.prefill(network, params, packed.size, *rows)
 
-    return float(np.median(ceilings.times(run, BUDGET / 2))) / STEPS
+        def run() -> Any:
+            idle = engine.start(network, settings, slots, capacity, slots)
+            key = jax.random.key(0)
+            return engine.decode(network, settings, capacity, 0, weights, cache, queue, key, idle)
+
+        return float(np.median(ceilings.times(run, BUDGET / 2)))
+
+    return _extrapolated(networks, _layers, seconds) / STEPS
+
+
+def _layers(networks: Networks) -> float:
+    """Returns the layers of the student."""
+    return float(networks[0].layers)
 
 
 def _extrapolated(

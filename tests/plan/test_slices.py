@@ -93,8 +93,16 @@ def test_the_programs_of_a_run_are_timed(monkeypatch: pytest.MonkeyPatch) -> Non
     assert seconds["rollout: prefill"] == pytest.approx(measured.prefill)
 
 
-def test_a_slice_that_is_too_large_is_not_run() -> None:
-    settings = config()
-    small = dataclasses.replace(CHIP, memory=1e5)
+@pytest.mark.parametrize("machine", [{"memory": 1e5}, {"flops": 1e3}])
+def test_a_slice_that_is_too_large_is_not_run(machine: dict[str, float]) -> None:
+    """Four layers would not fit, or a row would take hours."""
+    settings, small = config(), dataclasses.replace(CHIP, **machine)
     mesh = make_mesh(devices=jax.devices()[:1])
     assert slices.measure(settings, (NETWORK, JUDGE), mesh, TARGET, small, drawn(settings)) == {}
+
+
+def test_a_stage_without_samples_times_no_rollout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slices, "_update", lambda *_: 1.5)
+    settings, mesh = dataclasses.replace(config(), stage="seqkd"), make_mesh()
+    found = slices.measure(settings, (NETWORK, JUDGE), mesh, TARGET, CHIP, drawn(settings))
+    assert found == {"seqkd": estimate.Measured(1.5, 0.0, {})}
