@@ -71,6 +71,7 @@ METHODS = {
         "GAD, 8 heads, lower bound", "--discriminator.heads=8", "--discriminator.pessimism=1"
     ),
     "gad_falling": _gad("GAD, rates fall to 0", "--gad.schedule=linear"),
+    "gad_ahead": _gad("GAD, responses one step ahead", "--rollout.ahead=true"),
     "gad_unscaled": _gad("GAD, advantages without scale", "--grpo.advantage_scale=none"),
     "gad_lora": _gad(
         "GAD, adapters of rank 8",
@@ -85,7 +86,7 @@ METHODS = {
 
 Each takes three epochs over the teacher's rows, except the longer SeqKD (nine) and the frozen
 discriminator, which is trained for two epochs first. Those after the cross-entropy discriminator
-are no part of the paper; then comes GAD with settings for D's health, and with
-adapters, whose rates were tuned on seed 75. In rejection sampling, SeqKD's student takes one more
-epoch on the best of its own samples.
+are no part of the paper; then comes GAD with settings for D's health, with responses of one step
+before, and with adapters, whose rates were tuned on seed 75. In rejection sampling, SeqKD's student
+takes one more epoch on the best of its own samples.
 """
