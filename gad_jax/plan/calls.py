@@ -45,6 +45,28 @@ class Call(NamedTuple):
     read: Any = ()
 
 
+class Given(NamedTuple):
+    """What the programs of a stage are compiled for, and the shapes of what they are given."""
+
+    program: Program
+    start: TrainState
+    frozen: Frozen
+    rows: dict[str, Any]
+
+
+def given(
+    config: Config,
+    stage: str,
+    networks: tuple[DecoderConfig, DecoderConfig],
+    mesh: Mesh,
+    work: Workload,
+) -> Given:
+    """Returns what the programs of a stage are given."""
+    program = state.make_program(config, stage, *networks)
+    frozen = bases.abstract(config, networks, mesh)
+    return Given(program, state.abstract(program, mesh), frozen, _rows(config, mesh, work))
+
+
 def of_run(
     config: Config,
     networks: tuple[DecoderConfig, DecoderConfig],
@@ -53,13 +75,11 @@ def of_run(
     rewarding: models.Networks,
 ) -> Iterator[Call]:
     """Yields the calls of the run's stages, which has the reward models `rewarding`."""
-    rows = _rows(config, mesh, work)
-    frozen = bases.abstract(config, networks, mesh)
     paying = {"reward model": footprint.rewarding_bytes(rewarding, mesh)}
     for stage in config.stages:
-        program = state.make_program(config, stage, *networks)
-        start = state.abstract(program, mesh)
-        calls = updates(config, stage, networks, mesh, work)
+        shapes = given(config, stage, networks, mesh, work)
+        program, start, frozen, rows = shapes
+        calls = updates(config, stage, shapes, mesh, work)
         if stage == "gad":
             calls += _rewards(rewarding, start, rows["samples"], frozen, mesh)
         if stage == "rejection":
@@ -71,18 +91,9 @@ def of_run(
             yield call._replace(held=paying | call.held)
 
 
-def updates(
-    config: Config,
-    stage: str,
-    networks: tuple[DecoderConfig, DecoderConfig],
-    mesh: Mesh,
-    work: Workload,
-) -> list[Call]:
+def updates(config: Config, stage: str, shapes: Given, mesh: Mesh, work: Workload) -> list[Call]:
     """Returns the updates of a stage; the last one is that of most of its steps."""
-    rows = _rows(config, mesh, work)
-    frozen = bases.abstract(config, networks, mesh)
-    program = state.make_program(config, stage, *networks)
-    start = state.abstract(program, mesh)
+    program, start, frozen, rows = shapes
     return [
         Call(
             f"{stage}: {name}",

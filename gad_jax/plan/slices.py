@@ -89,7 +89,8 @@ def _update(
     smaller = dataclasses.replace(config, batch=batch)
 
     def seconds(pair: Networks) -> float:
-        call = calls.updates(smaller, stage, pair, mesh, part)[-1]
+        shapes = calls.given(smaller, stage, pair, mesh, part)
+        call = calls.updates(smaller, stage, shapes, mesh, part)[-1]
         program, start, *others = call.arguments
         rows = jax.tree.map(_zeros, others)
         # A step takes over the memory of the state that it gets.
