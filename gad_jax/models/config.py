@@ -6,6 +6,8 @@
 import dataclasses
 from typing import Literal
 
+from gad_jax.distributed import devices
+
 
 @dataclasses.dataclass(frozen=True)
 class Linear:
@@ -184,6 +186,8 @@ class DecoderConfig:
     """How the decode copy stores these kernels: as above, in the compute dtype, or rounded."""
     joined: bool = False
     """Whether a layer has one kernel for query, key and value, and one for gate and up."""
+    turned: bool = False
+    """Whether the kernels of the layers' projections are stored as [out, in] (`turned.py`)."""
 
     @property
     def merged(self) -> "DecoderConfig":
@@ -194,12 +198,12 @@ class DecoderConfig:
     @property
     def decoding(self) -> "DecoderConfig":
         """The network as it decodes: adapters are merged, unless the base is quantised. Kernels of
-        floats are joined."""
+        floats are joined, and turned on a CPU."""
         if self.quantisation != "none":
             return self
         if self.decode_weights == "int8":
             return dataclasses.replace(self.merged, quantisation="int8")
-        return dataclasses.replace(self.merged, joined=True)
+        return dataclasses.replace(self.merged, joined=True, turned=devices.platform() == "cpu")
 
     def adapter(self, target: str) -> Lora | None:
         """Returns the adapter of a projection; None: it has none."""

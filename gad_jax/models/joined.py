@@ -6,6 +6,8 @@ each device of the tensor axis holds columns of all parts, and no device needs t
 
     qkv      [D, K·(H/K + 2)·C]  for each key/value head its query heads, its key and its value
     gate_up  [D, 2, F]           split over F
+
+On a CPU the kernels of a layer are turned besides: their outputs come first (`turned.py`).
 """
 
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from gad_jax.distributed import sharding
+from gad_jax.models import turned
 from gad_jax.models.config import DecoderConfig
 from gad_jax.types import Params
 
@@ -23,16 +26,23 @@ _GATE_UP = ("gate", "up")
 class GateUp(nnx.Module):
     """The gate and up projections of an mlp, [n D] → [n F] each."""
 
-    def __init__(self, width: int, mlp_width: int, bias: bool):
-        self.kernel = nnx.Param(jnp.zeros((width, 2, mlp_width)))
+    def __init__(self, width: int, mlp_width: int, bias: bool, is_turned: bool):
+        if is_turned:
+            self.turned = nnx.Param(jnp.zeros((2, mlp_width, width)))
+        else:
+            self.kernel = nnx.Param(jnp.zeros((width, 2, mlp_width)))
         if bias:
             self.bias = nnx.Param(jnp.zeros((2, mlp_width)))
-        self.has_bias = bias
+        self.has_bias, self.is_turned = bias, is_turned
 
     def __call__(self, x: Float[Array, "n D"]) -> tuple[Float[Array, "n F"], Float[Array, "n F"]]:
-        kernel = sharding.gather(self.kernel[...].astype(x.dtype), "embed", None, "mlp")
-        out = sharding.spec("batch", None, "mlp")
-        y = jnp.einsum("nd,dpf->npf", x, kernel, out_sharding=out)
+        if self.is_turned:
+            kernel = sharding.gather(self.turned[...].astype(x.dtype), None, "mlp", "embed")
+            y = turned.product(x, kernel, None, "mlp")
+        else:
+            kernel = sharding.gather(self.kernel[...].astype(x.dtype), "embed", None, "mlp")
+            out = sharding.spec("batch", None, "mlp")
+            y = jnp.einsum("nd,dpf->npf", x, kernel, out_sharding=out)
         y = y + self.bias[...].astype(x.dtype) if self.has_bias else y
         return y[:, 0], y[:, 1]
 
@@ -63,13 +73,22 @@ def join(config: DecoderConfig, layer: Params) -> Params:
 
     A mixture of experts keeps its kernels; so does a layer whose kernels are quantised.
     """
-    if not config.decoding.joined:
+    decoding = config.decoding
+    if not decoding.joined:
         return layer
     rest = {name: part for name, part in layer.items() if name not in (*_QKV, *_GATE_UP)}
     rest["qkv"] = {name: _qkv(config, layer, name) for name in layer["query"]}
     if "gate" in layer:
         rest["gate_up"] = {name: _gate_up(layer, name) for name in layer["gate"]}
-    return rest
+    if not decoding.turned:
+        return rest
+    return {name: _turned(part) if "kernel" in part else part for name, part in rest.items()}
+
+
+def _turned(part: Params) -> Params:
+    """Returns a projection's parameters with the outputs of its kernel first."""
+    others = {name: leaf for name, leaf in part.items() if name != "kernel"}
+    return others | {"turned": jnp.moveaxis(part["kernel"], 0, -1)}
 
 
 def _qkv(config: DecoderConfig, layer: Params, name: str) -> Float[Array, "*D joined"]:

@@ -21,7 +21,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from gad_jax.distributed import sharding
-from gad_jax.models import attention, float8, joined, quantised
+from gad_jax.models import attention, float8, joined, quantised, turned
 from gad_jax.models.config import DecoderConfig, Lora
 from gad_jax.models.experts import Mixture
 from gad_jax.models.rope import Rotation, rotate
@@ -75,9 +75,12 @@ class Linear(nnx.Module):
         lora: Lora | None = None,
         quantisation: str = "none",
         matmul: str = "auto",
+        is_turned: bool = False,
     ):
         (self.input, width_in), (self.output, width_out) = source, target
-        if quantisation == "none":
+        if is_turned:
+            self.turned = nnx.Param(initial_weights(rngs.params(), (width_out, width_in)))
+        elif quantisation == "none":
             self.kernel = nnx.Param(initial_weights(rngs.params(), (width_in, width_out)))
         else:
             self.kernel = quantised.Quantised(quantisation, width_in, width_out)
@@ -86,16 +89,20 @@ class Linear(nnx.Module):
         if lora:
             self.lora_a = nnx.Param(jnp.zeros((width_in, lora.rank)))
             self.lora_b = nnx.Param(jnp.zeros((lora.rank, width_out)))
-        self.has_bias, self.lora, self.matmul = bias, lora, matmul
+        self.has_bias, self.lora = bias, lora
+        self.matmul = "turned" if is_turned else matmul
 
     def __call__(self, x: Float[Array, "n in"]) -> Float[Array, "n out"]:
-        kernel = self._kernel(x.dtype)
         # "embed" is split by FSDP in parameters only; an activation's width never is.
-        out = sharding.spec("batch", None if self.output == "embed" else self.output)
-        if self.matmul == "float8":
-            y = float8.matmul(x, kernel, out)
+        split = None if self.output == "embed" else self.output
+        out = sharding.spec("batch", split)
+        if self.matmul == "turned":
+            kernel = sharding.gather(self.turned[...].astype(x.dtype), self.output, self.input)
+            y = turned.product(x, kernel, split)
+        elif self.matmul == "float8":
+            y = float8.matmul(x, self._kernel(x.dtype), out)
         else:
-            y = jnp.einsum("nd,df->nf", x, kernel, out_sharding=out)
+            y = jnp.einsum("nd,df->nf", x, self._kernel(x.dtype), out_sharding=out)
         if self.lora:
             a = sharding.gather(self.lora_a[...].astype(x.dtype), self.input, None)
             b = sharding.gather(self.lora_b[...].astype(x.dtype), None, self.output)
@@ -125,7 +132,8 @@ class Block(nnx.Module):
         embed, mlp = ("embed", c.width), ("mlp", c.mlp_width)
         heads, kv = ("heads", c.heads * c.head_width), ("kv_heads", c.kv_heads * c.head_width)
         if c.joined:
-            self.qkv = Linear(rngs, embed, ("kv_heads", joined.qkv_width(c)), c.qkv_bias)
+            kv = ("kv_heads", joined.qkv_width(c))
+            self.qkv = self._linear(rngs, "qkv", embed, kv, bias=c.qkv_bias)
         else:
             self.query = self._linear(rngs, "query", embed, heads, bias=c.qkv_bias)
             self.key = self._linear(rngs, "key", embed, kv, bias=c.qkv_bias)
@@ -138,7 +146,7 @@ class Block(nnx.Module):
             self.experts = Mixture(c, c.experts, rngs)
         else:
             if c.joined:
-                self.gate_up = joined.GateUp(c.width, c.mlp_width, c.mlp_bias)
+                self.gate_up = joined.GateUp(c.width, c.mlp_width, c.mlp_bias, c.turned)
             else:
                 self.gate = self._linear(rngs, "gate", embed, mlp, bias=c.mlp_bias)
                 self.up = self._linear(rngs, "up", embed, mlp, bias=c.mlp_bias)
@@ -151,7 +159,7 @@ class Block(nnx.Module):
     def _linear(self, rngs: nnx.Rngs, name: str, *axes: tuple[str, int], bias: bool) -> Linear:
         source, target = axes
         c, lora = self.config, self.config.adapter(name)
-        return Linear(rngs, source, target, bias, lora, c.quantisation, c.matmul)
+        return Linear(rngs, source, target, bias, lora, c.quantisation, c.matmul, c.turned)
 
     def _norm(self, width: int) -> Norm:
         return Norm(width, self.config.norm_epsilon, self.config.norm_offset)

@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gad_jax.distributed import devices, parallel, sharding
 from gad_jax.distributed.mesh import data_shards
-from gad_jax.models import decoder
+from gad_jax.models import decoder, turned
 from gad_jax.models.config import DecoderConfig
 from gad_jax.rollout import attention
 from gad_jax.rollout.attention import PROMPT_LAYOUT, Axis
@@ -247,10 +247,7 @@ def _logits(weights: DecodeCopy, x: Float[Array, "S D"]) -> Float[Array, "S V"]:
     kernel = head(weights)
     if "head" in weights.rest:
         return jnp.einsum("sd,dv->sv", x, kernel, out_sharding=sharding.spec(None, "vocabulary"))
-    # The long axis first: on a CPU this matmul is 2 to 3 times as fast as "sd,vd->sv". The barrier
-    # keeps XLA from folding the transposition back into it.
-    logits = jnp.einsum("vd,sd->vs", kernel, x, out_sharding=sharding.spec("vocabulary", None))
-    return jax.lax.optimization_barrier(logits).T
+    return turned.product(x, kernel, "vocabulary")
 
 
 def _attend(

@@ -47,6 +47,8 @@ def networks() -> list[DecoderConfig]:
     read = [families.read(hf) for hf in NETWORKS.values()]
     whole = [dataclasses.replace(config, **kind) for config in read for kind in kinds]
     whole += [config.decoding for config in read]
+    with devices.compiling_for("gpu"):
+        whole += [config.decoding for config in read]
     lora = Lora(rank=2, alpha=32.0, targets=TARGETS)
     bases = ("none", "int8", "nf4")
     return whole + [dataclasses.replace(network("qwen2"), lora=lora, quantisation=b) for b in bases]

@@ -35,8 +35,8 @@ def test_prepared_weights_are_the_same_numbers(llama: Model, sampled: Rollout) -
         )
     assert_same(rollout, sampled)
     assert len(prepared.layers) == 2
-    kernel = prepared.layers[1]["gate_up"]["kernel"][:, 1]
-    np.testing.assert_array_equal(kernel, llama.params["layers"]["up"]["kernel"][1])
+    kernel = prepared.layers[1]["gate_up"]["turned"][1]
+    np.testing.assert_array_equal(kernel.T, llama.params["layers"]["up"]["kernel"][1])
 
 
 def test_prepared_weights_are_half_where_that_computes(llama: Model) -> None:
@@ -47,7 +47,7 @@ def test_prepared_weights_are_half_where_that_computes(llama: Model) -> None:
         sharding.path_name(path).split("/")[-1]: leaf.dtype
         for path, leaf in jax.tree_util.tree_leaves_with_path(prepared)
     }
-    assert kinds["kernel"] == jnp.bfloat16
+    assert kinds["turned"] == jnp.bfloat16
     assert kinds["scale"] == jnp.float32
 
 
