@@ -93,7 +93,7 @@ def _exported(config: Config, trainer: Trainer) -> tuple[int, str]:
             f"of {options.best_min_length_ratio:g} to {options.best_max_length_ratio:g} times the "
             "teacher's length"
         )
-    where = f"the best by {best.metric} ({best.score:.4f})"
+    where = f"the best of its stage by {best.metric} ({best.score:.4f})"
     if best.step == trainer.step:
         return trainer.step, f"exported: step {trainer.step}, the last and {where}"
     if options.export == "last":

@@ -49,10 +49,12 @@ def _answers(run: Path, result: heldout.HeldoutResult) -> Answers:
     return Answers(result.label, name, origin, lines, result.metrics, result.step)
 
 
-def evaluations(run: Path, at_most: int | None = None) -> list[heldout.HeldoutResult]:
+def evaluations(
+    run: Path, named: str = "*.json", at_most: int | None = None
+) -> list[heldout.HeldoutResult]:
     """Returns a run's evaluations in any order, all or some: a long run has a hundred megabytes of
     them. Raises UserError for a damaged file."""
-    paths = sorted((run / "evaluations").glob("*.json"))
+    paths = sorted((run / "evaluations").glob(named))
     return [_evaluation(path) for path in paths[:at_most]]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from gad_jax.base.errors import UserError
 from gad_jax.base.redaction import redact
 from gad_jax.data.sources import mixture
+from gad_jax.metrics import heldout
 from gad_jax.settings import fields, options
 from gad_jax.settings.config import STAGES, Config
 from gad_jax.training import metric_rows, restoring
@@ -72,7 +73,7 @@ def rows(run: Path) -> list[dict[str, Any]]:
     if not found:
         return []
     stage = found[0]["stage"]
-    before = (one for one in evaluations(run) if one.step == 0)
+    before = evaluations(run, f"{heldout.FIRST}.json")
     return [{"step": 0, "stage": stage} | one.metrics for one in before] + found
 
 

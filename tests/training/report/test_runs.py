@@ -25,9 +25,9 @@ def run(tmp_path: Path) -> Path:
     lines[1]["evaluation/rouge_l"] = 0.3
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     os.utime(run / "metrics.jsonl", (1.8e9, 1.8e9))
-    for step, label, value in ((0, "before", 0.1), (2, "after gad", 0.3)):
+    for step, label, value in ((0, "before", 0.1), (2, "after-gad", 0.3)):
         result = HeldoutResult(label, step, {"evaluation/rouge_l": value}, [])
-        (run / "evaluations" / f"{step}.json").write_text(result.to_json())
+        (run / "evaluations" / f"{label}.json").write_text(result.to_json())
     return run
 
 
@@ -82,8 +82,8 @@ def test_a_report_names_the_teacher_that_wrote_the_rows(
 
 
 def test_a_damaged_evaluation_is_named(run: Path) -> None:
-    path = run / "evaluations" / "2.json"
+    path = run / "evaluations" / "before.json"
     for text in (path.read_text()[:-9], "[]", "{}", '{"label": 1}', "{" * 9000):
         path.write_text(text)
-        with pytest.raises(UserError, match=r"2\.json is no evaluation of a run \(.*move it"):
+        with pytest.raises(UserError, match=r"before\.json is no evaluation of a run \(.*move it"):
             runs.rows(run)
