@@ -46,7 +46,7 @@ def without(argv: Sequence[str], flag: str) -> list[str]:
     """Returns the arguments of a command without a boolean flag, in any of its forms."""
     kept: list[str] = []
     skip = False
-    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+    for argument, following in zip(argv, [*argv[1:], ""], strict=False):
         if skip:
             skip = False
         elif argument == flag:

@@ -11,7 +11,7 @@ import numpy as np
 
 from gad_jax.base import exits
 from gad_jax.core import packing, steps
-from gad_jax.distributed import hlo
+from gad_jax.distributed import hlo, targets
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.models.config import DecoderConfig, alike
 from gad_jax.settings import sections
@@ -86,7 +86,7 @@ def sent(chosen: "ScalingBench", count: int) -> Sent:
         max_positions=_ROW_TOKENS,
         kinds=alike(1e4),
     )
-    mesh = make_mesh(chosen.replica, 0, 1, jax.devices()[:count])
+    mesh = make_mesh(chosen.replica, 0, 1, targets.devices(targets.parse(f"cpu:{count}")))
     micro_batches = chosen.micro_batches
     number = _ROWS * micro_batches
     rows = packing.pack(

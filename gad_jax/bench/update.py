@@ -114,7 +114,7 @@ def ours(chosen: "UpdateBench", directory: Path) -> Ours:
         data=sections.Data(max_prompt_tokens=1),
         rollout=sections.Rollout(max_new_tokens=chosen.row_tokens),
     )
-    mesh = make_mesh()
+    mesh = make_mesh(devices=jax.devices()[:1])  # as what it is compared with
     with jax.set_mesh(mesh):
         networks = state.network_configs(config)
         program = state.make_program(config, "seqkd", *networks)

@@ -1,6 +1,7 @@
 """The devices that a plan can be made for, by their data sheets."""
 
 import dataclasses
+import re
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,8 +161,9 @@ def of_device(kind: str) -> Chip | None:
     for chip in CHIPS.values():
         if chip.gpu and chip.gpu.name.lower() == kind:
             return chip
-    parts = {"h100": "h100", "h200": "h200", "v5 lite": "v5e", "v5p": "v5p", "v6": "v6e"}
-    return next((CHIPS[chip] for part, chip in parts.items() if part in kind), None)
+    parts = {r"\bh100\b": "h100", r"\bh200\b": "h200", r"v5 lite|v5e": "v5e"}
+    parts |= {r"v5p|v5$": "v5p", "v6": "v6e"}  # jax calls a v5p "TPU v5", too
+    return next((CHIPS[chip] for part, chip in parts.items() if re.search(part, kind)), None)
 
 
 def gpu_description(kind: str) -> str:

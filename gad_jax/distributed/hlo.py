@@ -13,7 +13,9 @@ from typing import NamedTuple
 import numpy as np
 
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4}
-_BYTES |= {"f32": 4, "s64": 8, "u64": 8, "f64": 8}
+_BYTES |= {"f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16, "s4": 0.5, "u4": 0.5}
+_BYTES |= dict.fromkeys(("f8e4m3", "f8e4m3fn", "f8e4m3fnuz", "f8e4m3b11fnuz"), 1)
+_BYTES |= dict.fromkeys(("f8e5m2", "f8e5m2fnuz", "f8e3m4", "f8e8m0fnu"), 1)
 _KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute"
 
 
@@ -96,8 +98,11 @@ def _repetitions(bodies: dict[str, list[str]], iterations: int) -> dict[str, int
             here, inside = factor, unknown
             if " while(" in line:
                 known = known_iterations(line, bodies)
-                here *= unknown if known is None else known
+                rounds = unknown if known is None else known
                 inside = unknown if known is not None else 1
+                checks = re.findall(r"condition=%?([\w.\-]+)", line)
+                pending += [(one, here * (rounds + 1), inside) for one in checks if one in bodies]
+                here *= rounds
             called = re.findall(r"(?:body|calls|to_apply)=%?([\w.\-]+)", line)
             branches = re.search(r"branch_computations=\{([^}]*)\}", line)
             called += re.findall(r"[\w.\-]+", branches[1]) if branches else []
@@ -124,7 +129,7 @@ def array_bytes(shape: str) -> list[int]:
     """Returns the bytes of each array in an HLO type."""
     arrays = re.findall(r"\b([a-z]\w*)\[([\d,]*)\]", shape)
     return [
-        _BYTES[kind] * int(np.prod([int(n) for n in dims.split(",") if n], dtype=np.int64))
+        int(_BYTES[kind] * int(np.prod([int(n) for n in dims.split(",") if n], dtype=np.int64)))
         for kind, dims in arrays
         if kind in _BYTES
     ]

@@ -1,4 +1,4 @@
-"""The static description of a network: `DecoderConfig`. No arrays, no jax.
+"""The static description of a network: `DecoderConfig`. No arrays.
 
 `families/` reads it from a Hugging Face config.json and writes it back.
 """

@@ -85,7 +85,7 @@ def load(
     """
     config = read_config(directory)
     if mesh is not None:
-        check_tensor_axis(config, mesh.shape["tensor"])
+        check_mesh(config, mesh)
     checksums.check(Path(directory))
     tensors = _Tensors(Path(directory))
     _account(tensors, config)
@@ -105,17 +105,22 @@ def load(
     return config, jax.tree_util.tree_map_with_path(one, shapes)
 
 
-def check_tensor_axis(config: DecoderConfig, size: int, flag: str = "the mesh's tensor") -> None:
-    """Raises UserError if a tensor axis of this size does not divide what it splits."""
-    split = {"key/value heads": config.kv_heads, "heads": config.heads}
+def check_mesh(config: DecoderConfig, mesh: jax.sharding.Mesh) -> None:
+    """Raises UserError if the mesh's tensor or FSDP axis does not divide what it splits."""
+    tensor = {"key/value heads": config.kv_heads, "heads": config.heads}
     if config.experts:
-        split["experts"] = config.experts.count
-    for what, count in split.items():
-        if count % size:
-            raise UserError(
-                f"{flag}={size} does not divide the {count} {what} of the {config.family} "
-                "network; use a divisor"
-            )
+        tensor["experts"] = config.experts.count
+    else:
+        tensor["mlp features"] = config.mlp_width
+    tensor["tokens of the vocabulary"] = config.vocabulary
+    for axis, split in (("tensor", tensor), ("fsdp", {"features": config.width})):
+        size = mesh.shape[axis]
+        for what, count in split.items():
+            if count % size:
+                raise UserError(
+                    f"{axis}={size} of the mesh does not divide the {count} {what} of the "
+                    f"{config.family} network; set --mesh.{axis} to a divisor"
+                )
 
 
 class _Tensors:

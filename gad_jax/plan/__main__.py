@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
         if code == exits.Exit.OK:
             flags = _without_plan(given)
             mesh = settings.mesh
-            if target is None and mesh.replica * mesh.fsdp * mesh.tensor > 1:
+            if target is None and mesh.asks_several:
                 flags = [*_without(flags, "--mesh."), "--mesh.replica=1", "--mesh.fsdp=1"]
                 flags += ["--mesh.tensor=1"] if mesh.tensor > 1 else []
             flags.append("--dry_run")
@@ -98,8 +98,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def _without_plan(given: Sequence[str]) -> list[str]:
     """Returns the run's own flags."""
-    kept = _without([_long(each) for each in next_command.without(given, "--json")], "--plan.")
-    return next_command.without(kept, "--dry_run")
+    kept = [_long(each) for each in given]
+    switches = (f.name for f in dataclasses.fields(PlanOptions) if isinstance(f.default, bool))
+    for flag in ("--dry_run", *(f"--plan.{name}" for name in switches)):
+        kept = next_command.without(kept, flag)  # whose value need not follow
+    return _without(kept, "--plan.")
 
 
 def _without(given: Sequence[str], prefix: str) -> list[str]:

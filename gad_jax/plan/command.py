@@ -71,7 +71,7 @@ def run(settings: "PlanCommand", target: Target | None) -> int:
 def smallest(settings: "PlanCommand", say: Callable[[str], None]) -> Answer:
     """Returns the smallest card that holds the run; `say` is told what is being compiled."""
     one = cards.on_one(settings)
-    if settings.mesh.replica * settings.mesh.fsdp * settings.mesh.tensor > 1:
+    if settings.mesh.asks_several:
         say("for one card, so with --mesh.replica=1 --mesh.fsdp=1 --mesh.tensor=1")
     with devices.compiling_for("gpu"):
         both = state.network_configs(one, networks.read)
@@ -100,7 +100,7 @@ def make(settings: "PlanCommand", target: Target, say: Callable[[str], None]) ->
         rewarding = models.networks(settings, both[0].compute_dtype, networks.read)
     settings = _with_limits(settings, min(network.max_positions for network in both), say)
     for network in (*both, *rewarding.values()):
-        weights.check_tensor_axis(network, settings.mesh.tensor, "--mesh.tensor")
+        weights.check_mesh(network, mesh)
     work = workload.draw(settings, _lengths(settings), target)
 
     def compiling(what: str) -> None:

@@ -1,12 +1,12 @@
 """How long a step takes on the target: FLOPs, bytes and transfers, over stated rates."""
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from gad_jax.base import host_memory
 from gad_jax.distributed import ceilings, hlo
 from gad_jax.distributed.chips import CHIPS, Chip
 from gad_jax.distributed.targets import Target
@@ -97,7 +97,7 @@ def chip_of(target: Target) -> Chip:
     if target.kind != "cpu":
         return CHIPS[target.kind]
     rates = ceilings.measure(seconds=0.5)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = host_memory.limit().bytes
     n = target.devices
     return Chip(
         "cpu", rates.flops_per_second / n, memory / n, rates.bytes_per_second / n,
@@ -124,7 +124,8 @@ def step(
     if config.trains_discriminator(stage) or stage == "gad":
         needs += _rollout(config, generator, target, work, work.calls, measured)
     if stage == "gad":
-        needs += [_scored(f"reward: {n}", each, work, target) for n, each in rewarding.items()]
+        readers = _readers(config, target)
+        needs += [_scored(f"reward: {n}", each, work, readers) for n, each in rewarding.items()]
     update = _update(config, stage, networks, target, work)
     if measured is not None:
         rate = sum(need.flops for need in update) / measured.update
@@ -157,6 +158,7 @@ def _update(
 ) -> list[Cost]:
     """Returns the parts of the stage's update."""
     generator, discriminator = networks
+    readers, replicas = _readers(config, target), config.mesh.replica
     rates = getattr(config, stage)
     trains_discriminator = config.trains_discriminator(stage)
 
@@ -169,21 +171,23 @@ def _update(
     if stage != "rejection" and config.uses_discriminator(stage):
         count = training if trains_discriminator else costs.forward_flops
         flops = count(discriminator, costs.processed_work(discriminator, work.pairs))
-        moved = traffic.update_bytes(discriminator, work.pairs, target)
+        moved = traffic.read_bytes(discriminator, work.pairs, readers)
+        if trains_discriminator:
+            moved = traffic.update_bytes(discriminator, work.pairs, readers, replicas)
         needs.append(Cost("discriminator", flops, moved))
         if trains_discriminator and stage == "gad" and (rows := work.displaced) is not None:
             flops = costs.forward_flops(discriminator, costs.processed_work(discriminator, rows))
-            needs.append(Cost("replay", flops, traffic.read_bytes(discriminator, rows, target)))
+            needs.append(Cost("replay", flops, traffic.read_bytes(discriminator, rows, readers)))
     if rates.train_generator:
         rows = {"gad": work.samples, "dpo": work.preferences}.get(stage) or work.teacher
         done = costs.processed_work(generator, rows)
-        moved = traffic.update_bytes(generator, rows, target)
+        moved = traffic.update_bytes(generator, rows, readers, replicas)
         # DPO makes the logits twice (`core/preference.py`).
         again = costs.forward_flops(generator, Work(0, 0, done.scored if stage == "dpo" else 0))
         needs.append(Cost("generator", training(generator, done) + again, moved))
         flops = costs.forward_flops(generator, done)
         if stage == "dpo" or (stage == "gad" and config.grpo.kl_coefficient > 0):
-            needs.append(Cost("reference", flops, traffic.read_bytes(generator, rows, target)))
+            needs.append(Cost("reference", flops, traffic.read_bytes(generator, rows, readers)))
     return needs
 
 
@@ -217,17 +221,22 @@ def _snapshot(
     calls = work.snapshot_calls if stage == "dpo" else work.calls
     needs = _rollout(config, generator, target, work, calls, measured)
     if stage == "rejection":
-        needs.append(_scored("rejection: scores", discriminator, work, target))
+        needs.append(_scored("rejection: scores", discriminator, work, _readers(config, target)))
     return [
         Cost(n.name, share * n.flops, share * n.bytes, round(share * n.layers), share * n.seconds)
         for n in needs
     ]
 
 
-def _scored(name: str, network: DecoderConfig, work: Workload, target: Target) -> Cost:
+def _readers(config: Config, target: Target) -> int:
+    """Returns the data shards, each of which reads the weights."""
+    return target.devices // config.mesh.tensor
+
+
+def _scored(name: str, network: DecoderConfig, work: Workload, readers: int) -> Cost:
     """Returns the cost of a pass over the samples."""
     flops = costs.forward_flops(network, costs.processed_work(network, work.samples))
-    return Cost(name, flops, traffic.read_bytes(network, work.samples, target))
+    return Cost(name, flops, traffic.read_bytes(network, work.samples, readers))
 
 
 def _timed(need: Cost, devices: int, chip: Chip, transfers: float) -> Phase:

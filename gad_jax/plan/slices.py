@@ -210,8 +210,9 @@ def _generator(config: Config, networks: Networks, mesh: Mesh) -> Any:
 
 
 def _held(config: Config, networks: Networks, mesh: Mesh) -> int:
-    """Returns the bytes that a device holds of the training state."""
-    return max(
+    """Returns the bytes that a device holds of the training state and the frozen bases."""
+    frozen = devices.device_bytes(bases.abstract(config, networks, mesh))
+    return frozen + max(
         devices.device_bytes(state.abstract(state.make_program(config, stage, *networks), mesh))
         for stage in config.stages
     )

@@ -101,7 +101,7 @@ def show_answer(answer: Answer, price: float, console: Console) -> None:
         for name, count in answer.nodes:
             console.print(
                 f"- {count} × {name} would by estimate; ask for --target={name}:1x{count} "
-                "--mesh.replica=1 --mesh.fsdp=0"
+                "--mesh.replica=1 --mesh.fsdp=0 --mesh.tensor=1"
             )
     if answer.smaller:
         console.print("With other settings smaller cards would do, by estimate:")

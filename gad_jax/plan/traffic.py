@@ -4,7 +4,6 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from gad_jax.distributed.targets import Target
 from gad_jax.models import costs, quantised
 from gad_jax.models.config import DecoderConfig
 from gad_jax.settings.config import Config
@@ -27,24 +26,27 @@ def reshard_bytes(config: Config, network: DecoderConfig, shards: int) -> float:
     return held * costs.parameters(network) * config.mesh.replica + size * numbers * shards
 
 
-def update_bytes(network: DecoderConfig, rows: PackedRows, target: Target) -> float:
-    """Returns the bytes that an update moves.
+def update_bytes(network: DecoderConfig, rows: PackedRows, readers: int, replicas: int) -> float:
+    """Returns the bytes that an update moves on all devices; `readers` as in `read_bytes`.
 
     The weights are read in three passes of each micro-batch, gradients are read and written in each
     (2 ×), and the optimizer reads and writes weights, gradients and moments once (8 ×, float32); of
     a network with adapters, these are the adapters'.
     """
-    float32 = 4.0 * costs.trained_parameters(network)
-    return 3 * read_bytes(network, rows, target) + float32 * (2 * rows.tokens.shape[0] + 8)
+    float32 = 4.0 * costs.trained_parameters(network) * replicas
+    return 3 * read_bytes(network, rows, readers) + float32 * (2 * rows.tokens.shape[0] + 8)
 
 
-def read_bytes(network: DecoderConfig, rows: PackedRows, target: Target) -> float:
-    """Returns the bytes that a pass of every micro-batch reads of the weights, on all devices."""
+def read_bytes(network: DecoderConfig, rows: PackedRows, readers: int) -> float:
+    """Returns the bytes that a pass of every micro-batch reads of the weights, on all devices.
+
+    `readers` are the data shards: the devices of a tensor axis read each its part.
+    """
     floats = dataclasses.replace(network, quantisation="none")
     size = itemsize(network)
     whole = size * costs.parameters(floats)
     whole += (moved_by_kernels(network) - size) * costs.layer_weights(floats)
-    return whole * rows.tokens.shape[0] * target.devices
+    return whole * rows.tokens.shape[0] * readers
 
 
 def moved_by_kernels(network: DecoderConfig) -> float:

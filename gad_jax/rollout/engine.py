@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Key
+from jaxtyping import Array, Int, Key
 
 from gad_jax.distributed import devices, parallel
 from gad_jax.distributed.mesh import data_shards
@@ -208,21 +208,31 @@ def decode(
     )
 
 
-@jax.jit(static_argnames=("config", "count", "capacity"))
 def resize(config: DecoderConfig, state: Slots, count: int, capacity: int) -> Slots:
-    """Returns the state with other sizes per shard; `count` slots must hold the busy ones."""
+    """Returns the state with other sizes per shard; `count` slots must hold the busy ones.
 
-    def local(state: Slots) -> Slots:
-        idle = state.tokens.shape[0]
-        kept = jnp.argsort(state.sample == idle, stable=True)[:count]
-        return state._replace(
-            ring=ring.resized(config, state.ring, kept, capacity),
-            sample=state.sample[kept],
-            generated=state.generated[kept],
-        )
+    It frees the old cache.
+    """
+    kept = _busy_first(state.sample, state.lengths, count)
+    return state._replace(
+        ring=ring.resized(config, state.ring, kept, capacity),
+        sample=ring.of_slots(state.sample, kept),
+        generated=ring.of_slots(state.generated, kept),
+    )
 
-    specs = slots.specs(state)
-    return parallel.shard_map(local, (specs,), specs)(state)
+
+@jax.jit(static_argnames="count")
+def _busy_first(
+    sample: Int[Array, " S"], lengths: Int[Array, " Q"], count: int
+) -> Int[Array, " count"]:
+    """Returns `count` slots of each data shard, those that decode a sample before idle ones."""
+
+    def local(sample: Array, lengths: Array) -> Array:
+        idle = lengths.shape[0]
+        return jnp.argsort(sample == idle, stable=True)[:count]
+
+    along = parallel.batch_spec(0)
+    return parallel.shard_map(local, (along, along), along)(sample, lengths)
 
 
 def _fits(program: RolloutProgram, status: Status, capacity: int, fewer: int) -> Array:

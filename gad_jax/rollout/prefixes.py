@@ -68,6 +68,8 @@ class PromptChunks:
 
     def begin(self, prompt: np.ndarray) -> None:
         """Turns to a prompt, which may share its first tokens with the one before it."""
+        if self._cache is not None and self._cache.keys[0].is_deleted():  # by a step that failed
+            self._cache, self._ready, self._names = None, 0, []
         tokens = np.asarray(prompt, np.int32)[:-1]
         both = min(self._ready, len(tokens))
         differ = np.flatnonzero(self._tokens[:both] != tokens[:both])

@@ -157,25 +157,53 @@ def insert(
 def resized(
     config: DecoderConfig, ring: RingCache, kept: Int[Array, " n"], capacity: int
 ) -> RingCache:
-    """Returns the slots `kept` in a cache of another capacity, which must hold their contexts."""
+    """Returns the slots `kept` in a cache of another capacity, which must hold their contexts.
 
-    def move(x: Array, positions: int, order: tuple[Axis, ...]) -> Array:
-        # Positions older than the old ring was long hold garbage, which no context reaches.
-        age = (ring.written - 1 - jnp.arange(positions)) % positions
-        source = (ring.written - 1 - age) % x.shape[order.index("position")]
-        return jnp.take(x[kept], source, axis=order.index("position"))
+    The arrays are of all data shards, the numbers in `kept` those of a shard's slots. The old cache
+    is freed layer by layer, so only one layer of it is there next to the new one.
+    """
 
     def layers(caches: tuple[Array, ...], order: tuple[Axis, ...]) -> tuple[Array, ...]:
-        new = layer_positions(config, capacity)
-        return tuple(move(x, n, order) for x, n in zip(caches, new, strict=True))
+        new = []
+        for old, positions in zip(caches, layer_positions(config, capacity), strict=True):
+            axis = order.index("position")
+            new.append(_moved(old, ring.written, kept, positions, axis))
+            old.delete()
+        return tuple(new)
 
     layout = attention.ring_layout()
     return ring._replace(
         keys=layers(ring.keys, layout.keys),
         values=layers(ring.values, layout.values),
-        context=ring.context[kept],
-        token=ring.token[kept],
+        context=of_slots(ring.context, kept),
+        token=of_slots(ring.token, kept),
     )
+
+
+@jax.jit
+def of_slots(x: Int[Array, " S"], kept: Int[Array, " n"]) -> Int[Array, " n"]:
+    """Returns the numbers of the slots `kept` of each data shard."""
+    along = parallel.batch_spec(0)
+    return parallel.shard_map(lambda x, kept: x[kept], (along, along), along)(x, kept)
+
+
+@jax.jit(static_argnames=("positions", "axis"))
+def _moved(
+    x: Float[Array, "S _ _ _"],
+    written: Int[Array, ""],
+    kept: Int[Array, " n"],
+    positions: int,
+    axis: int,
+) -> Float[Array, "n _ _ _"]:
+    """Returns one array of the cache with another number of positions on its `axis`."""
+
+    def local(x: Array, written: Array, kept: Array) -> Array:
+        # Positions older than the old ring was long hold garbage, which no context reaches.
+        age = (written - 1 - jnp.arange(positions)) % positions
+        return jnp.take(x[kept], (written - 1 - age) % x.shape[axis], axis=axis)
+
+    along = parallel.batch_spec(0)
+    return parallel.shard_map(local, (along, P(), along), along)(x, written, kept)
 
 
 def forward(

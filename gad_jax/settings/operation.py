@@ -116,6 +116,11 @@ class Mesh(Checked):
     )
     tensor: int = option(1, "devices that split each matmul", "devices", common=True, above=0)
 
+    @property
+    def asks_several(self) -> bool:
+        """Whether one device is not enough for it."""
+        return self.replica * max(self.fsdp, 1) * self.tensor > 1
+
 
 @dataclass(frozen=True)
 class Limits(Checked):

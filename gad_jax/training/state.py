@@ -277,7 +277,12 @@ def _zeros(shape: jax.ShapeDtypeStruct) -> jax.Array:
 
 
 def abstract(program: Program, mesh: Mesh) -> TrainState:
-    """Returns the state inside a stage as shapes with shardings, for a checkpoint to fill."""
+    """Returns the state inside a stage as shapes with shardings, for a checkpoint to fill.
+
+    Raises UserError if the mesh does not divide the networks.
+    """
+    for each in (program.generator, program.discriminator):
+        weights.check_mesh(each, mesh)
 
     def network(config: DecoderConfig) -> Any:
         return sharding.placed(adapters.abstract(config)[1], mesh)

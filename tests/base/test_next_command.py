@@ -43,3 +43,4 @@ def test_output_for_programs_stays_clean(capsys):
 )
 def test_a_flag_is_left_out(given):
     assert next_command.without(given, "--dry_run") == ["--a=1", "x"]
+    assert next_command.without([], "--dry_run") == []

@@ -34,7 +34,10 @@ def test_every_card_is_described_to_the_compiler(name: str) -> None:
         ("NVIDIA L40S", "l40s"),
         ("NVIDIA L4", "l4"),
         ("TPU v5 lite", "v5e"),
+        ("TPU v5e", "v5e"),
         ("TPU v5p", "v5p"),
+        ("TPU v5", "v5p"),
+        ("TPU v6 lite", "v6e"),
     ],
 )
 def test_a_device_is_known_by_its_kind(kind: str, name: str) -> None:
@@ -44,6 +47,7 @@ def test_a_device_is_known_by_its_kind(kind: str, name: str) -> None:
 def test_other_devices_are_not_known() -> None:
     assert chips.of_device("cpu") is None
     assert chips.of_device("NVIDIA L40") is None
+    assert chips.of_device("NVIDIA GH200 480GB") is None
 
 
 def test_the_compute_capability_of_a_gpu_is_known() -> None:

@@ -97,6 +97,21 @@ def test_a_loop_of_unknown_length_has_the_iterations_that_are_given() -> None:
     assert hlo.collectives(DECODING, 2) == [hlo.Collective("all-reduce", 2, 1, 4, 4 * 8)]
 
 
+def test_a_loops_condition_runs_once_more_than_its_body() -> None:
+    check = "%r = f32[2]{0} all-reduce(%p), replica_groups={{0,1}}, to_apply=%add\n  ROOT %any"
+    checked = DECODING.replace("ROOT %any", check)
+    # The outer check six times; the inner one in each of five turns, twice.
+    times = 5 * (3 + 1) + 6 + 5 * 2
+    assert hlo.collectives(checked, 2, iterations=5) == [
+        hlo.Collective("all-reduce", 2, 1, times, times * 8)
+    ]
+
+
+def test_numbers_of_eight_and_of_four_bits_count() -> None:
+    shapes = "(f8e4m3fn[128,64]{1,0}, f8e5m2[16,8], s4[10,3], f32[])"
+    assert hlo.array_bytes(shapes) == [8192, 128, 15, 4]
+
+
 def test_what_a_tpus_compiler_writes() -> None:
     """The length of a loop is in its condition, a gather has parts, a scatter is a reduction."""
     assert hlo.collectives(TPU, per_node=2) == [

@@ -167,5 +167,5 @@ def test_eight_devices_learn_what_one_does(shape: tuple[int, int, int]) -> None:
 def test_a_tensor_axis_that_cuts_experts_is_refused(tmp_path: Path) -> None:
     hf = MOE | {"num_experts": 6}
     directory = networks.write(tmp_path / "model", hf)
-    with pytest.raises(UserError, match=r"tensor=4 does not divide the 6 experts of the"):
+    with pytest.raises(UserError, match=r"tensor=4 of the mesh does not divide the 6 experts"):
         weights.load(directory, make_mesh(1, 2, 4))

@@ -9,7 +9,7 @@ from gad_jax.distributed.chips import CHIPS
 from gad_jax.distributed.hlo import Collective
 from gad_jax.models import costs
 from gad_jax.models.config import DecoderConfig, Lora, alike
-from gad_jax.plan import estimate, workload
+from gad_jax.plan import estimate, traffic, workload
 from gad_jax.plan.programs import Compiled
 from gad_jax.settings.config import Config
 from gad_jax.settings.reward import Reward
@@ -100,8 +100,17 @@ def test_a_backward_pass_is_two_forward_passes_and_a_third_with_full_remat() -> 
 def test_a_frozen_discriminator_has_no_backward_pass() -> None:
     for remat in ("dots", "full"):
         trained = step_of()["discriminator"].flops
-        frozen = step_of(remat=remat, train_discriminator=False)["discriminator"].flops
-        assert frozen == pytest.approx(trained / 3)
+        frozen = step_of(remat=remat, train_discriminator=False)["discriminator"]
+        assert frozen.flops == pytest.approx(trained / 3)
+        assert frozen.bytes < step_of()["discriminator"].bytes / 3
+
+
+def test_devices_of_a_tensor_axis_share_the_weights_that_they_read() -> None:
+    rows = workload.draw(Config(), workload.LognormalLengths(20.0, 40.0), TARGET).samples
+    read = traffic.read_bytes(NETWORK, rows, readers=4)
+    assert read == pytest.approx(4 * traffic.read_bytes(NETWORK, rows, readers=1))
+    one, two = (traffic.update_bytes(NETWORK, rows, 4, replicas) for replicas in (1, 2))
+    assert two - 3 * read == pytest.approx(2 * (one - 3 * read))  # each has moments of its own
 
 
 def test_a_discriminator_that_pays_nothing_takes_nothing() -> None:

@@ -76,8 +76,9 @@ def test_a_program_that_the_compiler_refuses_does_not_fit(
         ),
         (
             ["--target=cpu:8", "--mesh.tensor=4"],
-            "--mesh.tensor=4 does not divide the 2 key/value heads",
+            "tensor=4 of the mesh does not divide the 2 key/value heads",
         ),
+        (["--target=cpu:3"], "fsdp=3 of the mesh does not divide the 32 features"),
         (["--response_tokens=0"], "response_tokens=0.0 must be 1 or more"),
         (["--targe=cpu:8"], "did you mean"),
         (["--student.path=nothing-here"], "'nothing-here' is neither a built-in model"),
@@ -85,6 +86,20 @@ def test_a_program_that_the_compiler_refuses_does_not_fit(
 )
 def test_mistakes(refused, flags: list[str], sentence: str) -> None:
     assert sentence in refused(plan.main, *RUN, *flags)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ([], []),
+        (["--target=cpu:1"], []),
+        (["--kernels", "--config=tiny", "--target=h100:1x1"], ["--config=tiny"]),
+        (["--target", "h100:1x1", "--kernels", "--config", "tiny"], ["--config", "tiny"]),
+        (["--plan.json", "--seed=2", "--json=true", "--dry_run"], ["--seed=2"]),
+    ],
+)
+def test_the_next_command_has_the_flags_of_the_run(given: list[str], kept: list[str]) -> None:
+    assert plan._without_plan(given) == kept
 
 
 def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch, refused) -> None:

@@ -103,3 +103,8 @@ def test_a_lost_cache_is_made_anew(llama: Model, weights: DecodeCopy) -> None:
             array.delete()
         for x, y in zip(finish(one, prompt), expected, strict=True):
             np.testing.assert_array_equal(x, y)
+        fresh = finish(PromptChunks(llama.config, weights, LONGEST, CHUNK), prompt[:9])
+        for array in jax.tree.leaves(one.cache):
+            array.delete()
+        for x, y in zip(finish(one, prompt[:9]), fresh, strict=True):  # all of it had run
+            np.testing.assert_array_equal(x, y)
