@@ -87,7 +87,7 @@ def check(config: "Config", stages: Sequence[str]) -> None:
     if "rejection" not in stages or config.discriminator.path:
         return
     before = stages[: stages.index("rejection")]
-    if not any(getattr(config, name).train_discriminator for name in before):
+    if not any(map(config.trains_discriminator, before)):
         raise FieldError(
             "stage",
             f"stage={config.stage!r}: rejection chooses samples by a trained discriminator, and no "

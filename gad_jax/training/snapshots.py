@@ -333,7 +333,7 @@ def refuse_untrained(config: Config, taken: Origins) -> None:
     if "rejection" not in config.stages:
         return
     before = config.stages[: config.stages.index("rejection")]
-    if any(getattr(config, stage).train_discriminator for stage in before):
+    if any(map(config.trains_discriminator, before)):
         return
     name = config.discriminator.path  # the settings ask for one
     judge = origins.discriminator(taken, config)

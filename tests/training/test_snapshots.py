@@ -128,6 +128,14 @@ def test_a_discriminator_that_nobody_trained_is_refused(tmp_path):
         snapshots.refuse_untrained(config, {})
     with pytest.raises(UserError, match="--stage=warmup,rejection, or name a run"):
         settings(tmp_path, "--stage=rejection,warmup")
+    # GAD on other rewards alone trains none.
+    flags = ("--stage=gad,rejection", "--reward.discriminator=0", "--reward.extra=length")
+    with pytest.raises(UserError, match="no stage before it trains one"):
+        settings(tmp_path, *flags)
+    config = settings(tmp_path, *flags, "--discriminator.path=random-tiny")
+    with pytest.raises(UserError, match="random-tiny has no score head"):
+        snapshots.refuse_untrained(config, {})
+    config = settings(tmp_path, "--stage=rejection", "--discriminator.path=random-tiny")
     judge = origins.Origin("run", "run", 1, "warmup", "discriminator", "random-tiny", "none")
     snapshots.refuse_untrained(config, {"discriminator": judge})
     assert baselines.most_samples(config) == 2
