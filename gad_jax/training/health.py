@@ -220,9 +220,11 @@ def observe(
     return {"stage": stage, "watches": watches}, events
 
 
-def paused_side(settings: Health, state: State) -> Side | None:
-    """Returns the network that an alarm pauses, or None. Where alarms ask for both, it is the
-    generator, so that the discriminator can learn what is wrong with it."""
+def paused_side(settings: Health, state: State, stage: str) -> Side | None:
+    """Returns the network that an alarm of this stage pauses, or None. Where alarms ask for both,
+    it is the generator, so that the discriminator can learn what is wrong with it."""
+    if state.get("stage") != stage:  # the stage begins, and alarms do not outlive theirs
+        return None
     pausing = [name for name in alarms(state) if getattr(settings, name).action == "pause"]
     sides = {MONITORS[name].side for name in pausing}
     if "generator" in sides:

@@ -135,7 +135,7 @@ class Trainer:
 
     def _paused(self, span: Span) -> health.Side | None:
         """Returns the network that an alarm pauses in this step; None where nothing would train."""
-        side = health.paused_side(self.health_settings, self.health_state)
+        side = health.paused_side(self.health_settings, self.health_state, span.stage)
         if span.is_discriminator_only(self.step) or not span.program.train_generator:
             return None
         return None if side == "generator" and not span.program.train_discriminator else side

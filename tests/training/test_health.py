@@ -172,7 +172,7 @@ def test_a_side_is_paused_until_the_alarm_is_over_or_the_pause_is_too_long():
     state, paused = {}, []
     accuracy = 1.0
     for step in range(1, 80):
-        side = health.paused_side(options, state)
+        side = health.paused_side(options, state, "gad")
         paused += [step] if side else []
         # At first a pause helps; after step 40 nothing does.
         accuracy = accuracy - 0.03 if side and step < 40 else min(1.0, accuracy + 0.02)
@@ -191,7 +191,17 @@ def test_the_discriminator_learns_when_both_should_sit_out():
     for _ in range(10):
         state, _ = health.observe(options, state, "gad", bad)
     assert set(health.alarms(state)) == {"saturated", "kl"}
-    assert health.paused_side(options, state) == "generator"
+    assert health.paused_side(options, state, "gad") == "generator"
+
+
+def test_a_pause_ends_with_its_stage():
+    options = pausing(saturated=0.95)
+    state: health.State = {}
+    for _ in range(10):
+        state, _ = health.observe(options, state, "warmup", {"discriminator/accuracy": 1.0})
+    assert health.paused_side(options, state, "warmup") == "discriminator"
+    assert health.paused_side(options, state, "gad") is None
+    assert health.paused_side(options, {}, "gad") is None
 
 
 @pytest.mark.parametrize(
@@ -269,7 +279,8 @@ def test_a_paused_discriminator_stands_still_and_the_run_resumes_with_its_alarms
     assert all("discriminator/gradient_norm" not in logged[step - 1] for step in paused)
     assert all("generator/gradient_norm" in row for row in logged)
     cut = play("cut", *flags, stop_at=int(pauses[-2][0]))
-    assert health.paused_side(cut.health_settings, cut.health_state) or len(pauses[-2]) == 1
+    side = health.paused_side(cut.health_settings, cut.health_state, "gad")
+    assert side or len(pauses[-2]) == 1
     assert play("cut", *flags).health_state == whole.health_state
     assert rows(tmp_path / "cut") == logged
 
