@@ -24,7 +24,9 @@ def refused(old: Config, new: Config, stage: str) -> list[str]:
     later = [name for name in STAGES if name not in done]
     can_change += [f"{name}." for name in later]
     if "gad" in later:
-        can_change += ["grpo.", "reward.", "rollout.ahead"]
+        can_change.append("rollout.ahead")
+        if "custom" not in done:  # its step may read them
+            can_change += ["grpo.", "reward."]
     found = options.differences(old, new)
     return [line for line in found if not line.startswith((*can_change, *_LENGTHS))]
 

@@ -90,6 +90,13 @@ def test_what_only_later_stages_read_may_change():
     assert continuing.refused(both, old, "gad") == ["stage: all → warmup"]
     other = settings("unused", "--stage=seqkd,gad")
     assert continuing.refused(old, other, "warmup") == ["stage: warmup → seqkd,gad"]
+    flags = ("--stage=custom,gad", "--custom.step=mine.py:step")
+    custom = settings("unused", *flags)
+    clipped = settings("unused", *flags, "--grpo.clip_low=0.1", "--reward.extra=length")
+    assert continuing.refused(custom, clipped, "custom") == [
+        "grpo.clip_low: 0.2 → 0.1",
+        "reward.extra: empty → length",
+    ]
     slower = settings("unused", "--warmup.generator_learning_rate=1")
     assert len(continuing.refused(both, slower, "warmup")) == 1
 
