@@ -25,6 +25,7 @@ class CustomStep:
     def __init__(self, source: str) -> None:
         self.given = f"--custom.step={source}"
         self._function, self._files, self.identity = functions.load(self.given, source)
+        self._counts = False  # whether it is known to count its steps
 
     def __call__(
         self, program: Program, state: TrainState, rows: StepRows, frozen: Frozen
@@ -32,6 +33,8 @@ class CustomStep:
         """Returns the next state and the metrics. Raises UserError for what the function raises,
         but for memory that ran out, and for what it must not return."""
         shapes = jax.tree.map(_shape, state)
+        # Of the first step alone: reading a number waits for the devices.
+        done = None if self._counts else int(state.step)  # before the step, which may donate it
         try:
             returned = self._function(program, state, rows, frozen)
         except Exception as error:
@@ -51,6 +54,9 @@ class CustomStep:
             raise UserError(self._wrong("they are no state and no mapping"))
         if shapes != jax.tree.map(_shape, after):
             raise UserError(self._wrong("the state has other parts, shapes or dtypes than before"))
+        if done is not None and int(after.step) != done + 1:
+            raise UserError(self._wrong("state.step is not one more than before"))
+        self._counts = True
         if _NEEDED not in metrics:
             raise UserError(self._wrong(f"the metrics lack {_NEEDED}"))
         bad = [name for name, value in metrics.items() if not _is_number(value)]

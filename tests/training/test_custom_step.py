@@ -19,16 +19,21 @@ FILE = """
 def right(program, state, rows, frozen):
     return state._replace(step=state.step + 1), {"skips/consecutive": 0, "custom/loss": rows}
 
+def still(program, state, rows, frozen):
+    return state, {"skips/consecutive": 0}
+
 def late(program, state, rows, frozen):
     return state
 
 def bare(program, state, rows, frozen):
-    return state, {"custom/loss": 1.0}
+    return state._replace(step=state.step + 1), {"custom/loss": 1.0}
 
 def wide(program, state, rows, frozen):
+    state = state._replace(step=state.step + 1)
     return state, {"skips/consecutive": 0, "custom/losses": state.skips}
 
 def said(program, state, rows, frozen):
+    state = state._replace(step=state.step + 1)
     return state, {"skips/consecutive": 0, "custom/word": "well"}
 
 def plain(program, state, rows, frozen):
@@ -75,6 +80,7 @@ def test_the_next_state_and_metrics_are_returned(take: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
+        ("still", "and state.step is not one more than before; correct it"),
         ("late", "and it did not return two things; correct it"),
         ("bare", "and the metrics lack skips/consecutive"),
         ("wide", "and the metric custom/losses is no single number"),
@@ -82,7 +88,7 @@ def test_the_next_state_and_metrics_are_returned(take: Any) -> None:
         ("plain", "and the state has other parts, shapes or dtypes than before"),
         ("grown", "and the state has other parts, shapes or dtypes than before"),
         ("listed", "and they are no state and no mapping"),
-        ("broken", r"raised AttributeError: 'float' object has no .* in line 27; correct it, and"),
+        ("broken", r"raised AttributeError: 'float' object has no .* in line 32; correct it, and"),
         ("other", "there is no function other"),
     ],
 )
