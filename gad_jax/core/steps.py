@@ -169,7 +169,10 @@ def _reinforce_generator(
 
     given = program.generator, state.generator, samples
     loss, gradients, parts = accumulate(loss_of, *given, frozen.generator, reference, count, flat)
-    return Update(loss, gradients, jax.tree.map(jnp.sum, parts))
+    parts = jax.tree.map(jnp.sum, parts)
+    if program.drop_flat_groups:  # where that is all of them, there is no token to measure
+        parts = jax.tree.map(lambda x: jnp.where(jnp.any(samples.mask), x, jnp.nan), parts)
+    return Update(loss, gradients, parts)
 
 
 def _without_flat_groups(samples: PackedRows, spread: Float[Array, " B"]) -> PackedRows:

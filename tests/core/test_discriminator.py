@@ -180,6 +180,18 @@ def test_flat_groups_leave_the_loss_and_its_count() -> None:
     assert not np.asarray(nothing.mask).any()
 
 
+def test_what_is_measured_per_token_is_nan_where_all_groups_are_flat(monkeypatch: Any) -> None:
+    """A monitor leaves NaN out; an entropy of 0 would raise its alarm."""
+    one = jnp.ones(())
+    monkeypatch.setattr(steps, "accumulate", lambda *_: (one, {}, {"entropy": jnp.ones(2)}))
+    packed, advantages = rows(texts(), "samples"), jnp.zeros((PROMPTS, SAMPLES))
+    nothing = packed._replace(mask=jnp.zeros_like(packed.mask))
+    for given, wanted in ((packed, 2), (nothing, np.nan)):
+        found = steps._reinforce_generator(HEALTHY, start(), given, advantages, steps.NOTHING)
+        assert found.loss == 1
+        np.testing.assert_array_equal(found.metrics["entropy"], wanted)
+
+
 HEADS = dataclasses.replace(
     GAD, discriminator=dataclasses.replace(DISCRIMINATOR, score_heads=2), pessimism=0.5
 )
