@@ -168,7 +168,7 @@ class Iteration:
             ready.work = self._prepare(span, step, ready.rollout, ready.paused)
         if ready.paused == paused:
             return ready.work
-        return self._prepare(span, step, ready.rollout, paused)
+        return self._prepare(span, step, ready.rollout, paused, earlier=ready.work.inputs)
 
     def _prepare_next(self, span: Span, step: int, found: dict[str, Any], watch: Watch) -> float:
         """Prepares the next step while the devices compute `found`; returns for how many seconds
@@ -186,18 +186,25 @@ class Iteration:
         rollout: Rollout | None,
         paused: Side | None,
         settle: Callable[[], object] = lambda: None,
+        earlier: Inputs | None = None,
     ) -> Work:
-        """Lays out the rows of a step; of one of GAD, packs them and pays extra rewards."""
+        """Lays out the rows of a step; of one of GAD, packs them and pays extra rewards, unless
+        `earlier` has what these responses were paid."""
         program = _without(span.program, paused)
         batch = span.batches[step - span.start]
         replayed = self._replayed(program, batch, step)
         rows = StepRows(self.packer, self.chat, batch, rollout, replayed)
         if span.stage != "gad" or _generator_waits(span, step, paused):
             return Work(rows, None)
-        return Work(rows, self._inputs(span, program, rows, settle))
+        return Work(rows, self._inputs(span, program, rows, settle, earlier))
 
     def _inputs(
-        self, span: Span, program: Program, rows: StepRows, settle: Callable[[], object]
+        self,
+        span: Span,
+        program: Program,
+        rows: StepRows,
+        settle: Callable[[], object],
+        earlier: Inputs | None,
     ) -> Inputs:
         mix, extra, paid = program.reward, None, {}
         if mix is None or mix.discriminator > 0:
@@ -205,7 +212,9 @@ class Iteration:
         else:
             pairs, samples = None, rows.samples()
         replay = rows.replay(paid=True)
-        if self.rewards is not None:
+        if earlier is not None:
+            extra, paid = earlier.extra, earlier.paid
+        elif self.rewards is not None:
             assert rows.rollout is not None
             spent = self.packer.spent
             packing, started = spent.pack, time.perf_counter()

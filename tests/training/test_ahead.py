@@ -1,5 +1,6 @@
 """Runs that sample the responses of a step before the update of the step before."""
 
+import dataclasses
 import json
 import shutil
 
@@ -188,6 +189,27 @@ def test_a_run_under_way_keeps_its_order(tmp_path):
     runs.start(settings(tmp_path, *FLAGS, "--gad.steps=1"))
     with pytest.raises(UserError, match=r"other settings \(rollout.ahead: false → true\)"):
         setup.claim(settings(tmp_path, *AHEAD, "--gad.steps=1"))
+
+
+def test_no_response_is_paid_twice_where_a_pause_ends(whole, monkeypatch):
+    """D is paused while the host prepares the last step, and is not when the step is taken."""
+    trainer, paid = whole[2], []
+    made, config = trainer.iteration, trainer.iteration.rollout
+    own = dataclasses.replace(made.packer, shapes=set(made.packer.shapes))
+    monkeypatch.setattr(made, "packer", own)
+    pay = made.rewards.pay
+    monkeypatch.setattr(made.rewards, "pay", lambda *given: paid.append(given) or pay(*given))
+    prompts, span = len(trainer.spans[0].batches[5].prompts), trainer.spans[0]
+    lengths = np.full((prompts, config.samples), 2, np.int32)
+    tokens = np.full((*lengths.shape, 3), 7, np.int32)
+    rollout = Rollout(tokens, np.zeros(tokens.shape, np.float32), lengths, lengths > 2)
+    ready = ahead.Pending(rollout, "discriminator")
+    with jax.set_mesh(trainer.mesh):
+        work = made._work(span, 5, None, ready)
+    assert len(paid) == 1
+    assert (ready.work.rows.drawn, work.rows.drawn is None) == (None, False)
+    assert work.inputs.paid == ready.work.inputs.paid != {}
+    assert work.inputs.extra is ready.work.inputs.extra
 
 
 # Parts
