@@ -34,6 +34,9 @@ logger = logging.getLogger(__name__)
 
 Values = Float32[np.ndarray, "K B N"]
 
+LARGEST = 1e15
+"""What is larger counts as non-finite: float32 has to hold the sum of a step's squares."""
+
 
 class Rewards:
     """The terms of a run, ready to be computed once `load_models` was called.
@@ -103,6 +106,8 @@ class Rewards:
             else:
                 with np.errstate(over="ignore"):  # what float32 cannot hold counts as non-finite
                     values[place] = np.asarray(next(computed), np.float32).reshape(shape)
+        too_large = np.abs(values) > LARGEST
+        values[too_large] = np.copysign(np.inf, values[too_large])
         metrics: dict[str, float] = {}
         for place, term in enumerate(self.terms):
             of_term: np.ndarray = values[place]

@@ -201,6 +201,13 @@ def test_values_that_are_not_finite_are_shown_once_and_counted(tmp_path, caplog)
         paid(tmp_path, "def f(sample): return float('nan')")
 
 
+def test_values_whose_squares_float32_cannot_hold_count_as_non_finite(tmp_path):
+    """Of a step that is normalised together, one alone would leave nothing of all others."""
+    (values,), metrics = paid(tmp_path, "def f(sample): return -1e30 if sample else 1e15")
+    np.testing.assert_array_equal(values, np.float32([[1e15, -np.inf], [1e15, -np.inf]]))
+    assert metrics["reward/f/nonfinite"] == 2
+
+
 def test_settings_without_effect_are_said():
     reward = Reward(extra=("length=0.5",), discriminator=0.0, normalise="batch")
     lines = paying.sentences(Config(reward=reward, stage="gad"))
