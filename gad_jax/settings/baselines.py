@@ -3,7 +3,6 @@
 SeqKD is one too; its section is that of every stage (`sections.py`).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -66,8 +65,9 @@ def reads_rejected(config: "Config") -> bool:
     return "dpo" in config.stages and config.dpo.rejected == "column"
 
 
-def check(config: "Config", stages: Sequence[str]) -> None:
-    """Raises FieldError for baselines that other settings forbid."""
+def check(config: "Config") -> None:
+    """Raises FieldError for baselines that other settings forbid, and for scores of a discriminator
+    that nobody trains."""
     for name, stage in (("dpo", config.dpo), ("rejection", config.rejection)):
         if stage.train_discriminator or not stage.train_generator:
             raise FieldError(
@@ -84,13 +84,22 @@ def check(config: "Config", stages: Sequence[str]) -> None:
             "stage",
             "dpo.rejected",
         )
-    if "rejection" not in stages or config.discriminator.path:
-        return
-    before = stages[: stages.index("rejection")]
-    if not any(map(config.trains_discriminator, before)):
+    stage = judged_by_untrained(config)
+    if stage and not config.discriminator.path:
+        needs = {"rejection": "chooses samples by", "gad": "does not train, but is paid by,"}[stage]
         raise FieldError(
             "stage",
-            f"stage={config.stage!r}: rejection chooses samples by a trained discriminator, and no "
-            "stage before it trains one; use --stage=warmup,rejection, or name a run that has one "
-            "with --discriminator.path=RUN",
+            f"stage={config.stage!r}: {stage} {needs} a trained discriminator, and no stage before "
+            f"it trains one; use --stage=warmup,{stage}, or name a run that has one with "
+            "--discriminator.path=RUN",
         )
+
+
+def judged_by_untrained(config: "Config") -> str:
+    """Returns the first stage that reads the scores of a discriminator which neither it nor a stage
+    before it trains; '' if there is none."""
+    for number, stage in enumerate(config.stages, 1):
+        trained = map(config.trains_discriminator, config.stages[:number])
+        if config.uses_discriminator(stage) and not any(trained):
+            return stage
+    return ""

@@ -209,7 +209,7 @@ class Config(Checked):
                 "reward.discriminator",
             )
         self._check_discriminator_is_used()
-        baselines.check(self, self.stages)
+        baselines.check(self)
         custom.check(self)
 
     def _check_discriminator_is_used(self) -> None:

@@ -12,6 +12,7 @@ from gad_jax.base import verbosity
 from gad_jax.base.exits import StopRequest
 from gad_jax.distributed import processes
 from gad_jax.distributed.mesh import make_mesh
+from gad_jax.settings import baselines
 from gad_jax.settings.config import Config
 from gad_jax.training import origins, preflight, reading, setup, snapshots, stages, state
 from gad_jax.training.checkpoint import Checkpoints
@@ -95,7 +96,7 @@ def _tiny_run(config: Config, directory: str, mesh: Mesh) -> Config:
     tensor = math.gcd(mesh.shape["tensor"], TINY_TENSOR)
     shards = mesh.size // tensor
     chosen = config.stages
-    if config.discriminator.path and "rejection" in chosen:  # it needs one that is trained
+    if baselines.judged_by_untrained(config):  # in this run; that of another is not at hand
         chosen = ("offpolicy", *(stage for stage in chosen if stage != "offpolicy"))
     short = {
         stage: replace(getattr(config, stage), steps=1, discriminator_only_steps=0)

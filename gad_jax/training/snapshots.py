@@ -328,18 +328,16 @@ def _digest(arrays: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def refuse_untrained(config: Config, taken: Origins) -> None:
-    """Raises UserError where rejection sampling would choose by a discriminator that no one has
+    """Raises UserError where a stage would choose or be paid by a discriminator that no one has
     trained. `taken` are the networks that come from other runs."""
-    if "rejection" not in config.stages:
-        return
-    before = config.stages[: config.stages.index("rejection")]
-    if any(map(config.trains_discriminator, before)):
+    stage = baselines.judged_by_untrained(config)
+    if not stage:
         return
     name = config.discriminator.path  # the settings ask for one
     judge = origins.discriminator(taken, config)
     if judge is None and weights.read_config(source.resolve(name)).head != "score":
         raise UserError(
-            f"--discriminator.path={name} has no score head, so it cannot choose among samples for "
-            "--stage=rejection; name a run with a trained discriminator, or the directory of one, "
-            "or train it first with --stage=warmup,rejection"
+            f"--discriminator.path={name} has no score head, so it cannot judge samples for "
+            f"--stage={stage}; name a run with a trained discriminator, or the directory of one, "
+            f"or train it first with --stage=warmup,{stage}"
         )

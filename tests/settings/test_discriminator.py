@@ -29,7 +29,10 @@ REFUSED = {
         "no stage of stage=seqkd trains a discriminator; leave it out",
     ),
     "a frozen discriminator": (
-        ("discriminator.replay_share=0.5", "stage=gad", "gad.train_discriminator=false"),
+        (
+            *("discriminator.replay_share=0.5", "stage=gad", "gad.train_discriminator=false"),
+            "discriminator.path=x",
+        ),
         "no stage of stage=gad trains a discriminator",
     ),
     "one head to compare": (("discriminator.pessimism=1",), "heads=1 is one; give --discriminator"),

@@ -9,8 +9,9 @@ import pytest
 
 from gad_jax.base import exits
 from gad_jax.base.errors import StorageError, UserError
+from gad_jax.distributed.mesh import make_mesh
 from gad_jax.settings import baselines
-from gad_jax.training import origins, snapshots
+from gad_jax.training import origins, rehearsal, snapshots
 from tests.training.runs import rows, run, settings
 
 FLAGS = (
@@ -136,6 +137,16 @@ def test_a_discriminator_that_nobody_trained_is_refused(tmp_path):
     with pytest.raises(UserError, match="random-tiny has no score head"):
         snapshots.refuse_untrained(config, {})
     config = settings(tmp_path, "--stage=rejection", "--discriminator.path=random-tiny")
+    # So is a GAD whose discriminator stays as it is.
+    path = "--discriminator.path=random-tiny"
+    frozen = ("--stage=gad", "--gad.train_discriminator=false")
+    with pytest.raises(UserError, match="but is paid by, a trained discriminator"):
+        settings(tmp_path, *frozen)
+    with pytest.raises(UserError, match="cannot judge samples for --stage=gad; name a run"):
+        snapshots.refuse_untrained(settings(tmp_path, *frozen, path), {})
+    # The run of --dry_run has no other run's: it trains one.
+    tiny = rehearsal._tiny_run(settings(tmp_path, *frozen, path), str(tmp_path), make_mesh())
+    assert tiny.stages == ("offpolicy", "gad")
     judge = origins.Origin("run", "run", 1, "warmup", "discriminator", "random-tiny", "none")
     snapshots.refuse_untrained(config, {"discriminator": judge})
     assert baselines.most_samples(config) == 2

@@ -53,7 +53,9 @@ def test_who_trains_and_who_samples(data: Prepared) -> None:
     assert [warmup.is_discriminator_only(step) for step in range(3)] == [True, True, False]
     assert warmup.samples_student
     flags = ("--warmup.train_discriminator=false", "--gad.train_discriminator=false")
-    warmup, gad = spans(data, *flags, "--warmup.discriminator_only_steps=0")
+    warmup, gad = spans(
+        data, *flags, "--discriminator.path=random-tiny", "--warmup.discriminator_only_steps=0"
+    )
     assert not warmup.samples_student
     assert gad.samples_student  # for its rewards
     assert not gad.is_discriminator_only(gad.start)
