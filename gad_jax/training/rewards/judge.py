@@ -6,6 +6,7 @@ the same for all responses to a prompt, and advantages compare only those.
 
 import asyncio
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -25,6 +26,9 @@ from gad_jax.training.rewards.rules import Row
 
 NO_ANSWER = "no answer"
 """The finish reason in the line of a request that the judge did not answer."""
+
+DROPPED = "dropped"
+"""The finish reason in the line that takes back the verdict before it, of a step that stopped."""
 
 Read = Callable[[str, str], float]
 """Reads a verdict from its text and finish reason; NaN if it cannot be read."""
@@ -47,6 +51,8 @@ class _Verdicts(Store):
     async def add(self, line: Line) -> None:
         """Adds a verdict. Raises `_Unread`, after it is kept, if it is one too many."""
         await super().add(line)
+        if line["finish_reason"] == DROPPED:
+            return
         said = line["teacher_response"], line["finish_reason"]
         value = self.found[line["key"]] = self.readers[line["key"]](*said)
         if not math.isnan(value):
@@ -71,32 +77,42 @@ class Judge:
         self._verdicts: _Verdicts | None = None
         self._values: dict[str, float] = {}
         self._stored: dict[str, tuple[str, str]] = {}
+        self._step: dict[str, Question] = {}
+        self._dropped = Counter[str]()
 
     def __call__(self, rows: Sequence[Row]) -> list[float]:
         """Returns the judge's share of each response against the teacher's, in [0, 1]; NaN where no
         verdict can be read.
 
         Raises UserError where the service fails, the budget is used up, or `protocol.MOST_UNREAD`
-        verdicts in a row cannot be read. What came until then is kept.
+        verdicts in a row cannot be read. What came until then is kept if it can be read.
         """
         if self._verdicts is None:
             self._open()
         keys = []
+        self._step = {}
         asked: dict[str, tuple[Question, Read]] = {}
         for row in rows:
             texts = (row.prompt, row.teacher, row.response)
             sent = protocol.question(self.protocol, *texts)
             key = request_key(self.teacher, sent)
             keys.append(key)
+            # By another number, or a server may send what was dropped instead of a new verdict.
+            self._step[key] = Question(key, self._dropped[key], row.place, sent, sent)
             if key not in self._values:
                 read = self._reader(texts)
                 if key in self._stored:
                     self._values[key] = read(*self._stored.pop(key))
                 else:
-                    asked[key] = Question(key, 0, row.place, sent, sent), read
+                    asked[key] = self._step[key], read
         if asked:
             self._values |= self._runner.run(self._ask(asked))
         return [self._values[key] for key in keys]
+
+    def drop_unread(self) -> None:
+        """Drops what could not be read in the last call, for a step that no one trains on: a run
+        that resumes requests it once more."""
+        self._runner.run(self._drop(self._values))
 
     def close(self) -> None:
         """Closes the file and the loop of the requests."""
@@ -108,7 +124,11 @@ class Judge:
     def _open(self) -> None:
         for line in storing.read_lines(self.path):
             said = str(line.get("teacher_response", "")), line["finish_reason"]
-            self._stored.setdefault(line["key"], said)
+            if line["finish_reason"] == DROPPED:
+                self._stored.pop(line["key"], None)
+                self._dropped[line["key"]] += 1
+            else:
+                self._stored.setdefault(line["key"], said)
         # One loop for the run: the store's lock belongs to it.
         self._runner = asyncio.Runner()
         self._verdicts = _Verdicts.open(self.path)
@@ -135,7 +155,9 @@ class Judge:
             try:
                 await requests.run(questions, 2 * service.concurrency, failures, lambda _: False)
             except _Unread:
-                raise UserError(self._unread(verdicts)) from None
+                said = self._unread(verdicts)
+                await self._drop(self._values | verdicts.found)
+                raise UserError(said) from None
             finally:
                 self._spent = budget.spent
         if requests.ended == "budget":
@@ -143,20 +165,30 @@ class Judge:
                 f"the budget of the judge is used up: {budget.spent.tokens} tokens; raise "
                 "--reward.judge.max_total_tokens or max_cost, and the same command resumes"
             )
-        await self._keep_unanswered(verdicts, questions)
+        # A resumed run then trains on the same rewards.
+        await self._keep([one for one in questions if one.key not in verdicts.found], NO_ANSWER)
         return verdicts.found
 
-    async def _keep_unanswered(self, verdicts: _Verdicts, questions: Sequence[Question]) -> None:
-        """Keeps that a question has no answer: a resumed run then trains on the same rewards."""
-        for question in questions:
-            if question.key not in verdicts.found:
-                nothing = (Completion("", NO_ANSWER),)
-                reply = Reply("", self.teacher.model, nothing, Usage(0, 0))
-                await verdicts.add(storing.make_line(question, self.teacher, reply))
+    async def _drop(self, values: Mapping[str, float]) -> None:
+        unread = [one for key, one in self._step.items() if math.isnan(values.get(key, 0.0))]
+        await self._keep(unread, DROPPED)
+        for question in unread:
+            self._values.pop(question.key, None)
+            self._dropped[question.key] += 1
+        assert self._verdicts is not None
+        self._verdicts.in_a_row = 0
+
+    async def _keep(self, questions: Sequence[Question], reason: str) -> None:
+        """Keeps that a question has no answer, or none that counts."""
+        assert self._verdicts is not None
+        reply = Reply("", self.teacher.model, (Completion("", reason),), Usage(0, 0))
+        lines = [storing.make_line(question, self.teacher, reply) for question in questions]
+        await asyncio.gather(*map(self._verdicts.add, lines))
 
     def _unread(self, verdicts: _Verdicts) -> str:
         return (
-            f"{self.teacher.model}: {verdicts.in_a_row} verdicts in a row could not be read, the "
-            f"last one {protocol.excerpt(*verdicts.last)}; correct the judge, or raise "
-            "--reward.judge.max_new_tokens if it was cut, or give another --reward.judge.model"
+            f"{self.teacher.model}: {protocol.MOST_UNREAD} verdicts in a row could not be read, "
+            f"the last one {protocol.excerpt(*verdicts.last)}; correct the judge, and the same "
+            "command resumes; for another --reward.judge.model, or max_new_tokens if it was cut, "
+            "begin another --run_dir"
         )

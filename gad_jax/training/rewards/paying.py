@@ -138,6 +138,8 @@ class Rewards:
         name = sources[batch.indices[prompt]].id
         first = f"{values[prompt, sample]:g} for response {sample + 1} to {name}"
         if len(broken) == values.size:
+            if term.kind == "judge" and self.judge is not None and processes.is_first():
+                self.judge.drop_unread()
             raise UserError(
                 f"--reward.extra={term.source} has no finite value for any of the step's "
                 f"{values.size} responses, as {first}; correct it, and the same command resumes"

@@ -4,11 +4,16 @@ import json
 import math
 import re
 
+import numpy as np
 import pytest
 
 from gad_jax.base.errors import UserError
+from gad_jax.data.epochs import PromptBatch
+from gad_jax.data.sources.rows import Row as Source
+from gad_jax.settings.reward import Reward
 from gad_jax.settings.reward_judge import RewardJudge
-from gad_jax.training.rewards.judge import FILE, Judge
+from gad_jax.training.rewards.judge import DROPPED, FILE, Judge
+from gad_jax.training.rewards.paying import Rewards
 from gad_jax.training.rewards.rules import Row
 from tests.fault_server import FaultServer
 
@@ -79,16 +84,61 @@ def test_what_has_no_verdict_is_nan_for_good(tmp_path):
         assert len(server.requests) == sent == 4
 
 
-def test_verdicts_that_cannot_be_read_stop_the_run_and_are_kept(tmp_path):
-    with FaultServer(answer=lambda _: "Fine.\nBoth.") as server:
+def test_verdicts_that_cannot_be_read_stop_the_run_and_are_requested_by_the_next(tmp_path):
+    broken = [True]
+    with FaultServer(
+        answer=lambda body: (
+            "Fine.\nBoth." if broken[0] and number(body) else f"8 {1 + number(body) % 9}"
+        )
+    ) as server:
         asked = judge(server, tmp_path, concurrency=1)
         with pytest.raises(UserError) as refused:
             asked(rows(30))
         asked.close()
-    said = str(refused.value)
-    # Two requests are on their way at once.
-    assert re.match(r"m: 2[01] verdicts in a row could not be read, the last one 'Fine. Bo", said)
-    assert 20 <= len((tmp_path / FILE).read_text().splitlines()) < 30
+        said = str(refused.value)
+        # Two requests are on their way at once.
+        assert re.match(
+            r"m: 2[01] verdicts in a row could not be read, the last one 'Fine. B", said
+        )
+        assert said.endswith(
+            "and the same command resumes; for another --reward.judge.model, or "
+            "max_new_tokens if it was cut, begin another --run_dir"
+        )
+        reasons = [
+            json.loads(one)["finish_reason"] for one in (tmp_path / FILE).read_text().splitlines()
+        ]
+        assert 20 <= reasons.count(DROPPED) == len(reasons) // 2 < 30
+        broken[0], sent = False, len(server.requests)
+        again = judge(server, tmp_path)
+        assert again(rows(30)) == pytest.approx(
+            [n / (8 + n) for n in (1 + k % 9 for k in range(30))]
+        )
+        again.close()
+        assert len(server.requests) == sent + 29  # the one that could be read is not paid twice
+        final = judge(server, tmp_path)
+        assert not any(map(math.isnan, final(rows(30))))
+        final.close()
+        assert len(server.requests) == sent + 29
+
+
+def test_a_step_without_a_verdict_is_requested_by_the_run_that_resumes(tmp_path):
+    nothing = np.full((1, 4), np.nan, np.float32)
+    token, user = np.zeros(1, np.int32), {"role": "user", "content": "Hi"}
+    batch = PromptBatch([token], [token], np.zeros(1, np.int32))
+    sources = [Source((user,), ("T",), "rows.jsonl:1")]
+    broken = [True]
+    with FaultServer(answer=lambda body: "Both." if broken[0] else rates(body)) as server:
+        given = RewardJudge(model="m", base_url=server.url, key_variable="")
+        for attempt in (True, False):
+            broken[0] = attempt
+            rewards = Rewards(Reward(extra=("judge",), judge=given), tmp_path)
+            values = rewards._values(rewards.terms[0], rows())
+            if attempt:
+                with pytest.raises(UserError, match=r"no finite value .* the same command resumes"):
+                    rewards._look(rewards.terms[0], nothing, batch, sources)
+            rewards.close()
+            assert all(map(math.isnan, values)) == attempt
+        assert len(server.requests) == 8
 
 
 def test_a_spent_budget_stops_the_run_and_counts_what_was_spent_before(tmp_path):
