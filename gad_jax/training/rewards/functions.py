@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set, ValuesView
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
@@ -73,7 +73,9 @@ class Function:
     def _checked(self, call: "_Call", rows: Sequence[Row]) -> list[float]:
         found = call.returned
         if self.whole:
-            size = len(found) if hasattr(found, "__len__") else None
+            unordered = isinstance(found, (Set, ValuesView))  # also the views of a dict
+            sized = hasattr(found, "__len__") and getattr(found, "ndim", 1) != 0
+            size = len(found) if sized and not unordered else None
             if size != len(rows) or isinstance(found, (str, bytes, dict)):
                 got = type(found).__name__ if size is None else f"{size} values"
                 raise UserError(
