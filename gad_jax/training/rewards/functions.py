@@ -107,7 +107,8 @@ class _Call:
         call = self.function.function
         try:
             if self.function.whole:
-                self.returned = call(list(self.rows))
+                rows = list(self.rows)
+                self.returned = call(rows=rows) if _by_name(call) else call(rows)
                 return
             wanted = _wanted(call)
             for row in self.rows:
@@ -133,6 +134,12 @@ def _wanted(call: Callable[..., Any]) -> dict[str, bool]:
     }
     takes_all = any(one.kind is one.VAR_KEYWORD for one in parameters)
     return dict.fromkeys(Row._fields, True) | known if takes_all else known
+
+
+def _by_name(call: Callable[..., Any]) -> bool:
+    """Returns whether a function of all rows takes them by name alone."""
+    rows = inspect.signature(call).parameters["rows"]
+    return rows.kind is rows.KEYWORD_ONLY
 
 
 def _takes_rows(source: str, function: Callable[..., Any]) -> bool:

@@ -36,6 +36,8 @@ def load(tmp_path):
         ("def f(*, finished, scale=2.0): return scale * finished", [2, 0]),
         ("def f(prompt, **more): return more['sample'] + len(more)", [8, 9]),
         ("def f(rows): return [-row.tokens for row in rows]", [-4, -2]),
+        ("def f(*, rows): return [-row.tokens for row in rows]", [-4, -2]),
+        ("def f(rows, /): return [-row.tokens for row in rows]", [-4, -2]),
         ("import numpy\ndef f(rows): return numpy.arange(len(rows))", [0, 1]),
         ("import numpy\ndef f(sample): return numpy.float32(sample)", [0, 1]),
         ("def f(sample): return float('nan') if sample else float('-inf')", [-math.inf, math.nan]),
