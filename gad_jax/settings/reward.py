@@ -152,10 +152,12 @@ class Reward(Checked):
                 "judge.model",
             )
         if JUDGE not in named and self.judge != RewardJudge():
+            judge = [leaf for leaf in leaves(type(self), self) if leaf.path.startswith("judge.")]
+            given = next(leaf for leaf in judge if leaf.value != defaults[leaf.path])
             raise FieldError(
-                "judge.model",
-                f"judge.model={self.judge.model} is for the term judge, which --reward.extra does "
-                "not name",
+                given.path,
+                f"{given.path}={show(given.value)} is for the term judge, which --reward.extra "
+                "does not name",
             )
         if self.format and "format" not in named:
             raise FieldError(
@@ -223,10 +225,17 @@ def _read(text: str) -> Term:
 
 
 def _names(terms: Sequence[Term]) -> list[str]:
-    """Returns names for the metrics: short ones, with the place in front where two are alike."""
+    """Returns names for the metrics: short ones, with the place in front where two are alike, and
+    as much of its path as makes them differ."""
     reserved = ("mean", "std", "minus_teacher", "discriminator")
     alike = Counter([*(term.name for term in terms), *reserved])
-    names = [_long_name(term) if alike[term.name] > 1 else term.name for term in terms]
+    names = [_long_name(term, 1) if alike[term.name] > 1 else term.name for term in terms]
+    for parts in range(2, max((len(Path(term.source).parts) for term in terms), default=0) + 1):
+        alike = Counter(names)
+        names = [
+            _long_name(term, parts) if alike[name] > 1 else name
+            for term, name in zip(terms, names, strict=True)
+        ]
     if len(set(names)) < len(names):
         name = next(name for name in names if names.count(name) > 1)
         raise FieldError(
@@ -235,10 +244,15 @@ def _names(terms: Sequence[Term]) -> list[str]:
     return names
 
 
-def _long_name(term: Term) -> str:
+def _long_name(term: Term, parts: int) -> str:
+    """Returns a term's name with the last parts of its path in front."""
     if term.kind == "model":
-        return f"model.{Path(term.source.removeprefix(MODEL)).name}"
+        return ".".join(["model", *_last(term.source.removeprefix(MODEL), parts)])
     if term.kind == "function":
-        place = Path(term.source.rpartition(":")[0]).name.removesuffix(".py")
-        return f"{place}.{term.name}"
+        place = term.source.rpartition(":")[0].removesuffix(".py")
+        return ".".join([*_last(place, parts), term.name])
     return term.name
+
+
+def _last(path: str, parts: int) -> list[str]:
+    return [part.strip("/") for part in Path(path).parts[-parts:]]

@@ -32,6 +32,9 @@ def test_terms_have_names_and_weights() -> None:
     assert Reward(extra=("a=b/c.py:length=2",)).terms[0] == (
         *("length", "function", "a=b/c.py:length", 2.0),
     )
+    alike = ("a/r.py:f", "b/c/r.py:f", "d/c/r.py:f", "r.py:f", "length")
+    names = [term.name for term in Reward(extra=alike).terms]
+    assert names == ["a.r.f", "b.c.r.f", "d.c.r.f", "r.f", "length"]
     both = Reward(extra=("length", "own.py:length", "own.py:mean")).terms
     assert [term.name for term in both] == ["length", "own.length", "own.mean"]
 
@@ -59,7 +62,7 @@ def test_the_same_terms_are_the_same_settings_however_they_are_written(tmp_path)
         (["extra=length=nan"], "extra: 'nan' is no weight of length"),
         (["extra=d=x/my.py:f"], "extra: 'x/my.py:f' is no weight of d; write a number"),
         (["extra=length=1,length=2"], "extra names length twice; name it once"),
-        (["extra=a/r.py:f,b/r.py:f"], "two terms called r.f in the metrics; rename"),
+        (["extra=r.py:f,r:f"], "two terms called r.f in the metrics; rename"),
         (["extra=length=0", "discriminator=0"], "no term of extra has a weight: nothing would be"),
         (["discriminator=0"], "discriminator=0 leaves no reward; name another one, as in --rew"),
         (["discriminator=0.5"], "discriminator=0.5 changes nothing without extra terms; name so"),
@@ -74,6 +77,7 @@ def test_the_same_terms_are_the_same_settings_however_they_are_written(tmp_path)
         (["extra=judge"], "extra names judge, and there is none; name a model with --reward.judge"),
         (["extra=model:"], "'model:' is no term"),
         (["extra=length", "judge.model=m"], "judge.model=m is for the term judge, which --reward"),
+        (["extra=length", "judge.temperature=0.5"], "judge.temperature=0.5 is for the term judge"),
         (["judge.model=m"], "judge.model=m changes nothing without extra terms; name some with"),
         (["judge.attempts=2"], "judge.attempts=2 changes nothing without extra terms"),
         (["extra=judge", "judge.model=m", "judge.max_cost=1"], "max_cost needs prices; give pro"),
@@ -91,6 +95,10 @@ def test_models_and_a_judge_have_names_too() -> None:
     flags = ["--reward.extra=model:a/one,model:runs/two@best=2,judge", "--reward.judge.model=m"]
     reward = read(*flags).reward
     assert [term.name for term in reward.terms] == ["model.one", "model.two@best", "judge"]
+    exports = Reward(extra=("model:runs/a/export/discriminator", "model:/b/export/discriminator"))
+    assert [term.name for term in exports.terms] == [
+        *("model.a.export.discriminator", "model.b.export.discriminator"),
+    ]
     assert Reward(extra=("model:a=b=0.5",)).terms[0] == Term("model", "model", "model:a=b", 0.5)
     # A rehearsal asks no judge, and its tiny student fits no model.
     assert reward.rehearsed() == Reward(extra=("finished",))
