@@ -101,7 +101,8 @@ def check(config: "Config") -> None:
             "reward.normalise=group does; give --reward.normalise=batch or none",
             "reward.normalise",
         )
-    if not reward.terms and grpo.advantage_epsilon != Grpo().advantage_epsilon:
+    divides = reward.terms and reward.normalise != "none"
+    if not divides and grpo.advantage_epsilon != Grpo().advantage_epsilon:
         raise FieldError(
             "grpo.advantage_epsilon",
             f"grpo.advantage_epsilon={grpo.advantage_epsilon:g} is added to a spread by which "

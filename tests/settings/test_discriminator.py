@@ -65,6 +65,17 @@ REFUSED = {
         ("grpo.advantage_scale=none", "grpo.advantage_epsilon=0.1"),
         "advantage_epsilon=0.1 is added to a spread by which",
     ),
+    "an epsilon of terms that are not normalised": (
+        (
+            *("grpo.advantage_scale=none", "grpo.advantage_epsilon=0.1"),
+            *("reward.extra=length", "reward.normalise=none"),
+        ),
+        "advantage_epsilon=0.1 is added to a spread by which",
+    ),
+    "answers next to a column": (
+        ("stage=dpo", "dpo.rejected=column", "dpo.answers=4"),
+        "dpo.answers=4 samples a snapshot, and dpo.rejected=column reads the rows instead",
+    ),
     "a gate of 0": (
         ("discriminator.accuracy_gate=0",),
         r"accuracy_gate=0(.0)? must be in \(0, 1\]",
@@ -78,6 +89,11 @@ REFUSED = {
 
 def read(*flags: str) -> Config:
     return options.read(Config, [f"--{f}" for f in flags], program="test", description="")
+
+
+def test_an_epsilon_of_normalised_terms_is_used() -> None:
+    flags = ("grpo.advantage_scale=none", "grpo.advantage_epsilon=0.1", "reward.extra=length")
+    assert read(*flags, "reward.normalise=batch").grpo.advantage_epsilon == 0.1
 
 
 @pytest.mark.parametrize("name", REFUSED)
