@@ -50,7 +50,12 @@ class RolloutBench:
 
     def __post_init__(self) -> None:
         _require_one(self, "prompt_tokens", "response_tokens", "slots", "longest", "repeats")
-        if not all(size.isdigit() and int(size) > 0 for size in self.sizes):
+        for name in ("responses", "spread"):
+            if getattr(self, name) < 0:
+                raise FieldError(name, f"{name}={getattr(self, name)} must be 0 or more")
+        if self.mean <= 0:
+            raise FieldError("mean", f"mean={self.mean} must be greater than 0")
+        if not all(size.isdecimal() and int(size) > 0 for size in self.sizes):
             raise FieldError(
                 "uniform", f"uniform={self.uniform!r} must be numbers with commas, as 8,32"
             )
@@ -78,6 +83,8 @@ class ScalingBench:
                 f"layers={self.layers} must be 1 or more and width={self.width} a multiple of 8",
                 "width",
             )
+        if not self.devices:
+            raise FieldError("devices", "devices names no number; give some with commas, as 1,2")
         for count in self.devices:
             if count < 1 or self.width % count:
                 raise FieldError(
