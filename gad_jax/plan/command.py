@@ -47,6 +47,7 @@ def run(settings: "PlanCommand", target: Target | None) -> int:
             f"--stage={settings.stage} has custom, whose step only a run knows; plan a stage "
             "that is like it, such as gad"
         )
+    duration.steps_of(settings, settings.plan.rows)  # refuses too few rows before it compiles
     notes = Console(stderr=True, highlight=False)
 
     def say(what: str) -> None:

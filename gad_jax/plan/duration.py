@@ -33,13 +33,19 @@ def in_words(hours: float) -> str:
 def steps_of(config: Config, rows: int) -> dict[str, int] | None:
     """Returns the steps of every stage; None where epochs of an unknown number of rows decide.
 
-    `rows` is the number of training rows (0: those of a local file are counted).
+    `rows` is the number of training rows (0: those of a local file are counted). Raises UserError
+    for fewer rows than prompts per step, as training does.
     """
     stages = {stage: getattr(config, stage) for stage in config.stages}
     if not all(options.steps for options in stages.values()):
         rows = rows or _count(config)
         if not rows:
             return None
+    if 0 < rows < config.batch.prompts:
+        raise UserError(
+            f"batch.prompts={config.batch.prompts} does not fit {rows} rows; use 1 to {rows}, or "
+            "give more rows"
+        )
     per_epoch = rows // config.batch.prompts
     return {
         stage: options.steps or math.ceil(options.epochs * per_epoch)

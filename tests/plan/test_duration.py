@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from gad_jax.base.errors import UserError
 from gad_jax.plan import duration
 from gad_jax.plan.estimate import Phase, Step
 from gad_jax.settings.config import Config
@@ -31,6 +32,11 @@ def test_rows_of_local_files_are_counted(tmp_path: Path) -> None:
     assert duration.steps_of(half, 0) == {"warmup": 1, "gad": 2}
     broken = replace(config, data=Data(train=str(tmp_path / "none.jsonl")))
     assert duration.steps_of(broken, 0) is None
+
+
+def test_fewer_rows_than_a_step_has_prompts_are_refused() -> None:
+    with pytest.raises(UserError, match=r"batch.prompts=8 does not fit 5 rows; use 1 to 5, or g"):
+        duration.steps_of(CONFIG, 5)
 
 
 def test_hours_are_those_of_all_stages() -> None:
