@@ -117,6 +117,25 @@ def play(url: str, model: str, clients: list[Client]) -> tuple[float, list[float
     return rate, firsts, sum(one.left for one in heard)
 
 
+def percentiles(firsts: list[float]) -> str:
+    """Returns what there is to say of the seconds to the first tokens."""
+    if not firsts:
+        return "no first token came"
+    if len(firsts) == 1:
+        return f"first token after {firsts[0]:.1f} s"
+    cuts = statistics.quantiles(firsts, n=20)
+    return f"first token after {cuts[9]:.1f} s (p50), {cuts[18]:.1f} s (p95)"
+
+
+def medians(played: list[tuple[float, list[float], int]]) -> str:
+    """Returns the rates and waits of all rounds but the first; of the only one, if it is."""
+    counted = played[1:] or played
+    rate = statistics.median(rate for rate, _, _ in counted)
+    waits = [first for _, firsts, _ in counted for first in firsts]
+    wait = f"first token after {statistics.median(waits):.2f} s" if waits else percentiles(waits)
+    return f"{rate:.0f} tokens/s, {wait}" + (" (medians)" if len(played) > 1 else "")
+
+
 def main() -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser(
@@ -125,31 +144,30 @@ def main() -> None:
     parser.add_argument("--url", default="http://127.0.0.1:8000/v1")
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=128, help="of equal answers")
-    parser.add_argument("--rounds", type=int, default=4, help="the first of equal ones is dropped")
+    parser.add_argument("--rounds", type=int, default=4, help="the first of several is dropped")
     parser.add_argument("--mixed", action="store_true", help="mixed lengths, one round at once")
     parser.add_argument("--seed", type=int, default=0, help="of the mixed clients")
     parser.add_argument("--pid", type=int, default=0, help="the server's process, for its memory")
     given = parser.parse_args()
+    if given.rounds < 1:
+        parser.error("--rounds must be 1 or more")
     model = httpx2.get(f"{given.url}/models").json()["data"][0]["id"]
     if given.mixed:
         clients = mixed(given.clients, given.seed)
         before = memory(given.pid)
         rate, firsts, left = play(given.url, model, clients)
-        middle, late = statistics.quantiles(firsts, n=20)[9], statistics.quantiles(firsts, n=20)[18]
         after = memory(given.pid)
         print(
-            f"{given.clients} mixed clients, {left} hung up: {rate:.0f} tokens/s, first token "
-            f"after {middle:.1f} s (p50), {late:.1f} s (p95){before} before{after} after"
+            f"{given.clients} mixed clients, {left} hung up: {rate:.0f} tokens/s, "
+            f"{percentiles(firsts)}{before} before{after} after"
         )
         return
     played = [
         play(given.url, model, equal(given.clients, given.tokens)) for _ in range(given.rounds)
-    ][1:]
-    rate = statistics.median(rate for rate, _, _ in played)
-    wait = statistics.median(first for _, firsts, _ in played for first in firsts)
+    ]
     print(
-        f"{given.clients} clients, answers of {given.tokens} tokens: {rate:.0f} tokens/s, "
-        f"first token after {wait:.2f} s (medians){memory(given.pid)}"
+        f"{given.clients} clients, answers of {given.tokens} tokens: {medians(played)}"
+        f"{memory(given.pid)}"
     )
 
 
