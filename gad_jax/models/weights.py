@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from gad_jax.base.errors import UserError
 from gad_jax.distributed import sharding
-from gad_jax.models import checksums, decoder, families, quantised
+from gad_jax.models import checksums, decoder, families, quantised, splitting
 from gad_jax.models.config import DecoderConfig
 from gad_jax.models.families import FAMILIES
 from gad_jax.models.families.common import Part
@@ -85,7 +85,7 @@ def load(
     """
     config = read_config(directory)
     if mesh is not None:
-        check_mesh(config, mesh)
+        splitting.check(config, mesh)
     checksums.check(Path(directory))
     tensors = _Tensors(Path(directory))
     _account(tensors, config)
@@ -103,24 +103,6 @@ def load(
         return _place(read, leaf.shape, name, mesh)
 
     return config, jax.tree_util.tree_map_with_path(one, shapes)
-
-
-def check_mesh(config: DecoderConfig, mesh: jax.sharding.Mesh) -> None:
-    """Raises UserError if the mesh's tensor or FSDP axis does not divide what it splits."""
-    tensor = {"key/value heads": config.kv_heads, "heads": config.heads}
-    if config.experts:
-        tensor["experts"] = config.experts.count
-    else:
-        tensor["mlp features"] = config.mlp_width
-    tensor["tokens of the vocabulary"] = config.vocabulary
-    for axis, split in (("tensor", tensor), ("fsdp", {"features": config.width})):
-        size = mesh.shape[axis]
-        for what, count in split.items():
-            if count % size:
-                raise UserError(
-                    f"{axis}={size} of the mesh does not divide the {count} {what} of the "
-                    f"{config.family} network; set --mesh.{axis} to a divisor"
-                )
 
 
 class _Tensors:

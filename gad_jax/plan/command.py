@@ -16,7 +16,7 @@ from gad_jax.base.errors import UserError
 from gad_jax.distributed import chips, devices, targets
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.distributed.targets import Target
-from gad_jax.models import weights
+from gad_jax.models import splitting
 from gad_jax.plan import (
     cards,
     duration,
@@ -101,7 +101,7 @@ def make(settings: "PlanCommand", target: Target, say: Callable[[str], None]) ->
         rewarding = models.networks(settings, both[0].compute_dtype, networks.read)
     settings = _with_limits(settings, min(network.max_positions for network in both), say)
     for network in (*both, *rewarding.values()):
-        weights.check_mesh(network, mesh)
+        splitting.check(network, mesh)
     work = workload.draw(settings, _lengths(settings), target)
 
     def compiling(what: str) -> None:

@@ -21,7 +21,7 @@ from gad_jax.core.optimizer import adamw
 from gad_jax.core.program import Program
 from gad_jax.core.rewards import Mix
 from gad_jax.distributed import devices, sharding
-from gad_jax.models import adapters, decoder, source, weights
+from gad_jax.models import adapters, decoder, source, splitting, weights
 from gad_jax.models.config import DecoderConfig, Lora
 from gad_jax.settings import config as settings
 from gad_jax.settings import sections
@@ -277,12 +277,9 @@ def _zeros(shape: jax.ShapeDtypeStruct) -> jax.Array:
 
 
 def abstract(program: Program, mesh: Mesh) -> TrainState:
-    """Returns the state inside a stage as shapes with shardings, for a checkpoint to fill.
-
-    Raises UserError if the mesh does not divide the networks.
-    """
+    """Returns the state inside a stage as shapes with shardings, for a checkpoint to fill."""
     for each in (program.generator, program.discriminator):
-        weights.check_mesh(each, mesh)
+        splitting.check(each, mesh)
 
     def network(config: DecoderConfig) -> Any:
         return sharding.placed(adapters.abstract(config)[1], mesh)

@@ -36,7 +36,7 @@ def planned(
     **gad: bool,
 ) -> estimate.Step:
     config = Config(
-        stage="gad",
+        stage="gad" if gad.get("train_discriminator", True) else "warmup,gad",
         student=Student(remat=remat),  # pyright: ignore[reportArgumentType]
         data=Data(max_prompt_tokens=64),
         batch=Batch(prompts=16, micro_batch_prompts=0, row_tokens=256),
