@@ -52,11 +52,7 @@ def batches(
     Raises UserError when there are fewer rows than prompts per step, when these do not split over
     the processes, or when the seed is out of range.
     """
-    if not 1 <= prompts_per_step <= len(prepared):
-        raise UserError(
-            f"batch.prompts={prompts_per_step} does not fit {len(prepared)} rows; use "
-            f"1 to {len(prepared)}, or give more rows"
-        )
+    check_rows(prompts_per_step, len(prepared))
     if prompts_per_step % process_count:
         raise UserError(
             f"batch.prompts={prompts_per_step} does not split over {process_count} processes; use "
@@ -70,6 +66,15 @@ def batches(
     stream = stream.slice(slice(process_index, None, process_count))
     stream = stream.batch(prompts_per_step // process_count, drop_remainder=True, batch_fn=list)
     return PromptBatches(prepared, stream, steps)
+
+
+def check_rows(prompts_per_step: int, rows: int) -> None:
+    """Raises UserError where a step cannot have so many prompts of so few rows."""
+    if not 1 <= prompts_per_step <= rows:
+        raise UserError(
+            f"batch.prompts={prompts_per_step} does not fit {rows} rows; use 1 to {rows}, or give "
+            "more rows"
+        )
 
 
 def _stream(prepared: Prepared, prompts_per_epoch: int, seed: int) -> Any:

@@ -1,7 +1,7 @@
 """Matmuls of few tokens on a CPU: the kernel comes first, and its rows are in one piece.
 
 XLA's matmul for CPUs packs both operands anew in each call. With the kernel stored as [out, in]
-and first among the operands, it takes half to a quarter of the time of x @ kernel for 2 to 48 rows
+and first among the operands, it takes a quarter to three quarters of the time for 4 to 32 rows
 (docs/performance.md). Decoding has so few of them, one per slot. The decode copy holds such
 kernels (`joined.join`), and the vocabulary's of a CPU (`rollout/prefill.py`).
 """
@@ -13,8 +13,8 @@ from jaxtyping import Array, Float
 from gad_jax.distributed import devices, sharding
 
 _MANY = 64
-"""From this many rows on a CPU's cores share the work in either order, and the usual one is
-faster."""
+"""From this many rows, XLA divides either order over the cores of a CPU, and the usual one is as
+fast or faster."""
 
 
 def product(

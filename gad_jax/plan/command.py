@@ -47,7 +47,6 @@ def run(settings: "PlanCommand", target: Target | None) -> int:
             f"--stage={settings.stage} has custom, whose step only a run knows; plan a stage "
             "that is like it, such as gad"
         )
-    duration.steps_of(settings, settings.plan.rows)  # refuses too few rows before it compiles
     notes = Console(stderr=True, highlight=False)
 
     def say(what: str) -> None:
@@ -92,6 +91,7 @@ def make(settings: "PlanCommand", target: Target, say: Callable[[str], None]) ->
     Raises UserError if the mesh does not suit the target or the networks.
     """
     _check_mesh(settings.mesh, target)
+    of_stages = duration.steps_of(settings, settings.plan.rows)  # refuses too few rows
     if settings.student.matmul == "float8":
         devices.require_float8(target.name, target.platform, chips.capability(target.kind))
     found = targets.devices(target)
@@ -121,7 +121,7 @@ def make(settings: "PlanCommand", target: Target, say: Callable[[str], None]) ->
     steps = [
         estimate.step(settings, stage, *about, measured.get(stage)) for stage in settings.stages
     ]
-    taken = duration.of(duration.steps_of(settings, settings.plan.rows), steps)
+    taken = duration.of(of_stages, steps)
     price = settings.plan.price_per_hour
     layers = both[0].layers
     plan = Plan(target, chip, dict(mesh.shape), compiled, steps, work, taken, price, layers=layers)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from gad_jax.base.errors import UserError
 from gad_jax.data import sources
+from gad_jax.data.epochs import check_rows
 from gad_jax.plan.estimate import Step
 from gad_jax.settings.config import Config
 
@@ -41,11 +42,8 @@ def steps_of(config: Config, rows: int) -> dict[str, int] | None:
         rows = rows or _count(config)
         if not rows:
             return None
-    if 0 < rows < config.batch.prompts:
-        raise UserError(
-            f"batch.prompts={config.batch.prompts} does not fit {rows} rows; use 1 to {rows}, or "
-            "give more rows"
-        )
+    if rows:
+        check_rows(config.batch.prompts, rows)
     per_epoch = rows // config.batch.prompts
     return {
         stage: options.steps or math.ceil(options.epochs * per_epoch)

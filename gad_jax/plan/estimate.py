@@ -15,7 +15,7 @@ from gad_jax.models.config import DecoderConfig
 from gad_jax.models.costs import Work
 from gad_jax.plan import traffic
 from gad_jax.plan.programs import Compiled
-from gad_jax.plan.workload import Workload
+from gad_jax.plan.workload import Workload, data_shards
 from gad_jax.rollout import ring
 from gad_jax.rollout.engine import DecodeCall
 from gad_jax.settings import baselines
@@ -124,7 +124,7 @@ def step(
     if config.trains_discriminator(stage) or stage == "gad":
         needs += _rollout(config, generator, target, work, work.calls, measured)
     if stage == "gad":
-        readers = _readers(config, target)
+        readers = data_shards(config, target)
         needs += [_scored(f"reward: {n}", each, work, readers) for n, each in rewarding.items()]
     update = _update(config, stage, networks, target, work)
     if measured is not None:
@@ -158,7 +158,7 @@ def _update(
 ) -> list[Cost]:
     """Returns the parts of the stage's update."""
     generator, discriminator = networks
-    readers, replicas = _readers(config, target), config.mesh.replica
+    readers, replicas = data_shards(config, target), config.mesh.replica
     rates = getattr(config, stage)
     trains_discriminator = config.trains_discriminator(stage)
 
@@ -221,16 +221,11 @@ def _snapshot(
     calls = work.snapshot_calls if stage == "dpo" else work.calls
     needs = _rollout(config, generator, target, work, calls, measured)
     if stage == "rejection":
-        needs.append(_scored("rejection: scores", discriminator, work, _readers(config, target)))
+        needs.append(_scored("rejection: scores", discriminator, work, data_shards(config, target)))
     return [
         Cost(n.name, share * n.flops, share * n.bytes, round(share * n.layers), share * n.seconds)
         for n in needs
     ]
-
-
-def _readers(config: Config, target: Target) -> int:
-    """Returns the data shards, each of which reads the weights."""
-    return target.devices // config.mesh.tensor
 
 
 def _scored(name: str, network: DecoderConfig, work: Workload, readers: int) -> Cost:
@@ -288,7 +283,7 @@ def _rollout(
         layers = traffic.moved_by_kernels(network.decoding) * costs.layer_weights(network, experts)
         return layers + size * network.width * network.vocabulary
 
-    shards = target.devices // config.mesh.tensor
+    shards = data_shards(config, target)
     tokens = shards * sum(call.steps * call.slots for call in calls)
     positions = shards * sum(
         call.steps * call.slots * sum(ring.layer_positions(network, call.capacity))

@@ -95,9 +95,15 @@ def _packed(
     )
 
 
+def data_shards(config: Config, target: Target) -> int:
+    """Returns the data shards of the target, each of which has a whole copy of the weights at
+    work."""
+    return target.devices // config.mesh.tensor
+
+
 def draw(config: Config, lengths: LognormalLengths, target: Target) -> Workload:
     """Returns one step of the run's size, packed as on the target; the seed is fixed."""
-    shards = target.devices // config.mesh.tensor
+    shards = data_shards(config, target)
     with devices.compiling_for(target.backend):
         slots = config.rollout.slots or memory.default_slots()
         steps = default_steps(config.rollout.max_new_tokens)

@@ -45,10 +45,10 @@ class PromptChunks:
     @property
     def cache(self) -> PromptCache:
         """The keys and values of the prompt, as far as it has run."""
+        self._forget_lost()
         cache = self._cache
-        if cache is None or cache.keys[0].is_deleted():
+        if cache is None:
             cache = self._cache = chunks.empty(self.config, self._size)
-            self._ready, self._names = 0, []
         return cache
 
     @property
@@ -68,8 +68,7 @@ class PromptChunks:
 
     def begin(self, prompt: np.ndarray) -> None:
         """Turns to a prompt, which may share its first tokens with the one before it."""
-        if self._cache is not None and self._cache.keys[0].is_deleted():  # by a step that failed
-            self._cache, self._ready, self._names = None, 0, []
+        self._forget_lost()
         tokens = np.asarray(prompt, np.int32)[:-1]
         both = min(self._ready, len(tokens))
         differ = np.flatnonzero(self._tokens[:both] != tokens[:both])
@@ -78,6 +77,11 @@ class PromptChunks:
             same -= same % self.chunk
         self._tokens, self._ready = tokens, same
         self._names = self._names[: same // self.chunk]
+
+    def _forget_lost(self) -> None:
+        """Forgets a cache that a program took and did not return, because it failed."""
+        if self._cache is not None and self._cache.keys[0].is_deleted():
+            self._cache, self._ready, self._names = None, 0, []
 
     def advance(self) -> None:
         """Copies the next chunks of the prompt that are kept, or else runs one."""

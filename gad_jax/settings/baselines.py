@@ -68,6 +68,13 @@ def reads_rejected(config: "Config") -> bool:
 def check(config: "Config") -> None:
     """Raises FieldError for baselines that other settings forbid, and for scores of a discriminator
     that nobody trains."""
+    if reads_rejected(config) and config.dpo.answers != Dpo().answers:
+        raise FieldError(
+            "dpo.answers",
+            f"dpo.answers={config.dpo.answers} samples a snapshot, and dpo.rejected=column reads "
+            "the rows instead; leave one of them out",
+            "dpo.rejected",
+        )
     for name, stage in (("dpo", config.dpo), ("rejection", config.rejection)):
         if stage.train_discriminator or not stage.train_generator:
             raise FieldError(

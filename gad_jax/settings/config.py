@@ -209,13 +209,6 @@ class Config(Checked):
                 "reward.discriminator",
             )
         self._check_discriminator_is_used()
-        if baselines.reads_rejected(self) and self.dpo.answers != Dpo().answers:
-            raise FieldError(
-                "dpo.answers",
-                f"dpo.answers={self.dpo.answers} samples a snapshot, and dpo.rejected=column reads "
-                "the rows instead; leave one of them out",
-                "dpo.rejected",
-            )
         baselines.check(self)
         custom.check(self)
 
