@@ -5,11 +5,14 @@ last result is judged alone, a style is chosen for it, or one of several samples
 majority, by whether they contradict themselves, or by a discriminator. No choice uses the oracle.
 """
 
+import itertools
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from gad_jax.data.sources import Row
 from gad_jax.metrics.scoring import Scorer
@@ -28,7 +31,8 @@ def measure(rows: Sequence[Row], responder: Answering, scorer: Scorer | None) ->
 
     `last_result`: greedy answers that end in the right result, in any style; `given`: {style:
     answers that are right when their first word is given}; `chosen`: {choice: right answers among
-    the chosen samples}. Without `scorer` there is no choice by it.
+    the chosen samples}; `ordered`: what `ordered` returns. Without `scorer` there is neither a
+    choice nor an order by it.
     """
     asked = [row.messages[-1]["content"] for row in rows]
     greedy, sampling = responder(0.0, 1), responder(1.0, CHOICES)
@@ -43,15 +47,17 @@ def measure(rows: Sequence[Row], responder: Answering, scorer: Scorer | None) ->
     }
     samples = sample(sampling, rows)
     groups = [[answer.text for answer in group] for group in samples]
-    choices = {"majority": [majority(g) for g in groups], "agrees": [consistent(g) for g in groups]}
-    if scorer is not None:
-        choices["discriminator"] = best(scorer, rows, samples)
-    right = [
-        [language.judge(question, text).valid for text in group]
+    verdicts = [
+        [language.judge(question, text) for text in group]
         for question, group in zip(asked, groups, strict=True)
     ]
-    found["chosen"] = {"first": _share(each[0] for each in right)} | {
-        name: _share(each[place] for each, place in zip(right, places, strict=True))
+    choices = {"majority": [majority(g) for g in groups], "agrees": [consistent(g) for g in groups]}
+    if scorer is not None:
+        scored = scores(scorer, rows, samples)
+        choices["discriminator"] = scored.argmax(axis=1).tolist()
+        found["ordered"] = ordered(scored, verdicts)
+    found["chosen"] = {"first": _share(each[0].valid for each in verdicts)} | {
+        name: _share(each[place].valid for each, place in zip(verdicts, places, strict=True))
         for name, places in choices.items()
     }
     return found
@@ -63,17 +69,35 @@ def sample(responder: Responder, rows: Sequence[Row]) -> list[list[Answer]]:
     return responder.answers(prompts, range(len(rows)))
 
 
-def best(scorer: Scorer, rows: Sequence[Row], groups: Sequence[Sequence[Answer]]) -> list[int]:
-    """Returns the place of the sample with the highest score, for each row (best of N)."""
+def scores(
+    scorer: Scorer, rows: Sequence[Row], groups: Sequence[Sequence[Answer]]
+) -> Float[np.ndarray, "R N"]:
+    """Returns the score of each of the N samples to each of the R rows."""
     pairs = [
         (row.messages, answer) for row, group in zip(rows, groups, strict=True) for answer in group
     ]
-    scores = scorer(
+    flat = scorer(
         [messages for messages, _ in pairs],
         [answer.text for _, answer in pairs],
         [answer.finished for _, answer in pairs],
     )
-    return np.argmax(np.reshape(scores, (len(rows), -1)), axis=1).tolist()
+    return np.reshape(flat, (len(rows), -1))
+
+
+def ordered(
+    scored: Float[np.ndarray, "R N"], verdicts: Sequence[Sequence[language.Verdict]]
+) -> float:
+    """Returns the share of pairs of a right and a wrong sample that the scores order rightly.
+
+    Both samples are of one row and in one style: else a scorer that likes a style would seem to
+    know what is right. Equal scores count a half. NaN if there is no such pair.
+    """
+    return _share(
+        (np.sign(row[first] - row[second]) + 1) / 2
+        for row, group in zip(scored, verdicts, strict=True)
+        for (first, one), (second, other) in itertools.permutations(enumerate(group), 2)
+        if one.valid and not other.valid and one.style == other.style
+    )
 
 
 def majority(texts: Sequence[str]) -> int:
@@ -105,4 +129,5 @@ def _given(
 
 
 def _share(values: Any) -> float:
-    return float(np.mean([*values]))
+    found = [*values]
+    return float(np.mean(found)) if found else math.nan

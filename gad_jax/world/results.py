@@ -35,6 +35,7 @@ KNOWLEDGE = {
     "best of 8 by majority %": lambda r: 100 * r["chosen"]["majority"],
     "first of 8 without contradiction %": lambda r: 100 * r["chosen"]["agrees"],
     "best of 8 by GAD's D %": lambda r: 100 * r["chosen"].get("discriminator", np.nan),
+    "right before wrong of one style, by GAD's D %": lambda r: 100 * r.get("ordered", np.nan),
 }
 """What a student can do when another one chooses the style or the sample (`knowledge.py`)."""
 

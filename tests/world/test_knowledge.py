@@ -94,6 +94,7 @@ def test_measures_of_a_student_that_chooses_the_wrong_style() -> None:
         "last_result": 1.0,
         "given": {"headline": 0.0, "steps": 1.0, "story": 1.0},
         "chosen": {"first": 0.0, "majority": 0.0, "agrees": 0.0, "discriminator": 1.0},
+        "ordered": 0.5,  # five right samples in steps against a wrong one, all with one score
     }
     assert len(judge.seen) == knowledge.CHOICES
     assert [(text, complete) for _, text, complete in judge.seen[:2]] == [
@@ -101,3 +102,12 @@ def test_measures_of_a_student_that_chooses_the_wrong_style() -> None:
         (SLIPPED, False),
     ]
     assert "discriminator" not in knowledge.measure([ROW], Student, None)["chosen"]
+
+
+def test_only_pairs_of_a_right_and_a_wrong_sample_in_one_style_are_ordered() -> None:
+    texts = [RIGHT["steps"], SLIPPED, RIGHT["story"], RIGHT["steps"]]
+    verdicts = [[language.judge(ASKED, text) for text in group] for group in (texts, texts[2:])]
+    # Of the two right answers in steps the first is above the wrong one, and the last below.
+    assert knowledge.ordered(np.array([[3.0, 2.0, 1.0, 0.0]]), verdicts[:1]) == 0.5
+    assert knowledge.ordered(np.array([[3.0, 2.0, 1.0, 4.0]]), verdicts[:1]) == 1.0
+    assert np.isnan(knowledge.ordered(np.array([[9.0, 8.0]]), verdicts[1:]))

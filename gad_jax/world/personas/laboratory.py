@@ -210,7 +210,7 @@ class Laboratory:
         ]
         network = loading.load_from_run(judge, "discriminator", self.mesh)
         scorer = Scorer(network.config, network.params, network.load_chat(), self.mesh)
-        places = knowledge.best(scorer, rows, groups)
+        places = knowledge.scores(scorer, rows, groups).argmax(axis=1)
         tokens = [group[place] for group, place in zip(drawn.tokens, places, strict=True)]
         ended = [bool(drawn.finished[n, place]) for n, place in enumerate(places)]
         return tokens, ended
