@@ -1,20 +1,35 @@
-"""Files that survive a crash: atomic writes, locks on run directories, cleanup of partial files."""
+"""Files that survive a crash: atomic writes, locks on run directories, cleanup of partial files.
+
+And what a user's words for a place mean.
+"""
 
 import contextlib
 import fcntl
 import itertools
 import json
 import os
+import re
 import socket
 import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import filelock
 
 from gad_jax.base.errors import UserError
+
+
+def from_home(value: Any) -> Any:
+    """Returns text, or each of a tuple, with the home directory for ~/ where a path begins.
+
+    That is at the start, after a comma, and after the = of a name.
+    """
+    if isinstance(value, tuple):
+        return tuple(map(from_home, value))
+    home = os.path.expanduser("~/")
+    return re.sub(r"(^|[,=]\s*)~/", lambda found: found[1] + home, value)
 
 
 @contextlib.contextmanager

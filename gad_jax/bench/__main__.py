@@ -45,7 +45,9 @@ class RolloutBench:
     repeats: int = option(3, "timed repeats, after one that compiles")
     torch: bool = option(True, "also time transformers' generate, if torch is installed")
     gguf: str = option(
-        "", "also time llama.cpp on this GGUF file of the model (package llama-cpp-python)"
+        "",
+        "also time llama.cpp on this GGUF file of the model (package llama-cpp-python)",
+        location=True,
     )
 
     def __post_init__(self) -> None:

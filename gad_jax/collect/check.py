@@ -15,18 +15,24 @@ FAULTS = ("cut", "refused", "empty", "duplicate", "near_duplicate", "overlap", "
 class Check:
     """Which files are checked, against what, and what is written."""
 
-    files: str = option("", "rows as for training; several with commas", positional=True)
-    against: str = option("", "evaluation sets that must not be in the files; several with commas")
+    files: str = option(
+        "", "rows as for training; several with commas", positional=True, location=True
+    )
+    against: str = option(
+        "", "evaluation sets that must not be in the files; several with commas", location=True
+    )
     data: Columns = section(Columns, "columns of the files")
     tokenizer: str = option("", "model whose tokenizer counts; empty: 4 bytes count as a token")
     skip_invalid: bool = option(False, "skip and count malformed rows instead of stopping")
     json: bool = option(False, "print the numbers as JSON")
-    out: str = option("", "JSONL file for the lines that are kept, unchanged")
+    out: str = option("", "JSONL file for the lines that are kept, unchanged", location=True)
     drop: tuple[str, ...] = option(
         FAULTS, "with --out: the faults whose lines are dropped; any of " + ", ".join(FAULTS)
     )
     license: str = option("", "licence of the rows, for the manifest and the dataset card")
-    card: str = option("", "with --out: file for the lines' dataset card, such as README.md")
+    card: str = option(
+        "", "with --out: file for the lines' dataset card, such as README.md", location=True
+    )
     push: str = option(
         "", "with --out: upload the lines with a card to the dataset ORG/NAME of Hugging Face's hub"
     )

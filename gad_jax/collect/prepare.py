@@ -34,14 +34,16 @@ RECIPES = {
 class Prepare:
     """Which set is prepared, and how it is split."""
 
-    out: str = option(dataclasses.MISSING, "directory for the files")
+    out: str = option(dataclasses.MISSING, "directory for the files", location=True)
     recipe: str = option(
         "",
         "lmsys-gpt5: the paper's rows with their responses; lmsys-prompts: the first turns of "
         "LMSYS-Chat-1M-Clean, for a teacher of your own",
         positional=True,
     )
-    source: str = option("", "downloaded file or directory, instead of the hub's dataset")
+    source: str = option(
+        "", "downloaded file or directory, instead of the hub's dataset", location=True
+    )
     heldout: int = option(500, "prompts to hold out", "prompts")
     seed: int = option(0, "seed of the choice of held-out prompts")
     skip_invalid: bool = option(True, "skip and count malformed rows instead of stopping")

@@ -24,9 +24,12 @@ class Collect(RequestSettings):
     prompts: str = option(
         dataclasses.MISSING,
         "JSON, CSV, Parquet, .txt (a prompt per line), a directory or pattern, or hub dataset",
+        location=True,
     )
     out: str = option(
-        dataclasses.MISSING, "JSONL file of responses; those that it holds are not requested again"
+        dataclasses.MISSING,
+        "JSONL file of responses; those that it holds are not requested again",
+        location=True,
     )
     data: Columns = section(Columns, "columns of the prompts' file")
     teacher: str = option(

@@ -16,20 +16,30 @@ class Evaluate(Checked):
     """Which students answer which prompts, and how the answers are compared."""
 
     run: str = option(
-        "", "run whose curves are shown; without --model, its evaluations too", positional=True
+        "",
+        "run whose curves are shown; without --model, its evaluations too",
+        positional=True,
+        location=True,
     )
     model: tuple[str, ...] = option(
-        (), "students, NAME=MODEL or MODEL each, as in gad_jax.generate; the first one is 'before'"
+        (),
+        "students, NAME=MODEL or MODEL each, as in gad_jax.generate; the first one is 'before'",
+        location=True,
     )
     prompts: tuple[str, ...] = option(
         ("bundled:heldout",),
         "prompt sets, NAME=ROWS or ROWS each: rows as for training (:SPLIT if not test), or "
         "Dolly, SelfInst or Vicuna as they are downloaded",
+        location=True,
     )
     data: Columns = section(Columns, "columns of the prompt sets")
-    out: str = option("", "directory to write into; empty: RUN/evaluate, or runs/evaluate")
+    out: str = option(
+        "", "directory to write into; empty: RUN/evaluate, or runs/evaluate", location=True
+    )
     limit: int = option(0, "use only the first prompts of each set; 0: all", "prompts", minimum=0)
-    discriminator: str = option("", "run or one of its steps whose discriminator scores answers")
+    discriminator: str = option(
+        "", "run or one of its steps whose discriminator scores answers", location=True
+    )
     template: Literal["auto", "alpaca", "none"] = option(
         "auto", "wrapper of the instruction; auto: a run's own, none for other models"
     )

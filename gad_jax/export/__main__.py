@@ -18,8 +18,9 @@ class Export:
         dataclasses.MISSING,
         "run directory (its newest checkpoint), or RUN@best, RUN@last, RUN@STEP",
         positional=True,
+        location=True,
     )
-    out: str = option("", "directory to write into; empty: RUN/export")
+    out: str = option("", "directory to write into; empty: RUN/export", location=True)
     part: Literal["all", "student", "discriminator"] = option("all", "which network")
     dtype: Literal["same", "float32", "bfloat16"] = option(
         "same", "of the weights; same: as in the model that the run started from"

@@ -20,9 +20,11 @@ class Generate(Checked):
         "run directory, RUN@best, RUN@STEP, Hugging Face directory, hub id, or a built-in model",
     )
     prompt: str = option("", "one instruction; without prompt and file, you type them")
-    file: str = option("", "JSONL or Parquet rows with messages or prompt, as for training")
+    file: str = option(
+        "", "JSONL or Parquet rows with messages or prompt, as for training", location=True
+    )
     data: Columns = section(Columns, "columns of the file")
-    out: str = option("", "JSONL file for the answers; empty: they are printed")
+    out: str = option("", "JSONL file for the answers; empty: they are printed", location=True)
     template: Literal["auto", "alpaca", "none"] = option(
         "auto", "wrapper of the instruction; auto: that of the run, none for other models"
     )

@@ -74,6 +74,7 @@ class Config(Checked):
         "directory of all that the run writes; an existing run is resumed",
         common=True,
         filled=True,
+        location=True,
     )
     seed: int = option(0, "seed of data order, sampling and the discriminator's head", common=True)
     export: bool = option(

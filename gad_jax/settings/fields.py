@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter
 
+from gad_jax.base import files
 from gad_jax.base.errors import UserError
 from gad_jax.base.numbers import as_float32
 
@@ -76,6 +77,7 @@ def option(
     positional: bool = False,
     common: bool = False,
     filled: bool = False,
+    location: bool = False,
     minimum: Number | None = None,
     above: Number | None = None,
     maximum: Number | None = None,
@@ -86,9 +88,11 @@ def option(
 
     The default `dataclasses.MISSING` makes the option required. A positional option is given by
     its place instead of a flag: `run: str = option(MISSING, "run directory", positional=True)`.
-    A common option is in the short `--help`. A filled text is not empty. The range needs a lower
-    end, `minimum` or `above`. A dataclass that derives from `Checked` enforces both, and `build`
-    does for a value that a user gave. A number is finite, unless inf has a meaning (`infinite`).
+    A common option is in the short `--help`. A filled text is not empty. A location is text with
+    paths, in which `build` replaces ~/, as a shell does not in `--out=~/runs`. The range needs a
+    lower end, `minimum` or `above`. A dataclass that derives from `Checked` enforces both, and
+    `build` does for a value that a user gave. A number is finite, unless inf has a meaning
+    (`infinite`).
     """
     bounded = any(end is not None for end in (minimum, above, maximum, below))
     metadata = {
@@ -97,6 +101,7 @@ def option(
         "positional": positional,
         "common": common,
         "filled": filled,
+        "location": location,
         "bounds": Bounds(minimum, above, maximum, below) if bounded else None,
         "infinite": infinite,
     }
@@ -228,6 +233,8 @@ def build(kind: type[T], given: Mapping[str, Given], instance: Any = None, prefi
             value = build(typing.cast(Any, hint), given, value, f"{path}.")
         elif path in given:
             value = given[path].value
+            if field.metadata.get("location"):
+                value = files.from_home(value)
         elif value is MISSING:
             leaf = Leaf(path, hint, value, field.metadata, common=False)
             raise UserError(f"{leaf.flag} is needed: {field.metadata['help']}")

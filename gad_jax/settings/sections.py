@@ -74,12 +74,14 @@ class Data(Checked):
         "two, by shares of the prompts",
         common=True,
         filled=True,
+        location=True,
     )
     heldout: str = option(
         "bundled:heldout",
         "rows for evaluation; 5% or 200: so many of the training prompts, which are then not "
         "trained on; empty: none",
         common=True,
+        location=True,
     )
     heldout_seed: int = option(
         0, "seed that chooses the prompts of --data.heldout=5% or 200", minimum=0

@@ -27,7 +27,7 @@ class Toy:
     discriminator_learning_rate: float = option(10.0, "of the table of scores (SGD)")
     seed: int = option(0, "seed of the sampling", minimum=-(2**31), maximum=2**32 - 1)
     figure: str = option(
-        "runs/toy.png", "image to write: png, svg or pdf by its suffix; empty: none"
+        "runs/toy.png", "image to write: png, svg or pdf by its suffix; empty: none", location=True
     )
 
     def __post_init__(self) -> None:

@@ -20,11 +20,15 @@ from gad_jax.world.methods import METHODS
 class World:
     """How large the experiment is."""
 
-    out: str = option("runs/world", "directory for everything; the same command resumes there")
+    out: str = option(
+        "runs/world", "directory for everything; the same command resumes there", location=True
+    )
     seeds: int = option(5, "repetitions, each with its own world, student and order", "seeds")
     first_seed: int = option(0, "the first of the seeds")
     methods: str = option("all", f"comma-separated, of {', '.join(METHODS)}; or all")
-    training: str = option("world", "configuration of the runs, as --config of gad_jax.train")
+    training: str = option(
+        "world", "configuration of the runs, as --config of gad_jax.train", location=True
+    )
     flags: str = option("", "more flags of the runs, separated by spaces")
     variant: str = option(
         "style",

@@ -8,6 +8,7 @@ import pytest
 from gad_jax.base.errors import UserError
 from gad_jax.base.files import (
     clear_partials,
+    from_home,
     hold,
     irregular,
     lock_file,
@@ -29,6 +30,15 @@ def main():
     return 0
 sys.exit(run_guarded(main))
 """
+
+
+def test_the_home_directory_is_found_where_a_path_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert from_home("~/runs/a") == "/home/me/runs/a"
+    assert from_home("~/a.jsonl=0.7, ~/b.jsonl=0.3") == "/home/me/a.jsonl=0.7, /home/me/b.jsonl=0.3"
+    assert from_home(("own=~/runs/a@best", "b")) == ("own=/home/me/runs/a@best", "b")
+    for kept in ("", "~", "a/~/b", "~other/a", "org/name~/", "a b ~/c"):
+        assert from_home(kept) == kept
 
 
 def test_a_second_run_on_a_directory_is_refused_and_a_dead_one_replaced(tmp_path: Path) -> None:

@@ -101,6 +101,17 @@ def test_flat_settings_with_a_positional_argument() -> None:
     assert read("--out=b", "runs/a", "--limit=none", "--sizes=", kind=Small).limit is None
 
 
+def test_a_location_may_begin_at_home_and_other_text_stays(
+    write: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    write("run_dir: ~/runs/a\ntracking:\n  name: ~/name\n")
+    config = read("--config=c.yaml", "--data.train=~/a.jsonl")
+    assert config.run_dir == "/home/me/runs/a"
+    assert config.data.train == "/home/me/a.jsonl"
+    assert config.tracking.name == "~/name"
+
+
 # Printing
 
 

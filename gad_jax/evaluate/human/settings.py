@@ -10,13 +10,17 @@ from gad_jax.settings.fields import FieldError, option
 class Human:
     """Which answers people vote on, and the port of the page."""
 
-    answers: str = option("", "a run, or a directory that gad_jax.evaluate wrote", positional=True)
+    answers: str = option(
+        "", "a run, or a directory that gad_jax.evaluate wrote", positional=True, location=True
+    )
     students: tuple[str, ...] = option(
         (), "the two to compare, one may be 'teacher'; empty: the last and the first"
     )
     prompts: str = option("", "name of the prompt set; empty: all of them")
     limit: int = option(0, "vote only on the first prompts of each set; 0: all", "prompts")
-    votes: str = option("", "file of votes; empty: votes.jsonl in the directory of the answers")
+    votes: str = option(
+        "", "file of votes; empty: votes.jsonl in the directory of the answers", location=True
+    )
     port: int = option(8765, "port of the page, which only this computer can reach; 0: a free one")
     seed: int = option(
         0, "seed for the order of prompts and sides, which differs between annotators"

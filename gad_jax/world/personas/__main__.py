@@ -42,7 +42,10 @@ class Personas(Checked):
     """How large the experiment is."""
 
     out: str = option(
-        "runs/personas", "directory for everything; the same command resumes there", filled=True
+        "runs/personas",
+        "directory for everything; the same command resumes there",
+        filled=True,
+        location=True,
     )
     small: bool = option(False, "a trial, too small for conclusions")
     methods: str = option(
@@ -58,19 +61,25 @@ class Personas(Checked):
         "smollm2-135m-instruct", "the teacher's network and the student's, a model", filled=True
     )
     personas: str = option(
-        "", "JSON Lines file of hidden prompts (name, share, system); empty: three built-in ones"
+        "",
+        "JSON Lines file of hidden prompts (name, share, system); empty: three built-in ones",
+        location=True,
     )
     teacher_temperature: float = option(
         0.7, "sampling temperature of the teacher, part of its distribution", minimum=0.01
     )
-    prompts: str = option("", "rows with prompts, as for training; empty: the bundled ones")
+    prompts: str = option(
+        "", "rows with prompts, as for training; empty: the bundled ones", location=True
+    )
     data: Columns = section(Columns, "columns of the file with prompts")
     train_prompts: int = _size("train_prompts", "prompts of training", "prompts")
     answers: int = _size("answers", "teacher answers to each of them", "answers")
     heldout: int = _size("heldout", "other prompts, for the measurement", "prompts")
     samples: int = _size("samples", "answers of student and teacher to each of those", "answers")
     max_new_tokens: int = _size("max_new_tokens", "longer answers are cut, all of them", "tokens")
-    training: str = option("personas", "configuration of the runs, as --config of gad_jax.train")
+    training: str = option(
+        "personas", "configuration of the runs, as --config of gad_jax.train", location=True
+    )
     flags: str = option("", "more flags of all runs, separated by spaces")
 
     def __post_init__(self) -> None:
