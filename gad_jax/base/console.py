@@ -59,7 +59,7 @@ def start_logs(information: bool = False) -> None:
     verbose = verbosity.verbose()
     level = logging.INFO if verbose or (information and not verbosity.quiet()) else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", handlers=[LogHandler()])
-    for noisy in () if verbose else ("jax", "orbax", "httpx", "huggingface_hub"):
+    for noisy in () if verbose else ("jax", "orbax", "httpx", "httpx2", "huggingface_hub"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

@@ -67,7 +67,14 @@ class Responder:
 
     def ask(self, conversations: Sequence[Conversation]) -> list[list[Answer]]:
         """Returns the answers to each conversation, with their thoughts. Raises as a call does."""
+        if not conversations:
+            return []
         prompts = self.encode(conversations)
+        if self.longest_prompt < 1:
+            raise UserError(
+                f"--max_new_tokens={self.program.max_new_tokens} leaves no room for a prompt in "
+                f"the model's {self.config.max_positions} positions; lower it"
+            )
         for prompt in prompts:
             if len(prompt) > self.longest_prompt:
                 raise UserError(

@@ -88,7 +88,11 @@ class Reward(Checked):
         super().__post_init__()
         terms = self.terms
         # One text for the same terms: a run resumes however they are written.
-        written = (t.source + ("" if t.weight == 1 else f"={show(t.weight)}") for t in terms)
+        # A path with an = keeps its weight of 1, or the path's end would be read as a weight.
+        written = (
+            t.source + ("" if t.weight == 1 and "=" not in t.source else f"={show(t.weight)}")
+            for t in terms
+        )
         object.__setattr__(self, "extra", tuple(written))
         if not terms:
             self._refuse_unused()
@@ -206,7 +210,7 @@ def _read(text: str) -> Term:
         raise FieldError(
             "extra",
             f"extra: {weight.strip()!r} is no weight of {source}; write a number, as in "
-            f"{source or 'length'}=0.5",
+            f"{source or 'length'}=0.5; behind a path that has an =, write =1",
         )
     if source in RULES:
         return Term(source, "rule", source, value)

@@ -244,7 +244,8 @@ def _is_utf8(body: bytes) -> bool:
 
 def read_usage(usage: Any) -> Usage | None:
     """Returns what a reply says that it used, by the names of any API; None if nothing is
-    readable. A count that is missing follows from the total."""
+    readable. A count that is missing follows from the total, and so do the tokens of thoughts that
+    an API counts there alone."""
     if not isinstance(usage, dict):
         return None
     prompt, completion = _count(usage, _PROMPT_TOKENS), _count(usage, _COMPLETION_TOKENS)
@@ -253,6 +254,8 @@ def read_usage(usage: Any) -> Usage | None:
         prompt += sum(_count(usage, (name,)) or 0 for name in _CACHED)
     if prompt is not None and completion is None and total is not None and total > prompt:
         completion = total - prompt
+    if prompt is not None and completion is not None and total is not None:
+        completion = max(completion, total - prompt)
     if completion is not None and prompt is None and total is not None and total > completion:
         prompt = total - completion
     return None if prompt is None and completion is None else Usage(prompt, completion)

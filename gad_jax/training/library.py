@@ -294,4 +294,14 @@ def _conversations(prompts: Sequence[Prompt]) -> list[list[dict[str, str]]]:
     if isinstance(prompts, str):
         raise UserError("prompts is one text; give a list of prompts")
     asked = [[{"role": "user", "content": x}] if isinstance(x, str) else x for x in prompts]
+    for conversation in asked:
+        if not isinstance(conversation, Sequence) or not all(map(_is_message, conversation)):
+            raise UserError(
+                f"a prompt is {conversation!r}; give a text, or a list of messages as "
+                '[{"role": "user", "content": "…"}]'
+            )
     return [[dict(message) for message in conversation] for conversation in asked]
+
+
+def _is_message(message: Any) -> bool:
+    return isinstance(message, Mapping) and isinstance(message.get("content"), str)

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from gad_jax.base import files
 from gad_jax.base.errors import UserError
 from gad_jax.training import restoring
 from gad_jax.training.retention import Retention
@@ -34,13 +35,14 @@ def is_run(path: str | Path) -> bool:
 def parse(name: str | Path) -> Named:
     """Returns what a name says, whether or not there is such a run.
 
-    A directory whose name has an '@' is taken as it is. Raises UserError for RUN@ and something
-    else.
+    A directory whose name has an '@' is taken as it is, and ~/ is the home directory. Raises
+    UserError for RUN@ and something else.
     """
-    path = Path(name)
+    text = files.from_home(str(name))
+    path = Path(text)
     if path.parent.name == "checkpoints" and path.name.isdigit():
         return Named(path.parent.parent, str(int(path.name)))
-    run, at, which = str(name).rpartition("@")
+    run, at, which = text.rpartition("@")
     if not at or path.exists():
         return Named(path, "last")
     if which in ("best", "last") or re.fullmatch("[0-9]+", which):

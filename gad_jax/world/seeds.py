@@ -168,9 +168,9 @@ class _Seed:
     def _measure_knowledge(self, name: str) -> None:
         """Measures what a method's student knows, unless that is done."""
         result = self.place / f"{name}-knowledge.json"
-        if self.stop.requested or result.exists():
-            return
         judge = self.place / JUDGE if JUDGE in self.world.chosen else None
+        if self.stop.requested or _is_known(result, judge):
+            return
         with self.lock:
             found = answers.measure_knowledge(
                 self.place / name, judge, self.place / "heldout.jsonl", self.number
@@ -201,3 +201,10 @@ class _Seed:
         return runs.train(
             flags, self.place / f"{name}.log", self.stop, f"seed {self.number}, {name}"
         )
+
+
+def _is_known(result: Path, judge: Path | None) -> bool:
+    """Returns whether a file has what a student knows; GAD may have been added since."""
+    if not result.exists():
+        return False
+    return judge is None or "discriminator" in json.loads(result.read_text("utf-8"))["chosen"]

@@ -32,6 +32,9 @@ def test_terms_have_names_and_weights() -> None:
     assert Reward(extra=("a=b/c.py:length=2",)).terms[0] == (
         *("length", "function", "a=b/c.py:length", 2.0),
     )
+    one = Reward(extra=("lr=3/c.py:length=1",))  # its text is read again, also by a resumed run
+    assert one.terms == Reward(extra=one.extra).terms
+    assert one.terms[0] == Term("length", "function", "lr=3/c.py:length", 1.0)
     alike = ("a/r.py:f", "b/c/r.py:f", "d/c/r.py:f", "r.py:f", "length")
     names = [term.name for term in Reward(extra=alike).terms]
     assert names == ["a.r.f", "b.c.r.f", "d.c.r.f", "r.f", "length"]

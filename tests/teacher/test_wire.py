@@ -69,6 +69,9 @@ def test_a_bad_response_is_named_and_not_quoted(content: bytes, says: str) -> No
         ({"prompt_tokens": 5.0, "completion_tokens": 3.2}, (5, 4)),
         ({"prompt_tokens": "5", "completion_tokens": "4"}, (5, 4)),
         ({"promptTokenCount": 5, "candidatesTokenCount": 4}, (5, 4)),
+        # Thoughts that are in the total alone.
+        ({"prompt_tokens": 5, "completion_tokens": 4, "total_tokens": 109}, (5, 104)),
+        ({"prompt_tokens": 5, "completion_tokens": 4, "total_tokens": 8}, (5, 4)),
     ],
 )
 def test_any_usage_is_read_as_far_as_it_can_be(usage: Any, counts: Any) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import pytest
 
+import gad_jax
 from gad_jax import Discriminator, Run, Student, write_rows
 from gad_jax.base.errors import UserError
 from gad_jax.models import families
@@ -175,6 +176,11 @@ def test_an_export_is_pushed_where_it_is_asked_for(names, monkeypatch, capsys):
 def test_mistakes_are_named(place):
     with pytest.raises(UserError, match="prompts is one text; give a list"):
         Student("random-tiny").generate("Why?")
+    with pytest.raises(UserError, match=r"a prompt is .*; give a text, or a list of messages"):
+        Student("random-tiny").generate([[{"role": "user"}]])
+    with pytest.raises(gad_jax.UserError, match="max_new_tokens=100000 leaves no room for a prom"):
+        Student("random-tiny").generate(["Why?"], max_new_tokens=100000)
+    assert Student("random-tiny").generate([]) == []
     with pytest.raises(UserError, match="is not a run directory"):
         Discriminator("runs/none")
     with pytest.raises(UserError, match="--nothing: Config has no field"):

@@ -34,6 +34,12 @@ def test_each_way_to_name_a_checkpoint(run: Path) -> None:
     assert list(selection.read_records(run / "checkpoints")) == [1, 2, 3]
 
 
+def test_a_run_in_the_home_directory(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(run.parent))
+    assert selection.parse("~/run@3") == (run, "3")
+    assert selection.names_run("~/run")
+
+
 def test_a_directory_may_have_an_at_in_its_name(run: Path) -> None:
     other = run.rename(run.with_name("run@best"))
     assert selection.parse(other) == (other, "last")

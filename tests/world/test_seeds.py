@@ -53,7 +53,12 @@ def test_methods_are_trained_judged_and_compared(
     assert (out / "results.png").read_bytes().startswith(b"\x89PNG")
 
     # a second run repeats nothing, and results of other settings are refused
+    known = out / "seed-0" / "seqkd-knowledge.json"
+    found = json.loads(known.read_text())
+    del found["chosen"]["discriminator"]  # as if GAD had been added since
+    known.write_text(json.dumps(found))
     assert world.main(list(flags)) == 0
+    assert "discriminator" in json.loads(known.read_text())["chosen"]
     printed = capfd.readouterr().out
     assert "warm start" in printed
     assert "seed 0, seqkd:" not in printed

@@ -52,8 +52,14 @@ def _texts(path: Path, lines: Iterator[bytes | Invalid]) -> Iterator[str]:
 
 def _delimiter(line: str) -> str:
     """Returns what separates the names; Excel writes semicolons in many countries."""
-    counts = {one: len(next(csv.reader([line], delimiter=one), [])) for one in _DELIMITERS}
-    return max(_DELIMITERS, key=lambda one: counts[one])
+
+    def names(delimiter: str) -> int:
+        try:
+            return len(next(csv.reader([line], delimiter=delimiter), []))
+        except csv.Error:  # `_names` says so
+            return 0
+
+    return max(_DELIMITERS, key=names)
 
 
 def _names(path: Path, reader: Iterator[list[str]]) -> list[str]:
@@ -61,7 +67,8 @@ def _names(path: Path, reader: Iterator[list[str]]) -> list[str]:
         names = [name.strip() for name in next(reader, [])]
     except csv.Error as error:
         raise UserError(
-            f"{path}: the line of names is no CSV ({error}); correct the file"
+            f"{path}: the line of names is no CSV ({error}); correct the file, or save it with the "
+            "line ends of Windows or Unix if they are those of an old Macintosh"
         ) from error
     twice = [name for name in names if names.count(name) > 1]
     if twice:

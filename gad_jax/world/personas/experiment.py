@@ -167,9 +167,16 @@ class Seed:
         path = self._path(entry, ".json")
         if not path.exists():
             return False
-        if json.loads(path.read_text("utf-8"))["flags"] != [*entry.flags]:
+        found = json.loads(path.read_text("utf-8"))
+        if found["flags"] != [*entry.flags]:
             raise UserError(
                 f"{path} is of other flags than {' '.join(entry.flags)}; remove it and "
+                f"{self._path(entry)}, or choose another --out"
+            )
+        if found.get("built_on", _built_on(entry)) != _built_on(entry):
+            raise UserError(
+                f"{path} is built on {' and '.join(found['built_on'])}, and the methods now name "
+                f"{' and '.join(_built_on(entry))} for that; remove all that begins with "
                 f"{self._path(entry)}, or choose another --out"
             )
         return True
@@ -227,7 +234,12 @@ class Seed:
             found = self.laboratory.measure(policy, answers, responses, self.number, shown)
         cost = compute.of_run(self._path(entry), self._mean_tokens()) if entry.trains else {}
         text = json.dumps(
-            {"prompts": found, "flags": [*entry.flags], "cost": compute.NOTHING | cost}
+            {
+                "prompts": found,
+                "flags": [*entry.flags],
+                "built_on": _built_on(entry),
+                "cost": compute.NOTHING | cost,
+            }
         )
         files.write_atomic(self._path(entry, ".json"), text + "\n")
         minutes = (time.monotonic() - started) / 60
@@ -267,3 +279,8 @@ class Seed:
         flags = run_flags(self.settings, entry, self._path(entry), start, rows, self.number)
         name = f"seed {self.number}, {entry.name}"
         return runs.train(flags, self._path(entry, ".log"), self.stop, name)
+
+
+def _built_on(entry: Entry) -> list[str]:
+    """Returns the entries whose student and discriminator an entry takes."""
+    return [name for name in (entry.start, entry.judge) if name]

@@ -97,3 +97,9 @@ def test_json_with_the_wrong_ending(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text('{"prompt": "x", "response": "y"}\n')
     assert len(sources.read(path)) == 1
+
+
+def test_line_ends_of_an_old_macintosh_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"prompt,response\ra,b\rc,d\r")
+    with pytest.raises(UserError, match=r"is no CSV .* old Macintosh"):
+        sources.read(tmp_path / "a.csv")

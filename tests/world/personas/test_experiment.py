@@ -140,6 +140,12 @@ def test_methods_are_trained_measured_and_compared(
         path.write_text(json.dumps(json.loads(kept) | {name: "0"}))
         assert f"has results of {what}" in refused(command_line.main, *flags)
         path.write_text(kept)
+    chosen = place / "best_of_8.json"
+    kept = chosen.read_text()
+    chosen.write_text(json.dumps(json.loads(kept) | {"built_on": ["seqkd@1e-4", "gad"]}))
+    said = refused(command_line.main, *flags)
+    assert "is built on seqkd@1e-4 and gad, and the methods now name seqkd@1e-3 and gad" in said
+    chosen.write_text(kept)
     result = place / "gad.json"
     result.write_text(json.dumps(json.loads(result.read_text()) | {"flags": ["--stage=gad"]}))
     assert "is of other flags than --stage=warmup,gad; remove" in refused(command_line.main, *flags)
