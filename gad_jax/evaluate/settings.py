@@ -22,9 +22,7 @@ class Evaluate(Checked):
         location=True,
     )
     model: tuple[str, ...] = option(
-        (),
-        "students, NAME=MODEL or MODEL each, as in gad_jax.generate; the first one is 'before'",
-        location=True,
+        (), "students, NAME=MODEL or MODEL each, as in gad_jax.generate; the first one is 'before'"
     )
     prompts: tuple[str, ...] = option(
         ("bundled:heldout",),
@@ -37,9 +35,7 @@ class Evaluate(Checked):
         "", "directory to write into; empty: RUN/evaluate, or runs/evaluate", location=True
     )
     limit: int = option(0, "use only the first prompts of each set; 0: all", "prompts", minimum=0)
-    discriminator: str = option(
-        "", "run or one of its steps whose discriminator scores answers", location=True
-    )
+    discriminator: str = option("", "run or one of its steps whose discriminator scores answers")
     template: Literal["auto", "alpaca", "none"] = option(
         "auto", "wrapper of the instruction; auto: a run's own, none for other models"
     )

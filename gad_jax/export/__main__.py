@@ -18,7 +18,6 @@ class Export:
         dataclasses.MISSING,
         "run directory (its newest checkpoint), or RUN@best, RUN@last, RUN@STEP",
         positional=True,
-        location=True,
     )
     out: str = option("", "directory to write into; empty: RUN/export", location=True)
     part: Literal["all", "student", "discriminator"] = option("all", "which network")

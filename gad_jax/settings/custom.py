@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class Custom(Stage):
     """A stage whose steps are taken by a function of yours."""
 
-    step: str = option("", "the function: FILE.py:FUNCTION or MODULE:FUNCTION", location=True)
+    step: str = option("", "the function: FILE.py:FUNCTION or MODULE:FUNCTION")
     rollout: bool = option(True, "the student answers the prompts of each step")
     reference: bool = option(
         False, "the state holds the student's weights at the stage's start, as `reference`"

@@ -252,10 +252,8 @@ def read_usage(usage: Any) -> Usage | None:
     total = _count(usage, _TOTAL)
     if prompt is not None and "input_tokens" in usage:
         prompt += sum(_count(usage, (name,)) or 0 for name in _CACHED)
-    if prompt is not None and completion is None and total is not None and total > prompt:
-        completion = total - prompt
-    if prompt is not None and completion is not None and total is not None:
-        completion = max(completion, total - prompt)
+    if prompt is not None and total is not None and total > prompt:
+        completion = max(completion or 0, total - prompt)
     if completion is not None and prompt is None and total is not None and total > completion:
         prompt = total - completion
     return None if prompt is None and completion is None else Usage(prompt, completion)

@@ -73,8 +73,7 @@ class Network:
 def load_student(name: str, mesh: Mesh) -> Network:
     """Returns the student called `name`: a model as in `--student.path`, a run, or one of its
     steps (`selection.WAYS`). Raises UserError for a name that is none of these."""
-    named = selection.parse(name)
-    if selection.is_run(named.run) or named.run != Path(name):
+    if selection.means_run(name):
         return load_from_run(name, "generator", mesh)
     directory = source.resolve(name)
     config, params = weights.load(directory, mesh)

@@ -65,7 +65,7 @@ def find(config: Config, run: Path) -> Origins:
                 found[part] = _find(part, name, run)
             except UserError as error:
                 raise UserError(f"{FLAGS[part]}={name}: {error}") from error
-        elif name and named.run != Path(name):
+        elif name and selection.means_run(name):
             raise UserError(
                 f"{FLAGS[part]}={name}: {named.run} is not a run directory: it has no config.yaml; "
                 "name a --run_dir of train"

@@ -57,6 +57,12 @@ def names_run(name: str | Path) -> bool:
     return is_run(parse(name).run)
 
 
+def means_run(name: str | Path) -> bool:
+    """Returns whether a name is that of a run, or says which checkpoint of one, there or not."""
+    run = parse(name).run
+    return is_run(run) or run != Path(files.from_home(str(name)))
+
+
 def step(named: Named) -> int | None:
     """Returns the step that is named; None for the newest one.
 

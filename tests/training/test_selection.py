@@ -38,6 +38,9 @@ def test_a_run_in_the_home_directory(run: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("HOME", str(run.parent))
     assert selection.parse("~/run@3") == (run, "3")
     assert selection.names_run("~/run")
+    (run.parent / "model").mkdir()
+    meant = {"~/run": True, "~/none@3": True, "~/model": False, "org/name": False}
+    assert {name: selection.means_run(name) for name in meant} == meant
 
 
 def test_a_directory_may_have_an_at_in_its_name(run: Path) -> None:

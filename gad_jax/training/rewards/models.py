@@ -50,9 +50,9 @@ def networks(
 
 
 def _network(path: str, read: Callable[[str], DecoderConfig]) -> DecoderConfig:
-    named = selection.parse(path)
-    if _is_of_run(path):
-        judge = state.network_configs(loading.settings_of(named.run), read)[1]
+    if selection.means_run(path):
+        run = selection.parse(path).run
+        judge = state.network_configs(loading.settings_of(run), read)[1]
         return dataclasses.replace(judge.merged, score_heads=1)  # the mean of its heads
     network = read(path)
     if network.head != "score":
@@ -61,11 +61,6 @@ def _network(path: str, read: Callable[[str], DecoderConfig]) -> DecoderConfig:
             "such as the export/discriminator of a run"
         )
     return network
-
-
-def _is_of_run(path: str) -> bool:
-    named = selection.parse(path)
-    return selection.is_run(named.run) or named.run != Path(path)
 
 
 def _computing(network: DecoderConfig, dtype: str) -> DecoderConfig:
@@ -107,7 +102,7 @@ class Model:
 def _load(
     path: str, config: Config, dtype: str, chat: Chat, mesh: Mesh
 ) -> tuple[DecoderConfig, Params, str]:
-    if _is_of_run(path):
+    if selection.means_run(path):
         taken = loading.load_from_run(path, "discriminator", mesh)
         network, identity = taken.config, taken.origin
         _check(path, taken.tokenizer, network, config, chat)
