@@ -1,6 +1,5 @@
 """The programs of a run as calls: compiled functions with the shapes of what they are given."""
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -15,16 +14,18 @@ from gad_jax.distributed import devices, sharding
 from gad_jax.distributed.mesh import data_shards
 from gad_jax.models import adapters
 from gad_jax.models.config import DecoderConfig
-from gad_jax.plan.workload import Workload
+from gad_jax.plan.workload import Workload, lengths_of
 from gad_jax.rollout import engine, memory, prefill, ring
 from gad_jax.rollout.queue import cache_capacity, fewer_slots, make_queue
 from gad_jax.rollout.ring import DecodeCopy
-from gad_jax.rollout.sampling import Sampler
-from gad_jax.settings import baselines
+from gad_jax.rollout.sampling import GREEDY, Sampler
 from gad_jax.settings.config import Config
 from gad_jax.training import bases, footprint, state
 from gad_jax.training.rewards import models
-from gad_jax.types import Frozen, PackedRows, Params, Replay, TrainState
+from gad_jax.types import Frozen, PackedRows, Replay, TrainState
+
+ESTIMATED = 0.8
+"""A program that by arithmetic takes this share of the most may take the most."""
 
 
 class Call(NamedTuple):
@@ -85,8 +86,12 @@ def of_run(
         if stage == "rejection":
             calls.append(_scoring(program, start, rows["samples"], frozen))
         # Once, with the last stage's state, which is the largest.
-        if baselines.most_samples(config) and stage == config.stages[-1]:
-            calls += _rollout(config, program.generator, start, frozen, mesh, work)
+        if stage == config.stages[-1]:
+            close = _may_be_largest(config, networks, mesh, work, rewarding)
+            decoders = footprint.decoders(config, program.generator, work.prompts)
+            for name, network, limits in decoders:
+                if name == "rollout" or close:
+                    calls += _decoding(config, name, network, limits, shapes, mesh, work.iterations)
         for call in calls:
             yield call._replace(held=paying | call.held)
 
@@ -176,38 +181,51 @@ def _extra(config: Config, mesh: Mesh) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, "float32", sharding=everywhere)
 
 
-def _rollout(
+def _may_be_largest(
     config: Config,
-    network: DecoderConfig,
-    start: TrainState,
-    frozen: Frozen,
+    networks: tuple[DecoderConfig, DecoderConfig],
     mesh: Mesh,
     work: Workload,
+    rewarding: models.Networks,
+) -> bool:
+    """Returns whether an evaluation may take the most memory of the run, by arithmetic. Otherwise
+    it is not worth its compile. Rollouts are estimated as evaluations are."""
+    most = dict.fromkeys(("evaluation", "rollout", "others"), 0)
+    for need in footprint.needs(config, networks, mesh, lengths_of(work), rewarding):
+        kind = need.program.partition(": ")[0]
+        kind = kind if kind in most else "others"
+        most[kind] = max(most[kind], need.total)
+    return most["evaluation"] > max(most["rollout"], ESTIMATED * most["others"])
+
+
+def _decoding(
+    config: Config,
+    name: str,
+    network: DecoderConfig,
+    limits: memory.Limits,
+    shapes: Given,
+    mesh: Mesh,
+    iterations: int,
 ) -> list[Call]:
-    """Returns the calls of a rollout: the decode copy of the weights, prefill, the decode loop."""
-    settings = engine.RolloutProgram(
-        samples=baselines.most_samples(config),
-        max_new_tokens=config.rollout.max_new_tokens,
-        end_tokens=(0,),
-        pad_token=0,
-        sampler=Sampler(config.rollout.temperature, config.rollout.top_k, config.rollout.top_p),
-        slots=config.rollout.slots,
-        longest=config.longest,
-        resizes=config.rollout.resize,
-    )
-    packed, rows, queue = _abstract_queue(settings, mesh, work)
+    """Returns the calls of a rollout or an evaluation: the decode copy of the weights, prefill, the
+    decode loop, which runs so many `iterations`."""
+    _, start, frozen, _ = shapes
+    settings = _program(config, limits, greedy=name == "evaluation")
+    packed, rows, queue = _abstract_queue(settings, mesh, limits.prompts)
     generator = adapters.join(frozen.generator, start.generator)
     resident = devices.device_bytes((start._replace(generator=None), frozen.discriminator))
 
-    def shapes(function: Callable[..., Any], *arguments: Any) -> Any:
+    def shapes_of(function: Callable[..., Any], *arguments: Any) -> Any:
         return sharding.with_shardings(jax.eval_shape(function, *arguments), mesh)
 
-    weights = shapes(lambda p: prefill.decode_copy(network, p), generator)
-    prompts = shapes(lambda p, *r: prefill.prefill(network, p, packed.size, *r), generator, *rows)
+    weights = shapes_of(lambda p: prefill.decode_copy(network, p), generator)
+    prompts = shapes_of(
+        lambda p, *r: prefill.prefill(network, p, packed.size, *r), generator, *rows
+    )
     samples = packed.prompts_per_shard * settings.samples
     slots = min(settings.slots or memory.default_slots(), samples)
     capacity = cache_capacity(packed.longest + settings.max_new_tokens, settings.longest)
-    cache = shapes(lambda: engine.start(network, settings, slots, capacity, samples))
+    cache = shapes_of(lambda: engine.start(network, settings, slots, capacity, samples))
     fewer = fewer_slots(slots) if settings.resizes else 0
     sampling = (network, settings, capacity, fewer, weights, prompts, queue, start.key, cache)
     held: dict[str, Any] = {"generator": generator}
@@ -215,19 +233,32 @@ def _rollout(
     copied = held | {"decode copy": devices.device_bytes(weights) - shared}
     sampled = copied | {"prompt KV cache": prompts, "KV cache": cache}
     tokens = (network, generator, packed.size, *rows)
-    loop = {"iterations": work.iterations // settings.steps, "steps": settings.steps}
+    loop = {"iterations": iterations // settings.steps, "steps": settings.steps}
     read = (ring.read_by_step(weights), cache.ring)
-    calls = [
-        _reshard(network, generator, weights, copied, resident),
-        Call("rollout: prefill", prefill.prefill, tokens, copied, resident),
-        Call("rollout: decode", engine.decode, sampling, sampled, resident, **loop, read=read),
+    return [
+        _reshard(name, network, generator, weights, copied, resident),
+        Call(f"{name}: prefill", prefill.prefill, tokens, copied, resident),
+        Call(f"{name}: decode", engine.decode, sampling, sampled, resident, **loop, read=read),
     ]
-    if network.decode_weights != "auto" and config.data.heldout:
-        calls.append(_evaluation(calls[-1], generator, mesh))
-    return calls
+
+
+def _program(config: Config, limits: memory.Limits, *, greedy: bool) -> engine.RolloutProgram:
+    rollout = config.rollout
+    sampler = Sampler(rollout.temperature, rollout.top_k, rollout.top_p)
+    return engine.RolloutProgram(
+        samples=limits.samples,
+        max_new_tokens=limits.max_new_tokens,
+        end_tokens=(0,),
+        pad_token=0,
+        sampler=GREEDY if greedy else sampler,
+        slots=limits.slots,
+        longest=limits.longest,
+        resizes=rollout.resize,
+    )
 
 
 def _reshard(
+    name: str,
     network: DecoderConfig,
     generator: Any,
     weights: DecodeCopy,
@@ -235,7 +266,7 @@ def _reshard(
     resident: int,
 ) -> Call:
     """Returns the program that makes the decode copy, of merged adapters that of the last layer."""
-    name = "rollout: reshard"
+    name = f"{name}: reshard"
     made = copied | {"decode copy": 0}
     if network.lora is None:
         return Call(name, prefill.whole_copy, (network, generator), made, resident)
@@ -248,26 +279,11 @@ def _reshard(
     return Call(name, prefill.merged_layer, (network, layers, number), made, resident)
 
 
-def _evaluation(decode: Call, generator: Params, mesh: Mesh) -> Call:
-    """Returns the decode loop of an evaluation, which reads no rounded weights."""
-    network, settings, capacity, fewer, _, *others = decode.arguments
-    plain = dataclasses.replace(network, decode_weights="auto")
-    weights = jax.eval_shape(lambda p: prefill.decode_copy(plain, p), generator)
-    weights = sharding.with_shardings(weights, mesh)
-    shared = devices.device_bytes(prefill.shared(plain, generator))
-    return decode._replace(
-        name="evaluation: decode",
-        arguments=(plain, settings, capacity, fewer, weights, *others),
-        held=decode.held | {"decode copy": devices.device_bytes(weights) - shared},
-        read=(ring.read_by_step(weights), decode.read[1]),
-    )
-
-
 def _abstract_queue(
-    settings: engine.RolloutProgram, mesh: Mesh, work: Workload
+    settings: engine.RolloutProgram, mesh: Mesh, lengths: np.ndarray
 ) -> tuple[Any, Any, Any]:
     """Returns the packed prompts, and the shapes of their rows and queue on the mesh."""
-    prompts = [np.zeros(length, np.int32) for length in work.prompts]
+    prompts = [np.zeros(length, np.int32) for length in lengths]
     limits = np.full(len(prompts), settings.max_new_tokens)
     packed = make_queue(prompts, np.arange(len(prompts)), limits, data_shards(mesh))
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from gad_jax.base.errors import UserError
@@ -20,7 +19,7 @@ from gad_jax.plan import duration, estimate, report
 from gad_jax.plan.duration import Duration
 from gad_jax.plan.estimate import Step
 from gad_jax.plan.report import USABLE, Plan
-from gad_jax.plan.workload import Workload
+from gad_jax.plan.workload import Workload, lengths_of
 from gad_jax.settings.operation import Mesh as MeshSettings
 from gad_jax.training import footprint, levers
 from gad_jax.training.footprint import Lengths, Need, Networks
@@ -81,11 +80,6 @@ def usable(name: str) -> float:
 def on_one(settings: "PlanCommand") -> "PlanCommand":
     """Returns the run on one device."""
     return dataclasses.replace(settings, mesh=MeshSettings(1, 1, 1))
-
-
-def lengths_of(work: Workload) -> Lengths:
-    """Returns the lengths of a planned step, with a teacher's response like the first sample."""
-    return Lengths(work.prompts, np.concatenate([work.responses[:, :1], work.responses], axis=1))
 
 
 def choose(

@@ -15,6 +15,7 @@ from gad_jax.rollout.sampling import Sampler
 from gad_jax.rollout.slots import default_steps
 from gad_jax.settings import baselines
 from gad_jax.settings.config import Config
+from gad_jax.training.footprint import Lengths
 from gad_jax.types import PackedRows
 
 
@@ -149,3 +150,8 @@ def draw(config: Config, lengths: LognormalLengths, target: Target) -> Workload:
         rows(slice(compared), micro_batches) if compared else None,
         snapshot_calls,
     )
+
+
+def lengths_of(work: Workload) -> Lengths:
+    """Returns the lengths of a planned step, with a teacher's response like the first sample."""
+    return Lengths(work.prompts, np.concatenate([work.responses[:, :1], work.responses], axis=1))

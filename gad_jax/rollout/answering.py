@@ -32,8 +32,7 @@ class Answer(NamedTuple):
 class Responder:
     """Answers conversations with one network; its decode copy of the weights is made once.
 
-    `slots` bounds the answers sampled at once on a data shard; 0 is the platform's default. Without
-    `resizes`, one program decodes (`RolloutProgram.resizes`).
+    `slots`, `longest` and `resizes` are those of `RolloutProgram`.
     """
 
     def __init__(
@@ -44,6 +43,7 @@ class Responder:
         mesh: jax.sharding.Mesh,
         decoding: Decoding,
         slots: int = 0,
+        longest: int = 0,
         resizes: bool = True,
     ) -> None:
         chat.check_vocabulary(config.vocabulary)
@@ -55,6 +55,7 @@ class Responder:
             chat.pad_token,
             Sampler(decoding.temperature, decoding.top_k, decoding.top_p),
             slots=slots,
+            longest=longest,
             resizes=resizes,
         )
         self.weights = prefill.decode_copy(config, params)

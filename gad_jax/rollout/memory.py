@@ -1,14 +1,18 @@
 """How much memory the KV cache of the slots needs, and how many slots there are by default."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gad_jax.base.errors import UserError
 from gad_jax.base.shortage import gigabytes
 from gad_jax.distributed import devices
+from gad_jax.distributed.mesh import data_shards
 from gad_jax.models import costs
 from gad_jax.models.config import DecoderConfig
-from gad_jax.rollout.queue import cache_capacity
+from gad_jax.rollout.queue import cache_capacity, make_queue
 from gad_jax.rollout.ring import layer_positions
 
 
@@ -31,6 +35,48 @@ def token_bytes(config: DecoderConfig) -> int:
     """Returns the bytes of one token's keys and values in all layers."""
     itemsize = jnp.dtype(config.compute_dtype).itemsize
     return 2 * config.layers * config.kv_heads * config.head_width * itemsize
+
+
+class Limits(NamedTuple):
+    """What is decoded at once: the tokens of each prompt, [B], and how many responses it gets of at
+    most how many tokens; the most tokens of both together; and slots (0: the default)."""
+
+    prompts: np.ndarray
+    samples: int
+    max_new_tokens: int
+    longest: int
+    slots: int
+
+
+def decode_bytes(
+    config: DecoderConfig, limits: Limits, mesh: jax.sharding.Mesh
+) -> dict[str, dict[str, int]]:
+    """Returns what prefill and decode take on a device, next to the weights, in bytes by kind."""
+    shards, tensor = data_shards(mesh), mesh.shape["tensor"]
+    prompts = [np.zeros(length, np.int32) for length in limits.prompts]
+    numbers = np.arange(len(prompts))
+    packed = make_queue(prompts, numbers, np.full(len(prompts), 1), shards)
+    size = jnp.dtype(config.compute_dtype).itemsize
+    prompt_cache = token_bytes(config) * packed.size // tensor
+    slots = min(limits.slots or default_slots(), packed.prompts_per_shard * limits.samples)
+    cache = cache_bytes(config, slots, limits.longest) // tensor
+    positions = packed.rows[0].size // shards
+    wide = 2 * config.mlp_width + 3 * config.heads * config.head_width + 4 * config.width
+    working = positions * size * wide // tensor + prompt_cache
+    kept = {"prompt KV cache": prompt_cache}
+    floats = _dequantised_bytes(config, tensor)
+    return {
+        "prefill": kept | {"temporary": working + floats},
+        "decode": kept | {"KV cache": cache, "temporary": floats},
+    }
+
+
+def _dequantised_bytes(config: DecoderConfig, tensor: int) -> int:
+    """Returns the bytes of a quantised layer's gate and up kernels as floats, its largest two."""
+    if config.decoding.quantisation == "none":
+        return 0
+    size = jnp.dtype(config.compute_dtype).itemsize
+    return 2 * config.width * config.mlp_width * size // tensor
 
 
 def check_cache(

@@ -265,6 +265,16 @@ class Config(Checked):
         return self.data.max_prompt_tokens + self.rollout.max_new_tokens
 
     @property
+    def evaluation_tokens(self) -> int:
+        """Most tokens of an answer in a held-out evaluation."""
+        return self.evaluation.max_new_tokens or self.rollout.max_new_tokens
+
+    @property
+    def longest_evaluated(self) -> int:
+        """Most tokens of a held-out prompt and its answer together; 0 without held-out rows."""
+        return self.data.max_prompt_tokens + self.evaluation_tokens if self.data.heldout else 0
+
+    @property
     def row_tokens(self) -> int:
         """Length of a packed row: as set, or the longest sequence rounded up to 128."""
         return self.batch.row_tokens or -(-self.longest // 128) * 128

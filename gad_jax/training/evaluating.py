@@ -17,7 +17,6 @@ from gad_jax.models.config import DecoderConfig
 from gad_jax.rollout.answering import Responder
 from gad_jax.settings.config import Config
 from gad_jax.settings.decoding import Decoding
-from gad_jax.settings.operation import Evaluation
 from gad_jax.training.tracker import Tracker
 from gad_jax.types import Params
 
@@ -25,8 +24,8 @@ from gad_jax.types import Params
 def measured(config: Config, held_out: Prepared | None) -> str:
     """Returns a text that is the same for evaluations whose scores compare."""
     prompts = min(config.evaluation.prompts or 2**31, len(held_out) if held_out else 0)
-    longest = config.evaluation.max_new_tokens or config.rollout.max_new_tokens
-    return f"{prompts} of {held_out.fingerprint if held_out else ''}, up to {longest} tokens"
+    rows = held_out.fingerprint if held_out else ""
+    return f"{prompts} of {rows}, up to {config.evaluation_tokens} tokens"
 
 
 class Evaluations:
@@ -37,20 +36,18 @@ class Evaluations:
 
     def __init__(
         self,
-        directory: Path,
+        config: Config,
         held_out: Prepared | None,
         chat: Chat,
         mesh: Mesh,
         network: DecoderConfig,
-        options: Evaluation,
-        max_new_tokens: int,
         tracker: Tracker,
-        resizes: bool = True,
     ) -> None:
-        self.directory, self.held_out, self.options = directory, held_out, options
-        self.chat, self.mesh, self.network, self.tracker = chat, mesh, network, tracker
-        self.max_new_tokens = options.max_new_tokens or max_new_tokens
-        self.resizes = resizes
+        self.config, self.options, self.held_out = config, config.evaluation, held_out
+        self.directory = Path(config.run_dir) / "evaluations"
+        self.chat, self.mesh, self.tracker = chat, mesh, tracker
+        # what is evaluated is what is trained and exported, not a rounded copy
+        self.network = dataclasses.replace(network, decode_weights="auto")
 
     def make(
         self, label: str, step: int, generator: Params, keep_going: Callable[[], bool]
@@ -71,12 +68,8 @@ class Evaluations:
             return result
         prompts = min(self.options.prompts or len(self.held_out), len(self.held_out))
         with self.tracker.busy(f"evaluating {label}: {prompts} held-out prompts"):
-            decoding = Decoding(temperature=0.0, max_new_tokens=self.max_new_tokens)
-            responder = Responder(
-                *(self.network, generator, self.chat, self.mesh, decoding), resizes=self.resizes
-            )
             result = heldout.evaluate(
-                responder,
+                self._responder(generator),
                 self.held_out,
                 label=label,
                 step=step,
@@ -118,6 +111,20 @@ class Evaluations:
                 files.write_atomic(self._path(result.label), result.to_json())
             if result.step <= step:
                 self.tracker.recall(result, self.options.examples)
+
+    def _responder(self, generator: Params) -> Responder:
+        """Returns the student, which answers within the limits of the run's rollouts."""
+        rollout = self.config.rollout
+        return Responder(
+            self.network,
+            generator,
+            self.chat,
+            self.mesh,
+            Decoding(temperature=0.0, max_new_tokens=self.config.evaluation_tokens),
+            slots=rollout.slots,
+            longest=self.config.longest_evaluated,
+            resizes=rollout.resize,
+        )
 
     def _before(self, result: heldout.HeldoutResult) -> heldout.HeldoutResult | None:
         """Returns the evaluation before training, if it is another one, of the same prompts."""

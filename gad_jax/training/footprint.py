@@ -22,7 +22,6 @@ from gad_jax.distributed.mesh import data_shards
 from gad_jax.models import costs, decoder, quantised
 from gad_jax.models.config import DecoderConfig
 from gad_jax.rollout import memory, prefill
-from gad_jax.rollout.queue import make_queue
 from gad_jax.settings import baselines
 from gad_jax.settings.config import Config
 from gad_jax.training import bases, state
@@ -75,7 +74,6 @@ def needs(
     `rewarding` are its reward models, which stay on the device from start to end.
     """
     found: list[Need] = []
-    samples = baselines.most_samples(config) > 0
     with jax.set_mesh(mesh):
         frozen = bases.abstract(config, networks, mesh)
         base = devices.device_bytes(frozen)
@@ -96,15 +94,12 @@ def needs(
                     for name, network in rewarding.items()
                     for working in [_scoring_bytes(config, network, mesh, lengths)]
                 ]
-            if samples and stage == config.stages[-1]:
-                copy = copy_bytes(program.generator, mesh, frozen.generator)
-                kept = {"weights and moments": held, "decode copy": copy}
-                found += _rollout(config, program.generator, mesh, lengths, kept)
-                if program.generator.decode_weights != "auto" and config.data.heldout:
-                    plain = dataclasses.replace(program.generator, decode_weights="auto")
-                    copy = copy_bytes(plain, mesh, frozen.generator)
-                    decode = found[-1].bytes | {"decode copy": copy}
-                    found.append(Need("evaluation: decode", decode))
+            if stage == config.stages[-1]:
+                for name, network, limits in decoders(config, program.generator, lengths.prompts):
+                    copy = copy_bytes(network, mesh, frozen.generator)
+                    kept = {"weights and moments": held, "decode copy": copy}
+                    for part, taken in memory.decode_bytes(network, limits, mesh).items():
+                        found.append(Need(f"{name}: {part}", kept | taken))
     resident = rewarding_bytes(rewarding, mesh)
     return [
         need._replace(bytes={"reward model": resident} | need.bytes) if resident else need
@@ -121,6 +116,29 @@ def _of_groups(lengths: Lengths, members: int) -> Lengths:
     """Returns the lengths with so many responses to each prompt."""
     columns = np.arange(members) % lengths.responses.shape[1]
     return lengths._replace(responses=lengths.responses[:, columns])
+
+
+def decoders(
+    config: Config, generator: DecoderConfig, prompts: np.ndarray
+) -> list[tuple[str, DecoderConfig, memory.Limits]]:
+    """Returns what decodes in a run: name, network, and how much at once.
+
+    `prompts` are the tokens of those of a step; the held-out ones are taken to be as long.
+    """
+    found: list[tuple[str, DecoderConfig, memory.Limits]] = []
+    slots = config.rollout.slots
+    if samples := baselines.most_samples(config):
+        tokens = config.rollout.max_new_tokens
+        limits = memory.Limits(prompts, samples, tokens, config.longest, slots)
+        found.append(("rollout", generator, limits))
+    if longest := config.longest_evaluated:
+        options = config.evaluation
+        count = min(options.batch_prompts, options.prompts or options.batch_prompts)
+        asked = np.resize(prompts, count)
+        limits = memory.Limits(asked, 1, config.evaluation_tokens, longest, slots)
+        plain = dataclasses.replace(generator, decode_weights="auto")
+        found.append(("evaluation", plain, limits))
+    return found
 
 
 class Sizes(NamedTuple):
@@ -308,39 +326,3 @@ def shape(config: Config, lengths: Lengths, shards: int) -> layout.Shape:
     part = layout.Part(sizes, micro)
     ((rows, length, _),) = layout.choose_layouts([part], config.row_tokens, shards, ())
     return count, rows, length
-
-
-def _rollout(
-    config: Config, network: DecoderConfig, mesh: Mesh, lengths: Lengths, kept: dict[str, int]
-) -> list[Need]:
-    """Returns what a rollout takes next to what is `kept`, in bytes by kind."""
-    shards = data_shards(mesh)
-    samples = baselines.most_samples(config)
-    prompts = [np.zeros(length, np.int32) for length in lengths.prompts]
-    numbers = np.arange(len(prompts))
-    packed = make_queue(prompts, numbers, np.full(len(prompts), 1), shards)
-    bytes_of_a_number = jnp.dtype(network.compute_dtype).itemsize
-    token = 2 * network.kv_heads * network.head_width * bytes_of_a_number / mesh.shape["tensor"]
-    prompt_cache = int(token * network.layers * packed.size)
-    slots = min(
-        config.rollout.slots or memory.default_slots(),
-        packed.prompts_per_shard * samples,
-    )
-    cache = memory.cache_bytes(network, slots, config.longest) // mesh.shape["tensor"]
-    positions = packed.rows[0].size // shards
-    wide = 2 * network.mlp_width + 3 * network.heads * network.head_width + 4 * network.width
-    working = positions * bytes_of_a_number * wide // mesh.shape["tensor"] + prompt_cache
-    kept = kept | {"prompt KV cache": prompt_cache}
-    floats = _dequantised_bytes(network, mesh)
-    return [
-        Need("rollout: prefill", kept | {"temporary": working + floats}),
-        Need("rollout: decode", kept | {"KV cache": cache, "temporary": floats}),
-    ]
-
-
-def _dequantised_bytes(network: DecoderConfig, mesh: Mesh) -> int:
-    """Returns the bytes of a quantised layer's gate and up kernels as floats, its largest two."""
-    if network.decoding.quantisation == "none":
-        return 0
-    size = jnp.dtype(network.compute_dtype).itemsize
-    return 2 * network.width * network.mlp_width * size // mesh.shape["tensor"]

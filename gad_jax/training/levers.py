@@ -53,9 +53,7 @@ def fit(
     measure = functools.partial(_measure, mesh=mesh, lengths=lengths, rewarding=rewarding)
     now, need = config, measure(config, networks)
     while need.total > room:
-        updates = "update" in need.program or need.program.startswith("reward: ")
-        changes = UPDATE if updates else ROLLOUT
-        for change in changes:
+        for change in CHANGES.get(need.program.partition(": ")[0], UPDATE):
             tried = change(now)
             if tried is None:
                 continue
@@ -137,10 +135,19 @@ def _fewer_slots(config: Config) -> Config | None:
     return _with(config, "rollout", slots=half) if half >= LEAST_SLOTS else None
 
 
+def _fewer_evaluated(config: Config) -> Config | None:
+    half = config.evaluation.batch_prompts // 2
+    return _with(config, "evaluation", batch_prompts=half) if half >= LEAST_SLOTS else None
+
+
 def _with(config: Config, section: str, **values: object) -> Config:
     changed = dataclasses.replace(getattr(config, section), **values)
     return dataclasses.replace(config, **{section: changed})
 
 
 UPDATE: tuple[Change, ...] = (_fewer_prompts, _recompute, _smaller_chunk, _one_micro_batch)
-ROLLOUT: tuple[Change, ...] = (_fewer_slots,)
+CHANGES: dict[str, tuple[Change, ...]] = {
+    "rollout": (_fewer_slots,),
+    "evaluation": (_fewer_evaluated, _fewer_slots),
+}
+"""What lowers the memory of what decodes, by the program's name; for others it is `UPDATE`."""

@@ -62,7 +62,8 @@ def check(
         sum(max(size - _stored(config, stage), 0) for stage, size in answers.items()),
     )
     _check_sizes(config, networks, chat)
-    lines.append(memory.check_cache(networks[0], config.rollout.slots, config.longest, mesh))
+    longest = max(config.longest, config.longest_evaluated)
+    lines.append(memory.check_cache(networks[0], config.rollout.slots, longest, mesh))
     hosted = max(size.host for size in sizes) * jax.local_device_count()
     on_host = pool + max(answers.values()) + hosted
     need = footprint.largest(config, networks, mesh, lengths, rewarding)
@@ -308,6 +309,16 @@ def _export_bytes(network: DecoderConfig) -> int:
     return costs.parameters(network.merged) * jnp.dtype(network.stored_dtype).itemsize
 
 
+def _check_evaluation(config: Config, positions: int) -> None:
+    """Raises UserError where held-out answers may be longer than the student's positions allow."""
+    if config.longest_evaluated > positions:
+        raise UserError(
+            f"data.max_prompt_tokens + evaluation.max_new_tokens = {config.longest_evaluated} is "
+            f"more than the {positions} positions of {config.student.path}; lower "
+            f"--evaluation.max_new_tokens to {positions - config.data.max_prompt_tokens} or less"
+        )
+
+
 def _check_sizes(config: Config, networks: tuple[DecoderConfig, DecoderConfig], chat: Chat) -> None:
     for network in networks:
         name = bases.path_of(config, network)
@@ -317,6 +328,7 @@ def _check_sizes(config: Config, networks: tuple[DecoderConfig, DecoderConfig], 
                 f"data.max_prompt_tokens + rollout.max_new_tokens = {config.longest} is more than "
                 f"the {network.max_positions} positions of {name}; lower one of them"
             )
+    _check_evaluation(config, networks[0].max_positions)
     judge = bases.discriminator_path(config)
     if judge != config.student.path and (
         found := same_tokenizer.difference(chat, source.resolve(judge))

@@ -3,7 +3,6 @@
 `Config` is read here, once; the parts know only what they need.
 """
 
-import dataclasses
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -199,7 +198,7 @@ def build(config: Config, mesh: Mesh) -> Trainer:
         networks=networks,
         spans=spans,
         iteration=iteration,
-        evaluations=_evaluations(config, networks, chat, mesh, held_out, tracker),
+        evaluations=Evaluations(config, held_out, chat, mesh, networks[0], tracker),
         saver=saver,
         tracker=tracker,
         deadline=_deadline(config.checkpoint),
@@ -317,25 +316,3 @@ def _pool(config: Config, networks: Networks, at: Resumed) -> replay.Pool | None
     if pool is not None:
         pool.restore(at.host)
     return pool
-
-
-def _evaluations(
-    config: Config,
-    networks: Networks,
-    chat: Chat,
-    mesh: Mesh,
-    held_out: Prepared | None,
-    tracker: Tracker,
-) -> Evaluations:
-    return Evaluations(
-        directory=Path(config.run_dir) / "evaluations",
-        held_out=held_out,
-        chat=chat,
-        mesh=mesh,
-        # what is evaluated is what is trained and exported, not a rounded copy
-        network=dataclasses.replace(networks[0], decode_weights="auto"),
-        options=config.evaluation,
-        max_new_tokens=config.rollout.max_new_tokens,
-        tracker=tracker,
-        resizes=config.rollout.resize,
-    )

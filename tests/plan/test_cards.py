@@ -138,7 +138,7 @@ def test_the_presets_for_one_card_fit_it_by_estimate(preset: str, card: str) -> 
         work = workload.draw(
             settings, workload.LognormalLengths(150.0, 385.0), targets.parse("h100:1x1")
         )
-        need = footprint.largest(settings, networks, mesh, cards.lengths_of(work))
+        need = footprint.largest(settings, networks, mesh, workload.lengths_of(work))
     assert 0.5 < need.total / cards.usable(card) < 0.95
     target = targets.parse(f"{card}:1x1")
     step = estimate.step(settings, "gad", networks, target, chips.CHIPS[card], work, [])

@@ -11,6 +11,7 @@ import pytest
 from gad_jax.plan import __main__ as plan
 from gad_jax.plan import programs
 from gad_jax.plan.calls import Call
+from gad_jax.rollout import sampling
 from gad_jax.settings import options
 from gad_jax.settings.config import Config
 
@@ -75,14 +76,43 @@ def test_samples_come_from_rounded_weights_and_evaluations_do_not(
 
     monkeypatch.setattr(programs, "_compile", found)
     monkeypatch.setattr("gad_jax.plan.slices.measure", lambda *_: {})
-    assert plan.main([*FLAGS, "--json", "--rollout.weights=int8"]) == 0
-    planned = json.loads(capsys.readouterr().out)["programs"]
-    *_, decode, evaluation = planned
-    assert (decode["name"], evaluation["name"]) == ("rollout: decode", "evaluation: decode")
-    sizes = [program["bytes"]["decode copy"] for program in (decode, evaluation)]
+    many = ("--evaluation.batch_prompts=999", "--evaluation.prompts=0", "--rollout.slots=999")
+    assert plan.main([*FLAGS, "--json", "--rollout.weights=int8", *many]) == 0
+    planned = {each["name"]: each for each in json.loads(capsys.readouterr().out)["programs"]}
+    both = (planned[f"{name}: decode"] for name in ("rollout", "evaluation"))
+    sizes = [program["bytes"]["decode copy"] for program in both]
     # a byte for each number of two layers' kernels, and a scale for each of their outputs
     numbers, outputs = 2 * (32 * (32 + 16 + 16) + 32 * 32 + 3 * 32 * 64), 2 * (5 * 32 + 2 * 48)
     assert sizes[1] - sizes[0] == (4 - 1) * numbers - 2 * outputs
+
+
+def test_an_evaluation_is_compiled_where_it_may_take_the_most(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compiled: list[Call] = []
+
+    def found(call: Call, *_: object, **__: object) -> programs.Compiled:
+        compiled.append(call)
+        return programs.Compiled(call.name, {}, [], 0.0)
+
+    monkeypatch.setattr(programs, "_compile", found)
+    monkeypatch.setattr("gad_jax.plan.slices.measure", lambda *_: {})
+
+    def names(*flags: str) -> list[str]:
+        compiled.clear()
+        assert plan.main(["--config=tiny", "--target=cpu:1", "--stage=seqkd", *flags]) == 0
+        capsys.readouterr()
+        return [call.name for call in compiled if call.name.startswith("evaluation")]
+
+    assert names() == []
+    long = ("--evaluation.max_new_tokens=200", "--evaluation.prompts=0")
+    many = ("--evaluation.batch_prompts=999", "--rollout.slots=99")
+    parts = ["evaluation: reshard", "evaluation: prefill", "evaluation: decode"]
+    assert names(*long, *many) == parts
+    settings = compiled[-1].arguments[1]
+    assert (settings.samples, settings.slots, settings.max_new_tokens) == (1, 99, 200)
+    assert settings.sampler == sampling.GREEDY
+    assert names(*long, *many, "--data.heldout=") == []
 
 
 def test_a_reward_model_is_held_by_every_program_and_its_own_is_compiled(

@@ -3,16 +3,25 @@
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import create_autospec
 
 import pytest
 
 from gad_jax.metrics import heldout
 from gad_jax.metrics.heldout import HeldoutResult
-from gad_jax.settings.operation import Evaluation
+from gad_jax.settings import options
+from gad_jax.settings.config import Config
 from gad_jax.training import evaluating
 from gad_jax.training.evaluating import Evaluations
 from gad_jax.training.tracker import Tracker
 from tests.training.test_tracker import plain, read_events, shown
+
+LIMITS = (
+    "--evaluation.max_new_tokens=7",
+    "--data.max_prompt_tokens=40",
+    "--rollout.slots=3",
+    "--rollout.resize=false",
+)
 
 
 def result(label: str, step: int, prompts: int = 3) -> HeldoutResult:
@@ -32,21 +41,22 @@ class Run:
         self.tracker = Tracker(directory, self.console)
         self.tracker.start(0, 9)
         self.made: list[str] = []
-        options = Evaluation(examples=1)
+        flags = ["--config=tiny", f"--run_dir={directory}", "--evaluation.examples=1", *LIMITS]
+        config = options.read(Config, flags, program="train", description="")
         rows: Any = [0, 1, 2]
         nothing: Any = None
         self.evaluations = object.__new__(Evaluations)
         for name, value in {
+            "config": config,
+            "options": config.evaluation,
             "directory": directory / "evaluations",
             "held_out": rows,
-            "options": options,
             "tracker": self.tracker,
-            "max_new_tokens": 8,
-            "resizes": True,
             **dict.fromkeys(("chat", "mesh", "network"), nothing),
         }.items():
             setattr(self.evaluations, name, value)
-        monkeypatch.setattr(evaluating, "Responder", lambda *_, **__: None)
+        self.responder = create_autospec(evaluating.Responder)
+        monkeypatch.setattr(evaluating, "Responder", self.responder)
         monkeypatch.setattr(heldout, "evaluate", self.answer)
 
     def answer(self, responder: Any, rows: Any, *, label: str, step: int, **_: Any) -> Any:
@@ -81,6 +91,13 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     made = Run(tmp_path, monkeypatch)
     yield made
     made.tracker.close()
+
+
+def test_answers_are_within_the_limits_of_the_runs_rollouts(run: Run) -> None:
+    run.make("step 4", 4)
+    *_, decoding = run.responder.call_args.args
+    assert (decoding.max_new_tokens, decoding.temperature, decoding.samples) == (7, 0.0, 1)
+    assert run.responder.call_args.kwargs == {"slots": 3, "longest": 47, "resizes": False}
 
 
 DAMAGES = {

@@ -10,7 +10,7 @@ from gad_jax.distributed import devices
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.models import adapters, decoder
 from gad_jax.models.config import Lora
-from gad_jax.rollout import prefill
+from gad_jax.rollout import memory, prefill
 from gad_jax.settings import options
 from gad_jax.settings.config import Config
 from gad_jax.settings.optimizer import Optimizer
@@ -20,6 +20,7 @@ from gad_jax.training.footprint import Lengths
 from gad_jax.training.rewards import models
 
 FLAGS = ("--config=tiny", "--stage=gad", "--batch.prompts=8", "--batch.micro_batch_prompts=4")
+DECODERS = ("rollout", "evaluation")
 LENGTHS = Lengths(np.full(8, 30), np.full((8, 3), 20))
 
 
@@ -63,10 +64,39 @@ def test_a_rounded_decode_copy_is_counted_and_evaluation_has_another(run) -> Non
     full = footprint.copy_bytes(run[1][0], mesh)
     assert copied < full
     assert found["rollout: decode"]["decode copy"] == copied
-    assert found["evaluation: decode"] == found["rollout: decode"] | {"decode copy": full}
+    assert found["evaluation: decode"]["decode copy"] == full
     without = dataclasses.replace(config, data=dataclasses.replace(config.data, heldout=""))
     assert "evaluation: decode" not in [
         need.program for need in footprint.needs(without, networks, mesh, LENGTHS)
+    ]
+
+
+def test_an_evaluation_takes_what_its_batch_slots_and_answers_need(run) -> None:
+    def found(*flags: str) -> dict[str, dict[str, int]]:
+        given = ("--config=tiny", *flags)
+        config = options.read(Config, given, program="train", description="")
+        mesh = make_mesh(devices=jax.devices()[:1])
+        return {n.program: n.bytes for n in footprint.needs(config, run[1], mesh, LENGTHS)}
+
+    def cache(*flags: str) -> int:
+        return found(*flags)["evaluation: decode"]["KV cache"]
+
+    limits = ("--data.max_prompt_tokens=50", "--evaluation.max_new_tokens=100")
+    token = memory.token_bytes(run[1][0])
+    assert cache(*limits, "--rollout.slots=4") == 4 * 150 * token
+    assert cache(*limits, "--evaluation.batch_prompts=3") == 3 * 150 * token
+    assert cache(*limits, "--evaluation.prompts=2") == 2 * 150 * token
+    # 6 prompts of 30 tokens, and then 48, in a power of two
+    few, many = (
+        found("--evaluation.prompts=0", f"--evaluation.batch_prompts={n}")["evaluation: prefill"][
+            "prompt KV cache"
+        ]
+        for n in (6, 48)
+    )
+    assert (few, many) == (256 * token, 2048 * token)
+    assert [name for name in found("--stage=seqkd") if name.startswith("evaluation")] == [
+        "evaluation: prefill",
+        "evaluation: decode",
     ]
 
 
@@ -85,7 +115,8 @@ def test_gradients_are_summed_where_there_are_several_micro_batches(run) -> None
     several, single = needs(run)["gad: update"], needs(run, micro_batch_prompts=8)["gad: update"]
     assert several > size.device + size.discriminator + 2 * size.generator
     assert single > size.device + size.discriminator + size.generator
-    assert set(needs(run)) == {"gad: update", "rollout: prefill", "rollout: decode"}
+    parts = {f"{what}: {part}" for what in DECODERS for part in ("prefill", "decode")}
+    assert set(needs(run)) == {"gad: update"} | parts
 
 
 def test_kernels_that_a_step_rounds_are_a_copy_and_their_gradients_too(run) -> None:
@@ -155,22 +186,23 @@ def test_baselines_hold_what_they_need(run) -> None:
         changed = dataclasses.replace(config, **changes)
         return {need.program: need for need in footprint.needs(changed, networks, mesh, LENGTHS)}
 
-    rollout = {"rollout: prefill", "rollout: decode"}
+    rollout, evaluation = ({f"{what}: prefill", f"{what}: decode"} for what in DECODERS)
     one = found(stage="dpo")
-    assert set(one) == {"dpo: update", *rollout}
+    assert set(one) == {"dpo: update", *rollout, *evaluation}
     several = found(stage="dpo", dpo=dataclasses.replace(config.dpo, answers=5))
     name = "dpo: update"
     assert several[name].bytes["temporary"] > one[name].bytes["temporary"]
     seqkd = found(stage="seqkd")
-    assert set(seqkd) == {"seqkd: update"}
+    assert set(seqkd) == {"seqkd: update", *evaluation}
     weights = [
         needs["weights and moments"] for needs in (one[name].bytes, seqkd["seqkd: update"].bytes)
     ]
     program = state.make_program(dataclasses.replace(config, stage="dpo"), "dpo", *networks)
     assert weights[0] - weights[1] == footprint.sizes(program, mesh).generator  # the reference
     given = found(stage="dpo", dpo=dataclasses.replace(config.dpo, rejected="column"))
-    assert set(given) == {"dpo: update"}
-    assert set(found(stage="warmup,rejection")) == {"warmup: update", "rejection: update", *rollout}
+    assert set(given) == {"dpo: update", *evaluation}
+    both = {"warmup: update", "rejection: update", *rollout, *evaluation}
+    assert set(found(stage="warmup,rejection")) == both
 
 
 def test_moments_on_the_host_leave_the_device_but_for_a_part(run) -> None:

@@ -27,6 +27,11 @@ def test_a_stage_that_never_trains_the_generator_is_said(tmp_path, capsys):
 def test_sizes_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(UserError, match="positions of random-tiny; lower one of them"):
         run(settings(tmp_path, "--rollout.max_new_tokens=100000"))
+    held_out = ("--data.heldout=bundled:heldout", "--evaluation.max_new_tokens=100000")
+    with pytest.raises(
+        UserError, match=r"more than the \d+ positions .* lower --evaluation\.max_new"
+    ):
+        run(settings(tmp_path, *held_out))
     with pytest.raises(UserError, match=r"mesh replica=3 .* needs .* devices, but 8 are present"):
         run(settings(tmp_path, "--mesh.replica=3"))
 
