@@ -26,7 +26,12 @@ class UpdateBench:
     torch: bool = option(True, "also time a torch step, if torch is installed")
 
     def __post_init__(self) -> None:
-        _require_one(self, "rows", "row_tokens", "steps")
+        _require_one(self, "rows", "steps")
+        if self.row_tokens < 2:
+            raise FieldError(
+                "row_tokens",
+                f"row_tokens={self.row_tokens} must be 2 or more: a prompt and a target",
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +66,12 @@ class RolloutBench:
             raise FieldError(
                 "uniform", f"uniform={self.uniform!r} must be numbers with commas, as 8,32"
             )
+        if not self.sizes and not self.responses:
+            raise FieldError(
+                "uniform",
+                "uniform names no number and responses=0, so nothing is measured; set one of them",
+                "responses",
+            )
 
     @property
     def sizes(self) -> list[str]:
@@ -88,6 +99,9 @@ class ScalingBench:
         if not self.devices:
             raise FieldError("devices", "devices names no number; give some with commas, as 1,2")
         for count in self.devices:
+            if count > targets.CPU_DEVICES:
+                most = f"must be {targets.CPU_DEVICES} or less"
+                raise FieldError("devices", f"devices={count} {most}")
             if count < 1 or self.width % count:
                 raise FieldError(
                     "devices", f"devices={count} does not divide width={self.width}", "width"

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from gad_jax.base import exits
-from gad_jax.bench import peers
+from gad_jax.bench import limits, peers
 from gad_jax.bench.peers import Peer
 from gad_jax.distributed import ceilings, devices
 from gad_jax.distributed.ceilings import Ceilings
@@ -54,6 +54,9 @@ def run(chosen: "RolloutBench") -> int:
         others.append(peers.transformers(source.resolve(chosen.model)))
     with jax.set_mesh(mesh):
         network = loading.load_student(chosen.model, mesh)
+        longest = max(chosen.response_tokens if chosen.sizes else 0, chosen.longest)
+        flags = "--prompt_tokens with --response_tokens and --longest"
+        limits.check(network.config, chosen.model, chosen.prompt_tokens + longest, flags)
         best = ceilings.measure(network.config.compute_dtype)
         sampler = _Sampler(chosen, network, mesh)
         for size in map(int, chosen.sizes):

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from gad_jax.base import exits
-from gad_jax.bench import peers
+from gad_jax.bench import limits, peers
 from gad_jax.core import packing, steps
 from gad_jax.distributed import ceilings, devices
 from gad_jax.distributed.mesh import data_shards, make_mesh
@@ -117,6 +117,8 @@ def ours(chosen: "UpdateBench", directory: Path) -> Ours:
     mesh = make_mesh(devices=jax.devices()[:1])  # as what it is compared with
     with jax.set_mesh(mesh):
         networks = state.network_configs(config)
+        longest = chosen.row_tokens
+        limits.check(networks[0], chosen.model, longest, f"--row_tokens={longest}")
         program = state.make_program(config, "seqkd", *networks)
         start = state.load(config, networks[0], mesh)
         training = state.begin_stage(

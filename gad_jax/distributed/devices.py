@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gad_jax.base import host_memory
@@ -65,6 +65,16 @@ _platform: ContextVar[str | None] = ContextVar("platform", default=None)
 
 HOST = "pinned_host"
 """What jax calls the memory of the host that a device reads and writes."""
+
+
+def on_host(where: NamedSharding) -> NamedSharding:
+    """Returns the same sharding of arrays in the memory of the host."""
+    hosted = where.with_memory_kind(HOST)
+    if hosted.memory_kind == HOST:
+        return hosted
+    # jax forgets it for devices that are only compiled for; with an abstract mesh it does not
+    mesh = where.mesh if isinstance(where.mesh, AbstractMesh) else where.mesh.abstract_mesh
+    return NamedSharding(mesh, where.spec, memory_kind=HOST)
 
 
 def is_hosted(leaf: Any) -> bool:

@@ -15,6 +15,9 @@ PLUGINS = {
 }
 """What brings the compiler of a platform; no device or driver is needed."""
 
+CPU_DEVICES = 2048
+"""More than these jax takes for devices of several processes, for which a CPU does not compile."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Target:
@@ -68,6 +71,8 @@ def parse(text: str) -> Target:
             f"{len(shape)}; "
             f"write {examples}"
         )
+    if kind == "cpu" and shape[0] > CPU_DEVICES:
+        raise UserError(f"--target={text}: a CPU simulates at most {CPU_DEVICES} devices")
     return Target(text, kind, shape)
 
 

@@ -26,8 +26,14 @@ class PlanOptions(Checked):
         "hardware: h100:2x8 (nodes × GPUs), rtx4090:1x1, v5e:4x4, v5p:2x2x4, v6e:4x4, cpu:8; "
         "empty: the smallest GPU that holds the run",
     )
-    prompt_tokens: float = option(150.0, "mean length of prompts, before the cut", "tokens")
-    response_tokens: float = option(385.0, "mean length of responses, before the cut", "tokens")
+    prompt_tokens: float = option(
+        0.0,
+        "mean length of prompts, before the cut at the run's limit; 0: 150, or half of that limit",
+        "tokens",
+    )
+    response_tokens: float = option(
+        0.0, "mean length of responses, likewise; 0: 385, or half of that limit", "tokens"
+    )
     rows: int = option(
         0, "training rows, for the hours of the run; 0: those of a local file", "rows", minimum=0
     )
@@ -42,8 +48,8 @@ class PlanOptions(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("prompt_tokens", "response_tokens"):
-            if getattr(self, name) < 1:
-                raise FieldError(name, f"{name}={getattr(self, name)} must be 1 or more")
+            if getattr(self, name) < 1 and getattr(self, name) != 0:
+                raise FieldError(name, f"{name}={getattr(self, name)} must be 1 or more, or 0")
         kind = self.target.partition(":")[0]
         if self.kernels and (not kind or kind == "cpu" or kind.startswith("v")):
             raise FieldError(

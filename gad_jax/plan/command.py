@@ -129,15 +129,27 @@ def make(settings: "PlanCommand", target: Target, say: Callable[[str], None]) ->
         return plan
     with devices.compiling_for(target.backend):
         room = int(report.USABLE * chip.memory)
-        fit = levers.fit(settings, both, mesh, cards.lengths_of(work), room, rewarding)
+        lengths = workload.lengths_of(work)
+        fit = levers.fit(settings, both, mesh, lengths, room, rewarding)
     return dataclasses.replace(plan, instead=fit.flags if fit.need.total <= room else "")
 
 
 def _lengths(settings: "PlanCommand") -> workload.LognormalLengths:
-    """Returns the mean lengths; one near the limit would be cut too often to stay the mean."""
+    """Returns the mean lengths, those of the paper's data where none is given; one near the limit
+    would be cut too often to stay the mean. Raises UserError for a given one beyond the limit."""
+
+    def mean(name: str, usual: float, flag: str, limit: int) -> float:
+        given = getattr(settings.plan, name)
+        if given > limit:
+            raise UserError(
+                f"--{name}={given:g} is a mean beyond the run's limit, {flag}={limit}; lower "
+                f"it, or raise {flag}"
+            )
+        return given or min(usual, limit / 2)
+
     return workload.LognormalLengths(
-        min(settings.plan.prompt_tokens, settings.data.max_prompt_tokens / 2),
-        min(settings.plan.response_tokens, settings.rollout.max_new_tokens / 2),
+        mean("prompt_tokens", 150, "--data.max_prompt_tokens", settings.data.max_prompt_tokens),
+        mean("response_tokens", 385, "--rollout.max_new_tokens", settings.rollout.max_new_tokens),
     )
 
 

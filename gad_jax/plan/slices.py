@@ -224,4 +224,6 @@ def _zeros(leaf: Any) -> Any:
         return leaf
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.device_put(jax.random.key(0), leaf.sharding)
+    if devices.is_hosted(leaf):  # `jnp.zeros` makes none there
+        return state.zeros(leaf)
     return jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)

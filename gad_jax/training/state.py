@@ -243,7 +243,7 @@ def begin_stage(
             return before
         if isinstance(optimizer, Hosted):
             # Not made on the device: it may be too small for all of them.
-            return jax.tree.map(_zeros, _moments(optimizer, params, mesh))
+            return jax.tree.map(zeros, _moments(optimizer, params, mesh))
         return jax.jit(optimizer.init)(params)
 
     generator = program.generator_optimizer, state.generator, state.generator_optimizer
@@ -262,13 +262,15 @@ def _moments(optimizer: optax.GradientTransformation, params: Any, mesh: Mesh) -
     shapes = sharding.with_shardings(jax.eval_shape(optimizer.init, params), mesh)
 
     def one(leaf: Any) -> Any:
-        where = leaf.sharding.with_memory_kind(devices.HOST) if leaf.ndim else leaf.sharding
+        where = devices.on_host(leaf.sharding) if leaf.ndim else leaf.sharding
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
     return jax.tree.map(one, shapes) if isinstance(optimizer, Hosted) else shapes
 
 
-def _zeros(shape: jax.ShapeDtypeStruct) -> jax.Array:
+def zeros(shape: jax.ShapeDtypeStruct) -> jax.Array:
+    """Returns an array of zeros with this sharding, in the memory that it names."""
+
     def part(index: Any) -> np.ndarray:
         size = shape.sharding.shard_shape(shape.shape)
         return np.zeros(size, shape.dtype)

@@ -20,6 +20,8 @@ def test_others_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     ("name", "flag", "said"),
     [
         ("scaling", "--devices=", "names no number; give some with commas, as 1,2"),
+        ("scaling", "--devices=4096", "must be 2048 or less"),
+        ("update", "--row_tokens=1", "must be 2 or more: a prompt and a target"),
         ("rollout", "--responses=-1", "must be 0 or more"),
         ("rollout", "--spread=-1", "must be 0 or more"),
         ("rollout", "--mean=0", "must be greater than 0"),
@@ -32,3 +34,9 @@ def test_nonsense_is_one_sentence(capsys, name: str, flag: str, said: str) -> No
     error = capsys.readouterr().err
     assert error.startswith(flag.partition("=")[0])
     assert error.endswith(f"{said}\n")
+
+
+def test_a_rollout_of_nothing_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["rollout", "--uniform=", "--responses=0"])
+    assert "so nothing is measured; set one of them" in capsys.readouterr().err

@@ -7,6 +7,8 @@ import pytest
 
 from gad_jax.distributed import chips, devices
 from gad_jax.plan import __main__ as plan
+from gad_jax.plan import command
+from gad_jax.settings import options
 from tests.plan.test_cards import PRESETS
 
 pytest_plugins = ["tests.run_fixtures"]
@@ -79,13 +81,38 @@ def test_a_program_that_the_compiler_refuses_does_not_fit(
             "tensor=4 of the mesh does not divide the 2 key/value heads",
         ),
         (["--target=cpu:3"], "fsdp=3 of the mesh does not divide the 32 features"),
-        (["--response_tokens=0"], "response_tokens=0.0 must be 1 or more"),
+        (["--response_tokens=-1"], "response_tokens=-1.0 must be 1 or more, or 0"),
+        (
+            ["--target=cpu:8", "--response_tokens=51", "--rollout.max_new_tokens=50"],
+            "--response_tokens=51 is a mean beyond the run's limit, --rollout.max_new_tokens=50",
+        ),
+        (["--target=cpu:2049"], "a CPU simulates at most 2048 devices"),
         (["--targe=cpu:8"], "did you mean"),
         (["--student.path=nothing-here"], "'nothing-here' is neither a built-in model"),
     ],
 )
 def test_mistakes(refused, flags: list[str], sentence: str) -> None:
     assert sentence in refused(plan.main, *RUN, *flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "means"),
+    [
+        ([], (150.0, 385.0)),
+        (["--data.max_prompt_tokens=200", "--rollout.max_new_tokens=512"], (100.0, 256.0)),
+        (["--response_tokens=400", "--rollout.max_new_tokens=512"], (150.0, 400.0)),
+        (["--prompt_tokens=200", "--data.max_prompt_tokens=200"], (200.0, 385.0)),
+    ],
+)
+def test_mean_lengths_are_those_given_or_far_from_the_limit(
+    flags: list[str], means: tuple[float, float]
+) -> None:
+    limits = ["--data.max_prompt_tokens=2048", "--rollout.max_new_tokens=1536"]
+    kept = [one for one in limits if not any(f.split("=")[0] in one for f in flags)]
+    given = [plan._long(flag) for flag in ("--config=tiny", *kept, *flags)]
+    settings = options.read(plan.PlanCommand, given, program="plan", description="")
+    found = command._lengths(settings)
+    assert (found.prompt, found.response) == means
 
 
 @pytest.mark.parametrize(
