@@ -148,8 +148,8 @@ def _lengths(settings: "PlanCommand") -> workload.LognormalLengths:
         return given or min(usual, limit / 2)
 
     return workload.LognormalLengths(
-        mean("prompt_tokens", 150, "--data.max_prompt_tokens", settings.data.max_prompt_tokens),
-        mean("response_tokens", 385, "--rollout.max_new_tokens", settings.rollout.max_new_tokens),
+        mean("prompt_tokens", 150.0, "--data.max_prompt_tokens", settings.data.max_prompt_tokens),
+        mean("response_tokens", 385.0, "--rollout.max_new_tokens", settings.rollout.max_new_tokens),
     )
 
 
