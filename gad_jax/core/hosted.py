@@ -83,8 +83,6 @@ def look(
     """Returns `total(updated parameter, its updated moments)` of every parameter, of a layered one
     the sum over its layers; nothing is changed."""
     norm = optax.tree.norm(gradients)
-    # Behind the barrier, the compiler cannot keep these results for the update itself.
-    params, moments = jax.lax.optimization_barrier((params, moments))
     whole, scalars = _parts(params, gradients, moments)
 
     def totals(part: _Part) -> list[Array]:
@@ -95,7 +93,11 @@ def look(
         return [total(leaf, [kind[n] for kind in arrays]) for n, leaf in enumerate(new)]
 
     layered, others = _split(params, whole)
-    found = {n: totals(_on_device(_chosen(whole, [n])))[0] for n in others}
+    found = {}
+    for number in others:
+        # Behind the barrier, the compiler cannot keep these results for the update itself.
+        part = jax.lax.optimization_barrier(_chosen(whole, [number]))
+        found[number] = totals(_on_device(part))[0]
     if layered:
 
         def layer(_: None, part: _Part) -> tuple[None, list[Array]]:

@@ -10,9 +10,9 @@ import jax
 from gad_jax.base import files, shortage, verbosity
 from gad_jax.data import sources, thoughts
 from gad_jax.data.chat import Chat
-from gad_jax.data.sources.rows import Row
+from gad_jax.data.sources.rows import Row, shown
 from gad_jax.distributed.mesh import make_mesh
-from gad_jax.evaluate.answers import AnswerFile, shown_prompt
+from gad_jax.evaluate.answers import AnswerFile
 from gad_jax.evaluate.settings import Evaluate, split_label
 from gad_jax.metrics import overlap
 from gad_jax.metrics.scoring import Scorer
@@ -141,7 +141,7 @@ def _lines(rows: list[Row], start: int, responder: Responder) -> list[dict[str, 
         teacher = thoughts.split_teacher(row.responses[0]).answer or None if row.responses else None
         line = {
             "id": row.id,
-            "prompt": shown_prompt(row),
+            "prompt": shown(row.messages),
             "teacher": teacher,
             "teacher_tokens": len(responder.chat.encode_response(teacher)) if teacher else None,
             "answers": answered.get(number, []),

@@ -11,7 +11,7 @@ from typing import Any
 
 from gad_jax.base import files, jsonl
 from gad_jax.base.errors import UserError
-from gad_jax.data.sources.rows import Row
+from gad_jax.data.sources.rows import Row, shown
 from gad_jax.training.report.answers import Answers, Line
 
 _BEFORE = {"chat_template_kwargs": ""}
@@ -91,18 +91,12 @@ class AnswerFile:
             return []
         lines = _read_lines(self.path)
         for line, row in zip(lines, self.rows, strict=False):
-            if (line["id"], line["prompt"]) != (row.id, shown_prompt(row)):
+            if (line["id"], line["prompt"]) != (row.id, shown(row.messages)):
                 raise UserError(
                     f"{self.path} holds answers to other prompts, the first of them at "
                     f"{row.id}; delete it or choose another --out"
                 )
         return lines
-
-
-def shown_prompt(row: Row) -> str:
-    """Returns a row's conversation as one text, with the role before each message but the last."""
-    *earlier, last = row.messages
-    return "\n\n".join([*(f"{m['role']}: {m['content']}" for m in earlier), last["content"]])
 
 
 def from_directory(directory: Path) -> list[Answers]:

@@ -87,7 +87,7 @@ class Config(Checked):
     batch: Batch = section(Batch, "batch sizes")
     rollout: Rollout = section(Rollout, "sampling during training")
     optimizer: Optimizer = section(
-        Optimizer, "AdamW for both networks; learning rates are constant"
+        Optimizer, "AdamW for both networks; each stage has its learning rates and schedule"
     )
     grpo: Grpo = section(Grpo, "the generator's loss in the GAD stage")
     reward: Reward = section(Reward, "what the generator is paid in the GAD stage")

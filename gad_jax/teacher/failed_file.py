@@ -26,6 +26,8 @@ class Failures:
 
     def __init__(self, path: Path, asked: Iterable[Question] = ()) -> None:
         self.path = path
+        self.last = ""
+        """Why the last question that was added has no response."""
         names = {(question.key, question.sample) for question in asked}
         self._rows = {name: row for name, row in _read(path).items() if name not in names}
         self._save()
@@ -38,11 +40,12 @@ class Failures:
 
     def add(self, question: Question, reason: str, final: bool = False) -> None:
         """Adds a question. The next run asks again, unless the refusal is final."""
+        self.last = redact(reason)
         row = {
             "key": question.key,
             "sample": question.sample,
             "prompt_id": question.row,
-            "reason": redact(reason),
+            "reason": self.last,
             "final": final,
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }

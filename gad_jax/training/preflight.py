@@ -18,7 +18,7 @@ from gad_jax.models.config import DecoderConfig
 from gad_jax.rollout import memory
 from gad_jax.rollout.engine import RolloutProgram
 from gad_jax.settings.config import Config, with_limits
-from gad_jax.training import ahead, bases, footprint, levers, replay, snapshots
+from gad_jax.training import ahead, bases, footprint, levers, profiler, replay, snapshots
 from gad_jax.training.checkpoint import Checkpoints
 from gad_jax.training.footprint import Lengths, Need, Sizes
 from gad_jax.training.rewards import models
@@ -45,6 +45,7 @@ def check(
     tokenizer and networks do not fit each other.
     """
     _check_placement(config)
+    profiler.check(config.profile.window, spans[-1].end)
     if config.student.matmul == "float8":
         devices.require_float8_here()
     sizes = [footprint.sizes(span.program, mesh) for span in spans]

@@ -12,8 +12,9 @@ from typing import Any
 
 import jax
 
-from gad_jax.base import files
-from gad_jax.distributed import ceilings, chips, devices
+from gad_jax.base import files, verbosity
+from gad_jax.base.errors import UserError
+from gad_jax.distributed import ceilings, chips, devices, processes
 from gad_jax.models import costs
 from gad_jax.models.config import DecoderConfig
 from gad_jax.models.costs import Work
@@ -39,12 +40,19 @@ class Profiler:
         self._rows: list[tuple[Work, Work]] = []
         self._flops: dict[str, float] = defaultdict(float)
         self._metrics: list[dict[str, float]] = []
-        self._tracing = False
+        self._tracing = self._begun = False
 
     def begin(self, step: int) -> None:
-        """Starts the trace before the first step that is asked for; steps count from 1."""
+        """Starts the trace before the first step that is asked for, or that is left of these where
+        a run resumes among them; steps count from 1."""
         self._rows = []
-        if step == self._first:
+        if step > self._last > 0 and not self._begun and processes.is_first():
+            verbosity.say(
+                f"warning: nothing is traced: the run resumes after step {step - 1}, and --profile."
+                f"steps={self._first}:{self._last} names steps before; name later ones"
+            )
+        self._begun = True
+        if self._first <= step <= self._last and not self._tracing:
             shutil.rmtree(self._directory, ignore_errors=True)
             options = jax.profiler.ProfileOptions()
             options.python_tracer_level = 0  # Python calls would slow the step and fill the trace
@@ -83,6 +91,16 @@ class Profiler:
             )
             files.write_atomic(self._directory / "summary.txt", page)
             print(page, flush=True)
+
+
+def check(window: tuple[int, int], steps: int) -> None:
+    """Raises UserError where a run of so many steps never takes the first that is to be traced."""
+    first, last = window
+    if first > steps:
+        raise UserError(
+            f"--profile.steps={first}:{last} begins after the run's last step, {steps}; name steps "
+            f"from 1 to {steps}"
+        )
 
 
 def update_flops(

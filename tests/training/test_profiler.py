@@ -4,8 +4,10 @@ import gzip
 import json
 from pathlib import Path
 
+import jax
 import pytest
 
+from gad_jax.base.errors import UserError
 from gad_jax.models import costs
 from gad_jax.models.config import DecoderConfig, alike
 from gad_jax.models.costs import Work
@@ -58,6 +60,43 @@ def test_the_part_of_a_step_that_an_operation_belongs_to(path: str, scope: str) 
 def test_steps_that_are_no_window_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="must be FIRST:LAST"):
         Profile(steps=text)
+
+
+def test_steps_after_the_last_one_are_refused() -> None:
+    profiler.check((9, 12), steps=9)
+    profiler.check((0, 0), steps=9)
+    with pytest.raises(UserError, match=r"steps=10:12 begins after the run's last step, 9"):
+        profiler.check((10, 12), steps=9)
+
+
+def test_a_resumed_run_traces_what_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    traced: list[str] = []
+
+    def start(directory: str, **_: object) -> None:
+        Path(directory).mkdir()
+        traced.append("start")
+
+    monkeypatch.setattr(jax.profiler, "start_trace", start)
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: traced.append("stop"))
+    monkeypatch.setattr(profiler, "operations", lambda _: {})
+
+    def run(*steps: int) -> list[str]:
+        traced.clear()
+        made = profiler.Profiler((3, 5), str(tmp_path), (NETWORK, NETWORK))
+        for step in steps:
+            made.begin(step)
+            traced.append(str(step))
+            made.end(step, {"seconds/step": 1.0, "seconds/update": 1.0})
+        return traced
+
+    assert run(2, 3, 4, 5, 6) == ["2", "start", "3", "4", "5", "stop", "6"]
+    assert run(4, 5, 6) == ["start", "4", "5", "stop", "6"]
+    assert "nothing is traced" not in capsys.readouterr().out
+    assert run(6, 7) == ["6", "7"]
+    [said] = capsys.readouterr().out.splitlines()
+    assert said.startswith("warning: nothing is traced: the run resumes after step 5, and --prof")
 
 
 def test_a_run_that_is_profiled(command, tmp_path: Path) -> None:

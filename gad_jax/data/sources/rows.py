@@ -1,6 +1,6 @@
 """A row of teacher text, and the checks of its parts. How a record becomes one is in `formats`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,6 +99,12 @@ class Rows:
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.rows)
+
+
+def shown(messages: Sequence[Mapping[str, str]]) -> str:
+    """Returns a conversation as one text, with the role before each message but the last."""
+    *earlier, last = messages
+    return "\n\n".join([*(f"{m['role']}: {m['content']}" for m in earlier), last["content"]])
 
 
 def finish_reason(record: Any) -> str | None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from gad_jax.base.errors import UserError
+from gad_jax.data.sources.rows import shown
 from gad_jax.metrics.judging import protocol
 from gad_jax.settings.reward_judge import FILE, RewardJudge
 from gad_jax.teacher import store as storing
@@ -79,6 +80,8 @@ class Judge:
         self._stored: dict[str, tuple[str, str]] = {}
         self._step: dict[str, Question] = {}
         self._dropped = Counter[str]()
+        self.refusal = ""
+        """Why the last question without an answer has none, in the service's words."""
 
     def __call__(self, rows: Sequence[Row]) -> list[float]:
         """Returns the judge's share of each response against the teacher's, in [0, 1]; NaN where no
@@ -93,7 +96,7 @@ class Judge:
         self._step = {}
         asked: dict[str, tuple[Question, Read]] = {}
         for row in rows:
-            texts = (row.prompt, row.teacher, row.response)
+            texts = (shown(row.messages), row.teacher_answer, row.answer)
             sent = protocol.question(self.protocol, *texts)
             key = request_key(self.teacher, sent)
             keys.append(key)
@@ -160,9 +163,11 @@ class Judge:
                 raise UserError(said) from None
             finally:
                 self._spent = budget.spent
+                self.refusal = failures.last or self.refusal
         if requests.ended == "budget":
             raise UserError(
-                f"the budget of the judge is used up: {budget.spent.tokens} tokens; raise "
+                f"the budget of the judge is used up: of it, {budget.spent.tokens} tokens are "
+                "spent, and the next verdict may take more than the rest; raise "
                 "--reward.judge.max_total_tokens or max_cost, and the same command resumes"
             )
         # A resumed run then trains on the same rewards.

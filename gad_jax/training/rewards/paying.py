@@ -138,11 +138,14 @@ class Rewards:
         name = sources[batch.indices[prompt]].id
         first = f"{values[prompt, sample]:g} for response {sample + 1} to {name}"
         if len(broken) == values.size:
+            why = ""
             if term.kind == "judge" and self.judge is not None and processes.is_first():
                 self.judge.drop_unread()
+                why = f" ({self.judge.refusal})" if self.judge.refusal else ""
             raise UserError(
                 f"--reward.extra={term.source} has no finite value for any of the step's "
-                f"{values.size} responses, as {first}; correct it, and the same command resumes"
+                f"{values.size} responses, as {first}{why}; correct it, and the same command "
+                "resumes"
             )
         if term.name not in self._warned and processes.is_first():
             self._warned.add(term.name)
@@ -161,11 +164,13 @@ def rows_of(
     for place, index in enumerate(batch.indices):
         source, teacher = sources[index], batch.responses[place]
         text = chat.decode(teacher)
+        teacher_answer = chat.reply(teacher).answer
         for sample, length in enumerate(np.asarray(rollout.lengths[place])):
+            tokens = np.asarray(rollout.tokens[place, sample, :length])
             found.append(
                 Row(
                     prompt=source.messages[-1]["content"],
-                    response=chat.decode(np.asarray(rollout.tokens[place, sample, :length])),
+                    response=chat.decode(tokens),
                     teacher=text,
                     tokens=int(length),
                     teacher_tokens=len(teacher),
@@ -173,6 +178,8 @@ def rows_of(
                     messages=[dict(message) for message in source.messages],
                     id=source.id,
                     sample=sample,
+                    answer=chat.reply(tokens).answer,
+                    teacher_answer=teacher_answer,
                 )
             )
     return found

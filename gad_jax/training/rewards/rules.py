@@ -18,7 +18,7 @@ class Row(NamedTuple):
     `prompt` is the last message of the user, `messages` the whole conversation, and `teacher` the
     teacher's response to it. Tokens are counted with the end token. `finished` is False for a
     response cut at the limit. `id` names the training row, `sample` counts the prompt's responses
-    from 0.
+    from 0. The answers are without thoughts; a response that was cut inside one has none.
     """
 
     prompt: str
@@ -30,6 +30,8 @@ class Row(NamedTuple):
     messages: list[dict[str, str]]
     id: str
     sample: int
+    answer: str
+    teacher_answer: str
 
     @property
     def place(self) -> str:

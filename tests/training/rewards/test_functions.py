@@ -11,8 +11,8 @@ from gad_jax.training.rewards.functions import Function
 from gad_jax.training.rewards.rules import Row
 
 ROWS = [
-    Row("p", "abc", "t", 4, 2, True, [], "rows.jsonl:3", 0),
-    Row("p", "a", "t", 2, 2, False, [], "rows.jsonl:3", 1),
+    Row("p", "abc", "t", 4, 2, True, [], "rows.jsonl:3", 0, "abc", "t"),
+    Row("p", "a", "t", 2, 2, False, [], "rows.jsonl:3", 1, "a", "t"),
 ]
 
 
@@ -34,7 +34,7 @@ def load(tmp_path):
         ("def f(response): return len(response)", [3, 1]),
         ("def f(response, /, tokens): return tokens - len(response)", [1, 1]),
         ("def f(*, finished, scale=2.0): return scale * finished", [2, 0]),
-        ("def f(prompt, **more): return more['sample'] + len(more)", [8, 9]),
+        ("def f(prompt, **more): return more['sample'] + len(more)", [10, 11]),
         ("def f(rows): return [-row.tokens for row in rows]", [-4, -2]),
         ("def f(*, rows): return [-row.tokens for row in rows]", [-4, -2]),
         ("def f(rows, /): return [-row.tokens for row in rows]", [-4, -2]),

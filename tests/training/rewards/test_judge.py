@@ -20,14 +20,20 @@ from tests.fault_server import FaultServer
 
 def rows(count=4):
     """Responses s0, s1, … to one prompt."""
-    row = Row("Hi", "", "T", 2, 2, True, [], "rows.jsonl:1", 0)
-    return [row._replace(response=f"s{n}", sample=n) for n in range(count)]
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    row = Row("Hi", "", "<think>y</think>T", 2, 2, True, messages, "rows.jsonl:1", 0, "", "T")
+    return [
+        row._replace(response=f"<think>x</think>s{n}", answer=f"s{n}", sample=n)
+        for n in range(count)
+    ]
 
 
 def number(body):
     """The number of the response that a request shows in the second place."""
     text = body["messages"][0]["content"]
     first, second = text.split("</answer 1>")
+    assert "\nsystem: Be brief.\n\nHi\n" in first
+    assert "think" not in text
     assert "\nT\n" in first
     return int(second.split("\ns")[1].split("\n")[0])
 
@@ -139,6 +145,20 @@ def test_a_step_without_a_verdict_is_requested_by_the_run_that_resumes(tmp_path)
             rewards.close()
             assert all(map(math.isnan, values)) == attempt
         assert len(server.requests) == 8
+
+
+def test_a_service_that_refuses_every_question_is_quoted(tmp_path):
+    nothing = np.full((1, 2), np.nan, np.float32)
+    token, user = np.zeros(1, np.int32), {"role": "user", "content": "Hi"}
+    batch = PromptBatch([token], [token], np.zeros(1, np.int32))
+    sources = [Source((user,), ("T",), "rows.jsonl:1")]
+    with FaultServer(lambda *_: "422 content_filter") as server:
+        given = RewardJudge(model="m", base_url=server.url, key_variable="")
+        rewards = Rewards(Reward(extra=("judge",), judge=given), tmp_path)
+        assert all(map(math.isnan, rewards._values(rewards.terms[0], rows(2))))
+        with pytest.raises(UserError, match=r"no finite value .* \(status 422.*\); correct it"):
+            rewards._look(rewards.terms[0], nothing, batch, sources)
+        rewards.close()
 
 
 def test_a_spent_budget_stops_the_run_and_counts_what_was_spent_before(tmp_path):

@@ -176,6 +176,7 @@ def test_a_function_sees_the_texts_and_the_numbers(tmp_path):
         "def f(rows):\n"
         "    first, *_, last = rows\n"
         "    assert first[:3] == ('Hi', 'ab', 'Well.'), first\n"
+        "    assert (first.answer, first.teacher_answer) == ('ab', 'Well.')\n"
         "    assert first.id == 'rows.jsonl:3' and last.id == 'rows.jsonl:1'\n"
         "    assert (last.sample, last.tokens, last.finished) == (1, 1, False)\n"
         "    assert first.finished and first.teacher_tokens == last.teacher_tokens + 1\n"

@@ -11,7 +11,7 @@ from gad_jax.settings.reward import Reward
 from gad_jax.training.rewards import rules
 from gad_jax.training.rewards.rules import Row
 
-ROW = Row("p", "Answer: 12\n", "t", 8, 4, True, [], "rows.jsonl:3", 1)
+ROW = Row("p", "Answer: 12\n", "t", 8, 4, True, [], "rows.jsonl:3", 1, "Answer: 12", "t")
 
 
 @pytest.mark.parametrize(
