@@ -27,6 +27,7 @@ def run(collect: Collect) -> int:
     rows = sources.read(
         collect.prompts,
         skip_invalid=collect.skip_invalid,
+        skip_flag="--skip_invalid",
         need_response=False,
         prompt_field=collect.data.prompt,
         response_field=collect.data.response,
@@ -83,7 +84,9 @@ def _collect(
             requests = asyncio.run(running)
     finally:
         store.close()
-    _write_manifest(collect, teacher, store.contents, requests)
+    names = {(question.key, question.sample) for question in wanted}
+    refused = collection.refused_before(Path(collect.out)) & names - store.contents.have
+    _write_manifest(collect, teacher, store.contents, requests, len(refused))
     collection.report(requests, len(missing), time.time() - started)
     if missing and not requests.answered and requests.ended == "done":
         raise UserError(
@@ -125,8 +128,9 @@ def _open_batches(collect: Collect) -> list[Batch]:
 
 
 def _write_manifest(
-    collect: Collect, teacher: Teacher, contents: Contents, requests: Requests
+    collect: Collect, teacher: Teacher, contents: Contents, requests: Requests, refused: int
 ) -> None:
+    """Writes what was asked, how, and what came; `refused` counts earlier runs' refusals too."""
     spent = requests.budget.spent
     manifest = {
         "source": collect.prompts,
@@ -139,7 +143,7 @@ def _write_manifest(
         "prompt_tokens": spent.prompt_tokens,
         "completion_tokens": spent.completion_tokens,
         "cost": requests.budget.cost,
-        "missing": {"refused": requests.refused, "unanswered": requests.unanswered},
+        "missing": {"refused": refused, "unanswered": requests.unanswered},
     }
     text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
     files.write_atomic(collection.sibling(Path(collect.out), "manifest.json"), text)

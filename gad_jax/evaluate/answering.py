@@ -33,6 +33,7 @@ def answer_all(evaluate: Evaluate) -> list[Answers]:
         rows = sources.read(
             source,
             split="test",
+            skip_flag="",
             need_response=False,
             prompt_field=evaluate.data.prompt,
             response_field=evaluate.data.response,
@@ -89,9 +90,9 @@ def _complete(
     open_files: list[AnswerFile],
 ) -> None:
     responder = Responder(network.config, network.params, chat, mesh, Decoding.of(evaluate))
-    scorer = _load_scorer(evaluate, mesh) if evaluate.discriminator else None
+    scorer, scored_by = _load_scorer(evaluate, mesh) if evaluate.discriminator else (None, "")
     for file in open_files:
-        file.begin(network.origin)
+        file.begin(network.origin, scored_by)
         while not file.complete:
             start = len(file.lines)
             rows = file.rows[start : start + evaluate.batch]
@@ -103,21 +104,22 @@ def _complete(
             verbosity.say(said, to_stderr=True)
 
 
-def _load_scorer(evaluate: Evaluate, mesh: jax.sharding.Mesh) -> Scorer:
+def _load_scorer(evaluate: Evaluate, mesh: jax.sharding.Mesh) -> tuple[Scorer, str]:
+    """Returns the discriminator, and the step that its weights are of."""
     network = loading.load_from_run(evaluate.discriminator, "discriminator", mesh)
-    return Scorer(network.config, network.params, network.load_chat(), mesh)
+    return Scorer(network.config, network.params, network.load_chat(), mesh), network.origin
 
 
 def _add_scores(rows: list[Row], lines: list[dict[str, Any]], scorer: Scorer) -> None:
     """Adds the discriminator's score of each answer, and of the teacher's."""
     conversations, texts, complete, places = [], [], [], []
     for row, line in zip(rows, lines, strict=True):
-        shown = [
+        scored = [
             (answer, "score", answer["text"], answer["finished"]) for answer in line["answers"]
         ]
-        if line["teacher"] and shown:
-            shown.append((line, "teacher_score", line["teacher"], True))
-        for place, name, text, finished in shown:
+        if line["teacher"] and scored:
+            scored.append((line, "teacher_score", line["teacher"], True))
+        for place, name, text, finished in scored:
             conversations.append(row.messages)
             texts.append(text)
             complete.append(finished)

@@ -49,15 +49,18 @@ class AnswerFile:
         """The weights that gave the answers; empty before the first answer."""
         return self.about.get("origin", "")
 
-    def begin(self, origin: str) -> None:
-        """Sets the weights of the answers that follow. Raises UserError if the earlier answers come
-        from other weights."""
-        if self.lines and self.origin != origin:
-            raise UserError(
-                f"{self.path} holds answers of {self.origin} and would continue with {origin}; "
-                "delete the file or choose another --out"
-            )
-        self.about["origin"] = origin
+    def begin(self, origin: str, scored_by: str = "") -> None:
+        """Sets the weights of the answers that follow, and of the discriminator that scores them.
+        Raises UserError if the earlier ones come from other weights."""
+        found = (("origin", "answers of", origin), ("scored_by", "scores of", scored_by))
+        for name, what, now in found:
+            before = self.about.get(name, now)
+            if self.lines and before != now:
+                raise UserError(
+                    f"{self.path} holds {what} {before} and would continue with {now}; delete the "
+                    "file or choose another --out"
+                )
+            self.about[name] = now
         self.path.parent.mkdir(parents=True, exist_ok=True)
         files.write_atomic(self.about_path, json.dumps(self.about, indent=1) + "\n")
 

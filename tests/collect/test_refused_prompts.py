@@ -1,5 +1,6 @@
 """Prompts that the API refuses, in the words of every server: each costs itself alone."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,8 @@ def test_a_file_with_answers_shows_that_the_settings_are_right(
         assert "none of 1 responses came" in says
         assert collect.main(flags(server, prompts, out)) == 0  # nothing is left to ask
         assert len(server.requests) == 1
+        manifest = json.loads((tmp_path / "out.manifest.json").read_text())
+        assert manifest["missing"] == {"refused": 1, "unanswered": 0}  # by the run before
         says = refused(collect.main, *flags(server, prompts, out, "--temperature=0.5"))
         assert "answered with status 400" in says  # other parameters may be wrong
 

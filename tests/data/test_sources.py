@@ -139,3 +139,41 @@ def test_a_name_can_end_in_its_split(tmp_path):
         (tmp_path / f"{split}-0.jsonl").write_text(json.dumps(row) + "\n")
     assert sources.read(tmp_path)[0].messages[-1]["content"] == "from train"
     assert sources.read(f"{tmp_path}:test")[0].messages[-1]["content"] == "from test"
+
+
+def test_files_of_one_name_are_told_apart(tmp_path):
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
+        write(tmp_path / place / "rows.jsonl", line(GOOD), line(GOOD | {"id": "own"}))
+    write(tmp_path / "b" / "other.jsonl", line(GOOD))
+    found = sources.read(f"{tmp_path}/*/*.jsonl")
+    first, second = (f"{tmp_path / place / 'rows.jsonl'}:1" for place in ("a", "b"))
+    assert [row.id for row in found] == [first, "own", "other.jsonl:1", second, "own"]
+
+
+def test_the_advice_names_the_flag_that_a_command_has(tmp_path):
+    path = write(tmp_path / "train.jsonl", line(GOOD), b"{")
+    with pytest.raises(UserError, match=r"; drop the row$"):
+        sources.read(path, skip_flag="")
+    with pytest.raises(UserError, match=r"; drop the row or pass --skip_invalid$"):
+        sources.read(path, skip_flag="--skip_invalid")
+
+
+@pytest.mark.parametrize("nothing", ["", " ", [], None])
+def test_prompts_need_no_answers(tmp_path, nothing):
+    path = write(tmp_path / "asked.jsonl", line(GOOD), line(GOOD | {"teacher_response": nothing}))
+    rows = sources.read(path, need_response=False)
+    assert [row.responses for row in rows] == [("An apple.",), ()]
+    with pytest.raises(UserError, match=r"asked.jsonl:2: .*teacher_response"):
+        sources.read(path)
+
+
+def test_answers_that_are_named_and_nowhere_are_missed(tmp_path):
+    path = write(tmp_path / "asked.jsonl", line({"prompt": "Hi", "answer": "Yes."}))
+    asked = {"need_response": False, "prompt_field": "prompt"}
+    notes = sources.read(path, response_field="answr", **asked).notes
+    assert notes[-1].startswith(f"warning: {path}: no row has an answer in 'answr', which --data.r")
+    assert not any("warning" in note for note in sources.read(path, **asked).notes)
+    found = sources.read(path, response_field="answer", **asked)
+    assert found[0].responses == ("Yes.",)
+    assert not any("warning" in note for note in found.notes)

@@ -49,6 +49,13 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
         AnswerFile(tmp_path / "other.jsonl", ROWS, dict(ABOUT))
     with pytest.raises(UserError, match="answers of step 1 and would continue with step 2"):
         AnswerFile(path, ROWS, dict(ABOUT)).begin("step 2")
+    scored = AnswerFile(tmp_path / "scored.jsonl", ROWS, dict(ABOUT))
+    scored.begin("step 1", "run D, step 4")
+    scored.append([line(0, 3)])
+    again = AnswerFile(tmp_path / "scored.jsonl", ROWS, dict(ABOUT))
+    again.begin("step 1", "run D, step 4")
+    with pytest.raises(UserError, match="scores of run D, step 4 and would continue with run D, s"):
+        again.begin("step 1", "run D, step 5")
     path.write_text("no JSON\n")
     with pytest.raises(UserError, match="no JSON"):
         AnswerFile(path, ROWS, dict(ABOUT))

@@ -47,6 +47,7 @@ def read(
     name: str | Path,
     *,
     skip_invalid: bool = False,
+    skip_flag: str = "--data.skip_invalid",
     split: str = "train",
     need_response: bool = True,
     keep_unfinished: bool = False,
@@ -66,7 +67,8 @@ def read(
     empty are dropped and counted, unless `keep_unfinished`: then an empty one is malformed.
 
     Raises UserError for a malformed row, and for a second row with the same id in a file. With
-    `skip_invalid` such rows are dropped and counted by reason.
+    `skip_invalid` such rows are dropped and counted by reason; `skip_flag` is the command's flag
+    for that, which the error advises.
 
         rows = read("train.jsonl")
         rows[0].messages[-1]["content"], rows[0].responses
@@ -75,7 +77,7 @@ def read(
     # The bundled rows keep their columns when those of one's own rows are named.
     named = ("", "") if name in _BUNDLED else (prompt_field, response_field)
     fields = Fields(*named, rejected_field)
-    reader = _Reader(need_response, keep_unfinished, fields)
+    reader = _Reader(need_response, keep_unfinished, fields, skip_flag)
     stream = records(name, split, need_response)
     for where, record in stream:
         problem = reader.add(where, record)
@@ -90,19 +92,22 @@ def read(
         dict(reader.skipped),
         skip_invalid,
         reader.unfinished,
-        reader.notes.lines(name),
+        (*reader.notes.lines(name), *_missing_answers(name, fields.response, reader.rows)),
     )
 
 
 class _Reader:
     """The rows of a source so far."""
 
-    def __init__(self, need_response: bool, keep_unfinished: bool, fields: Fields) -> None:
+    def __init__(
+        self, need_response: bool, keep_unfinished: bool, fields: Fields, skip_flag: str
+    ) -> None:
         self.rows: list[Row] = []
         self.skipped: Counter[str] = Counter()
         self.unfinished = 0
         self.notes = Notes()
         self._how = (need_response, fields)
+        self._skip_flag = skip_flag
         self._drop_unfinished = need_response and not keep_unfinished
         self._seen: dict[str, dict[str, str]] = {}
         self._groups: dict[str, int] = {}
@@ -160,7 +165,8 @@ class _Reader:
         """Returns the error for a row; with other advice if all rows have other columns."""
         if problem.columns and not self.rows and all(map(self._like(problem), following)):
             return wrong_columns(where, record, problem)
-        return UserError(f"{where}: {problem}; drop the row or pass --data.skip_invalid")
+        skip = f" or pass {self._skip_flag}" if self._skip_flag else ""
+        return UserError(f"{where}: {problem}; drop the row{skip}")
 
     def _like(self, problem: Invalid) -> Callable[[Any], bool]:
         def same(record: Any) -> bool:
@@ -177,6 +183,16 @@ class _Reader:
         if self._first and self._first[2].columns and len(self.skipped) == 1:
             return wrong_columns(*self._first)
         return _no_rows(name, self.skipped, self.unfinished)
+
+
+def _missing_answers(name: str, column: str, rows: list[Row]) -> list[str]:
+    """Returns a warning where a column is named for the answers and no row has one there."""
+    if not column or any(row.responses for row in rows):
+        return []
+    return [
+        f"warning: {name}: no row has an answer in {column!r}, which --data.response names; its "
+        "prompts are read without answers"
+    ]
 
 
 def wrong_columns(where: str, record: Any, problem: Invalid) -> UserError:
@@ -226,13 +242,11 @@ def records(name: str, split: str, need_response: bool) -> Iterator[Record]:
     if name in _BUNDLED:
         yield from _file_records(_BUNDLED_DIRECTORY / _BUNDLED[name], need_response)
     elif path.is_dir():
-        for one in paths.in_directory(path, split):
-            yield from _file_records(one, need_response)
+        yield from _of_several(paths.in_directory(path, split), need_response)
     elif path.exists():
         yield from _file_records(path, need_response)
     elif found := paths.matching(name):
-        for one in found:
-            yield from _file_records(one, need_response)
+        yield from _of_several(found, need_response)
     elif _HUB_NAME.fullmatch(name) and paths.suffix(path) is None:
         base, _, config = name.partition(":")
         yield from hub.records(base, split, config)
@@ -241,6 +255,15 @@ def records(name: str, split: str, need_response: bool) -> Iterator[Record]:
             f"{name}: no such file; give a {paths.KINDS} file, a directory or a pattern of them, a "
             f"hub dataset ORG/NAME, or {' or '.join(_BUNDLED)}"
         )
+
+
+def _of_several(files: list[Path], need_response: bool) -> Iterator[Record]:
+    """Yields the records of several files; a place in one of the same name as another has its
+    directory before it."""
+    names = Counter(path.name for path in files)
+    for path in files:
+        for where, record in _file_records(path, need_response):
+            yield (where if names[path.name] == 1 else str(path.parent / where)), record
 
 
 def _file_records(path: Path, need_response: bool) -> Iterator[Record]:

@@ -19,6 +19,7 @@ from gad_jax.data.sources.rows import (
     Invalid,
     Row,
     finish_reason,
+    is_blank,
     is_finished,
     kind,
     text,
@@ -229,6 +230,8 @@ def _answer_names(columns: Columns) -> list[str]:
 def _with_answers(columns: Columns, prompt: list[Turn], need: bool, asked: str) -> Reading:
     """Returns the prompt with the answers of their own column."""
     names = _answer_names(columns)
+    if names == [OWN] and not need and is_blank(columns.values[OWN]):
+        return Reading(prompt, [])
     if names == [OWN]:
         return Reading(prompt, answering.of_texts(OWN, columns.take(OWN)), "", OWN)
     if not names:

@@ -156,7 +156,7 @@ def test_a_service_that_refuses_every_question_is_quoted(tmp_path):
         given = RewardJudge(model="m", base_url=server.url, key_variable="")
         rewards = Rewards(Reward(extra=("judge",), judge=given), tmp_path)
         assert all(map(math.isnan, rewards._values(rewards.terms[0], rows(2))))
-        with pytest.raises(UserError, match=r"no finite value .* \(status 422.*\); correct it"):
+        with pytest.raises(UserError, match=r"no finite value .* \(refused: status 422.*\); co"):
             rewards._look(rewards.terms[0], nothing, batch, sources)
         rewards.close()
 
