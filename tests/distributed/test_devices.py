@@ -93,3 +93,21 @@ def test_devices_without_matmuls_of_8_bit_floats_are_refused(
 
 def test_a_cpu_has_no_compute_capability() -> None:
     assert devices.capability() == ()
+
+
+def test_what_is_on_the_host_stays_there_in_shapes_of_an_abstract_mesh() -> None:
+    mesh = make_mesh(devices=jax.devices()[:1])
+    for where in (mesh, mesh.abstract_mesh):
+        hosted = devices.on_host(NamedSharding(where, P("fsdp")))
+        shape = jax.ShapeDtypeStruct((4,), "float32", sharding=hosted)
+        assert (hosted.memory_kind, hosted.spec) == (devices.HOST, P("fsdp"))
+        assert (devices.host_bytes(shape), devices.device_bytes(shape)) == (16, 0)
+
+
+def test_devices_without_memories_keep_the_kind_by_an_abstract_mesh(monkeypatch) -> None:
+    """As those have that are only compiled for."""
+    mesh = make_mesh(devices=jax.devices()[:1])
+    monkeypatch.setattr(NamedSharding, "with_memory_kind", lambda self, _: self)
+    hosted = devices.on_host(NamedSharding(mesh, P()))
+    assert hosted.memory_kind == devices.HOST
+    assert hosted.mesh == mesh.abstract_mesh

@@ -3,9 +3,11 @@
 import dataclasses
 
 import jax
+import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
-from gad_jax.distributed import chips, targets
+from gad_jax.distributed import chips, devices, targets
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.models.config import DecoderConfig, LayerKind, Rope, alike
 from gad_jax.plan import estimate, slices, workload
@@ -106,3 +108,12 @@ def test_a_stage_without_samples_times_no_rollout(monkeypatch: pytest.MonkeyPatc
     settings, mesh = dataclasses.replace(config(), stage="seqkd"), make_mesh()
     found = slices.measure(settings, (NETWORK, JUDGE), mesh, TARGET, CHIP, drawn(settings))
     assert found == {"seqkd": estimate.Measured(1.5, 0.0, {})}
+
+
+def test_zeros_are_made_where_moments_are_on_the_host() -> None:
+    mesh = make_mesh(devices=jax.devices()[:1])
+    where = devices.on_host(NamedSharding(mesh, PartitionSpec()))
+    shape = jax.ShapeDtypeStruct((2, 3), "float32", sharding=where)
+    found = slices._zeros(shape)
+    assert found.sharding.memory_kind == devices.HOST
+    np.testing.assert_array_equal(found, np.zeros((2, 3)))
