@@ -22,14 +22,14 @@ from gad_jax.base.errors import UserError
 
 
 def from_home(value: Any) -> Any:
-    """Returns text, or each of a tuple, with the home directory for ~/ where a path begins.
+    """Returns text, or each of a tuple, with the home directory for ~ where a path begins or is it.
 
     That is at the start, after a comma, and after the = of a name.
     """
     if isinstance(value, tuple):
         return tuple(map(from_home, value))
-    home = os.path.expanduser("~/")
-    return re.sub(r"(^|[,=]\s*)~/", lambda found: found[1] + home, value)
+    home = os.path.expanduser("~")
+    return re.sub(r"(^|[,=]\s*)~(?=[/,]|$)", lambda found: found[1] + home, value)
 
 
 @contextlib.contextmanager

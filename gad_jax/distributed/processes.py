@@ -30,6 +30,10 @@ TRIPLE = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 processes there are, and which of them this is."""
 
 
+_alone = False
+"""Whether `start` has found that this process is the only one."""
+
+
 def start(heartbeat_seconds: int, start_seconds: int) -> None:
     """Joins the other processes of this run, if there are any; call it before using a device.
 
@@ -37,6 +41,9 @@ def start(heartbeat_seconds: int, start_seconds: int) -> None:
     else. A process that is silent for `heartbeat_seconds` counts as dead, which ends all.
     Raises UserError when the others cannot be reached within `start_seconds`.
     """
+    global _alone
+    if _alone or jax.distributed.is_initialized():  # by an earlier run in this process
+        return
     # jax's own SIGTERM handler would replace `guard.StopRequest`.
     jax.config.update("jax_enable_preemption_service", False)
     address, count, index = _manual()
@@ -61,8 +68,13 @@ def start(heartbeat_seconds: int, start_seconds: int) -> None:
     except ValueError as error:
         if "coordinator_address" not in str(error):
             raise UserError(f"{error} Set {TRIPLE[0]}, {TRIPLE[1]} and {TRIPLE[2]}") from error
-        return  # no cluster: one process
+        _alone = True  # no cluster
     except RuntimeError as error:
+        if "before any JAX calls" in str(error):
+            raise UserError(
+                "this process has used jax before the run began, so it cannot join others; begin "
+                "the run first, or in a process of its own (gad_jax.Run needs neither)"
+            ) from error
         raise UserError(
             f"the other processes of this run were not reached within {start_seconds} s "
             f"({first_line(error)}); check that all are started with the same "

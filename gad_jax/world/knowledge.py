@@ -31,8 +31,8 @@ def measure(rows: Sequence[Row], responder: Answering, scorer: Scorer | None) ->
 
     `last_result`: greedy answers that end in the right result, in any style; `given`: {style:
     answers that are right when their first word is given}; `chosen`: {choice: right answers among
-    the chosen samples}; `ordered`: what `ordered` returns. Without `scorer` there is neither a
-    choice nor an order by it.
+    the chosen samples}; `ordered`: what `ordered` returns, if that is a number. Without `scorer`
+    there is neither a choice nor an order by it.
     """
     asked = [row.messages[-1]["content"] for row in rows]
     greedy, sampling = responder(0.0, 1), responder(1.0, CHOICES)
@@ -55,7 +55,8 @@ def measure(rows: Sequence[Row], responder: Answering, scorer: Scorer | None) ->
     if scorer is not None:
         scored = scores(scorer, rows, samples)
         choices["discriminator"] = scored.argmax(axis=1).tolist()
-        found["ordered"] = ordered(scored, verdicts)
+        order = ordered(scored, verdicts)
+        found |= {} if math.isnan(order) else {"ordered": order}
     found["chosen"] = {"first": _share(each[0].valid for each in verdicts)} | {
         name: _share(each[place].valid for each, place in zip(verdicts, places, strict=True))
         for name, places in choices.items()

@@ -37,7 +37,8 @@ def test_the_home_directory_is_found_where_a_path_begins(monkeypatch: pytest.Mon
     assert from_home("~/runs/a") == "/home/me/runs/a"
     assert from_home("~/a.jsonl=0.7, ~/b.jsonl=0.3") == "/home/me/a.jsonl=0.7, /home/me/b.jsonl=0.3"
     assert from_home(("own=~/runs/a@best", "b")) == ("own=/home/me/runs/a@best", "b")
-    for kept in ("", "~", "a/~/b", "~other/a", "org/name~/", "a b ~/c"):
+    assert from_home("~") == "/home/me"
+    for kept in ("", "a/~/b", "~~", "a~", "~other/a", "org/name~/", "a b ~/c"):
         assert from_home(kept) == kept
 
 

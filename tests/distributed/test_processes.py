@@ -74,6 +74,30 @@ def test_a_complete_triple_is_used_as_it_is(monkeypatch: pytest.MonkeyPatch) -> 
     assert processes._detection({COUNT: "16"}) == "deactivate"
 
 
+def test_a_second_run_in_a_process_is_alone_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[None] = []
+
+    def no_cluster(*_: object, **__: object) -> None:
+        calls.append(None)
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", no_cluster)
+    monkeypatch.setattr(processes, "_alone", False)
+    for _ in range(2):
+        processes.start(100, 300)
+    assert len(calls) == 1
+
+
+def test_a_process_that_has_used_jax_joins_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_late(*_: object, **__: object) -> None:
+        raise RuntimeError("initialize() must be called before any JAX calls that might …")
+
+    monkeypatch.setattr(jax.distributed, "initialize", too_late)
+    monkeypatch.setattr(processes, "_alone", False)
+    with pytest.raises(UserError, match=r"^this process has used jax before the run began"):
+        processes.start(100, 300)
+
+
 def test_a_pod_that_belongs_to_no_job_is_one_process() -> None:
     pod = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
     assert processes._detection(pod) == "deactivate"
