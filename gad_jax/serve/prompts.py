@@ -97,8 +97,9 @@ class Prompts:
             raise self._too_long(str(length), limit, param)
 
     def _too_long(self, tokens: str, limit: int | None, param: str) -> Refused:
+        fits = tokens.isdigit() and int(tokens) < self.student.context
         message = (
             f"the prompt has {tokens} tokens, and {self.student.context} are for it and its answer "
-            f"of {limit or 'at least 1'}; shorten it"
+            f"of {limit or 'at least 1'}; shorten it{' or ask for a shorter answer' * fits}"
         )
         return Refused(400, message, "context_length_exceeded", param)

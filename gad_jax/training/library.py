@@ -23,7 +23,9 @@ import jax.numpy as jnp
 from gad_jax import __version__
 from gad_jax.base import exits, files
 from gad_jax.base.errors import UserError
+from gad_jax.data import sources
 from gad_jax.data.chat import Chat
+from gad_jax.data.sources.prompts import OWN
 from gad_jax.distributed import devices
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.metrics.scoring import Scorer
@@ -168,7 +170,7 @@ class Run:
             self._held.close()
             raise
         self._steps = self.trainer.steps(self._stop)
-        self._failed = self._ended = False
+        self._failed = self._ended = self._closed = False
 
     @contextlib.contextmanager
     def _active(self) -> Iterator[None]:
@@ -190,6 +192,11 @@ class Run:
 
     def __next__(self) -> dict[str, Any]:
         """Takes the next step; returns its metrics, with 'step' and 'stage'."""
+        if self._closed:
+            raise UserError(
+                f"the run in {self.config.run_dir} is closed; make it again, and it resumes from "
+                "its newest checkpoint"
+            )
         if self._failed:
             raise UserError(
                 f"a step of {self.config.run_dir} failed before; close the run and make it again, "
@@ -272,16 +279,25 @@ class Run:
 
     def close(self) -> None:
         """Waits for the last save, closes the files, leaves a report and frees the directory."""
+        self._closed = True
         self._held.close()
 
 
 def write_rows(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) -> Path:
     """Writes training rows as `--data.train` reads them, one JSON object a line.
 
-    A row has 'prompt' or 'messages', and 'teacher_response': a text or a list of texts.
+    A row has 'prompt' or 'messages', and 'teacher_response': a text or a list of texts. Raises
+    UserError for a row that could not be read again; then nothing is written.
     """
-    text = "".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows)
-    files.write_atomic(Path(path), text)
+    lines: list[str] = []
+    for number, row in enumerate(rows, 1):
+        try:
+            line = json.dumps(dict(row), ensure_ascii=False)
+            sources.parse(f"row {number}", json.loads(line), OWN in row)
+        except (TypeError, ValueError, sources.Invalid) as error:
+            raise UserError(f"row {number}: {error}; correct it, nothing was written") from error
+        lines.append(line + "\n")
+    files.write_atomic(Path(path), "".join(lines))
     return Path(path)
 
 

@@ -66,6 +66,16 @@ def test_a_long_text_is_refused_before_it_is_encoded(
     assert counted == [512, 512, 350, 350, 512, 512]  # no vocabulary holds the last text
 
 
+@pytest.mark.parametrize(("tokens", "advice"), [(60, " or ask for a shorter answer"), (64, "")])
+def test_a_prompt_that_fits_alone_may_have_a_shorter_answer(
+    made: Prompts, tokens: int, advice: str
+) -> None:
+    with pytest.raises(Refused) as caught:
+        made.of_completion(plain([[1] * tokens], max_tokens=9))
+    said = f"the prompt has {tokens} tokens, and 64 are for it and its answer of 9; shorten it"
+    assert caught.value.message == said + advice
+
+
 @pytest.mark.parametrize(
     ("prompt", "says"),
     [

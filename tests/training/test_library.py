@@ -154,6 +154,8 @@ def test_a_failed_step_is_not_the_end_of_a_run(names, monkeypatch):
     with pytest.raises(UserError, match="failed before; close the run and make it again"):
         next(run)
     run.close()
+    with pytest.raises(UserError, match=r"the run in runs/failing is closed; make it again"):
+        next(run)
     with Run(*FLAGS, "--run_dir=runs/failing") as run:
         assert next(run)["step"] == 1
 
@@ -190,3 +192,12 @@ def test_mistakes_are_named(place):
     path = write_rows("umlaut.jsonl", [{"prompt": "Grüße?", "teacher_response": ["Ja.", "Nein."]}])
     assert path.read_text("utf-8").count("\n") == 1
     assert "Grüße" in path.read_text("utf-8")
+    good = {"prompt": "Hi", "teacher_response": "Yes."}
+    for bad, said in (
+        ({"promt": "Hi", "teacher_response": "Yes."}, r"^row 2: .*prompt"),
+        ({"prompt": "Hi", "teacher_response": ""}, r"^row 2: 'teacher_response' is empty"),
+        ({"prompt": {1, 2}}, r"^row 2: .*not JSON serializable; correct it"),
+    ):
+        with pytest.raises(UserError, match=said):
+            write_rows("umlaut.jsonl", [good, bad])
+    assert "Grüße" in path.read_text("utf-8")  # as it was

@@ -142,14 +142,15 @@ def content_of(name: str, value: Any) -> Any:
     return "".join(texts)
 
 
-def thoughts(value: Any) -> set[str]:
-    """Returns the names under which the messages of a conversation hold thoughts."""
+def left_out(value: Any) -> set[str]:
+    """Returns the fields of a conversation's messages that are not used: thoughts, and speakers'
+    names."""
     messages = value if isinstance(value, list) else []
     return {
         name
         for message in messages
         if isinstance(message, dict)
-        for name in _THOUGHTS
+        for name in (*_THOUGHTS, "name")
         if message.get(name)
     }
 

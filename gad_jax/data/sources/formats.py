@@ -162,7 +162,7 @@ def _conversation(columns: Columns, key: str, need: bool) -> Reading:
         reading = Reading(turns[:-1], [Answer(turns[-1]["content"])], label)
     if not reading.prompt or reading.prompt[-1]["role"] != "user":
         raise Invalid(f"{key!r} has no user message before the last assistant message")
-    reading.left_out = conversations.thoughts(spoken)
+    reading.left_out = conversations.left_out(spoken)
     return reading
 
 

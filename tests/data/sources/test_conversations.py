@@ -28,7 +28,7 @@ def test_thoughts_are_left_out_and_named() -> None:
     parts = [{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "Yes."}]
     message = {"role": "assistant", "content": parts, "reasoning_content": "Hm."}
     assert conversations.read("messages", [message]) == [turn("assistant", "Yes.")]
-    assert conversations.thoughts([message]) == {"reasoning_content"}
+    assert conversations.left_out([message]) == {"reasoning_content"}
 
 
 @pytest.mark.parametrize(
