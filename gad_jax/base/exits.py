@@ -7,6 +7,7 @@ import contextlib
 import enum
 import errno
 import faulthandler
+import functools
 import gc
 import logging
 import os
@@ -72,6 +73,8 @@ def run_guarded(main: Callable[[], int]) -> int:
     """
     redact_logs()
     _spare_the_cores()
+    before = sys.unraisablehook
+    sys.unraisablehook = functools.partial(_not_raised, before)
     try:
         return main()
     except SystemExit:  # argparse, after --help or a wrong flag
@@ -84,8 +87,28 @@ def run_guarded(main: Callable[[], int]) -> int:
     except BrokenPipeError:  # as `| head` leaves us
         _fail(128 + signal.SIGPIPE, "stopped: whatever read the output has ended")
     except BaseException as error:
+        if _interrupted(error):
+            _fail(128 + signal.SIGINT, "interrupted")
         _fail(*_unexpected(error))
+    finally:
+        sys.unraisablehook = before
     raise AssertionError("not reached")
+
+
+def _not_raised(show: Callable[[Any], object], ignored: Any) -> None:
+    """Ends the process at a Ctrl-C that Python cannot raise where it came: jax has a callback for
+    the garbage collection. Other exceptions are shown."""
+    default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if default and isinstance(ignored.exc_value, KeyboardInterrupt):
+        _fail(128 + signal.SIGINT, "interrupted")
+    show(ignored)
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Returns whether an exception came of a Ctrl-C, as during an import."""
+    if error is None or isinstance(error, KeyboardInterrupt):
+        return error is not None
+    return _interrupted(error.__cause__) or _interrupted(error.__context__)
 
 
 def _spare_the_cores() -> None:

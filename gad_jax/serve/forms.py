@@ -79,7 +79,7 @@ class CompletionForm:
     def __init__(self, pieces: Pieces | None, echoed: Sequence[str]) -> None:
         self.pieces, self.echoed = pieces, echoed
         decoder = codecs.getincrementaldecoder("utf-8")
-        self._decoders = collections.defaultdict[int, Any](lambda: decoder("ignore"))
+        self._decoders = collections.defaultdict[int, Any](lambda: decoder("replace"))
         self._offsets = collections.Counter[int]()  # characters of each choice so far
 
     def whole(self, chunks: Sequence[Chunk]) -> dict[str, Any]:
@@ -111,8 +111,7 @@ class CompletionForm:
         tokens, offsets = [], []
         for token, _ in drawn:
             content = self.pieces.bytes_of(token)
-            offsets.append(self._offsets[choice])
-            self._offsets[choice] += len(self._decoders[choice].decode(content))
+            offsets.append(self._begin(choice, content))
             text = pieces.as_text(content)
             tokens.append(text if text.encode() == content else f"bytes:{text}")
         return {
@@ -121,6 +120,15 @@ class CompletionForm:
             "top_logprobs": None,
             "text_offset": offsets,
         }
+
+    def _begin(self, choice: int, content: bytes) -> int:
+        """Returns the character of the choice's text that the next token begins in."""
+        decoder, begin = self._decoders[choice], self._offsets[choice]
+        waiting, _ = decoder.getstate()
+        text = decoder.decode(content)
+        self._offsets[choice] += len(text)
+        # Bytes that this token does not complete are a character of their own.
+        return begin + bool(waiting and text.startswith("\N{REPLACEMENT CHARACTER}"))
 
 
 Form = ChatForm | CompletionForm

@@ -40,6 +40,12 @@ sys.exit(run_guarded(main))
         ("raise MemoryError", 15, "out of memory: an allocation failed; "),
         ("raise ValueError('surprise')", 13, "ValueError: surprise"),
         ("raise KeyboardInterrupt", 130, "interrupted"),
+        ("raise ImportError('half a module') from KeyboardInterrupt()", 130, "interrupted"),
+        (
+            "import gc, os; gc.callbacks.append(lambda *_: os.kill(os.getpid(), 2)); gc.collect()",
+            130,
+            "interrupted",
+        ),
     ],
 )
 def test_exit_codes(body: str, code: int, last_line: str) -> None:

@@ -56,6 +56,16 @@ def test_log_probs_of_a_completion_have_offsets(pieces: Pieces) -> None:
     assert [part["text_offset"] for part in parts] == [[0], [1], [1], [2]]
 
 
+def test_bytes_that_are_no_text_are_a_character_of_the_offsets(pieces: Pieces) -> None:
+    content = b"a\xc3b\xff\xc3\xa9c"
+    assert content.decode("utf-8", "replace") == "a\ufffdb\ufffdéc"
+    bytewise = Chunk(
+        0, "a\ufffdb\ufffdéc", drawn=tuple((byte, 0.0) for byte in content), reason="stop"
+    )
+    found = CompletionForm(pieces, ()).whole([bytewise])["logprobs"]["text_offset"]
+    assert found == [0, 1, 2, 3, 4, 4, 5]
+
+
 def test_a_prompt_is_echoed_once() -> None:
     form = CompletionForm(None, ["Go", "Stay"])
     assert form.whole([Chunk(1, " on", reason="stop")])["text"] == "Stay on"
