@@ -123,6 +123,7 @@ class Laboratory:
                     for one in drawn
                 )
                 done = numbers.stop
+                print(f"{path}: {done} of {total} teacher's answers", flush=True)
         return True
 
     def write_training_rows(self, drawn: Path, path: Path) -> None:
