@@ -136,7 +136,8 @@ def _fewer_slots(config: Config) -> Config | None:
 
 
 def _fewer_evaluated(config: Config) -> Config | None:
-    half = config.evaluation.batch_prompts // 2
+    options = config.evaluation
+    half = min(options.batch_prompts, options.prompts or options.batch_prompts) // 2
     return _with(config, "evaluation", batch_prompts=half) if half >= LEAST_SLOTS else None
 
 
