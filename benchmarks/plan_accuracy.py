@@ -160,8 +160,7 @@ def plan(model: str, length: float, setting: Setting, target: str) -> dict[str, 
     command = [sys.executable, "-m", "gad_jax.plan", *FLAGS, *setting.flags, "--json"]
     command += [f"--target={target}", f"--student.path={model}"]
     command += [f"--prompt_tokens={PROMPT_TOKENS}", f"--response_tokens={length}"]
-    # The plan caps means at half of the limit.
-    command += [f"--rollout.max_new_tokens={max(setting.limit, 256)}"]
+    command += [f"--rollout.max_new_tokens={setting.limit}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr or done.stdout
     return json.loads(done.stdout)

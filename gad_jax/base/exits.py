@@ -104,11 +104,16 @@ def _not_raised(show: Callable[[Any], object], ignored: Any) -> None:
     show(ignored)
 
 
-def _interrupted(error: BaseException | None) -> bool:
-    """Returns whether an exception came of a Ctrl-C, as during an import."""
-    if error is None or isinstance(error, KeyboardInterrupt):
-        return error is not None
-    return _interrupted(error.__cause__) or _interrupted(error.__context__)
+def _interrupted(error: BaseException) -> bool:
+    """Returns whether an exception was made from a Ctrl-C, as some libraries do while they load."""
+    seen: list[BaseException] = []
+    cause = error.__cause__
+    while cause is not None and cause not in seen:
+        if isinstance(cause, KeyboardInterrupt):
+            return True
+        seen.append(cause)
+        cause = cause.__cause__
+    return False
 
 
 def _spare_the_cores() -> None:

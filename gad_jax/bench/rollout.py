@@ -54,7 +54,9 @@ def run(chosen: "RolloutBench") -> int:
         others.append(peers.transformers(source.resolve(chosen.model)))
     with jax.set_mesh(mesh):
         network = loading.load_student(chosen.model, mesh)
-        longest = max(chosen.response_tokens if chosen.sizes else 0, chosen.longest)
+        longest = max(
+            chosen.response_tokens if chosen.sizes else 0, chosen.longest if chosen.responses else 0
+        )
         flags = "--prompt_tokens with --response_tokens and --longest"
         limits.check(network.config, chosen.model, chosen.prompt_tokens + longest, flags)
         best = ceilings.measure(network.config.compute_dtype)

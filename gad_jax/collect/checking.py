@@ -39,7 +39,7 @@ def run(check: Check) -> int:
     held_out = [
         row.messages[-1]["content"]
         for name in _names(check.against)
-        for row in sources.read(name, skip_flag="", need_response=False)
+        for row in sources.read(name, need_response=False)
     ]
     count_tokens = _counter(check.tokenizer)
     against = Overlap(held_out)

@@ -37,6 +37,16 @@ def put(tree: Any, mesh: Mesh, *logical: str | None) -> Any:
     return jax.tree.map(one, tree)
 
 
+def zeros(shape: jax.ShapeDtypeStruct) -> jax.Array:
+    """Returns an array of zeros with this sharding, in the memory that it names."""
+
+    def part(index: Any) -> np.ndarray:
+        size = shape.sharding.shard_shape(shape.shape)
+        return np.zeros(size, shape.dtype)
+
+    return jax.make_array_from_callback(shape.shape, shape.sharding, part)
+
+
 def fetch(tree: Any) -> Any:
     """Returns device arrays as whole numpy arrays, also where shards live on other hosts."""
 

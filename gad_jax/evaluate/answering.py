@@ -10,7 +10,7 @@ import jax
 from gad_jax.base import files, shortage, verbosity
 from gad_jax.data import sources, thoughts
 from gad_jax.data.chat import Chat
-from gad_jax.data.sources.rows import Row, shown
+from gad_jax.data.sources.rows import Row, conversation_text
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.evaluate.answers import AnswerFile
 from gad_jax.evaluate.settings import Evaluate, split_label
@@ -33,7 +33,6 @@ def answer_all(evaluate: Evaluate) -> list[Answers]:
         rows = sources.read(
             source,
             split="test",
-            skip_flag="",
             need_response=False,
             prompt_field=evaluate.data.prompt,
             response_field=evaluate.data.response,
@@ -91,7 +90,7 @@ def _complete(
 ) -> None:
     responder = Responder(network.config, network.params, chat, mesh, Decoding.of(evaluate))
     scorer, scored_by = _load_scorer(evaluate, mesh) if evaluate.discriminator else (None, "")
-    for file in open_files:
+    for file in (each for each in open_files if not each.complete):
         file.begin(network.origin, scored_by)
         while not file.complete:
             start = len(file.lines)
@@ -143,7 +142,7 @@ def _lines(rows: list[Row], start: int, responder: Responder) -> list[dict[str, 
         teacher = thoughts.split_teacher(row.responses[0]).answer or None if row.responses else None
         line = {
             "id": row.id,
-            "prompt": shown(row.messages),
+            "prompt": conversation_text(row.messages),
             "teacher": teacher,
             "teacher_tokens": len(responder.chat.encode_response(teacher)) if teacher else None,
             "answers": answered.get(number, []),

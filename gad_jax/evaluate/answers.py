@@ -11,7 +11,7 @@ from typing import Any
 
 from gad_jax.base import files, jsonl
 from gad_jax.base.errors import UserError
-from gad_jax.data.sources.rows import Row, shown
+from gad_jax.data.sources.rows import Row, conversation_text
 from gad_jax.training.report.answers import Answers, Line
 
 _BEFORE = {"chat_template_kwargs": ""}
@@ -94,7 +94,7 @@ class AnswerFile:
             return []
         lines = _read_lines(self.path)
         for line, row in zip(lines, self.rows, strict=False):
-            if (line["id"], line["prompt"]) != (row.id, shown(row.messages)):
+            if (line["id"], line["prompt"]) != (row.id, conversation_text(row.messages)):
                 raise UserError(
                     f"{self.path} holds answers to other prompts, the first of them at "
                     f"{row.id}; delete it or choose another --out"

@@ -65,7 +65,6 @@ def _memory_advice(generate: "Generate", config: DecoderConfig) -> str:
 def _read(generate: "Generate") -> Rows:
     rows = sources.read(
         generate.file,
-        skip_flag="",
         need_response=False,
         prompt_field=generate.data.prompt,
         response_field=generate.data.response,

@@ -28,7 +28,8 @@ class PlanOptions(Checked):
     )
     prompt_tokens: float = option(
         0.0,
-        "mean length of prompts, before the cut at the run's limit; 0: 150, or half of that limit",
+        "mean length of prompts, before the cut at the run's limit; 0: 150, or half of that limit "
+        "where that is less",
         "tokens",
     )
     response_tokens: float = option(

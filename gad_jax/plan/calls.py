@@ -189,7 +189,7 @@ def _may_be_largest(
     rewarding: models.Networks,
 ) -> bool:
     """Returns whether an evaluation may take the most memory of the run, by arithmetic. Otherwise
-    it is not worth its compile. Rollouts are estimated as evaluations are."""
+    it is not worth its compile. Rollouts come from the same arithmetic, so both compare exactly."""
     most = dict.fromkeys(("evaluation", "rollout", "others"), 0)
     for need in footprint.needs(config, networks, mesh, lengths_of(work), rewarding):
         kind = need.program.partition(": ")[0]
@@ -202,13 +202,14 @@ def _decoding(
     config: Config,
     name: str,
     network: DecoderConfig,
-    limits: memory.Limits,
+    limits: memory.DecodeBatch,
     shapes: Given,
     mesh: Mesh,
     iterations: int,
 ) -> list[Call]:
     """Returns the calls of a rollout or an evaluation: the decode copy of the weights, prefill, the
-    decode loop, which runs so many `iterations`."""
+    decode loop. That of a rollout runs so many `iterations`, that of an evaluation at most those of
+    answers that are all as long as they may be."""
     _, start, frozen, _ = shapes
     settings = _program(config, limits, greedy=name == "evaluation")
     packed, rows, queue = _abstract_queue(settings, mesh, limits.prompts)
@@ -226,6 +227,8 @@ def _decoding(
     slots = min(settings.slots or memory.default_slots(), samples)
     capacity = cache_capacity(packed.longest + settings.max_new_tokens, settings.longest)
     cache = shapes_of(lambda: engine.start(network, settings, slots, capacity, samples))
+    if name == "evaluation":
+        iterations = settings.max_new_tokens * -(-samples // slots)
     fewer = fewer_slots(slots) if settings.resizes else 0
     sampling = (network, settings, capacity, fewer, weights, prompts, queue, start.key, cache)
     held: dict[str, Any] = {"generator": generator}
@@ -242,7 +245,7 @@ def _decoding(
     ]
 
 
-def _program(config: Config, limits: memory.Limits, *, greedy: bool) -> engine.RolloutProgram:
+def _program(config: Config, limits: memory.DecodeBatch, *, greedy: bool) -> engine.RolloutProgram:
     rollout = config.rollout
     sampler = Sampler(rollout.temperature, rollout.top_k, rollout.top_p)
     return engine.RolloutProgram(

@@ -225,5 +225,5 @@ def _zeros(leaf: Any) -> Any:
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.device_put(jax.random.key(0), leaf.sharding)
     if devices.is_hosted(leaf):  # `jnp.zeros` makes none there
-        return state.zeros(leaf)
+        return devices.zeros(leaf)
     return jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)

@@ -37,7 +37,7 @@ def token_bytes(config: DecoderConfig) -> int:
     return 2 * config.layers * config.kv_heads * config.head_width * itemsize
 
 
-class Limits(NamedTuple):
+class DecodeBatch(NamedTuple):
     """What is decoded at once: the tokens of each prompt, [B], and how many responses it gets of at
     most how many tokens; the most tokens of both together; and slots (0: the default)."""
 
@@ -49,17 +49,17 @@ class Limits(NamedTuple):
 
 
 def decode_bytes(
-    config: DecoderConfig, limits: Limits, mesh: jax.sharding.Mesh
+    config: DecoderConfig, batch: DecodeBatch, mesh: jax.sharding.Mesh
 ) -> dict[str, dict[str, int]]:
     """Returns what prefill and decode take on a device, next to the weights, in bytes by kind."""
     shards, tensor = data_shards(mesh), mesh.shape["tensor"]
-    prompts = [np.zeros(length, np.int32) for length in limits.prompts]
+    prompts = [np.zeros(length, np.int32) for length in batch.prompts]
     numbers = np.arange(len(prompts))
     packed = make_queue(prompts, numbers, np.full(len(prompts), 1), shards)
     size = jnp.dtype(config.compute_dtype).itemsize
     prompt_cache = token_bytes(config) * packed.size // tensor
-    slots = min(limits.slots or default_slots(), packed.prompts_per_shard * limits.samples)
-    cache = cache_bytes(config, slots, limits.longest) // tensor
+    slots = min(batch.slots or default_slots(), packed.prompts_per_shard * batch.samples)
+    cache = cache_bytes(config, slots, batch.longest) // tensor
     positions = packed.rows[0].size // shards
     wide = 2 * config.mlp_width + 3 * config.heads * config.head_width + 4 * config.width
     working = positions * size * wide // tensor + prompt_cache

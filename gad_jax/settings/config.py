@@ -270,6 +270,13 @@ class Config(Checked):
         return self.evaluation.max_new_tokens or self.rollout.max_new_tokens
 
     @property
+    def evaluated_at_once(self) -> int:
+        """Most held-out prompts that are answered at once, as far as the settings say."""
+        options, part = self.evaluation, self.data.heldout_part
+        limits = (options.prompts, part if isinstance(part, int) else 0)
+        return min([options.batch_prompts, *(limit for limit in limits if limit)])
+
+    @property
     def longest_evaluated(self) -> int:
         """Most tokens of a held-out prompt and its answer together; 0 without held-out rows."""
         return self.data.max_prompt_tokens + self.evaluation_tokens if self.data.heldout else 0

@@ -25,7 +25,12 @@ class Evaluation(Checked):
     max_new_tokens: int = option(
         0, "longest answer; 0: as --rollout.max_new_tokens", "tokens", minimum=0
     )
-    batch_prompts: int = option(64, "prompts answered at once", "prompts", above=0)
+    batch_prompts: int = option(
+        64,
+        "prompts read at a time, of which --rollout.slots are answered at once",
+        "prompts",
+        above=0,
+    )
     examples: int = option(
         4, "prompts shown side by side, in console and TensorBoard", "prompts", minimum=0
     )

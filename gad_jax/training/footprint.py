@@ -1,8 +1,9 @@
 """How much memory the programs of a run take, by arithmetic: at once, and without compiling.
 
 The training state, the decode copy and the KV caches follow from shapes that the run itself uses,
-so they are exact. Temporary memory is an estimate of what XLA keeps: gradients, activations, and
-the logits of a chunk. `python -m gad_jax.plan` compiles the programs instead.
+so they are exact; those of evaluations assume prompts like a step's. Temporary memory is an
+estimate of what XLA keeps: gradients, activations, and the logits of a chunk. `python -m
+gad_jax.plan` compiles the programs instead.
 """
 
 import dataclasses
@@ -120,36 +121,35 @@ def _of_groups(lengths: Lengths, members: int) -> Lengths:
 
 def decoders(
     config: Config, generator: DecoderConfig, prompts: np.ndarray
-) -> list[tuple[str, DecoderConfig, memory.Limits]]:
+) -> list[tuple[str, DecoderConfig, memory.DecodeBatch]]:
     """Returns what decodes in a run: name, network, and how much at once.
 
     `prompts` are the tokens of those of a step; the held-out ones are taken to be as long.
     """
-    found: list[tuple[str, DecoderConfig, memory.Limits]] = []
+    found: list[tuple[str, DecoderConfig, memory.DecodeBatch]] = []
     slots = config.rollout.slots
     if samples := baselines.most_samples(config):
         tokens = config.rollout.max_new_tokens
-        limits = memory.Limits(prompts, samples, tokens, config.longest, slots)
+        limits = memory.DecodeBatch(prompts, samples, tokens, config.longest, slots)
         found.append(("rollout", generator, limits))
     if longest := config.longest_evaluated:
-        options = config.evaluation
-        count = min(options.batch_prompts, options.prompts or options.batch_prompts)
-        asked = np.resize(prompts, count)
-        limits = memory.Limits(asked, 1, config.evaluation_tokens, longest, slots)
+        asked = np.resize(prompts, config.evaluated_at_once)
+        limits = memory.DecodeBatch(asked, 1, config.evaluation_tokens, longest, slots)
         plain = dataclasses.replace(generator, decode_weights="auto")
         found.append(("evaluation", plain, limits))
     return found
 
 
 class Sizes(NamedTuple):
-    """Bytes of a stage's training state: of all devices, of one, and of parts on one device; and
-    what each device has in the memory of the host."""
+    """Bytes of a stage's training state: of all devices, of one, and of parts on one device; what
+    each device has in the memory of the host, and what an update adds to that."""
 
     total: int
     device: int
     generator: int
     discriminator: int
     host: int
+    host_update: int
 
 
 def sizes(program: Program, mesh: Mesh) -> Sizes:
@@ -174,6 +174,11 @@ def _sizes(program: Program, mesh: Mesh) -> Sizes:
         devices.device_bytes(whole.generator),
         devices.device_bytes(whole.discriminator),
         devices.host_bytes(whole),
+        sum(  # the new moments of layers, which a scan collects
+            devices.host_bytes(leaf)
+            for path, leaf in jax.tree.leaves_with_path(whole)
+            if "/layers/" in sharding.path_name(path)
+        ),
     )
 
 

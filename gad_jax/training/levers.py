@@ -82,11 +82,13 @@ def advice(
         if not found.changes:
             return f"by estimate {found.need.program} needs {needed} and fits: free memory"
         return f"set {found.flags}, which by estimate needs {needed}"
+    evaluation = found.need.program.startswith("evaluation: ") and config.evaluation.max_new_tokens
+    answers = "--evaluation.max_new_tokens" if evaluation else "--rollout.max_new_tokens"
     least = f"even with {found.flags} " if found.changes else ""
     return (
         f"{least}{found.need.program} needs {needed}: use a smaller --student.path, lower "
-        "--rollout.max_new_tokens or --data.max_prompt_tokens, or use more devices for "
-        "--mesh.fsdp; python -m gad_jax.plan says what fits"
+        f"{answers} or --data.max_prompt_tokens, or use more devices for --mesh.fsdp; "
+        "python -m gad_jax.plan says what fits"
     )
 
 
@@ -136,8 +138,7 @@ def _fewer_slots(config: Config) -> Config | None:
 
 
 def _fewer_evaluated(config: Config) -> Config | None:
-    options = config.evaluation
-    half = min(options.batch_prompts, options.prompts or options.batch_prompts) // 2
+    half = config.evaluated_at_once // 2
     return _with(config, "evaluation", batch_prompts=half) if half >= LEAST_SLOTS else None
 
 

@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,6 @@ from gad_jax.base import exits, files
 from gad_jax.base.errors import UserError
 from gad_jax.data import sources
 from gad_jax.data.chat import Chat
-from gad_jax.data.sources.prompts import OWN
 from gad_jax.distributed import devices
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.metrics.scoring import Scorer
@@ -192,7 +192,7 @@ class Run:
 
     def __next__(self) -> dict[str, Any]:
         """Takes the next step; returns its metrics, with 'step' and 'stage'."""
-        if self._closed:
+        if self._closed and not self._ended:
             raise UserError(
                 f"the run in {self.config.run_dir} is closed; make it again, and it resumes from "
                 "its newest checkpoint"
@@ -287,16 +287,21 @@ def write_rows(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) 
     """Writes training rows as `--data.train` reads them, one JSON object a line.
 
     A row has 'prompt' or 'messages', and 'teacher_response': a text or a list of texts. Raises
-    UserError for a row that could not be read again; then nothing is written.
+    UserError for rows that could not be read again; then nothing is written.
     """
     lines: list[str] = []
     for number, row in enumerate(rows, 1):
         try:
-            line = json.dumps(dict(row), ensure_ascii=False)
-            sources.parse(f"row {number}", json.loads(line), OWN in row)
-        except (TypeError, ValueError, sources.Invalid) as error:
+            lines.append(json.dumps(dict(row), ensure_ascii=False) + "\n")
+        except (TypeError, ValueError) as error:
             raise UserError(f"row {number}: {error}; correct it, nothing was written") from error
-        lines.append(line + "\n")
+    if not lines:
+        raise UserError(f"there are no rows for {path}; give one or more")
+    with tempfile.TemporaryDirectory() as place:
+        draft = Path(place) / Path(path).name
+        draft = draft if draft.suffix == ".jsonl" else draft.with_suffix(".jsonl")
+        draft.write_text("".join(lines), "utf-8")
+        sources.read(draft)
     files.write_atomic(Path(path), "".join(lines))
     return Path(path)
 

@@ -63,9 +63,9 @@ def check(
         sum(max(size - _stored(config, stage), 0) for stage, size in answers.items()),
     )
     _check_sizes(config, networks, chat)
-    longest = max(config.longest, config.longest_evaluated)
-    lines.append(memory.check_cache(networks[0], config.rollout.slots, longest, mesh))
-    hosted = max(size.host for size in sizes) * jax.local_device_count()
+    lines.append(memory.check_cache(networks[0], config.rollout.slots, config.longest, mesh))
+    _check_evaluated(config, networks[0], mesh)
+    hosted = max(size.host + size.host_update for size in sizes) * jax.local_device_count()
     on_host = pool + max(answers.values()) + hosted
     need = footprint.largest(config, networks, mesh, lengths, rewarding)
     copy = _copy_bytes(config, need, sizes, on_host)
@@ -149,7 +149,10 @@ def _hosted(size: int) -> list[str]:
             f"--optimizer.placement=host takes {gigabytes(size)} of host memory, and "
             f"{gigabytes(free)} are free; add --optimizer.moments=float8, or leave it out"
         )
-    return [f"moments on the host: {gigabytes(size)}; the device has those of a layer at a time"]
+    return [
+        f"moments on the host: {gigabytes(size)}, with the new ones of layers during an update; "
+        "the device has those of a layer at a time"
+    ]
 
 
 def _saving(copy: int) -> list[str]:
@@ -310,8 +313,14 @@ def _export_bytes(network: DecoderConfig) -> int:
     return costs.parameters(network.merged) * jnp.dtype(network.stored_dtype).itemsize
 
 
-def _check_evaluation(config: Config, positions: int) -> None:
-    """Raises UserError where held-out answers may be longer than the student's positions allow."""
+def _check_evaluated(config: Config, network: DecoderConfig, mesh: Mesh) -> None:
+    """Raises UserError where the cache of held-out answers does not fit, or where they may be
+    longer than the student's positions allow."""
+    advice = "lower --evaluation.max_new_tokens, --evaluation.batch_prompts or --rollout.slots"
+    if config.longest_evaluated:
+        slots = min(config.rollout.slots or memory.default_slots(), config.evaluated_at_once)
+        memory.check_cache(network, slots, config.longest_evaluated, mesh, advice)
+    positions = network.max_positions
     if config.longest_evaluated > positions:
         raise UserError(
             f"data.max_prompt_tokens + evaluation.max_new_tokens = {config.longest_evaluated} is "
@@ -329,7 +338,6 @@ def _check_sizes(config: Config, networks: tuple[DecoderConfig, DecoderConfig], 
                 f"data.max_prompt_tokens + rollout.max_new_tokens = {config.longest} is more than "
                 f"the {network.max_positions} positions of {name}; lower one of them"
             )
-    _check_evaluation(config, networks[0].max_positions)
     judge = bases.discriminator_path(config)
     if judge != config.student.path and (
         found := same_tokenizer.difference(chat, source.resolve(judge))

@@ -44,15 +44,18 @@ class Profiler:
 
     def begin(self, step: int) -> None:
         """Starts the trace before the first step that is asked for, or that is left of these where
-        a run resumes among them; steps count from 1."""
+        a run resumes among them; steps count from 1. A page that is there stays, unless the run
+        repeats all of these steps."""
         self._rows = []
-        if step > self._last > 0 and not self._begun and processes.is_first():
+        there = (self._directory / "summary.txt").exists()
+        if step > self._last > 0 and not (self._begun or there) and processes.is_first():
             verbosity.say(
                 f"warning: nothing is traced: the run resumes after step {step - 1}, and --profile."
                 f"steps={self._first}:{self._last} names steps before; name later ones"
             )
         self._begun = True
-        if self._first <= step <= self._last and not self._tracing:
+        among = step == self._first or (self._first < step <= self._last and not there)
+        if among and not self._tracing:
             shutil.rmtree(self._directory, ignore_errors=True)
             options = jax.profiler.ProfileOptions()
             options.python_tracer_level = 0  # Python calls would slow the step and fill the trace

@@ -116,6 +116,7 @@ def _encode(config: Config, name: str, chat: Chat, rejected: str = "") -> Encode
     rows = sources.read(
         name,
         skip_invalid=config.data.skip_invalid,
+        skip_flag="--data.skip_invalid",
         keep_unfinished=config.data.keep_unfinished,
         prompt_field=config.data.prompt,
         response_field=config.data.response,

@@ -5,6 +5,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -183,7 +184,7 @@ def build(config: Config, mesh: Mesh) -> Trainer:
     spans = stages.spans(config, data, networks)
     lines = _take_up(given, data, networks, spans)
     checkpoints = _checkpoints(config)
-    preflight.check(config, networks, spans, chat, mesh, checkpoints)
+    preflight.check(_counted(config, held_out), networks, spans, chat, mesh, checkpoints)
     paid = paying.identities(rewards, config, networks[0].compute_dtype, chat, mesh)
     saver = _saver(config, networks, data, held_out, checkpoints, paid, own)
     student, other = taken.get("student"), origins.discriminator(taken, given)
@@ -231,6 +232,14 @@ def _started(trainer: Trainer) -> Trainer:
 def _say(lines: list[str]) -> None:
     if processes.is_first():
         verbosity.say(lines)
+
+
+def _counted(config: Config, held_out: Prepared | None) -> Config:
+    """Returns the settings with the number of held-out prompts that an evaluation answers."""
+    if held_out is None:
+        return config
+    count = min(config.evaluation.prompts or len(held_out), len(held_out))
+    return replace(config, evaluation=replace(config.evaluation, prompts=count))
 
 
 def _checkpoints(config: Config) -> Checkpoints:

@@ -1,8 +1,8 @@
 """The training state: how it starts, how a stage begins, and its shapes for a checkpoint to fill.
 
 A stage begins with fresh optimizer moments for the networks that it trains, or keeps those that
-there are. It gets a reference if
-it pays the KL term or is DPO, and a discriminator if it needs one and no earlier stage had one.
+there are. It gets a reference if it pays the KL term or is DPO, and a discriminator if it needs one
+and no earlier stage had one.
 """
 
 import dataclasses
@@ -243,7 +243,7 @@ def begin_stage(
             return before
         if isinstance(optimizer, Hosted):
             # Not made on the device: it may be too small for all of them.
-            return jax.tree.map(zeros, _moments(optimizer, params, mesh))
+            return jax.tree.map(devices.zeros, _moments(optimizer, params, mesh))
         return jax.jit(optimizer.init)(params)
 
     generator = program.generator_optimizer, state.generator, state.generator_optimizer
@@ -266,16 +266,6 @@ def _moments(optimizer: optax.GradientTransformation, params: Any, mesh: Mesh) -
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
     return jax.tree.map(one, shapes) if isinstance(optimizer, Hosted) else shapes
-
-
-def zeros(shape: jax.ShapeDtypeStruct) -> jax.Array:
-    """Returns an array of zeros with this sharding, in the memory that it names."""
-
-    def part(index: Any) -> np.ndarray:
-        size = shape.sharding.shard_shape(shape.shape)
-        return np.zeros(size, shape.dtype)
-
-    return jax.make_array_from_callback(shape.shape, shape.sharding, part)
 
 
 def abstract(program: Program, mesh: Mesh) -> TrainState:

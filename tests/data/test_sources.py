@@ -6,7 +6,7 @@ from gad_jax.base.errors import UserError
 from gad_jax.data import sources
 
 GOOD = {"prompt": "Name a fruit.", "teacher_response": "An apple."}
-FIX = "; drop the row or pass --data.skip_invalid"
+FIX = "; drop the row"
 
 
 def line(value):

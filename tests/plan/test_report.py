@@ -66,6 +66,24 @@ def test_every_kind_of_the_rollout_has_an_advice(kind: str, change: str) -> None
     assert advice.startswith(f"split or reduce {change}")
 
 
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("decode_copy", "the decode copy of the weights: a larger --mesh.tensor"),
+        ("prompt_KV_cache", "the prompt KV cache: fewer --evaluation.batch_prompts"),
+        ("KV_cache", "the KV cache: fewer --rollout.slots or --evaluation.batch_prompts, or short"),
+        ("temporary", "the evaluation's KV caches: fewer --evaluation.batch_prompts"),
+    ],
+)
+def test_every_kind_of_an_evaluation_has_an_advice(kind: str, change: str) -> None:
+    [advice] = plan_of(program("evaluation: decode", **{kind: 100})).advice()
+    assert advice.startswith(f"split or reduce {change}")
+    refused = plan_of(program("evaluation: prefill", "no room", generator=100)).advice()
+    assert [line.split(":")[0] for line in refused] == [
+        "split or reduce the weights over more devices"
+    ]
+
+
 def test_replicas_are_given_up_first() -> None:
     [advice] = plan_of(program(generator=100), replica=2).advice()
     assert "a smaller --mesh.replica" in advice

@@ -86,6 +86,7 @@ def test_an_evaluation_takes_what_its_batch_slots_and_answers_need(run) -> None:
     assert cache(*limits, "--rollout.slots=4") == 4 * 150 * token
     assert cache(*limits, "--evaluation.batch_prompts=3") == 3 * 150 * token
     assert cache(*limits, "--evaluation.prompts=2") == 2 * 150 * token
+    assert cache(*limits, "--data.heldout=3") == 3 * 150 * token
     # 6 prompts of 30 tokens, and then 48, in a power of two
     few, many = (
         found("--evaluation.prompts=0", f"--evaluation.batch_prompts={n}")["evaluation: prefill"][

@@ -1,5 +1,7 @@
 """Which settings make a run fit: those of the program that is too large, as few as it takes."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from gad_jax.distributed import devices
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.settings import options
 from gad_jax.settings.config import Config
+from gad_jax.settings.operation import Evaluation
 from gad_jax.training import footprint, levers, state
 from gad_jax.training.footprint import Lengths
 
@@ -27,6 +30,20 @@ def test_what_fits_is_left_alone(run) -> None:
     found = levers.fit(*run, need.total)
     assert (found.config, found.need, found.flags) == (run[0], need, "")
     assert levers.advice(*run, need.total).endswith("fits: free memory")
+
+
+def test_an_evaluation_reads_fewer_prompts_and_then_has_fewer_slots(run) -> None:
+    config = dataclasses.replace(
+        run[0], evaluation=Evaluation(batch_prompts=512, max_new_tokens=400)
+    )
+    large = (config, *run[1:])
+    need = footprint.largest(*large)
+    assert need.program.startswith("evaluation: ")
+    found = levers.fit(*large, need.total - 1)
+    assert found.changes == ("--evaluation.batch_prompts=256",)
+    evaluates = levers.fit(*large, 1).need.program.startswith("evaluation: ")
+    shorter = "--evaluation.max_new_tokens" if evaluates else "--rollout.max_new_tokens"
+    assert f"lower {shorter} or --data.max_prompt_tokens" in levers.advice(*large, 1)
 
 
 def test_fewer_prompts_at_once_come_first_and_no_more_than_is_needed(run) -> None:

@@ -194,10 +194,14 @@ def test_mistakes_are_named(place):
     assert "Grüße" in path.read_text("utf-8")
     good = {"prompt": "Hi", "teacher_response": "Yes."}
     for bad, said in (
-        ({"promt": "Hi", "teacher_response": "Yes."}, r"^row 2: .*prompt"),
-        ({"prompt": "Hi", "teacher_response": ""}, r"^row 2: 'teacher_response' is empty"),
+        ({"promt": "Hi", "teacher_response": "Yes."}, r"^umlaut.jsonl:2: .*prompt"),
+        ({"prompt": "Hi", "teacher_respons": "Yes."}, r"^umlaut.jsonl:2: no 'teacher_response'"),
+        ({"prompt": "Hi", "teacher_response": ""}, r"^umlaut.jsonl:2: 'teacher_response' is emp"),
+        (good | {"id": "a"}, r"^umlaut.jsonl:2: the id is given twice"),
         ({"prompt": {1, 2}}, r"^row 2: .*not JSON serializable; correct it"),
     ):
         with pytest.raises(UserError, match=said):
-            write_rows("umlaut.jsonl", [good, bad])
+            write_rows("umlaut.jsonl", [good | {"id": "a"}, bad])
+    with pytest.raises(UserError, match=r"^there are no rows for umlaut.jsonl"):
+        write_rows("umlaut.jsonl", [])
     assert "Grüße" in path.read_text("utf-8")  # as it was

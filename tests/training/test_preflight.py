@@ -91,7 +91,11 @@ def test_a_save_runs_alongside_the_steps_where_its_memory_fits(
     config = settings(tmp_path, f"--checkpoint.background={wanted}")
     need = footprint.Need("update", {"temporary": 150})  # of each of eight devices
     with devices.compiling_for(platform):
-        sizes = [footprint.Sizes(total=60, device=10, generator=0, discriminator=0, host=0)]
+        sizes = [
+            footprint.Sizes(
+                total=60, device=10, generator=0, discriminator=0, host=0, host_update=0
+            )
+        ]
         assert preflight._copy_bytes(config, need, sizes, 50) == expected
 
 

@@ -91,12 +91,17 @@ def test_a_resumed_run_traces_what_is_left(
             made.end(step, {"seconds/step": 1.0, "seconds/update": 1.0})
         return traced
 
-    assert run(2, 3, 4, 5, 6) == ["2", "start", "3", "4", "5", "stop", "6"]
-    assert run(4, 5, 6) == ["start", "4", "5", "stop", "6"]
-    assert "nothing is traced" not in capsys.readouterr().out
+    page = tmp_path / "profile" / "summary.txt"
     assert run(6, 7) == ["6", "7"]
     [said] = capsys.readouterr().out.splitlines()
     assert said.startswith("warning: nothing is traced: the run resumes after step 5, and --prof")
+    assert run(4, 5, 6) == ["start", "4", "5", "stop", "6"]
+    assert run(4, 5, 6) == ["4", "5", "6"]  # the page stays
+    assert run(6, 7) == ["6", "7"]
+    page.unlink()
+    assert run(2, 3, 4, 5, 6) == ["2", "start", "3", "4", "5", "stop", "6"]
+    assert run(3, 4, 5) == ["start", "3", "4", "5", "stop"]  # all of them once more
+    assert "nothing is traced" not in capsys.readouterr().out
 
 
 def test_a_run_that_is_profiled(command, tmp_path: Path) -> None:

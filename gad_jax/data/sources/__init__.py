@@ -47,7 +47,7 @@ def read(
     name: str | Path,
     *,
     skip_invalid: bool = False,
-    skip_flag: str = "--data.skip_invalid",
+    skip_flag: str = "",
     split: str = "train",
     need_response: bool = True,
     keep_unfinished: bool = False,
@@ -68,10 +68,9 @@ def read(
 
     Raises UserError for a malformed row, and for a second row with the same id in a file. With
     `skip_invalid` such rows are dropped and counted by reason; `skip_flag` is the command's flag
-    for that, which the error advises.
+    for that, which the error advises where there is one.
 
         rows = read("train.jsonl")
-        rows[0].messages[-1]["content"], rows[0].responses
     """
     name, split = _with_split(str(name), split)
     # The bundled rows keep their columns when those of one's own rows are named.

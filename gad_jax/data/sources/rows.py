@@ -101,7 +101,7 @@ class Rows:
         return iter(self.rows)
 
 
-def shown(messages: Sequence[Mapping[str, str]]) -> str:
+def conversation_text(messages: Sequence[Mapping[str, str]]) -> str:
     """Returns a conversation as one text, with the role before each message but the last."""
     *earlier, last = messages
     return "\n\n".join([*(f"{m['role']}: {m['content']}" for m in earlier), last["content"]])

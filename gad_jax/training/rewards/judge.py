@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from gad_jax.base.errors import UserError
-from gad_jax.data.sources.rows import shown
+from gad_jax.data.sources.rows import conversation_text
 from gad_jax.metrics.judging import protocol
 from gad_jax.settings.reward_judge import FILE, RewardJudge
 from gad_jax.teacher import store as storing
@@ -81,7 +81,7 @@ class Judge:
         self._step: dict[str, Question] = {}
         self._dropped = Counter[str]()
         self.refusal = ""
-        """Why the last question without an answer has none, in the service's words."""
+        """Why a question of the last call has no answer, in the service's words."""
 
     def __call__(self, rows: Sequence[Row]) -> list[float]:
         """Returns the judge's share of each response against the teacher's, in [0, 1]; NaN where no
@@ -93,10 +93,10 @@ class Judge:
         if self._verdicts is None:
             self._open()
         keys = []
-        self._step = {}
+        self._step, self.refusal = {}, ""
         asked: dict[str, tuple[Question, Read]] = {}
         for row in rows:
-            texts = (shown(row.messages), row.teacher_answer, row.answer)
+            texts = (conversation_text(row.messages), row.teacher_answer, row.answer)
             sent = protocol.question(self.protocol, *texts)
             key = request_key(self.teacher, sent)
             keys.append(key)
@@ -163,7 +163,7 @@ class Judge:
                 raise UserError(said) from None
             finally:
                 self._spent = budget.spent
-                self.refusal = failures.last or self.refusal
+                self.refusal = failures.last
         if requests.ended == "budget":
             raise UserError(
                 f"the budget of the judge is used up: of it, {budget.spent.tokens} tokens are "

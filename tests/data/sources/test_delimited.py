@@ -63,7 +63,7 @@ def test_rows_that_are_wrong(tmp_path: Path, line: str, said: str) -> None:
     path.write_bytes(f"prompt,response\na,b\n{line}\nc,d\n".encode("utf-8", "surrogateescape"))
     with pytest.raises(UserError) as caught:
         sources.read(path)
-    assert str(caught.value) == f"a.csv:3: {said}; drop the row or pass --data.skip_invalid"
+    assert str(caught.value) == f"a.csv:3: {said}; drop the row"
     rows = sources.read(path, skip_invalid=True)
     assert [row.id for row in rows] == ["a.csv:2", "a.csv:4"]
 

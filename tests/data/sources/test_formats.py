@@ -418,7 +418,7 @@ def test_columns_that_are_not_clear_are_named_with_the_flags(tmp_path, row, said
         assert "drop the row" not in found
     # One such row among others is a row to drop.
     path.write_text(json.dumps(row) + '\n{"prompt": "x", "teacher_response": "y"}\n')
-    with pytest.raises(UserError, match=r"; drop the row or pass --data\.skip_invalid$"):
+    with pytest.raises(UserError, match=r"; drop the row$"):
         sources.read(path)
 
 

@@ -11,7 +11,7 @@ from gad_jax.data import sources
 GOOD = {"prompt": "Name a fruit.", "teacher_response": "An apple."}
 
 
-FIX = "; drop the row or pass --data.skip_invalid"
+FIX = "; drop the row"
 
 
 def test_hub_dataset(monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 from gad_jax.base.errors import UserError
 from gad_jax.data import sources
 
-FIX = "; drop the row or pass --data.skip_invalid"
+FIX = "; drop the row"
 
 
 def write(path, *lines):

@@ -7,7 +7,7 @@ from gad_jax.data import sources
 from gad_jax.data.sources import jsonl
 
 GOOD = {"prompt": "Name a fruit.", "teacher_response": "An apple."}
-FIX = "; drop the row or pass --data.skip_invalid"
+FIX = "; drop the row"
 
 
 def line(value):
@@ -174,9 +174,7 @@ def test_the_message_that_the_style_guide_shows(tmp_path):
     path = write(tmp_path / "train.jsonl", *[line(GOOD)] * 16, with_response(""))
     with pytest.raises(UserError) as caught:
         sources.read(path)
-    assert str(caught.value) == (
-        "train.jsonl:17: 'teacher_response' is empty; drop the row or pass --data.skip_invalid"
-    )
+    assert str(caught.value) == ("train.jsonl:17: 'teacher_response' is empty; drop the row")
 
 
 def test_a_line_beyond_the_limit_is_not_read_into_memory(tmp_path, monkeypatch):
