@@ -161,6 +161,9 @@ def _clear_bar() -> str:
 
 
 def _leave(code: int) -> None:
+    with contextlib.suppress(ValueError):  # not the main thread
+        # Another Ctrl-C ends the process by itself: raised in here, it would lead back to the body.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
