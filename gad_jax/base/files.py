@@ -28,10 +28,8 @@ def from_home(value: Any) -> Any:
     """
     if isinstance(value, tuple):
         return tuple(map(from_home, value))
-    home = os.path.expanduser("~")
-    slash = os.path.join(home, "")
-    value = re.sub(r"(^|[,=]\s*)~/", lambda found: found[1] + slash, value)
-    return re.sub(r"(^|[,=]\s*)~(?=,|$)", lambda found: found[1] + home, value)
+    home = os.path.expanduser
+    return re.sub(r"(^|[,=]\s*)(~/|~(?=,|$))", lambda found: found[1] + home(found[2]), value)
 
 
 @contextlib.contextmanager

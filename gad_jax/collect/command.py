@@ -84,9 +84,8 @@ def _collect(
             requests = asyncio.run(running)
     finally:
         store.close()
-    names = {(question.key, question.sample) for question in wanted}
-    refused = collection.refused_before(Path(collect.out)) & names - store.contents.have
-    _write_manifest(collect, teacher, store.contents, requests, len(refused))
+    still_refused = _refused(collect, wanted) - store.contents.have
+    _write_manifest(collect, teacher, store.contents, requests, len(still_refused))
     collection.report(requests, len(missing), time.time() - started)
     if missing and not requests.answered and requests.ended == "done":
         raise UserError(
@@ -107,14 +106,19 @@ def _refused_before(collect: Collect, wanted: Sequence[Question]) -> set[tuple[s
     """Returns which of these questions earlier runs found refused, and says how many."""
     if collect.retry_refused:
         return set()
-    known = collection.refused_before(Path(collect.out))
-    refused = known & {(question.key, question.sample) for question in wanted}
+    refused = _refused(collect, wanted)
     if refused:
         print(
             f"{len(refused)} were refused in an earlier run and are not asked again; "
             "--retry_refused asks"
         )
     return refused
+
+
+def _refused(collect: Collect, wanted: Sequence[Question]) -> set[tuple[str, int]]:
+    """Returns which of these questions the file of failures has as refused."""
+    known = collection.refused_before(Path(collect.out))
+    return known & {(question.key, question.sample) for question in wanted}
 
 
 def _open_batches(collect: Collect) -> list[Batch]:

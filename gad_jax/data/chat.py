@@ -282,7 +282,11 @@ class Chat:
 
     def reply(self, tokens: Iterable[SupportsIndex]) -> Parts:
         """Returns the thoughts and the answer of a response; cut inside a thought, it has none."""
-        return thoughts.split(self.decode(tokens), self.opens_thought)
+        return self.parts(self.decode(tokens))
+
+    def parts(self, response: str) -> Parts:
+        """Returns what `reply` does for a response that is decoded."""
+        return thoughts.split(response, self.opens_thought)
 
     @functools.cached_property
     def _framing(self) -> Framing:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AbstractMesh, Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gad_jax.base import host_memory
@@ -83,8 +83,7 @@ def on_host(where: NamedSharding) -> NamedSharding:
     if hosted.memory_kind == HOST:
         return hosted
     # jax forgets it for devices that are only compiled for; with an abstract mesh it does not
-    mesh = where.mesh if isinstance(where.mesh, AbstractMesh) else where.mesh.abstract_mesh
-    return NamedSharding(mesh, where.spec, memory_kind=HOST)
+    return NamedSharding(where.mesh.abstract_mesh, where.spec, memory_kind=HOST)
 
 
 def is_hosted(leaf: Any) -> bool:

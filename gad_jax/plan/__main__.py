@@ -49,8 +49,9 @@ class PlanOptions(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("prompt_tokens", "response_tokens"):
-            if getattr(self, name) < 1 and getattr(self, name) != 0:
-                raise FieldError(name, f"{name}={getattr(self, name)} must be 1 or more, or 0")
+            value = getattr(self, name)
+            if value < 1 and value != 0:
+                raise FieldError(name, f"{name}={value} must be 1 or more, or 0")
         kind = self.target.partition(":")[0]
         if self.kernels and (not kind or kind == "cpu" or kind.startswith("v")):
             raise FieldError(

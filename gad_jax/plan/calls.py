@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from gad_jax.core import packing, preference, steps
@@ -16,7 +15,7 @@ from gad_jax.models import adapters
 from gad_jax.models.config import DecoderConfig
 from gad_jax.plan.workload import Workload, lengths_of
 from gad_jax.rollout import engine, memory, prefill, ring
-from gad_jax.rollout.queue import cache_capacity, fewer_slots, make_queue
+from gad_jax.rollout.queue import cache_capacity, fewer_slots
 from gad_jax.rollout.ring import DecodeCopy
 from gad_jax.rollout.sampling import GREEDY, Sampler
 from gad_jax.settings.config import Config
@@ -89,9 +88,9 @@ def of_run(
         if stage == config.stages[-1]:
             close = _may_be_largest(config, networks, mesh, work, rewarding)
             decoders = footprint.decoders(config, program.generator, work.prompts)
-            for name, network, limits in decoders:
+            for name, network, batch in decoders:
                 if name == "rollout" or close:
-                    calls += _decoding(config, name, network, limits, shapes, mesh, work.iterations)
+                    calls += _decoding(config, name, network, batch, shapes, mesh, work.iterations)
         for call in calls:
             yield call._replace(held=paying | call.held)
 
@@ -192,8 +191,7 @@ def _may_be_largest(
     it is not worth its compile. Rollouts come from the same arithmetic, so both compare exactly."""
     most = dict.fromkeys(("evaluation", "rollout", "others"), 0)
     for need in footprint.needs(config, networks, mesh, lengths_of(work), rewarding):
-        kind = need.program.partition(": ")[0]
-        kind = kind if kind in most else "others"
+        kind = need.kind if need.kind in most else "others"
         most[kind] = max(most[kind], need.total)
     return most["evaluation"] > max(most["rollout"], ESTIMATED * most["others"])
 
@@ -202,7 +200,7 @@ def _decoding(
     config: Config,
     name: str,
     network: DecoderConfig,
-    limits: memory.DecodeBatch,
+    batch: memory.DecodeBatch,
     shapes: Given,
     mesh: Mesh,
     iterations: int,
@@ -211,8 +209,8 @@ def _decoding(
     decode loop. That of a rollout runs so many `iterations`, that of an evaluation at most those of
     answers that are all as long as they may be."""
     _, start, frozen, _ = shapes
-    settings = _program(config, limits, greedy=name == "evaluation")
-    packed, rows, queue = _abstract_queue(settings, mesh, limits.prompts)
+    settings = _program(config, batch, greedy=name == "evaluation")
+    packed, rows, queue = _abstract_queue(batch, mesh)
     generator = adapters.join(frozen.generator, start.generator)
     resident = devices.device_bytes((start._replace(generator=None), frozen.discriminator))
 
@@ -245,17 +243,17 @@ def _decoding(
     ]
 
 
-def _program(config: Config, limits: memory.DecodeBatch, *, greedy: bool) -> engine.RolloutProgram:
+def _program(config: Config, batch: memory.DecodeBatch, *, greedy: bool) -> engine.RolloutProgram:
     rollout = config.rollout
     sampler = Sampler(rollout.temperature, rollout.top_k, rollout.top_p)
     return engine.RolloutProgram(
-        samples=limits.samples,
-        max_new_tokens=limits.max_new_tokens,
+        samples=batch.samples,
+        max_new_tokens=batch.max_new_tokens,
         end_tokens=(0,),
         pad_token=0,
         sampler=GREEDY if greedy else sampler,
-        slots=limits.slots,
-        longest=limits.longest,
+        slots=batch.slots,
+        longest=batch.longest,
         resizes=rollout.resize,
     )
 
@@ -282,13 +280,9 @@ def _reshard(
     return Call(name, prefill.merged_layer, (network, layers, number), made, resident)
 
 
-def _abstract_queue(
-    settings: engine.RolloutProgram, mesh: Mesh, lengths: np.ndarray
-) -> tuple[Any, Any, Any]:
+def _abstract_queue(batch: memory.DecodeBatch, mesh: Mesh) -> tuple[Any, Any, Any]:
     """Returns the packed prompts, and the shapes of their rows and queue on the mesh."""
-    prompts = [np.zeros(length, np.int32) for length in lengths]
-    limits = np.full(len(prompts), settings.max_new_tokens)
-    packed = make_queue(prompts, np.arange(len(prompts)), limits, data_shards(mesh))
+    packed = batch.packed(data_shards(mesh))
 
     def split(x: Any) -> Any:
         where = NamedSharding(mesh, sharding.mesh_spec("batch", *(None,) * (x.ndim - 1)))

@@ -72,8 +72,8 @@ def _advice(program: Compiled, mesh: dict[str, int]) -> list[str]:
         "decode copy": "the decode copy of the weights: a larger --mesh.tensor",
         "KV cache": "the KV cache: fewer --rollout.slots, or shorter --rollout.max_new_tokens",
     } | dict.fromkeys(states, state)
-    samples = program.name.partition(": ")[0] in ("rollout", "evaluation")
-    if program.name.startswith("evaluation: "):
+    kind = program.name.partition(": ")[0]
+    if kind == "evaluation":
         fewer, shorter = "--evaluation.batch_prompts", "--evaluation.max_new_tokens"
         changes |= {
             "prompt KV cache": f"the prompt KV cache: fewer {fewer} or a larger --mesh.tensor",
@@ -81,13 +81,13 @@ def _advice(program: Compiled, mesh: dict[str, int]) -> list[str]:
             "temporary": f"the evaluation's KV caches: fewer {fewer} or --rollout.slots, or "
             f"shorter {shorter}, or a larger --mesh.tensor",
         }
-    elif samples:
+    elif kind == "rollout":
         changes["temporary"] = (
             "the rollout's KV caches: fewer --rollout.slots or shorter "
             "--rollout.max_new_tokens, or a larger --mesh.tensor"
         )
     large = [name for name, size in sizes if size > 0.1 * program.total]
-    if program.refused and not samples:
+    if program.refused and kind not in ("rollout", "evaluation"):
         large.append("temporary")  # its size is unknown: a refused program has no analysis
     said = [changes[name] for name in large if name in changes]
     return [f"split or reduce {change}" for change in dict.fromkeys(said)]

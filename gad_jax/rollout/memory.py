@@ -12,7 +12,7 @@ from gad_jax.distributed import devices
 from gad_jax.distributed.mesh import data_shards
 from gad_jax.models import costs
 from gad_jax.models.config import DecoderConfig
-from gad_jax.rollout.queue import cache_capacity, make_queue
+from gad_jax.rollout.queue import PackedPrompts, cache_capacity, make_queue
 from gad_jax.rollout.ring import layer_positions
 
 
@@ -47,15 +47,19 @@ class DecodeBatch(NamedTuple):
     longest: int
     slots: int
 
+    def packed(self, shards: int) -> PackedPrompts:
+        """Returns the prompts as decoding takes them, of zeros."""
+        prompts = [np.zeros(length, np.int32) for length in self.prompts]
+        limits = np.full(len(prompts), self.max_new_tokens)
+        return make_queue(prompts, np.arange(len(prompts)), limits, shards)
+
 
 def decode_bytes(
     config: DecoderConfig, batch: DecodeBatch, mesh: jax.sharding.Mesh
 ) -> dict[str, dict[str, int]]:
     """Returns what prefill and decode take on a device, next to the weights, in bytes by kind."""
     shards, tensor = data_shards(mesh), mesh.shape["tensor"]
-    prompts = [np.zeros(length, np.int32) for length in batch.prompts]
-    numbers = np.arange(len(prompts))
-    packed = make_queue(prompts, numbers, np.full(len(prompts), 1), shards)
+    packed = batch.packed(shards)
     size = jnp.dtype(config.compute_dtype).itemsize
     prompt_cache = token_bytes(config) * packed.size // tensor
     slots = min(batch.slots or default_slots(), packed.prompts_per_shard * batch.samples)

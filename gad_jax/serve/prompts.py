@@ -94,10 +94,10 @@ class Prompts:
 
     def _check_room(self, length: int, limit: int | None, param: str) -> None:
         if self.student.context - length < (limit or 1):
-            raise self._too_long(str(length), limit, param)
+            raise self._too_long(str(length), limit, param, length < self.student.context)
 
-    def _too_long(self, tokens: str, limit: int | None, param: str) -> Refused:
-        fits = tokens.isdigit() and int(tokens) < self.student.context
+    def _too_long(self, tokens: str, limit: int | None, param: str, fits: bool = False) -> Refused:
+        """Returns the refusal of a prompt of so many tokens, which `fits` without its answer."""
         message = (
             f"the prompt has {tokens} tokens, and {self.student.context} are for it and its answer "
             f"of {limit or 'at least 1'}; shorten it{' or ask for a shorter answer' * fits}"

@@ -271,7 +271,7 @@ class Config(Checked):
 
     @property
     def evaluated_at_once(self) -> int:
-        """Most held-out prompts that are answered at once, as far as the settings say."""
+        """Most held-out prompts that are read at a time, as far as the settings say."""
         options, part = self.evaluation, self.data.heldout_part
         limits = (options.prompts, part if isinstance(part, int) else 0)
         return min([options.batch_prompts, *(limit for limit in limits if limit)])

@@ -21,10 +21,15 @@ from gad_jax.training.tracker import Tracker
 from gad_jax.types import Params
 
 
+def count(config: Config, rows: int) -> int:
+    """Returns how many of so many held-out prompts an evaluation answers."""
+    return min(config.evaluation.prompts or rows, rows)
+
+
 def measured(config: Config, held_out: Prepared | None) -> str:
     """Returns a text that is the same for evaluations whose scores compare."""
-    prompts = min(config.evaluation.prompts or 2**31, len(held_out) if held_out else 0)
     rows = held_out.fingerprint if held_out else ""
+    prompts = count(config, len(held_out) if held_out else 0)
     return f"{prompts} of {rows}, up to {config.evaluation_tokens} tokens"
 
 
@@ -66,7 +71,7 @@ class Evaluations:
             result = heldout.parse(stored)
             self.tracker.recall(result, self.options.examples)
             return result
-        prompts = min(self.options.prompts or len(self.held_out), len(self.held_out))
+        prompts = count(self.config, len(self.held_out))
         with self.tracker.busy(f"evaluating {label}: {prompts} held-out prompts"):
             result = heldout.evaluate(
                 self._responder(generator),

@@ -39,6 +39,11 @@ class Need(NamedTuple):
     bytes: dict[str, int]
 
     @property
+    def kind(self) -> str:
+        """What the program belongs to: a stage, rollout, evaluation or reward."""
+        return self.program.partition(": ")[0]
+
+    @property
     def total(self) -> int:
         """Bytes of all kinds."""
         return sum(self.bytes.values())
@@ -96,10 +101,10 @@ def needs(
                     for working in [_scoring_bytes(config, network, mesh, lengths)]
                 ]
             if stage == config.stages[-1]:
-                for name, network, limits in decoders(config, program.generator, lengths.prompts):
+                for name, network, batch in decoders(config, program.generator, lengths.prompts):
                     copy = copy_bytes(network, mesh, frozen.generator)
                     kept = {"weights and moments": held, "decode copy": copy}
-                    for part, taken in memory.decode_bytes(network, limits, mesh).items():
+                    for part, taken in memory.decode_bytes(network, batch, mesh).items():
                         found.append(Need(f"{name}: {part}", kept | taken))
     resident = rewarding_bytes(rewarding, mesh)
     return [
@@ -130,13 +135,13 @@ def decoders(
     slots = config.rollout.slots
     if samples := baselines.most_samples(config):
         tokens = config.rollout.max_new_tokens
-        limits = memory.DecodeBatch(prompts, samples, tokens, config.longest, slots)
-        found.append(("rollout", generator, limits))
+        batch = memory.DecodeBatch(prompts, samples, tokens, config.longest, slots)
+        found.append(("rollout", generator, batch))
     if longest := config.longest_evaluated:
         asked = np.resize(prompts, config.evaluated_at_once)
-        limits = memory.DecodeBatch(asked, 1, config.evaluation_tokens, longest, slots)
+        batch = memory.DecodeBatch(asked, 1, config.evaluation_tokens, longest, slots)
         plain = dataclasses.replace(generator, decode_weights="auto")
-        found.append(("evaluation", plain, limits))
+        found.append(("evaluation", plain, batch))
     return found
 
 

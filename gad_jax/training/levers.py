@@ -53,7 +53,7 @@ def fit(
     measure = functools.partial(_measure, mesh=mesh, lengths=lengths, rewarding=rewarding)
     now, need = config, measure(config, networks)
     while need.total > room:
-        for change in CHANGES.get(need.program.partition(": ")[0], UPDATE):
+        for change in CHANGES.get(need.kind, UPDATE):
             tried = change(now)
             if tried is None:
                 continue
@@ -82,8 +82,8 @@ def advice(
         if not found.changes:
             return f"by estimate {found.need.program} needs {needed} and fits: free memory"
         return f"set {found.flags}, which by estimate needs {needed}"
-    evaluation = found.need.program.startswith("evaluation: ") and config.evaluation.max_new_tokens
-    answers = "--evaluation.max_new_tokens" if evaluation else "--rollout.max_new_tokens"
+    own_limit = found.need.kind == "evaluation" and config.evaluation.max_new_tokens
+    answers = "--evaluation.max_new_tokens" if own_limit else "--rollout.max_new_tokens"
     least = f"even with {found.flags} " if found.changes else ""
     return (
         f"{least}{found.need.program} needs {needed}: use a smaller --student.path, lower "

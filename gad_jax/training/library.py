@@ -289,20 +289,20 @@ def write_rows(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) 
     A row has 'prompt' or 'messages', and 'teacher_response': a text or a list of texts. Raises
     UserError for rows that could not be read again; then nothing is written.
     """
-    lines: list[str] = []
+    text = ""
     for number, row in enumerate(rows, 1):
         try:
-            lines.append(json.dumps(dict(row), ensure_ascii=False) + "\n")
+            text += json.dumps(dict(row), ensure_ascii=False) + "\n"
         except (TypeError, ValueError) as error:
             raise UserError(f"row {number}: {error}; correct it, nothing was written") from error
-    if not lines:
+    if not text:
         raise UserError(f"there are no rows for {path}; give one or more")
     with tempfile.TemporaryDirectory() as place:
         draft = Path(place) / Path(path).name
         draft = draft if draft.suffix == ".jsonl" else draft.with_suffix(".jsonl")
-        draft.write_text("".join(lines), "utf-8")
+        draft.write_text(text, "utf-8")
         sources.read(draft)
-    files.write_atomic(Path(path), "".join(lines))
+    files.write_atomic(Path(path), text)
     return Path(path)
 
 

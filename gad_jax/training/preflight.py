@@ -316,10 +316,11 @@ def _export_bytes(network: DecoderConfig) -> int:
 def _check_evaluated(config: Config, network: DecoderConfig, mesh: Mesh) -> None:
     """Raises UserError where the cache of held-out answers does not fit, or where they may be
     longer than the student's positions allow."""
+    if not config.longest_evaluated:
+        return
     advice = "lower --evaluation.max_new_tokens, --evaluation.batch_prompts or --rollout.slots"
-    if config.longest_evaluated:
-        slots = min(config.rollout.slots or memory.default_slots(), config.evaluated_at_once)
-        memory.check_cache(network, slots, config.longest_evaluated, mesh, advice)
+    slots = min(config.rollout.slots or memory.default_slots(), config.evaluated_at_once)
+    memory.check_cache(network, slots, config.longest_evaluated, mesh, advice)
     positions = network.max_positions
     if config.longest_evaluated > positions:
         raise UserError(

@@ -47,15 +47,18 @@ class Profiler:
         a run resumes among them; steps count from 1. A page that is there stays, unless the run
         repeats all of these steps."""
         self._rows = []
-        there = (self._directory / "summary.txt").exists()
-        if step > self._last > 0 and not (self._begun or there) and processes.is_first():
-            verbosity.say(
-                f"warning: nothing is traced: the run resumes after step {step - 1}, and --profile."
-                f"steps={self._first}:{self._last} names steps before; name later ones"
-            )
-        self._begun = True
-        among = step == self._first or (self._first < step <= self._last and not there)
-        if among and not self._tracing:
+        resumes, self._begun = 0 < self._first < step and not self._begun, True
+        if resumes and (self._directory / "summary.txt").exists():
+            return
+        if resumes and step > self._last:
+            if processes.is_first():
+                verbosity.say(
+                    f"warning: nothing is traced: the run resumes after step {step - 1}, and "
+                    f"--profile.steps={self._first}:{self._last} names steps before; name later "
+                    "ones"
+                )
+            return
+        if resumes or step == self._first:
             shutil.rmtree(self._directory, ignore_errors=True)
             options = jax.profiler.ProfileOptions()
             options.python_tracer_level = 0  # Python calls would slow the step and fill the trace

@@ -236,10 +236,8 @@ def _say(lines: list[str]) -> None:
 
 def _counted(config: Config, held_out: Prepared | None) -> Config:
     """Returns the settings with the number of held-out prompts that an evaluation answers."""
-    if held_out is None:
-        return config
-    count = min(config.evaluation.prompts or len(held_out), len(held_out))
-    return replace(config, evaluation=replace(config.evaluation, prompts=count))
+    prompts = evaluating.count(config, len(held_out) if held_out else 0)
+    return replace(config, evaluation=replace(config.evaluation, prompts=prompts))
 
 
 def _checkpoints(config: Config) -> Checkpoints:

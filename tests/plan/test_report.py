@@ -52,32 +52,36 @@ def test_the_largest_program_is_advised_on_by_its_largest_part_first() -> None:
     assert second.startswith("split or reduce the weights over more devices: a larger --mesh.fsdp")
 
 
-@pytest.mark.parametrize(
-    ("kind", "change"),
-    [
-        ("decode_copy", "the decode copy of the weights: a larger --mesh.tensor"),
-        ("prompt_KV_cache", "the prompt KV cache: fewer --batch.prompts"),
-        ("KV_cache", "the KV cache: fewer --rollout.slots"),
-        ("temporary", "the rollout's KV caches: fewer --rollout.slots"),
-    ],
-)
-def test_every_kind_of_the_rollout_has_an_advice(kind: str, change: str) -> None:
-    [advice] = plan_of(program("rollout: decode", **{kind: 100})).advice()
-    assert advice.startswith(f"split or reduce {change}")
+COPY = "the decode copy of the weights: a larger --mesh.tensor"
 
 
 @pytest.mark.parametrize(
-    ("kind", "change"),
+    ("name", "kind", "change"),
     [
-        ("decode_copy", "the decode copy of the weights: a larger --mesh.tensor"),
-        ("prompt_KV_cache", "the prompt KV cache: fewer --evaluation.batch_prompts"),
-        ("KV_cache", "the KV cache: fewer --rollout.slots or --evaluation.batch_prompts, or short"),
-        ("temporary", "the evaluation's KV caches: fewer --evaluation.batch_prompts"),
+        ("rollout", "decode_copy", COPY),
+        ("rollout", "prompt_KV_cache", "the prompt KV cache: fewer --batch.prompts"),
+        ("rollout", "KV_cache", "the KV cache: fewer --rollout.slots"),
+        ("rollout", "temporary", "the rollout's KV caches: fewer --rollout.slots"),
+        ("evaluation", "decode_copy", COPY),
+        ("evaluation", "prompt_KV_cache", "the prompt KV cache: fewer --evaluation.batch_prompts"),
+        (
+            "evaluation",
+            "KV_cache",
+            "the KV cache: fewer --rollout.slots or --evaluation.batch_prompts, or short",
+        ),
+        (
+            "evaluation",
+            "temporary",
+            "the evaluation's KV caches: fewer --evaluation.batch_prompts",
+        ),
     ],
 )
-def test_every_kind_of_an_evaluation_has_an_advice(kind: str, change: str) -> None:
-    [advice] = plan_of(program("evaluation: decode", **{kind: 100})).advice()
+def test_every_kind_of_decoding_has_an_advice(name: str, kind: str, change: str) -> None:
+    [advice] = plan_of(program(f"{name}: decode", **{kind: 100})).advice()
     assert advice.startswith(f"split or reduce {change}")
+
+
+def test_a_refused_evaluation_has_no_advice_on_updates() -> None:
     refused = plan_of(program("evaluation: prefill", "no room", generator=100)).advice()
     assert [line.split(":")[0] for line in refused] == [
         "split or reduce the weights over more devices"

@@ -70,7 +70,7 @@ def read(
     `skip_invalid` such rows are dropped and counted by reason; `skip_flag` is the command's flag
     for that, which the error advises where there is one.
 
-        rows = read("train.jsonl")
+        read("train.jsonl")[0].messages[-1]["content"]
     """
     name, split = _with_split(str(name), split)
     # The bundled rows keep their columns when those of one's own rows are named.

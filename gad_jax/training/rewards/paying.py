@@ -164,13 +164,13 @@ def rows_of(
     for place, index in enumerate(batch.indices):
         source, teacher = sources[index], batch.responses[place]
         text = chat.decode(teacher)
-        teacher_answer = chat.reply(teacher).answer
+        teacher_answer = chat.parts(text).answer
         for sample, length in enumerate(np.asarray(rollout.lengths[place])):
-            tokens = np.asarray(rollout.tokens[place, sample, :length])
+            response = chat.decode(np.asarray(rollout.tokens[place, sample, :length]))
             found.append(
                 Row(
                     prompt=source.messages[-1]["content"],
-                    response=chat.decode(tokens),
+                    response=response,
                     teacher=text,
                     tokens=int(length),
                     teacher_tokens=len(teacher),
@@ -178,7 +178,7 @@ def rows_of(
                     messages=[dict(message) for message in source.messages],
                     id=source.id,
                     sample=sample,
-                    answer=chat.reply(tokens).answer,
+                    answer=chat.parts(response).answer,
                     teacher_answer=teacher_answer,
                 )
             )
