@@ -32,7 +32,7 @@ def update(
     """
     count = jnp.float32(pairs.groups.size * (pairs.ends.shape[2] - 1))
     pair_loss = losses.on_base(partial(losses.pair_loss, program))
-    slope = _length_slope(pairs) if program.length_debias else None
+    slope = _length_slope(program, pairs) if program.length_debias else None
     shared = _base(program, frozen), count, slope
     if program.train_discriminator:
         given = program.discriminator, state.discriminator, pairs
@@ -107,9 +107,10 @@ def scores_of(
     return in_order(scores, rows)
 
 
-def _length_slope(pairs: PackedRows) -> Float[Array, ""]:
+def _length_slope(program: Program, pairs: PackedRows) -> Float[Array, ""]:
     """Returns `objectives.length_slope` of the whole batch."""
-    return objectives.length_slope(jax.lax.map(forward.longer_teachers, pairs))
+    longer = jax.lax.map(forward.longer_teachers, pairs)
+    return objectives.length_slope(longer, program.label_smoothing)
 
 
 def in_order(scores: Float[Array, "U G S *heads"], rows: PackedRows) -> Float[Array, "B S *heads"]:

@@ -163,13 +163,17 @@ RIDGE = 0.01
 likelihood has no maximum."""
 
 
-def length_slope(longer: Float[Array, "*n"]) -> Float[Array, ""]:
+def length_slope(longer: Float[Array, "*n"], smoothing: float = 0.0) -> Float[Array, ""]:
     """Returns how much length alone says about who wrote a response, in nats per token.
 
     `longer` is the teacher's length minus the sample's, in tokens. With d = longer / its root mean
-    square, the slope c is that of a logistic regression of "is the teacher's" on length alone:
+    square, the slope c is that of a logistic regression of "is the teacher's" on length alone, with
+    labels smoothed by ε as those of `smoothed`:
 
-        c = argmin over c of  mean(softplus(-c d)) + RIDGE / 2 c²
+        c = argmin over c of  mean(softplus(-c d) + ε c d) + RIDGE / 2 c²
+
+    Fitted without ε, c d would pass the margin at which D's loss is least, and the score would have
+    to take that back: it would prefer the student's response.
 
     The discriminator is then trained on the margin plus c d (`bradley_terry_loss` of
     `student - c d`). So its score has to learn only what length does not say, and the reward is
@@ -183,7 +187,7 @@ def length_slope(longer: Float[Array, "*n"]) -> Float[Array, ""]:
         # The derivative of the objective grows with c, so its zero can be bracketed.
         low, high = ends
         middle = (low + high) / 2
-        rises = RIDGE * middle > jnp.mean(d * jax.nn.sigmoid(-middle * d))
+        rises = RIDGE * middle > jnp.mean(d * (jax.nn.sigmoid(-middle * d) - smoothing))
         return jnp.where(rises, low, middle), jnp.where(rises, middle, high)
 
     most = jnp.float32(1 / RIDGE)  # |c| <= mean |d| / RIDGE, and mean |d| <= 1

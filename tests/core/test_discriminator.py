@@ -140,7 +140,7 @@ def test_smoothed_labels_and_the_length_term_by_hand() -> None:
     """In a step that trains D alone, which no gate keeps from it."""
     teacher, samples = alone(texts(), "teacher"), alone(texts(), "samples")
     longer = (teacher.last - samples.last).astype(jnp.float32)
-    slope = objectives.length_slope(longer)
+    slope = objectives.length_slope(longer, 0.1)
     assert abs(slope) > 1e-3
 
     @jax.jit

@@ -330,3 +330,19 @@ def test_lengths_that_tell_all_pairs_apart_leave_little_to_learn() -> None:
     without, with_lengths = gradient(jnp.zeros((2, 2))), gradient(length_slope(longer) * longer)
     close(without, [-1.0, -1.0])
     assert (jnp.abs(with_lengths) < 0.2).all()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.05, 0.2, 0.4])
+@pytest.mark.parametrize(("mean", "spread"), [(-6, 0), (6, 3), (-40, 40), (-3, 20)])
+def test_smoothed_labels_and_lengths_leave_the_teacher_ahead(
+    smoothing: float, mean: float, spread: float
+) -> None:
+    """Where length tells who wrote a response, the rest of the margin must not turn against it."""
+    longer = jnp.asarray(np.random.default_rng(0).normal(mean, spread, (64, 4)))
+    offset = length_slope(longer, smoothing) * longer
+
+    def loss(margin: jax.Array) -> jax.Array:
+        teacher, student = jnp.full(64, margin), -offset
+        return smoothed(bradley_terry_loss(teacher, student), teacher, student, smoothing).mean()
+
+    assert jax.grad(loss)(jnp.float32(0)) < 0
