@@ -114,7 +114,7 @@ def _rows(config: Config, mesh: Mesh, work: Workload) -> dict[str, Any]:
     """Returns the shapes of the rows that steps take, by name."""
     rows: dict[str, Any] = {
         name: packing.abstract(getattr(work, name), mesh)
-        for name in ("pairs", "samples", "teacher", "preferences")
+        for name in ("pairs", "samples", "teacher", "alone", "preferences")
         if getattr(work, name) is not None
     }
     return rows | {"extra": _extra(config, mesh)}
@@ -127,7 +127,7 @@ def _updates(config: Config, stage: str) -> list[tuple[str, Any, list[str]]]:
     if stage == "dpo":
         return [("G update", preference.dpo_step, ["preferences"])]
     if stage in ("seqkd", "rejection"):
-        return [("G update", steps.seqkd_step, ["teacher"])]
+        return [("G update", steps.seqkd_step, ["alone"])]
     if not rates.train_generator:
         return [only_discriminator]
     first = rates.discriminator_only_steps and config.trains_discriminator(stage)
@@ -136,7 +136,7 @@ def _updates(config: Config, stage: str) -> list[tuple[str, Any, list[str]]]:
     elif stage == "gad":
         both = ("G and D update", steps.gad_step, ["pairs", "samples"])
     elif not rates.train_discriminator:
-        both = ("G update", steps.seqkd_step, ["teacher"])
+        both = ("G update", steps.seqkd_step, ["alone"])
     else:
         both = ("G and D update", steps.warmup_step, ["pairs", "teacher"])
     return [only_discriminator, both] if first else [both]
@@ -223,7 +223,8 @@ def _decoding(
     )
     samples = packed.prompts_per_shard * settings.samples
     slots = min(settings.slots or memory.default_slots(), samples)
-    capacity = cache_capacity(packed.longest + settings.max_new_tokens, settings.longest)
+    needed = packed.longest + settings.max_new_tokens if settings.resizes else settings.longest
+    capacity = cache_capacity(needed, settings.longest)
     cache = shapes_of(lambda: engine.start(network, settings, slots, capacity, samples))
     if name == "evaluation":
         iterations = settings.max_new_tokens * -(-samples // slots)
@@ -232,7 +233,10 @@ def _decoding(
     held: dict[str, Any] = {"generator": generator}
     shared = devices.device_bytes(prefill.shared(network, generator))
     copied = held | {"decode copy": devices.device_bytes(weights) - shared}
-    sampled = copied | {"prompt KV cache": prompts, "KV cache": cache}
+    # The loop is compiled for the prompts that were drawn, and the cache may become larger.
+    now, most = (memory.cache_bytes(network, slots, n) for n in (capacity, settings.longest))
+    kept = devices.device_bytes(cache) + (most - now) // mesh.shape["tensor"]
+    sampled = copied | {"prompt KV cache": prompts, "KV cache": kept}
     tokens = (network, generator, packed.size, *rows)
     loop = {"iterations": iterations // settings.steps, "steps": settings.steps}
     read = (ring.read_by_step(weights), cache.ring)

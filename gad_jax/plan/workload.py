@@ -32,14 +32,15 @@ class LognormalLengths:
 class Workload(NamedTuple):
     """The packed rows of one step, the lengths they hold, and the calls of `decode`.
 
-    `pairs` are D's rows (teacher and student), `samples` are G's, `teacher` those of SeqKD, and
-    `displaced` the samples in whose place D sees older answers; None without replay. Of DPO are
-    `preferences` and the calls that sample its snapshot.
+    `pairs` are D's rows (teacher and student), `samples` are G's. The teacher's alone are `teacher`
+    next to pairs, and `alone` without. `displaced` are the samples in whose place D sees older
+    answers; None without replay. Of DPO are `preferences` and the calls that sample its snapshot.
     """
 
     pairs: PackedRows
     samples: PackedRows
     teacher: PackedRows
+    alone: PackedRows
     prompts: np.ndarray
     responses: np.ndarray
     rectangle_padding: float
@@ -142,6 +143,7 @@ def draw(config: Config, lengths: LognormalLengths, target: Target) -> Workload:
         pairs,
         samples,
         rows(slice(0, 1), fewest([group[:1] for group in answers])),
+        rows(slice(0, 1), micro_batches),
         prompts,
         responses[:, 1:members],
         layout.rectangle_padding_share(asked, [group[:members] for group in answers]),

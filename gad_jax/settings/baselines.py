@@ -47,6 +47,15 @@ def rejected(config: "Config") -> int:
     return snapshot_samples(config, "dpo") or 1
 
 
+def responses(config: "Config", stage: str) -> int:
+    """Returns how many responses to each prompt the largest rows of a stage's update hold."""
+    if stage == "dpo":
+        return 1 + rejected(config)
+    if stage in ("gad", "custom") or config.trains_discriminator(stage):
+        return 1 + config.rollout.samples
+    return 1
+
+
 def samples(config: "Config", stage: str) -> int:
     """Returns how many answers to each prompt a stage samples, at its start or in every step."""
     every_step = stage == "gad" or (stage == "custom" and config.custom.rollout)
@@ -94,11 +103,12 @@ def check(config: "Config") -> None:
     stage = judged_by_untrained(config)
     if stage and not config.discriminator.path:
         needs = {"rejection": "chooses samples by", "gad": "does not train, but is paid by,"}[stage]
+        there = "warmup" in config.stages[: config.stages.index(stage)]
+        use = "--warmup.train_discriminator=true" if there else f"--stage=warmup,{stage}"
         raise FieldError(
             "stage",
             f"stage={config.stage!r}: {stage} {needs} a trained discriminator, and no stage before "
-            f"it trains one; use --stage=warmup,{stage}, or name a run that has one with "
-            "--discriminator.path=RUN",
+            f"it trains one; use {use}, or name a run that has one with --discriminator.path=RUN",
         )
 
 

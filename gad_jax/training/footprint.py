@@ -86,9 +86,7 @@ def needs(
         for stage in config.stages:
             program = state.make_program(config, stage, *networks)
             held = sizes(program, mesh).device + base
-            shown = lengths
-            if stage == "dpo":
-                shown = _of_groups(lengths, 1 + baselines.rejected(config))
+            shown = _of_groups(lengths, baselines.responses(config, stage))
             parts = {
                 "weights and moments": held,
                 "temporary": _update_bytes(config, program, mesh, shown),
@@ -119,7 +117,7 @@ def rewarding_bytes(rewarding: models.Networks, mesh: Mesh) -> int:
 
 
 def _of_groups(lengths: Lengths, members: int) -> Lengths:
-    """Returns the lengths with so many responses to each prompt."""
+    """Returns the lengths with so many responses to each prompt, more than there are or fewer."""
     columns = np.arange(members) % lengths.responses.shape[1]
     return lengths._replace(responses=lengths.responses[:, columns])
 

@@ -232,8 +232,12 @@ def begin_stage(
     """Returns the state at the first step of a stage.
 
     `load_discriminator` is called where the stage needs a discriminator and none has come from an
-    earlier one.
+    earlier one. What only the stage before needed is deleted first, also for others that hold the
+    state: next to the new moments it would be the most that a run holds.
     """
+    moments_before = state.generator_optimizer, state.discriminator_optimizer
+    over = state.reference, None if program.keep_moments else moments_before
+    jax.tree.map(lambda leaf: leaf.delete(), over)
     discriminator = state.discriminator
     if discriminator is None and program.has_discriminator:
         discriminator = load_discriminator()

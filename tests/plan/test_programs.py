@@ -115,6 +115,30 @@ def test_an_evaluation_is_compiled_where_it_may_take_the_most(
     assert names(*long, *many, "--data.heldout=") == []
 
 
+def test_the_cache_is_that_of_the_longest_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the prompts that are drawn are shorter; compiled for it without resizing."""
+    compiled: list[Call] = []
+
+    def found(call: Call, *_: object, **__: object) -> programs.Compiled:
+        compiled.append(call)
+        return programs.Compiled(call.name, {}, [], 0.0)
+
+    monkeypatch.setattr(programs, "_compile", found)
+    monkeypatch.setattr("gad_jax.plan.slices.measure", lambda *_: {})
+    limits = ("--data.max_prompt_tokens=2048", "--rollout.max_new_tokens=16", "--rollout.slots=4")
+    positions = []
+    for resize in ("true", "false"):
+        flags = ("--config=tiny", "--target=cpu:1", "--stage=gad", f"--rollout.resize={resize}")
+        with contextlib.redirect_stdout(io.StringIO()):
+            assert plan.main([*flags, *limits]) == 0
+        decode = compiled[-1]
+        assert decode.name == "rollout: decode"
+        longest = 4 * (2048 + 16) * 2 * 2 * 16 * 4  # slots, keys and values, layers, width, bytes
+        assert longest <= decode.held["KV cache"] < 1.1 * longest
+        positions.append(decode.arguments[2])
+    assert positions[0] < positions[1] == 2048 + 16
+
+
 def test_a_reward_model_is_held_by_every_program_and_its_own_is_compiled(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

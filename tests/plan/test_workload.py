@@ -40,6 +40,8 @@ def test_rows_hold_every_token_of_the_step(work: workload.Workload) -> None:
     most = int(4 * work.prompts.sum() + work.responses.sum())
     assert least <= np.count_nonzero(work.samples.tokens) <= most
     assert work.samples.tokens.shape[0] == 4  # micro-batches
+    assert work.alone.tokens.shape[0] == 4
+    assert work.teacher.tokens.shape[0] == 1  # no larger than a micro-batch of pairs
     assert work.displaced is not None
     assert np.count_nonzero(work.displaced.mask) == work.responses[:, -2:].sum()
     assert 0 < work.padding < work.rectangle_padding < 1

@@ -101,6 +101,21 @@ def test_an_evaluation_takes_what_its_batch_slots_and_answers_need(run) -> None:
     ]
 
 
+def test_imitation_is_of_one_response_to_each_prompt(run) -> None:
+    """However many the run would sample in other stages."""
+    mesh = make_mesh(devices=jax.devices()[:1])
+
+    def update(stage: str, samples: int) -> int:
+        flags = ("--config=tiny", f"--stage={stage}", f"--rollout.samples={samples}")
+        config = options.read(Config, flags, program="train", description="")
+        lengths = Lengths(np.full(8, 30), np.full((8, 1 + samples), 20))
+        found = footprint.needs(config, run[1], mesh, lengths)
+        return next(n.bytes["temporary"] for n in found if n.program.endswith("update"))
+
+    assert update("seqkd", 2) == update("seqkd", 16)
+    assert update("seqkd", 16) < update("offpolicy", 16) / 2
+
+
 def needs(run, **batch: int) -> dict[str, int]:
     config, networks = run
     config = dataclasses.replace(config, batch=dataclasses.replace(config.batch, **batch))

@@ -1,6 +1,7 @@
 """The spans of a run: which steps a stage has, who trains in them, what is evaluated after them."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from gad_jax.core.optimizer import Schedule
 from gad_jax.data.pipeline import Prepared
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.training import reading, stages, state
+from gad_jax.types import Params
 from tests.core.builders import GAD, identical, start
 from tests.training.runs import settings
 
@@ -76,8 +78,18 @@ def test_a_stage_begins_with_fresh_moments_or_with_those_of_the_stage_before() -
     )
     mesh = make_mesh(1, 1, 1, jax.devices()[:1])
     keeping = dataclasses.replace(GAD, keep_moments=True)
-    kept, fresh = (state.begin_stage(used, each, mesh, dict) for each in (keeping, GAD))
-    identical(kept.generator_optimizer, used.generator_optimizer)
+    wanted = jax.device_get(used.generator_optimizer)
+    kept = state.begin_stage(used, keeping, mesh, dict)
+    identical(kept.generator_optimizer, wanted)
+
+    def init(params: Params) -> Any:
+        """The new moments, which come when the old ones are gone."""
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(used.generator_optimizer))
+        return GAD.generator_optimizer.init(params)
+
+    watching = GAD.generator_optimizer._replace(init=init)
+    watched = dataclasses.replace(GAD, generator_optimizer=watching)
+    fresh = state.begin_stage(used, watched, mesh, dict)
     for moments in (fresh.generator_optimizer, kept.discriminator_optimizer):
         identical(moments, jax.tree.map(np.zeros_like, moments))
 
