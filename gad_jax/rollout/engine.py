@@ -90,8 +90,13 @@ def sample_responses(
     mesh: jax.sharding.Mesh,
     weights: DecodeCopy | None = None,
     limits: np.ndarray | None = None,
+    cache_sizes: set[int] | None = None,
 ) -> tuple[Rollout, tuple[DecodeCall, ...]]:
-    """Returns what `generate` does, and the calls of `decode` that it took."""
+    """Returns what `generate` does, and the calls of `decode` that it took.
+
+    `cache_sizes` has the sizes of the prompt KV cache in rollouts before, and gets that of this
+    one. The largest is used again, because `decode` is compiled for each.
+    """
     shards = data_shards(mesh)
     if limits is None:
         limits = np.full(len(prompts), program.max_new_tokens)
@@ -101,7 +106,9 @@ def sample_responses(
     rows = devices.put(packed.rows, mesh, "batch")
     queue = devices.put(packed.queue, mesh, "batch")
     weights = decode_copy(config, params) if weights is None else weights
-    prompt_cache = prefill(config, params, packed.size, *rows)
+    cache_sizes = set() if cache_sizes is None else cache_sizes
+    cache_sizes.add(packed.size)
+    prompt_cache = prefill(config, params, max(cache_sizes), *rows)
     samples = packed.prompts_per_shard * program.samples
     count = min(program.slots or default_slots(), samples)
     capacity = (

@@ -209,7 +209,7 @@ def _moved(
 def forward(
     config: DecoderConfig, weights: DecodeCopy, ring: RingCache
 ) -> tuple[RingCache, Float[Array, "S V"]]:
-    """Runs the newest token of every slot; returns the cache with it and the float32 logits.
+    """Runs the newest token of every slot; returns the cache with it and the logits as float32.
 
     The caller draws the next tokens and puts them in the place of `token`.
     """

@@ -77,6 +77,7 @@ class Iteration:
         self.pool, self.rewards, self.custom_step = pool, rewards, custom_step
         self.pending = pending
         self.learnt: Learnt | None = None
+        self.cache_sizes: set[int] = set()  # of prompts, in the rollouts so far
         self.between = 0.0  # seconds of logging and saving since the last iteration
         self.compiles = devices.CompileCounter()
         self.scripts = scripts.token_scripts(chat.tokenizer, generator.vocabulary)
@@ -268,7 +269,8 @@ class Iteration:
 
     def _sample(self, span: Span, step: int, state: TrainState, frozen: Frozen) -> Sampling:
         batch = span.batches[step - span.start]
-        return sampling.sample(self.generator, self.rollout, self.mesh, batch, step, state, frozen)
+        given = self.generator, self.rollout, self.mesh, batch, step, state, frozen
+        return sampling.sample(*given, self.cache_sizes)
 
     def _response_metrics(self, rows: StepRows) -> dict[str, float]:
         """Returns what is measured of the responses that a step learns from; {} without any."""

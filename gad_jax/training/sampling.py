@@ -37,6 +37,7 @@ def sample(
     step: int,
     state: TrainState,
     frozen: Frozen,
+    cache_sizes: set[int],
 ) -> Sampling:
     """Samples responses to the prompts of the step after `step`, with the weights of the state."""
     started = time.perf_counter()
@@ -58,6 +59,7 @@ def sample(
             program,
             mesh,
             weights,
+            cache_sizes=cache_sizes,
         )
     seconds = time.perf_counter() - started
     return Sampling(rollout, calls, seconds, resharded - started, weights_gib)

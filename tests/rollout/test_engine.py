@@ -293,3 +293,25 @@ def test_a_bucket_is_compiled_once(llama: Model, sampled: Rollout) -> None:
     assert added == [size + 1 for size in before]
     llama.answer(prompts=prompts(96, 77, 70, 88), step=3)
     assert [function._cache_size() for function in caches] == added
+
+
+def test_the_largest_cache_of_prompts_is_used_again(llama: Model) -> None:
+    """So that `decode` has one program for prompts of all lengths, with the same samples."""
+    sizes: set[int] = set()
+
+    def sampled(prompts: list[np.ndarray]) -> Rollout:
+        key = jax.random.fold_in(jax.random.key(1), 0)  # of `answer`
+        given = np.arange(len(prompts)), key, SAMPLING, llama.mesh
+        with jax.set_mesh(llama.mesh):
+            return engine.sample_responses(
+                llama.config, llama.params, prompts, *given, cache_sizes=sizes
+            )[0]
+
+    long, short = prompts(70, 65, 68, 66), prompts(8, 31, 12, 11)
+    sampled(long)
+    before = engine.decode._cache_size()
+    assert_same(sampled(short), llama.answer(prompts=short))
+    assert len(sizes) == 2
+    compiled = engine.decode._cache_size() - before
+    assert sampled(short).tokens.shape == (4, 3, LIMIT)
+    assert engine.decode._cache_size() - before == compiled

@@ -119,7 +119,7 @@ def test_the_second_steps_samples_are_those_of_the_first_weights(tmp_path):
             made = trainer.iteration
             given = made.generator, made.rollout, mesh, span.batches[1], 1
             state = trainer.state._replace(generator=params)
-            return sampling.sample(*given, state, trainer.frozen).rollout
+            return sampling.sample(*given, state, trainer.frozen, set()).rollout
 
         placed = jax.tree.map(
             lambda x, y: jax.device_put(x, y.sharding), before, trainer.state.generator
