@@ -1,7 +1,8 @@
 """The line of a training step: which metrics it shows, and those that fit a width."""
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 
 # A part is shown if the step has all metrics that it names.
@@ -43,9 +44,20 @@ def step_parts(metrics: Mapping[str, float]) -> list[str]:
     return _parts(LINE, metrics)
 
 
+def reward_terms(names: Iterable[str]) -> list[str]:
+    """Returns the terms of a mixed reward, of the names of metrics. The mix itself says nothing
+    where each term is normalised: its mean is 0."""
+    found = (re.fullmatch("reward/(.+)/mean", name) for name in names)
+    return [match[1] for match in found if match]
+
+
 def _parts(templates: Sequence[str], metrics: Mapping[str, float]) -> list[str]:
     parts = []
+    terms = reward_terms(metrics)
     for template in templates:
+        if terms and template.startswith("reward "):
+            parts += [f"{name} {metrics[f'reward/{name}/mean']:+.3g}" for name in terms]
+            continue
         try:
             parts.append(template.format_map(metrics))
         except KeyError:

@@ -21,7 +21,7 @@ from gad_jax.bench.peers import Peer
 from gad_jax.distributed import ceilings, devices
 from gad_jax.distributed.ceilings import Ceilings
 from gad_jax.distributed.mesh import make_mesh
-from gad_jax.models import source
+from gad_jax.models import costs, source
 from gad_jax.rollout import engine, prefill, ring
 from gad_jax.rollout.queue import make_queue
 from gad_jax.training import loading
@@ -194,15 +194,20 @@ class _Sampler:
     def floor_seconds(self, steps: int, slots: int, prompt: int, best: Ceilings) -> float:
         """Returns the roofline's seconds for so many steps.
 
-        A step reads the weights and the tokens' KV cache once, and takes two FLOPs per weight and
-        response; the slower of the two counts. The cache counts at its mean length.
+        A step reads the weights and the tokens' KV cache once, of a mixture the experts that its
+        tokens visit. It takes the FLOPs of a forward pass; the slower of the two counts. The cache
+        counts at its mean length, and in a layer with a window no more than that.
         """
-        weights = sum(x.nbytes for x in jax.tree.leaves(ring.read_by_step(self.weights)))
         config = self.network.config
-        token = 2 * config.layers * config.kv_heads * config.head_width
         itemsize = ring.head(self.weights).dtype.itemsize
-        cache = token * itemsize * slots * (prompt + steps / 2)
-        flops = 2 * weights / itemsize * slots
+        weights = sum(x.nbytes for x in jax.tree.leaves(ring.read_by_step(self.weights)))
+        if config.experts:
+            visited = costs.touched_experts(config, slots)
+            every = costs.layer_weights(config, config.experts.count)
+            weights -= itemsize * (every - costs.layer_weights(config, visited))
+        positions = slots * sum(ring.layer_positions(config, prompt + steps // 2))
+        cache = 2 * config.kv_heads * config.head_width * itemsize * positions
+        flops = costs.forward_flops(config, costs.Work(slots, positions, slots))
         return steps * max((weights + cache) / best.bytes_per_second, flops / best.flops_per_second)
 
 

@@ -1,7 +1,7 @@
 """Limits of prompts and responses that fit the data, and how much of the data a limit costs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Int64
@@ -38,11 +38,13 @@ def choose(files: Sequence[Encoded], given: Limits, longest_prompt: int, positio
     """Returns the given limits, those that are 0 taken from the data.
 
     A prompt may then be as long as the longest one, at most `longest_prompt`. A response may be as
-    long as 99 % of the teacher's. Both together fit the `positions` of the networks: where they
-    would not, the response gets what the prompt leaves, but at least half.
+    long as 99 % of the teacher's and the rejected ones. Both together fit the `positions` of the
+    networks: where they would not, the response gets what the prompt leaves, but at least half.
     """
     prompts = np.concatenate([file.prompts.lengths for file in files])
-    responses = np.concatenate([file.responses.lengths for file in files])
+    responses = np.concatenate(
+        [each.lengths for file in files for each in (file.responses, file.rejected)]
+    )
     prompt = given.prompt or min(_rounded(int(prompts.max(initial=1))), longest_prompt)
     response = given.response or holding(responses)
     if not given.response:
@@ -70,6 +72,7 @@ class Rule:
 
 PROMPTS = Rule("prompts", "dropped", "data.max_prompt_tokens", "data.stop_at_dropped_share")
 RESPONSES = Rule("teacher responses", "cut", "rollout.max_new_tokens", "data.stop_at_cut_share")
+REJECTED = replace(RESPONSES, things="rejected responses")
 
 
 def check(file: Encoded, limits: Limits, stops: Stops, positions: int) -> list[str]:
@@ -81,7 +84,8 @@ def check(file: Encoded, limits: Limits, stops: Stops, positions: int) -> list[s
     of_prompts = (PROMPTS, file.prompts.lengths, limits.prompt, limits.response, stops.dropped)
     of_responses = (RESPONSES, file.responses.lengths, limits.response, limits.prompt, stops.cut)
     found = []
-    for rule, lengths, limit, other, stop in (of_prompts, of_responses):
+    of_rejected = (REJECTED, file.rejected.lengths, *of_responses[2:])
+    for rule, lengths, limit, other, stop in (of_prompts, of_responses, of_rejected):
         count = int(np.sum(lengths > limit))
         share = count / max(len(lengths), 1)
         if share < WARN:

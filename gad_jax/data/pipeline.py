@@ -132,7 +132,8 @@ class Prepared:
 class Encoded:
     """Rows with all of their tokens, before the limits of a run are known.
 
-    `refused` counts the rows that the chat template refused; they are left out.
+    `refused` counts the rows that the chat template refused; they are left out. `rejected` are the
+    tokens of the rejected answers, as many as the rows have.
     """
 
     source: Rows
@@ -142,6 +143,7 @@ class Encoded:
     responses: Ragged
     _chat: str
     thoughts: int = 0
+    rejected: Ragged = field(default_factory=lambda: Ragged.of([]))
 
     def limited(self, max_prompt_tokens: int, max_response_tokens: int) -> Prepared:
         """Returns the rows whose prompts fit, with their responses cut at the limit.
@@ -199,8 +201,13 @@ def encode(
     refused = len(rows) - len(kept)
     _check_share(rows, _skipped(rows, refused), max_invalid_share)
     responses = [Ragged.of(_encode_responses(chunk, chat)) for chunk in _chunks(kept)]
+    rejected = [
+        Ragged.of(list(chat.encode_responses([text for row in chunk for text in row.rejected])))
+        for chunk in _chunks(kept)
+    ]
     together = Ragged.joined(prompts), Ragged.joined(responses)
-    return Encoded(rows, tuple(kept), refused, *together, chat.fingerprint, thinking)
+    about = chat.fingerprint, thinking, Ragged.joined(rejected)
+    return Encoded(rows, tuple(kept), refused, *together, *about)
 
 
 def prepare(

@@ -1,6 +1,7 @@
 """Thoughts in a file's teacher text: counted, and dropped or kept. Tags are in `thoughts.py`."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from gad_jax.base.errors import UserError
 from gad_jax.data import thoughts
@@ -12,15 +13,19 @@ def part(rows: Rows, drop: bool, prompts_closed: bool) -> tuple[Rows, int]:
     some.
 
     A response that ends inside its thought has no answer: it counts as unfinished, and is left out
-    either way. So is a row without any other response. Raises UserError when no row is left, and
-    when thoughts are to be kept after prompts that end in a closed thought.
+    either way. So is a row without any other response. Rejected ones are treated alike. Raises
+    UserError when no row is left, and when thoughts are to be kept after prompts that end in a
+    closed thought.
     """
     kept: list[Row] = []
     found = unfinished = 0
     for row in rows:
-        if drop and row.rejected:
-            answers = (thoughts.split_teacher(text).answer for text in row.rejected)
-            row = dataclasses.replace(row, rejected=tuple(answers))
+        if row.rejected:
+            rejected = _answered(row.rejected, drop)
+            unfinished += len(row.rejected) - len(rejected)
+            if not rejected:
+                continue
+            row = dataclasses.replace(row, rejected=rejected)
         parts = [thoughts.split_teacher(text) for text in row.responses]
         thinking = [text != one.answer for text, one in zip(row.responses, parts, strict=True)]
         found += sum(thinking)
@@ -47,3 +52,10 @@ def part(rows: Rows, drop: bool, prompts_closed: bool) -> tuple[Rows, int]:
         )
     left = dataclasses.replace(rows, rows=tuple(kept), unfinished=rows.unfinished + unfinished)
     return left, found
+
+
+def _answered(texts: Sequence[str], drop: bool) -> tuple[str, ...]:
+    """Returns the texts that have an answer, without their thoughts if these are to be dropped."""
+    answers = [thoughts.split_teacher(text).answer for text in texts]
+    pairs = zip(texts, answers, strict=True)
+    return tuple(answer if drop else text for text, answer in pairs if answer.strip())

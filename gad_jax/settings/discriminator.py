@@ -111,11 +111,13 @@ class Discriminator(Checked):
             ("label_smoothing", trains, "trains a discriminator"),
             ("length_debias", trains, "trains a discriminator"),
             ("heads", trains, "trains a discriminator"),
+            ("head_stddev", trains, "trains a discriminator"),
+            ("objective", trains, "trains a discriminator"),
             ("pessimism", pays, "pays rewards of the discriminator"),
         ):
             value = getattr(self, name)
             if value != getattr(Discriminator, name) and not there:
-                shown = "true" if value is True else f"{value:g}"
+                shown = f"{value:g}" if isinstance(value, float) else str(value).lower()
                 raise FieldError(
                     f"discriminator.{name}",
                     f"discriminator.{name}={shown}, and no stage of stage={','.join(stages)} "

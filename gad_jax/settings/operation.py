@@ -65,6 +65,11 @@ class Checkpoint(Checked):
         "whether the next steps run while a checkpoint is written, with a copy in host memory; "
         "auto: where that fits",
     )
+    accept_new_code: bool = option(
+        False,
+        "resume also where the file behind reward.extra or custom.step has changed; the steps "
+        "that are done stay as they are",
+    )
     keep: int = option(2, "newest checkpoints kept", "checkpoints", common=True, above=0)
     keep_best: bool = option(
         True, "also keep the checkpoint with the best evaluation of acceptable length"

@@ -2,7 +2,6 @@
 
 import traceback
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -45,7 +44,7 @@ class CustomStep:
             line = f" in line {frames[-1].lineno}" if frames else ""
             raise UserError(
                 f"{self.given} raised {first_line(error, with_class=True)}{line}; correct it, and "
-                "the same command resumes"
+                f"{functions.RESUMES}"
             ) from error
         if not (isinstance(returned, tuple) and len(returned) == 2):
             raise UserError(self._wrong("it did not return two things"))
@@ -84,11 +83,9 @@ def load(config: Config) -> CustomStep | None:
     return CustomStep(config.custom.step) if "custom" in config.stages else None
 
 
-def check(stored: str, step: CustomStep | None, run: str | Path) -> None:
-    """Raises UserError where steps of a run were taken by another version of the file; `stored` is
-    the identity in its checkpoint, '' where it has none."""
-    if step is not None and stored and stored != step.identity:
-        raise UserError(
-            f"{run} has steps that {step.given} took as it was before ({stored[:12]}, now "
-            f"{step.identity[:12]}); restore it, or choose another --run_dir"
-        )
+def changed(stored: str, step: CustomStep | None) -> list[str]:
+    """Returns a clause where steps were taken by another version of the file; `stored` is the
+    identity in their checkpoint, '' where it has none."""
+    if step is None or stored in ("", step.identity):
+        return []
+    return [f"that {step.given} took as it was before ({stored[:12]}, now {step.identity[:12]})"]

@@ -153,6 +153,7 @@ class Run:
             program="Run",
             description="",
             config_default=default_file(flags),
+            shows_progress=True,
         )
         mesh = self.config.mesh
         self._held = contextlib.ExitStack()
@@ -289,8 +290,9 @@ def write_rows(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) 
     A row has 'prompt' or 'messages', and 'teacher_response': a text or a list of texts. Raises
     UserError for rows that could not be read again; then nothing is written.
     """
-    text = ""
+    text, all_rejected = "", True
     for number, row in enumerate(rows, 1):
+        all_rejected &= "rejected" in row
         try:
             text += json.dumps(dict(row), ensure_ascii=False) + "\n"
         except (TypeError, ValueError) as error:
@@ -301,7 +303,7 @@ def write_rows(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) 
         draft = Path(place) / Path(path).name
         draft = draft if draft.suffix == ".jsonl" else draft.with_suffix(".jsonl")
         draft.write_text(text, "utf-8")
-        sources.read(draft)
+        sources.read(draft, rejected_field="rejected" if all_rejected else "")
     files.write_atomic(Path(path), text)
     return Path(path)
 

@@ -1,6 +1,7 @@
 """What a run saves with its state, and how it finds both again."""
 
 import json
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -22,6 +23,8 @@ from gad_jax.training.records import Meta
 from gad_jax.training.rewards import paying
 from gad_jax.training.stages import Span
 from gad_jax.types import TrainState
+
+logger = logging.getLogger(__name__)
 
 
 class Resumed(NamedTuple):
@@ -175,14 +178,28 @@ class Saver:
                     "choose another --run_dir"
                 )
             bases.check(meta.get("bases", {}), self.identities, run_dir)
-            paying.check(meta.get("rewards", {}), self.rewards, run_dir)
-            custom_step.check(meta.get("custom", ""), self.custom_step, run_dir)
+            self._check_code(meta, run_dir)
             return state.abstract(programs[meta["stage"]], mesh)
 
         restored = self.checkpoints.restore(expected)
         shapes = {together(kept) for kept in restored.meta.get("shapes", ())}
         health_state = restored.meta.get("health", {})
         return Resumed(restored.state, health_state, shapes, restored.host)
+
+    def _check_code(self, meta: Meta, run_dir: str) -> None:
+        """Raises UserError for a function of the user that has changed, or warns where that was
+        accepted."""
+        for clause in (
+            *paying.changed(meta.get("rewards", {}), self.rewards),
+            *custom_step.changed(meta.get("custom", ""), self.custom_step),
+        ):
+            if not self.options.accept_new_code:
+                raise UserError(
+                    f"{run_dir} has steps {clause}; restore it, go on with the new one by "
+                    "--checkpoint.accept_new_code, or choose another --run_dir"
+                )
+            if processes.is_first():
+                logger.warning("warning: %s has steps %s", run_dir, clause)
 
 
 def together(kept: list[Any]) -> tuple[Shape, ...]:

@@ -132,7 +132,10 @@ class StepRows:
         return fewest_micro_batches(prompts, responses, of_pairs.shape[0], of_pairs[0].size)
 
     def metrics(self, seconds: float) -> dict[str, float]:
-        """Returns the metrics of the rows and of their update, which took so many seconds."""
+        """Returns the metrics of the rows and of their update, which took so many seconds; a step
+        of the user's own may have packed none."""
+        if not self.packed:
+            return {"seconds/update": seconds}
         positions = sum(rows.tokens.size for rows in self.packed)
         padding = sum(rows.tokens.size * packing.padding_share(rows) for rows in self.packed)
         return {

@@ -59,6 +59,8 @@ class World:
                     "methods", f"methods names {name!r}; use {', '.join(METHODS)}, or all"
                 )
         for place, name in enumerate(self.chosen):
+            if name in self.chosen[:place]:
+                raise FieldError("methods", f"methods names {name!r} twice; name it once")
             missing = [need for need in METHODS[name].needs if need not in self.chosen[:place]]
             if missing:
                 raise FieldError(
@@ -68,7 +70,8 @@ class World:
     @property
     def chosen(self) -> tuple[str, ...]:
         """The methods to run."""
-        return tuple(METHODS) if self.methods == "all" else tuple(self.methods.split(","))
+        named = (name.strip() for name in self.methods.split(","))
+        return tuple(METHODS) if self.methods == "all" else tuple(named)
 
     @property
     def numbers(self) -> range:

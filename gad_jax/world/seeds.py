@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 _PLACES = ("student.path", "discriminator.path", "data.train", "data.heldout")
 """Settings that name files of the directory, which may have been moved."""
 
+_LATER = ("--discriminator.", "--grpo.", "--reward.", "--rollout.ahead")
+"""Flags for methods that sample, which the warm start by imitation does not."""
+
 
 def run(world: "World") -> int:
     """Runs or resumes every seed, then reports; returns the exit code."""
@@ -35,6 +38,7 @@ def run(world: "World") -> int:
     out = Path(world.out)
     files.make_writable(out, "--out")
     _keep_settings(world, out / "settings.json")
+    _check_flags(world)
     _refuse_other_runs(world)
     lock = threading.Lock()
     with exits.StopRequest("stopping; training saves first") as stop:
@@ -82,6 +86,15 @@ def _keep_settings(world: "World", path: Path) -> None:
     runs.keep_settings(path, kept, says)
 
 
+def _check_flags(world: "World") -> None:
+    """Raises UserError, led by the method, for flags that one refuses, before anything is made."""
+    for name in ("warm", *world.chosen):
+        try:
+            options.read(Config, _flags(world, world.first_seed, name), program="", description="")
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
+
+
 def _refuse_other_runs(world: "World") -> None:
     """Raises UserError where a chosen method has been trained with other settings.
 
@@ -121,7 +134,7 @@ def _flags(world: "World", number: int, name: str) -> list[str]:
         f"--seed={number}",
         *judge,
         *method.flags,
-        *world.flags.split(),
+        *(flag for flag in world.flags.split() if name != "warm" or not flag.startswith(_LATER)),
     ]
 
 

@@ -2,7 +2,7 @@
 
 import math
 
-from gad_jax.base.step_line import SHORT, fitting_parts, format_seconds
+from gad_jax.base.step_line import SHORT, fitting_parts, format_seconds, step_parts
 
 STEP = {
     "generator/loss": 0.01234,
@@ -41,3 +41,11 @@ def test_a_step_of_gad_shows_how_the_game_goes_in_half_a_line() -> None:
 def test_a_duration_that_is_not_known_is_a_dash() -> None:
     assert format_seconds(3723.4) == "1:02:03"
     assert format_seconds(math.nan) == format_seconds(math.inf) == "–"
+
+
+def test_a_mixed_reward_is_shown_by_its_terms() -> None:
+    """Each is normalised within its group by default, so that the mix has the mean 0."""
+    terms = {"reward/mean": 0.0, "reward/std": 1.0, "reward/my.{1}/mean": -7.562}
+    for parts in (step_parts(terms), fitting_parts(STEP | terms, 60)):
+        assert parts[0] == "my.{1} -7.56"
+        assert not any(part.startswith("reward") for part in parts)

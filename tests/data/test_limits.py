@@ -1,5 +1,7 @@
 """Limits that come from the data, and what is said and refused about those that cost much."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -96,3 +98,12 @@ def test_what_the_student_cannot_hold_is_said():
         "--rollout.max_new_tokens=912 holds 99% of them, which needs a student with more than 512 "
         "positions or shorter rows"
     )
+
+
+def test_rejected_responses_are_cut_and_said_to_be_as_the_teachers_are():
+    file = replace(encoded([5] * 10, [10] * 10), rejected=Ragged.of([[0] * 60] * 10))
+    assert chosen([file]) == (16, 64)
+    (said,) = limits.check(file, Limits(16, 16), NEVER, 1000)
+    assert said.startswith("mine.jsonl: 10 of 10 rejected responses (100%) are longer than --roll")
+    with pytest.raises(UserError, match=r"rejected responses .* would be cut"):
+        limits.check(file, Limits(16, 16), Stops(1.0, 0.9), 1000)

@@ -47,3 +47,13 @@ def test_what_is_refused():
         teacher_thoughts.part(MIXED, drop=False, prompts_closed=True)
     with pytest.raises(UserError, match="file: no response has an answer after its thoughts"):
         teacher_thoughts.part(rows(("<think>cut",)), drop=True, prompts_closed=False)
+
+
+def test_a_rejected_answer_that_ends_inside_its_thought_is_left_out():
+    """It would be an empty text, and the row is left out where it has no other."""
+    pairs = (("<think>a</think>No", "<think>cut"), ("<think>cut",), ("plain",))
+    made = tuple(Row(USER, ("4",), str(n), rejected=each) for n, each in enumerate(pairs))
+    for drop, kept in ((True, "No"), (False, "<think>a</think>No")):
+        left, _ = teacher_thoughts.part(Rows("file", made, {}), drop, prompts_closed=False)
+        assert [row.rejected for row in left] == [(kept,), ("plain",)]
+        assert left.unfinished == 2

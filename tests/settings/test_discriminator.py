@@ -45,6 +45,14 @@ REFUSED = {
         ("discriminator.heads=2", "stage=seqkd"),
         "heads=2, and no stage of stage=seqkd trains a discriminator",
     ),
+    "an objective of nothing": (
+        ("discriminator.objective=cross_entropy", "stage=seqkd"),
+        "objective=cross_entropy, and no stage of stage=seqkd trains a discriminator",
+    ),
+    "a head of nothing": (
+        ("discriminator.head_stddev=0.5", "stage=seqkd"),
+        "head_stddev=0.5, and no stage of stage=seqkd trains a discriminator",
+    ),
     "rewards of no stage": (
         ("discriminator.heads=2", "discriminator.pessimism=1", "stage=warmup"),
         "pessimism=1, and no stage of stage=warmup pays rewards",

@@ -14,6 +14,7 @@ from gad_jax.settings import options
 from gad_jax.settings.config import Config
 from gad_jax.training import custom_step
 from gad_jax.types import TrainState
+from tests.training.runs import rows, run, settings
 
 FILE = """
 def right(program, state, rows, frozen):
@@ -140,8 +141,16 @@ def test_settings_that_do_not_fit_are_named(flags: list[str], said: str) -> None
 def test_another_file_is_another_run(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(FILE)
     step = custom_step.CustomStep(f"{tmp_path}/mine.py:right")
-    custom_step.check(step.identity, step, "runs/mine")
-    custom_step.check("", step, "runs/mine")
-    custom_step.check("0" * 64, None, "runs/mine")
-    with pytest.raises(UserError, match="took as it was before"):
-        custom_step.check("0" * 64, step, "runs/mine")
+    assert custom_step.changed(step.identity, step) == []
+    assert custom_step.changed("", step) == []
+    assert custom_step.changed("0" * 64, None) == []
+    assert "took as it was before (000000000000, now " in custom_step.changed("0" * 64, step)[0]
+
+
+def test_a_step_that_packs_nothing_has_no_metrics_of_rows(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(FILE.replace(', "custom/loss": rows', ""))
+    flags = ("--stage=custom", "--custom.steps=2", "--custom.rollout=false", "--data.heldout=")
+    run(settings(tmp_path / "run", *flags, f"--custom.step={tmp_path}/mine.py:right"))
+    logged = rows(tmp_path / "run")
+    assert [row["step"] for row in logged] == [1, 2]
+    assert "packing/padding" not in logged[0]

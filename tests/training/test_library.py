@@ -86,6 +86,11 @@ def test_a_stage_of_ones_own_is_the_file_that_it_was(names, place):
         UserError, match=r"custom.step=anchored.py:step took as it was before .* now "
     ):
         Run(*flags, "--custom.steps=4")
+    accepted = (*flags, "--custom.steps=4", "--checkpoint.accept_new_code")
+    with Run(*accepted) as run:
+        assert [metrics["step"] for metrics in run] == [4]
+    with Run(*flags, "--custom.steps=5") as run:  # its last step was taken by the new file
+        assert [metrics["step"] for metrics in run] == [5]
 
 
 def test_a_family_of_ones_own_is_read_and_written(names, place):

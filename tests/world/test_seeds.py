@@ -94,3 +94,17 @@ def test_failed_training_names_its_log(tmp_path: Path, refused: Callable[..., st
     log = out / "seed-0" / "warm.log"
     assert str(log) in said
     assert "1000" in log.read_text()
+
+
+def test_flags_are_checked_before_anything_is_made(
+    tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    """By method; those of D are not for the warm start."""
+    small = ("--seeds=1", f"--out={tmp_path / 'out'}", "--methods=seqkd,gad")
+    said = refused(world.main, *small, "--flags=--discriminator.replay_share=0.5")
+    assert said.startswith("seqkd: --discriminator.replay_share=0.5")
+    assert "warm: --no_such: Config has no field" in refused(
+        world.main, *small, "--flags=--no_such=1"
+    )
+    assert "names 'gad' twice" in refused(world.main, *small[:2], "--methods=gad, gad")
+    assert not list((tmp_path / "out").glob("seed-*"))

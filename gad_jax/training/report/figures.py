@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gad_jax.base.step_line import reward_terms
 from gad_jax.metrics import overlap
 from gad_jax.metrics.intervals import Interval
 from gad_jax.metrics.plots import COLOURS, make_axes, named, styles, to_svg
@@ -45,7 +46,7 @@ CURVES = {
     "discriminator/margin": Curve("score margin, teacher − student"),
     "dpo/accuracy": Curve("DPO accuracy"),
     "dpo/margin": Curve("DPO margin, teacher − rejected"),
-    "reward/minus_teacher": Curve("reward − the teacher's score"),
+    "reward/minus_teacher": Curve("D's score − the teacher's"),
     "reward/mean": Curve("reward (D's loss leaves its level free)"),
     "reward/std": Curve("spread of the rewards of a prompt"),
     "replay/share": Curve("share of older answers in D's batch"),
@@ -105,9 +106,10 @@ def curves(
     watched: Mapping[str, Watched] | None = None,
     bars: Mapping[str, Mapping[int, Interval]] | None = None,
 ) -> list[str]:
-    """Returns a figure for each metric of `CURVES` that some run has, for each other one of the
-    held-out evaluations, and for each other that raised an alarm. `runs` holds the rows of each
-    metrics.jsonl by name, `watched` their monitors, `bars` intervals of metrics at some steps.
+    """Returns a figure for each metric of `CURVES` that some run has, for each term of a reward,
+    for each other one of the held-out evaluations, and for each other that raised an alarm. `runs`
+    holds the rows of each metrics.jsonl by name, `watched` their monitors, `bars` intervals of
+    metrics at some steps.
 
     Limits and alarms are red. With one run, dashed lines mark where stages begin, and the steps in
     which an alarm paused a network are shaded.
@@ -116,8 +118,17 @@ def curves(
     alarmed = sorted({alarm.metric for one in watched.values() for alarm in one.raised})
     every = {name for rows in runs.values() for row in rows for name in row}
     evaluated = sorted(name for name in every if name.startswith(HELD_OUT))
-    more = {name: Curve(name) for name in (*evaluated, *alarmed) if name not in CURVES}
-    chosen = CURVES | more
+    terms = reward_terms(sorted(every))
+    paid = {f"reward/{name}/mean": Curve(f"reward: {name}") for name in terms}
+    others = [name for name in (*evaluated, *alarmed) if name not in CURVES | paid]
+    chosen = CURVES | paid | {name: Curve(name) for name in others}
+    if terms:  # a mix of normalised terms has the mean 0
+        for name in ("reward/mean", "reward/std"):
+            values = [x for rows in runs.values() for *_, x in _points(rows, name)]
+            if np.ptp([*values, values[0]] if values else 0) < 1e-4:
+                del chosen[name]
+            else:
+                chosen[name] = Curve(f"{name}, of the mix")
     found = bars or {}
     drawn = (
         _curve(name, curve, runs, watched, found.get(name, {})) for name, curve in chosen.items()

@@ -24,6 +24,9 @@ from gad_jax.settings.reward import is_file
 from gad_jax.training.rewards.rules import Row
 
 _FLAG = "--reward.extra"
+_IMPORTED: dict[str, str] = {}  # of modules, what identified them when they were imported here
+RESUMES = "the same command resumes, with --checkpoint.accept_new_code if steps were saved"
+"""What follows after a user's code was corrected."""
 
 
 def load(given: str, source: str) -> tuple[Callable[..., Any], list[Path], str]:
@@ -67,7 +70,7 @@ class Function:
         line = next((f" in line {f.lineno}" for f in reversed(frames) if f.filename in ours), "")
         return (
             f"{_FLAG}={self.source} raised {first_line(error, with_class=True)}{line}, for "
-            f"{place}; correct it, and the same command resumes"
+            f"{place}; correct it, and {RESUMES}"
         )
 
     def _checked(self, call: "_Call", rows: Sequence[Row]) -> list[float]:
@@ -191,9 +194,17 @@ def _from_file(given: str, place: str) -> tuple[ModuleType, list[Path]]:
 
 
 def _module(given: str, place: str) -> tuple[ModuleType, list[Path]]:
+    """Imports a module, once more where its file may have changed since it was imported: what runs
+    has to be what is hashed."""
+    before = sys.modules.get(place)
     module = _execute(given, lambda: importlib.import_module(place), Path(place))
     file = getattr(module, "__file__", None)
-    return module, [Path(file)] if file else []
+    files = [Path(file)] if file else []
+    now = _identity(files, place)
+    if file and before is not None and _IMPORTED.get(place) != now:
+        module = _execute(given, lambda: importlib.reload(module), Path(file))
+    _IMPORTED[place] = now
+    return module, files
 
 
 def _execute(given: str, load: Callable[[], Any], path: Path) -> Any:

@@ -81,7 +81,7 @@ class Judge:
         self._step: dict[str, Question] = {}
         self._dropped = Counter[str]()
         self.refusal = ""
-        """Why a question of the last call has no answer, in the service's words."""
+        """Why a question of the last call has no verdict, in the words of service or judge."""
 
     def __call__(self, rows: Sequence[Row]) -> list[float]:
         """Returns the judge's share of each response against the teacher's, in [0, 1]; NaN where no
@@ -163,7 +163,7 @@ class Judge:
                 raise UserError(said) from None
             finally:
                 self._spent = budget.spent
-                self.refusal = failures.last
+                self.refusal = failures.last or self._last_unread(verdicts)
         if requests.ended == "budget":
             raise UserError(
                 f"the budget of the judge is used up: of it, {budget.spent.tokens} tokens are "
@@ -189,6 +189,11 @@ class Judge:
         reply = Reply("", self.teacher.model, (Completion("", reason),), Usage(0, 0))
         lines = [storing.make_line(question, self.teacher, reply) for question in questions]
         await asyncio.gather(*map(self._verdicts.add, lines))
+
+    def _last_unread(self, verdicts: _Verdicts) -> str:
+        if not verdicts.in_a_row:
+            return ""
+        return f"it said {protocol.excerpt(*verdicts.last)}"
 
     def _unread(self, verdicts: _Verdicts) -> str:
         return (

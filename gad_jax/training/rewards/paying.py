@@ -24,7 +24,7 @@ from gad_jax.data.sources.rows import Row as Source
 from gad_jax.distributed import processes
 from gad_jax.settings.config import Config
 from gad_jax.settings.reward import Reward, Term
-from gad_jax.training.rewards import rules
+from gad_jax.training.rewards import functions, rules
 from gad_jax.training.rewards.functions import Function
 from gad_jax.training.rewards.models import Model
 from gad_jax.training.rewards.rules import Row
@@ -142,10 +142,10 @@ class Rewards:
             if term.kind == "judge" and self.judge is not None and processes.is_first():
                 self.judge.drop_unread()
                 why = f" ({self.judge.refusal})" if self.judge.refusal else ""
+            resumes = functions.RESUMES if term.kind == "function" else "the same command resumes"
             raise UserError(
                 f"--reward.extra={term.source} has no finite value for any of the step's "
-                f"{values.size} responses, as {first}{why}; correct it, and the same command "
-                "resumes"
+                f"{values.size} responses, as {first}{why}; correct it, and {resumes}"
             )
         if term.name not in self._warned and processes.is_first():
             self._warned.add(term.name)
@@ -248,19 +248,17 @@ def sentences(config: Config) -> list[str]:
     return lines
 
 
-def check(stored: Mapping[str, Any], found: Mapping[str, str], run: str) -> None:
-    """Raises UserError where a function or model is not what the steps of the run were paid by.
+def changed(stored: Mapping[str, Any], found: Mapping[str, str]) -> list[str]:
+    """Returns a clause for each function or model that is not what steps were paid by.
 
     Both are `Rewards.identities`.
     """
-    for source, identity in found.items():
-        before = stored.get(source, identity)
-        if before != identity:
-            raise UserError(
-                f"{run} has steps that --reward.extra={source} paid for as it was before "
-                f"({_short(before)}, now {_short(identity)}); restore it, or choose another "
-                "--run_dir"
-            )
+    return [
+        f"that --reward.extra={source} paid for as it was before ({_short(stored[source])}, now "
+        f"{_short(identity)})"
+        for source, identity in found.items()
+        if stored.get(source, identity) != identity
+    ]
 
 
 def _short(identity: str) -> str:

@@ -116,7 +116,10 @@ def check_flags(settings: "Personas") -> Config:
             start = [f"--student.path={settings.model}"]
             place = Path(settings.out)
             flags = run_flags(settings, entry, place / entry.directory, start, place, 0)
-            options.read(Config, flags, program="", description="")
+            try:
+                options.read(Config, flags, program="", description="")
+            except UserError as error:
+                raise UserError(f"{entry.name}: {error}") from None
     common = [f"--config={settings.training}", *settings.flags.split()]
     return options.read(Config, common, program="", description="")
 

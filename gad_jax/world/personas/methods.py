@@ -91,7 +91,7 @@ def entries(text: str) -> tuple[Entry, ...]:
     what is unknown, given twice, or comes before what it builds on.
     """
     found: dict[str, Entry] = {}
-    for name in METHODS if text == "all" else text.split(","):
+    for name in METHODS if text == "all" else map(str.strip, text.split(",")):
         if name in found:
             raise ValueError(f"methods names {name!r} twice; name it once")
         found[name] = _entry(name, [*found])

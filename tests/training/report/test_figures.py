@@ -109,3 +109,15 @@ def test_older_answers_are_next_to_fresh_ones_where_there_are_any() -> None:
 def test_a_long_line_is_averaged_as_the_alarms_do() -> None:
     points = [(1, "warmup", 1.0), (2, "gad", 3.0), (3, "gad", 5.0), (4, "gad", 10.0)]
     assert figures._smoothed(points, 2) == [1.0, 3.0, 4.0, 7.0]
+
+
+def test_the_terms_of_a_mixed_reward_are_drawn_and_not_what_is_always_the_same() -> None:
+    rows = [
+        {"step": n, "stage": "gad", "reward/mean": 1e-8 * n, "reward/std": 1.0}
+        | {"reward/brevity/mean": -float(n)}
+        for n in (1, 2)
+    ]
+    (drawn,) = curves({"run": rows})
+    assert ">reward: brevity</text>" in drawn
+    other = [row | {"reward/std": float(row["step"])} for row in rows]
+    assert ">reward/std, of the mix</text>" in curves({"run": other})[0]

@@ -134,3 +134,17 @@ def test_the_identity_is_that_of_the_text(load) -> None:
     text = "def f(response): return 1"
     assert load(text).identity == load(text).identity != load(text + "\n").identity
     assert load(text + "\ng = f", "g").identity == load(text + "\ng = f").identity
+
+
+def test_a_module_that_has_changed_runs_as_it_is_hashed(tmp_path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_module", raising=False)
+    file = tmp_path / "own_module.py"
+    file.write_text("def f(tokens): return tokens")
+    first = Function("own_module:f")
+    assert first(ROWS, 60.0) == [4, 2]
+    assert Function("own_module:f").function is first.function  # nothing has changed
+    file.write_text("def f(tokens): return -10 * tokens")
+    changed = Function("own_module:f")
+    assert changed(ROWS, 60.0) == [-40, -20]
+    assert changed.identity != first.identity

@@ -159,14 +159,16 @@ def test_a_service_that_refuses_every_question_is_quoted(tmp_path):
         with pytest.raises(UserError, match=r"no finite value .* \(refused: status 422.*\); co"):
             rewards._look(rewards.terms[0], nothing, batch, sources)
         rewards.close()
-    with FaultServer(answer=lambda _: "Fine.") as server:  # what cannot be read is no refusal
+    with FaultServer(answer=lambda _: "Fine.") as server:
         given = RewardJudge(model="m", base_url=server.url, key_variable="")
         unread = tmp_path / "unread"
         unread.mkdir()
         rewards = Rewards(Reward(extra=("judge",), judge=given), unread)
         rewards.judge.refusal = "of an earlier step"
         assert all(map(math.isnan, rewards._values(rewards.terms[0], rows(2))))
-        with pytest.raises(UserError, match=r"rows.jsonl:1; correct it, and the same command"):
+        with pytest.raises(
+            UserError, match=r"rows.jsonl:1 \(it said 'Fine.'\); correct it, and the"
+        ):
             rewards._look(rewards.terms[0], nothing, batch, sources)
         rewards.close()
 

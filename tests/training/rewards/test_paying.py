@@ -63,19 +63,21 @@ def test_a_users_own_reward_rises(brief):
         assert row["skips/total"] == 0
 
 
-def test_such_a_run_resumes_bit_for_bit_and_with_the_same_file_only(brief, tmp_path):
+def test_such_a_run_resumes_bit_for_bit_and_with_the_same_file_only(brief, tmp_path, caplog):
     file, flags, directory, whole = brief
     config = settings(tmp_path, *flags)
     setup.claim(config)
     assert not run(config, 3).finished
-    text = file.read_text()
-    file.write_text(text + "# another\n")
+    file.write_text(file.read_text() + "# another\n")
     with pytest.raises(
         UserError,
         match=r"own.py:brevity paid for as it was before \([0-9a-f]{12}, now [0-9a-f]{12}\); res",
     ):
         run(config)
-    file.write_text(text)
+    accepting = settings(tmp_path, *flags, "--checkpoint.accept_new_code")
+    assert not run(accepting, 4).finished
+    assert "own.py:brevity paid for as it was before" in caplog.text
+    assert not run(config, 5).finished  # which was saved with the new one
     with pytest.raises(UserError, match=r"other settings \(reward.extra: .*brevity → .*=2"):
         setup.claim(settings(tmp_path, *flags[:-1], f"{flags[-1]}=2"))
     resumed = run(config)
