@@ -34,6 +34,7 @@ from gad_jax.rollout import ring, slots
 from gad_jax.rollout.memory import default_slots
 from gad_jax.rollout.prefill import decode_copy, prefill
 from gad_jax.rollout.queue import (
+    PackedPrompts,
     Queue,
     cache_capacity,
     fewer_slots,
@@ -90,32 +91,26 @@ def sample_responses(
     mesh: jax.sharding.Mesh,
     weights: DecodeCopy | None = None,
     limits: np.ndarray | None = None,
-    cache_sizes: set[int] | None = None,
+    sizes: set[int] | None = None,
 ) -> tuple[Rollout, tuple[DecodeCall, ...]]:
     """Returns what `generate` does, and the calls of `decode` that it took.
 
-    `cache_sizes` has the sizes of the prompt KV cache in rollouts before, and gets that of this
-    one. The largest is used again, because `decode` is compiled for each.
+    `sizes` has those of the prompt KV cache in rollouts before, and gets that of this one. The
+    largest is used again, because `decode` is compiled for each.
     """
     shards = data_shards(mesh)
-    if limits is None:
-        limits = np.full(len(prompts), program.max_new_tokens)
+    limits = np.full(len(prompts), program.max_new_tokens) if limits is None else limits
     packed = make_queue(prompts, indices, limits, shards)
     most = max(len(prompt) + int(limit) for prompt, limit in zip(prompts, limits, strict=True))
     assert not program.longest or most <= program.longest
-    rows = devices.put(packed.rows, mesh, "batch")
-    queue = devices.put(packed.queue, mesh, "batch")
+    rows, queue = devices.put((packed.rows, packed.queue), mesh, "batch")
     weights = decode_copy(config, params) if weights is None else weights
-    cache_sizes = set() if cache_sizes is None else cache_sizes
-    cache_sizes.add(packed.size)
-    prompt_cache = prefill(config, params, max(cache_sizes), *rows)
+    used = sizes if sizes is not None else set[int]()
+    used.add(packed.size)
+    prompt_cache = prefill(config, params, max(used), *rows)
     samples = packed.prompts_per_shard * program.samples
     count = min(program.slots or default_slots(), samples)
-    capacity = (
-        cache_capacity(packed.longest, program.longest)
-        if program.resizes
-        else largest_capacity(most, program.longest)
-    )
+    capacity = _first_capacity(program, packed, most)
     state = start(config, program, count, capacity, samples)
     calls: list[DecodeCall] = []
     while True:
@@ -136,6 +131,12 @@ def sample_responses(
         results = (*results, state.thresholds)
     ordered: list[Any] = [packed.in_order(x, program.samples) for x in devices.fetch(results)]
     return Rollout(*ordered), tuple(calls)
+
+
+def _first_capacity(program: RolloutProgram, packed: PackedPrompts, most: int) -> int:
+    if program.resizes:
+        return cache_capacity(packed.longest, program.longest)
+    return largest_capacity(most, program.longest)
 
 
 def occupancy(rollout: Rollout, calls: tuple[DecodeCall, ...], shards: int) -> float:

@@ -59,7 +59,7 @@ def sample(
             program,
             mesh,
             weights,
-            cache_sizes=cache_sizes,
+            sizes=cache_sizes,
         )
     seconds = time.perf_counter() - started
     return Sampling(rollout, calls, seconds, resharded - started, weights_gib)

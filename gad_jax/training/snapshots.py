@@ -224,7 +224,7 @@ class _Sampler:
             self.program,
             shared.mesh,
             self.weights,
-            cache_sizes=shared.cache_sizes,
+            sizes=shared.cache_sizes,
         )
         lengths = np.asarray(rollout.lengths)
         answers = [

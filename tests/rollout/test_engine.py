@@ -304,7 +304,7 @@ def test_the_largest_cache_of_prompts_is_used_again(llama: Model) -> None:
         given = np.arange(len(prompts)), key, SAMPLING, llama.mesh
         with jax.set_mesh(llama.mesh):
             return engine.sample_responses(
-                llama.config, llama.params, prompts, *given, cache_sizes=sizes
+                llama.config, llama.params, prompts, *given, sizes=sizes
             )[0]
 
     long, short = prompts(70, 65, 68, 66), prompts(8, 31, 12, 11)

@@ -150,6 +150,7 @@ def test_another_file_is_another_run(tmp_path: Path) -> None:
 def test_a_step_that_packs_nothing_has_no_metrics_of_rows(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(FILE.replace(', "custom/loss": rows', ""))
     flags = ("--stage=custom", "--custom.steps=2", "--custom.rollout=false", "--data.heldout=")
+    flags = (*flags, "--custom.train_discriminator=false")
     run(settings(tmp_path / "run", *flags, f"--custom.step={tmp_path}/mine.py:right"))
     logged = rows(tmp_path / "run")
     assert [row["step"] for row in logged] == [1, 2]
