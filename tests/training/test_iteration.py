@@ -151,8 +151,8 @@ def test_a_row_that_is_drawn_twice_in_a_step_gets_different_samples(tmp_path, mo
     seen = []
     sample = sampling.engine.sample_responses
 
-    def sample_and_keep(*arguments):
-        rollout, calls = sample(*arguments)
+    def sample_and_keep(*arguments, **sizes):
+        rollout, calls = sample(*arguments, **sizes)
         seen.append((arguments[2], rollout))
         return rollout, calls
 
