@@ -21,7 +21,7 @@ from gad_jax.training import state
 if TYPE_CHECKING:
     from gad_jax.bench.__main__ import ScalingBench
 
-_VOCABULARY, _ROWS, _ROW_TOKENS = 512, 16, 64
+_VOCABULARY, _LEAST_ROWS, _ROW_TOKENS = 512, 16, 64
 
 
 class Sent(NamedTuple):
@@ -61,7 +61,7 @@ def by_layout(chosen: "ScalingBench", count: int) -> Sent:
     norms = (2 * chosen.layers + 1) * width
     fsdp = count // replica
     share = 4 * (fsdp - 1) / fsdp
-    tokens = _ROWS * _ROW_TOKENS // replica * (width + 1) if replica > 1 else 0
+    tokens = _rows(count) * _ROW_TOKENS // replica * (width + 1) if replica > 1 else 0
     reduced = layers + head + norms + (embedding if replica == 1 else 0)
     part = (layers + embedding + head) / fsdp + norms
     return Sent(
@@ -69,6 +69,11 @@ def by_layout(chosen: "ScalingBench", count: int) -> Sent:
         gradients=share * times * 2 * reduced,
         between_replicas=4 * (replica - 1) / replica * 2 * part,
     )
+
+
+def _rows(count: int) -> int:
+    """Returns the rows of a micro-batch, as many on each device."""
+    return count * -(-_LEAST_ROWS // count)
 
 
 def sent(chosen: "ScalingBench", count: int) -> Sent:
@@ -88,14 +93,14 @@ def sent(chosen: "ScalingBench", count: int) -> Sent:
     )
     mesh = make_mesh(chosen.replica, 0, 1, targets.devices(targets.parse(f"cpu:{count}")))
     micro_batches = chosen.micro_batches
-    number = _ROWS * micro_batches
+    number = _rows(count) * micro_batches
     rows = packing.pack(
         [np.ones(1, np.int32)] * number,
         [[np.ones(_ROW_TOKENS - 1, np.int32)]] * number,
         row_tokens=_ROW_TOKENS,
         micro_batches=micro_batches,
         shards=count,
-        known={(micro_batches, _ROWS, _ROW_TOKENS)},
+        known={(micro_batches, _rows(count), _ROW_TOKENS)},
     )
     # Several chunks of the vocabulary projection: its gradient must still be reduced only once.
     config = Config(stage="seqkd", batch=sections.Batch(vocabulary_chunk=32))

@@ -14,9 +14,9 @@ from gad_jax.distributed.mesh import SHARDS_STAY
         (1, 1, 1),
         (4, 1, 1),
         (4, 1, 3),
-        pytest.param(
-            *(8, 2, 3),
-            marks=pytest.mark.skipif(not SHARDS_STAY, reason="needs jax 0.11.2"),
+        *(
+            pytest.param(*sizes, marks=pytest.mark.skipif(not SHARDS_STAY, reason="jax 0.11.2"))
+            for sizes in ((8, 2, 3), (32, 2, 1))  # and more devices than rows
         ),
     ],
 )
