@@ -26,15 +26,13 @@ _LEAST = np.finfo(np.float32).min
 class Sampler:
     """How a token is drawn.
 
-    Temperature 0 takes the likeliest token. top_k 0, top_p 1 and min_p 0 keep all tokens. `banned`
-    tokens are never drawn.
+    Temperature 0 takes the likeliest token. top_k 0, top_p 1 and min_p 0 keep all tokens.
     """
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
-    banned: tuple[int, ...] = ()
 
     @property
     def greedy(self) -> bool:
@@ -43,7 +41,7 @@ class Sampler:
 
     @property
     def truncates(self) -> bool:
-        """Whether tokens other than the banned ones may be left out."""
+        """Whether tokens may be left out."""
         return not self.greedy and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
 
 
@@ -53,14 +51,12 @@ GREEDY = Sampler(temperature=0.0)
 def shape_logits(logits: Float[Array, "n V"], sampler: Sampler) -> Float[Array, "n V"]:
     """Returns the float32 logits of the sampling distribution; -inf for tokens that are left out.
 
-    They are divided by the temperature. Left out are, in this order: banned tokens, those outside
-    the top k, those outside the smallest set with the mass top_p, and those less likely than min_p
-    times the likeliest. Tokens with equal logits stay or go together. Greedy sampling (temperature
-    0) leaves the logits unchanged, except for banned tokens.
+    They are divided by the temperature. Left out are, in this order: tokens outside the top k,
+    those outside the smallest set with the mass top_p, and those less likely than min_p times the
+    likeliest. Tokens with equal logits stay or go together. Greedy sampling (temperature 0) leaves
+    the logits unchanged.
     """
     logits = logits.astype(jnp.float32)
-    if sampler.banned:
-        logits = logits.at[:, jnp.asarray(sampler.banned)].set(-jnp.inf)
     if sampler.greedy:
         return logits
     logits = logits / sampler.temperature
@@ -138,7 +134,7 @@ def thresholds(
 
 
 class RowSamplers(NamedTuple):
-    """A sampler per row, as arrays: the fields of `Sampler` without banned tokens."""
+    """A sampler per row, as arrays: the fields of `Sampler`."""
 
     temperature: Float[Array, " n"]
     top_k: Int[Array, " n"]
