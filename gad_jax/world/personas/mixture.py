@@ -17,7 +17,7 @@ from gad_jax.base.errors import UserError
 from gad_jax.data.template import Message
 
 _FIELDS = {"name": str, "share": (int, float), "system": str}
-_ROUNDING = 1e-6
+_ROUNDING = 0.011  # of three shares with two decimals
 
 
 class Persona(NamedTuple):
@@ -74,11 +74,12 @@ PERSONAS = (
 
 def read(path: str) -> tuple[Persona, ...]:
     """Returns the personas of a JSON Lines file, with name, share and system in each line; those
-    of this module for an empty path. Raises UserError for a file that has no such mixture."""
+    of this module for an empty path. Shares that were rounded are made to sum to 1. Raises
+    UserError for a file that has no such mixture."""
     if not path:
         return PERSONAS
     try:
-        lines = Path(path).read_text("utf-8").splitlines()
+        lines = Path(path).read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"--personas={path} cannot be read ({error}); give a JSON Lines file"
@@ -95,7 +96,7 @@ def read(path: str) -> tuple[Persona, ...]:
     total = sum(persona.share for persona in found)
     if abs(total - 1) > _ROUNDING:
         raise UserError(f"{path}: the shares sum to {total:g}; make them sum to 1")
-    return tuple(found)
+    return tuple(persona._replace(share=persona.share / total) for persona in found)
 
 
 def _persona(where: str, line: str) -> Persona:

@@ -27,6 +27,13 @@ def test_personas_of_a_file(tmp_path: Path) -> None:
     assert sum(persona.share for persona in mixture.PERSONAS) == pytest.approx(1)
 
 
+def test_rounded_shares_are_made_to_sum_to_one(tmp_path: Path) -> None:
+    thirds = [BRIEF | {"name": str(number), "share": 0.33} for number in range(3)]
+    path = Path(write(tmp_path / "p.jsonl", *thirds))
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # as some editors save it
+    assert [persona.share for persona in mixture.read(str(path))] == [pytest.approx(1 / 3)] * 3
+
+
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
