@@ -201,7 +201,9 @@ def _module(given: str, place: str) -> tuple[ModuleType, list[Path]]:
     file = getattr(module, "__file__", None)
     files = [Path(file)] if file else []
     now = _identity(files, place)
-    if file and before is not None and _IMPORTED.get(place) != now:
+    spec = getattr(module, "__spec__", None)
+    again = spec is not None and spec.name == place  # `__main__` cannot be imported once more
+    if again and file and before is not None and _IMPORTED.get(place) != now:
         module = _execute(given, lambda: importlib.reload(module), Path(file))
     _IMPORTED[place] = now
     return module, files

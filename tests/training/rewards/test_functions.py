@@ -2,6 +2,8 @@
 
 import math
 import sys
+import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -134,6 +136,15 @@ def test_the_identity_is_that_of_the_text(load) -> None:
     text = "def f(response): return 1"
     assert load(text).identity == load(text).identity != load(text + "\n").identity
     assert load(text + "\ng = f", "g").identity == load(text + "\ng = f").identity
+
+
+def test_a_function_of_the_script_that_trains_is_taken_as_it_is(tmp_path, monkeypatch) -> None:
+    script = types.ModuleType("__main__")
+    script.__file__ = str(tmp_path / "script.py")
+    script.f = lambda tokens: 2 * tokens
+    Path(script.__file__).write_text("raise SystemExit")
+    monkeypatch.setitem(sys.modules, "__main__", script)
+    assert Function("__main__:f")(ROWS, 60.0) == [8, 4]
 
 
 def test_a_module_that_has_changed_runs_as_it_is_hashed(tmp_path, monkeypatch) -> None:
