@@ -88,4 +88,4 @@ def changed(stored: str, step: CustomStep | None) -> list[str]:
     identity in their checkpoint, '' where it has none."""
     if step is None or stored in ("", step.identity):
         return []
-    return [f"that {step.given} took as it was before ({stored[:12]}, now {step.identity[:12]})"]
+    return [f"that {step.given} took {functions.as_before(stored, step.identity)}"]

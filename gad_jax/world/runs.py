@@ -11,6 +11,8 @@ from typing import Any
 
 from gad_jax.base import exits, files
 from gad_jax.base.errors import UserError
+from gad_jax.settings import options
+from gad_jax.settings.config import Config
 
 POLL_SECONDS = 0.2
 
@@ -36,6 +38,15 @@ def keep_settings(
         raise UserError(
             f"{path.parent} has {says(changed[0], before)}; give the same, or choose another --out"
         )
+
+
+def read_flags(name: str, flags: Sequence[str]) -> Config:
+    """Returns the settings of a method's run. Raises UserError, led by its name, for flags that
+    training refuses."""
+    try:
+        return options.read(Config, flags, program="", description="")
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
 
 
 def train(flags: Sequence[str], log: Path, stop: exits.StopRequest, name: str) -> bool:

@@ -89,10 +89,7 @@ def _keep_settings(world: "World", path: Path) -> None:
 def _check_flags(world: "World") -> None:
     """Raises UserError, led by the method, for flags that one refuses, before anything is made."""
     for name in ("warm", *world.chosen):
-        try:
-            options.read(Config, _flags(world, world.first_seed, name), program="", description="")
-        except UserError as error:
-            raise UserError(f"{name}: {error}") from None
+        runs.read_flags(name, _flags(world, world.first_seed, name))
 
 
 def _refuse_other_runs(world: "World") -> None:

@@ -86,9 +86,9 @@ def test_samples_come_from_rounded_weights_and_evaluations_do_not(
     assert sizes[1] - sizes[0] == (4 - 1) * numbers - 2 * outputs
 
 
-def test_an_evaluation_is_compiled_where_it_may_take_the_most(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
+    """The calls that plans would have compiled, in their order."""
     compiled: list[Call] = []
 
     def found(call: Call, *_: object, **__: object) -> programs.Compiled:
@@ -97,7 +97,12 @@ def test_an_evaluation_is_compiled_where_it_may_take_the_most(
 
     monkeypatch.setattr(programs, "_compile", found)
     monkeypatch.setattr("gad_jax.plan.slices.measure", lambda *_: {})
+    return compiled
 
+
+def test_an_evaluation_is_compiled_where_it_may_take_the_most(
+    compiled: list[Call], capsys: pytest.CaptureFixture[str]
+) -> None:
     def names(*flags: str) -> list[str]:
         compiled.clear()
         assert plan.main(["--config=tiny", "--target=cpu:1", "--stage=seqkd", *flags]) == 0
@@ -115,16 +120,8 @@ def test_an_evaluation_is_compiled_where_it_may_take_the_most(
     assert names(*long, *many, "--data.heldout=") == []
 
 
-def test_the_cache_is_that_of_the_longest_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_that_of_the_longest_sequence(compiled: list[Call]) -> None:
     """Also where the prompts that are drawn are shorter; compiled for it without resizing."""
-    compiled: list[Call] = []
-
-    def found(call: Call, *_: object, **__: object) -> programs.Compiled:
-        compiled.append(call)
-        return programs.Compiled(call.name, {}, [], 0.0)
-
-    monkeypatch.setattr(programs, "_compile", found)
-    monkeypatch.setattr("gad_jax.plan.slices.measure", lambda *_: {})
     limits = ("--data.max_prompt_tokens=2048", "--rollout.max_new_tokens=16", "--rollout.slots=4")
     positions = []
     for resize in ("true", "false"):

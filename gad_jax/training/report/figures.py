@@ -125,7 +125,7 @@ def curves(
     if terms:  # a mix of normalised terms has the mean 0
         for name in ("reward/mean", "reward/std"):
             values = [x for rows in runs.values() for *_, x in _points(rows, name)]
-            if np.ptp([*values, values[0]] if values else 0) < 1e-4:
+            if max(values, default=0.0) - min(values, default=0.0) < 1e-4:
                 del chosen[name]
             else:
                 chosen[name] = Curve(f"{name}, of the mix")

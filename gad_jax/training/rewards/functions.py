@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import inspect
 import math
+import re
 import sys
 import threading
 import time
@@ -249,6 +250,16 @@ def _identity(files: Sequence[Path], place: str) -> str:
     """Returns a sha256 of a function's file; the module's name where there is none."""
     contents = [path.read_bytes() for path in files]
     return sha256(b"".join(contents)).hexdigest() if contents else place
+
+
+def as_before(before: str, now: str) -> str:
+    """Returns how another version of a user's code is told from this one; both are identities."""
+    return f"as it was before ({_short(before)}, now {_short(now)})"
+
+
+def _short(identity: str) -> str:
+    """Returns a digest's beginning; what is no digest as it is."""
+    return identity[:12] if re.fullmatch("[0-9a-f]{32,}", identity) else identity
 
 
 def _number(value: Any) -> float | None:

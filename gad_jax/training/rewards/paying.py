@@ -7,7 +7,6 @@ verdict is paid twice, and all processes train on the same reward.
 
 import logging
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -254,13 +253,7 @@ def changed(stored: Mapping[str, Any], found: Mapping[str, str]) -> list[str]:
     Both are `Rewards.identities`.
     """
     return [
-        f"that --reward.extra={source} paid for as it was before ({_short(stored[source])}, now "
-        f"{_short(identity)})"
+        f"that --reward.extra={source} paid for {functions.as_before(stored[source], identity)}"
         for source, identity in found.items()
         if stored.get(source, identity) != identity
     ]
-
-
-def _short(identity: str) -> str:
-    """Returns a digest's beginning; what is no digest as it is."""
-    return identity[:12] if re.fullmatch("[0-9a-f]{32,}", identity) else identity

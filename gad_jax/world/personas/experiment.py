@@ -116,10 +116,7 @@ def check_flags(settings: "Personas") -> Config:
             start = [f"--student.path={settings.model}"]
             place = Path(settings.out)
             flags = run_flags(settings, entry, place / entry.directory, start, place, 0)
-            try:
-                options.read(Config, flags, program="", description="")
-            except UserError as error:
-                raise UserError(f"{entry.name}: {error}") from None
+            runs.read_flags(entry.name, flags)
     common = [f"--config={settings.training}", *settings.flags.split()]
     return options.read(Config, common, program="", description="")
 
