@@ -48,6 +48,7 @@ class RolloutBench:
     spread: float = option(0.8, "standard deviation of their logarithm")
     longest: int = option(512, "a longer response is cut", "tokens")
     repeats: int = option(3, "timed repeats, after one that compiles")
+    weights: Literal["auto", "bfloat16", "int8"] = option("auto", "as --rollout.weights")
     torch: bool = option(True, "also time transformers' generate, if torch is installed")
     gguf: str = option(
         "",

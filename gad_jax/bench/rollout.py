@@ -6,6 +6,7 @@ ends takes the next response. The second is compared with static batches of the 
 of which lasts as long as its longest.
 """
 
+import dataclasses
 import heapq
 import statistics
 import time
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gad_jax.base import exits
@@ -24,7 +26,9 @@ from gad_jax.distributed.mesh import make_mesh
 from gad_jax.models import costs, source
 from gad_jax.rollout import engine, prefill, ring
 from gad_jax.rollout.queue import make_queue
-from gad_jax.training import loading
+from gad_jax.settings import sections
+from gad_jax.settings.config import Config
+from gad_jax.training import architectures, loading
 
 if TYPE_CHECKING:
     from gad_jax.bench.__main__ import RolloutBench
@@ -59,7 +63,13 @@ def run(chosen: "RolloutBench") -> int:
         )
         flags = "--prompt_tokens with --response_tokens and --longest"
         limits.check(network.config, chosen.model, chosen.prompt_tokens + longest, flags)
-        best = ceilings.measure(network.config.compute_dtype)
+        rollout = sections.Rollout(weights=chosen.weights)
+        architectures.check_devices(Config(rollout=rollout))
+        network = dataclasses.replace(
+            network, config=dataclasses.replace(network.config, decode_weights=chosen.weights)
+        )
+        half = chosen.weights == "bfloat16"
+        best = ceilings.measure("bfloat16" if half else network.config.compute_dtype)
         sampler = _Sampler(chosen, network, mesh)
         for size in map(int, chosen.sizes):
             _uniform(chosen, sampler, size, best, [peer for peer in others if peer])
@@ -206,7 +216,8 @@ class _Sampler:
             every = costs.layer_weights(config, config.experts.count)
             weights -= itemsize * (every - costs.layer_weights(config, visited))
         positions = slots * sum(ring.layer_positions(config, prompt + steps // 2))
-        cache = 2 * config.kv_heads * config.head_width * itemsize * positions
+        cached = jnp.dtype(config.compute_dtype).itemsize
+        cache = 2 * config.kv_heads * config.head_width * cached * positions
         flops = costs.forward_flops(config, costs.Work(slots, positions, slots))
         return steps * max((weights + cache) / best.bytes_per_second, flops / best.flops_per_second)
 

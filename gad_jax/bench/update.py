@@ -23,7 +23,7 @@ from gad_jax.distributed.mesh import data_shards, make_mesh
 from gad_jax.models import costs, source
 from gad_jax.settings import sections
 from gad_jax.settings.config import Config
-from gad_jax.training import state
+from gad_jax.training import architectures, state
 
 if TYPE_CHECKING:
     from gad_jax.bench.__main__ import UpdateBench
@@ -116,7 +116,8 @@ def ours(chosen: "UpdateBench", directory: Path) -> Ours:
     )
     mesh = make_mesh(devices=jax.devices()[:1])  # as what it is compared with
     with jax.set_mesh(mesh):
-        networks = state.network_configs(config)
+        architectures.check_devices(config)
+        networks = architectures.configs(config)
         longest = chosen.row_tokens
         limits.check(networks[0], chosen.model, longest, f"--row_tokens={longest}")
         program = state.make_program(config, "seqkd", *networks)

@@ -182,8 +182,9 @@ class DecoderConfig:
     """None: the network has no adapters, and all of it is trained."""
     quantisation: Literal["none", "int8", "nf4"] = "none"
     """How the kernels of the layers' projections are stored, in a base below adapters."""
-    decode_weights: Literal["auto", "int8"] = "auto"
-    """How the decode copy stores these kernels: as above, in the compute dtype, or rounded."""
+    decode_weights: Literal["auto", "bfloat16", "int8"] = "auto"
+    """How the decode copy stores these kernels: as above, in the compute dtype, or rounded. In
+    bfloat16, which is for CPUs, the head is rounded too."""
     joined: bool = False
     """Whether a layer has one kernel for query, key and value, and one for gate and up."""
     turned: bool = False

@@ -37,7 +37,7 @@ class GateUp(nnx.Module):
 
     def __call__(self, x: Float[Array, "n D"]) -> tuple[Float[Array, "n F"], Float[Array, "n F"]]:
         if self.is_turned:
-            kernel = sharding.gather(self.turned[...].astype(x.dtype), None, "mlp", "embed")
+            kernel = sharding.gather(self.turned[...], None, "mlp", "embed")
             y = turned.product(x, kernel, None, "mlp")
         else:
             kernel = sharding.gather(self.kernel[...].astype(x.dtype), "embed", None, "mlp")

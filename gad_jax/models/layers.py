@@ -97,7 +97,7 @@ class Linear(nnx.Module):
         split = None if self.output == "embed" else self.output
         out = sharding.spec("batch", split)
         if self.matmul == "turned":
-            kernel = sharding.gather(self.turned[...].astype(x.dtype), self.output, self.input)
+            kernel = sharding.gather(self.turned[...], self.output, self.input)
             y = turned.product(x, kernel, split)
         elif self.matmul == "float8":
             y = float8.matmul(x, self._kernel(x.dtype), out)

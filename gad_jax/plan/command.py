@@ -33,7 +33,7 @@ from gad_jax.plan.report import Plan
 from gad_jax.settings.config import with_limits
 from gad_jax.settings.operation import Mesh
 from gad_jax.settings.sections import LONGEST_PROMPT, LONGEST_RESPONSE
-from gad_jax.training import levers, state
+from gad_jax.training import architectures, levers
 from gad_jax.training.rewards import models
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def smallest(settings: "PlanCommand", say: Callable[[str], None]) -> Answer:
     if settings.mesh.asks_several:
         say("for one card, so with --mesh.replica=1 --mesh.fsdp=1 --mesh.tensor=1")
     with devices.compiling_for("gpu"):
-        both = state.network_configs(one, networks.read)
+        both = architectures.configs(one, networks.read)
         one = _with_limits(one, min(network.max_positions for network in both), say)
         work = workload.draw(one, _lengths(one), targets.parse("h100:1x1"))
         rewarding = models.networks(one, both[0].compute_dtype, networks.read)
@@ -97,7 +97,8 @@ def make(settings: "PlanCommand", target: Target, say: Callable[[str], None]) ->
     found = targets.devices(target)
     mesh = make_mesh(settings.mesh.replica, settings.mesh.fsdp, settings.mesh.tensor, found)
     with devices.compiling_for(target.backend):
-        both = state.network_configs(settings, networks.read)
+        architectures.check_devices(settings)
+        both = architectures.configs(settings, networks.read)
         rewarding = models.networks(settings, both[0].compute_dtype, networks.read)
     settings = _with_limits(settings, min(network.max_positions for network in both), say)
     for network in (*both, *rewarding.values()):

@@ -26,16 +26,19 @@ def decode_copy(config: DecoderConfig, params: Params) -> DecodeCopy:
     and not once per token. Separate layers let the decode loop update its KV cache in place.
     Adapters are merged: the loop then reads one weight per token, where unmerged ones would add two
     small matmuls to each projection. A quantised base stays as it is, its adapters apart: merged
-    weights would take two to four times its memory. With `config.decode_weights` of int8, kernels
-    are rounded after that. Decode with `config.decoding`.
+    weights would take two to four times its memory. `config.decode_weights` of int8 or bfloat16
+    rounds kernels after that. Decode with `config.decoding`.
 
     What a frozen base has as decoding reads it (`is_shared`) is the base's own array, not a copy.
     """
     if config.lora is None:
         return whole_copy(config, params)
     rest = {name: part for name, part in params.items() if name not in ("layers", "score")}
-    turned = not config.tied and devices.platform() == "cpu"
-    head = _turned_head(config, rest.pop("head")["kernel"]) if turned else None
+    head = None
+    if not config.tied and devices.platform() == "cpu":
+        head = _turned_head(config, rest.pop("head")["kernel"])
+    elif config.tied and _in_half(config):
+        head = _head_of(config, rest["embedding"])
     rest = jax.tree_util.tree_map_with_path(partial(_shared_or_copied, config, ""), rest)
     if config.quantisation == "none":
         layers = (merged_layer(config, params["layers"], n) for n in _numbers(config))
@@ -55,7 +58,10 @@ def whole_copy(config: DecoderConfig, params: Params) -> DecodeCopy:
         layers = tuple(_rounded(config, params["layers"], n) for n in range(config.layers))
     else:
         layers = tuple(joined.join(config, each) for each in by_layer(config, params["layers"]))
-    head = rest["embedding"] if config.tied else rest.pop("head")["kernel"].T
+    if config.tied:
+        head = _head_of(config, params["embedding"]) if _in_half(config) else rest["embedding"]
+    else:
+        head = rest.pop("head")["kernel"].T
     return DecodeCopy(layers, rest, head, {})
 
 
@@ -150,6 +156,17 @@ def _turned_head(config: DecoderConfig, kernel: Float[Array, "D V"]) -> Float[Ar
     return _copied(config, "head/kernel", (), kernel).T
 
 
+@jax.jit(static_argnames="config")
+def _head_of(config: DecoderConfig, embedding: Float[Array, "V D"]) -> Float[Array, "V D"]:
+    """Returns a tied embedding as the head that decoding reads. The embedding itself stays apart,
+    in the compute dtype: XLA for CPUs would widen all of it to look up a few rows."""
+    return _copied(config, "head/kernel", (), embedding.T).T
+
+
+def _in_half(config: DecoderConfig) -> bool:
+    return config.decode_weights == "bfloat16"
+
+
 def _copied(config: DecoderConfig, above: str, path: Any, leaf: Array) -> Array:
     """Returns a parameter of all layers, of one or of none as decoding reads it."""
     name = above + sharding.path_name(path)
@@ -160,7 +177,10 @@ def _copied(config: DecoderConfig, above: str, path: Any, leaf: Array) -> Array:
 def _dtype(config: DecoderConfig, name: str, leaf: Any) -> Any:
     # norms are computed in float32, so their scales stay float32
     stays = sharding.parameter_axes(name)[-1] == "scale" or quantised.is_part(name)
-    return leaf.dtype if stays else jnp.dtype(config.compute_dtype)
+    if stays:
+        return leaf.dtype
+    halved = _in_half(config) and name.endswith("/kernel")
+    return jnp.dtype("bfloat16" if halved else config.compute_dtype)
 
 
 def only_copy(config: DecoderConfig, params: Params) -> DecodeCopy:

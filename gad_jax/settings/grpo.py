@@ -55,8 +55,8 @@ class Grpo(Checked):
     importance_max: float = option(
         0.0,
         "bound on a token's weight, its probability in training / in sampling; inf: none, 0: no "
-        f"weights, but {IMPORTANCE_MAX:g} where --rollout.weights is int8 or --student.matmul "
-        "float8; with --rollout.ahead, weights take the place of the clips",
+        f"weights, but {IMPORTANCE_MAX:g} where --rollout.weights or --student.matmul "
+        "rounds; with --rollout.ahead, weights take the place of the clips",
         minimum=0,
         infinite=True,
     )

@@ -231,10 +231,10 @@ class Rollout(Checked):
         True,
         "KV cache and slots follow what is left to sample; false: one size, one program to compile",
     )
-    weights: Literal["auto", "int8"] = option(
+    weights: Literal["auto", "bfloat16", "int8"] = option(
         "auto",
         "the copy of the weights that decoding reads; auto: as the matmuls, int8: the layers' "
-        "kernels in 8 bits",
+        "kernels in 8 bits, bfloat16: all kernels so, on a CPU with instructions for it",
     )
     ahead: bool = option(
         False,

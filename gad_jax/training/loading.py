@@ -15,7 +15,7 @@ from gad_jax.models import adapters, decoder, source, weights
 from gad_jax.models.config import DecoderConfig
 from gad_jax.settings import config as settings
 from gad_jax.settings import options, template_arguments
-from gad_jax.training import bases, origins, selection, state
+from gad_jax.training import architectures, bases, origins, selection, state
 from gad_jax.training.checkpoint import Checkpoints
 from gad_jax.types import Params
 
@@ -101,7 +101,7 @@ def load_from_run(name: str | Path, part: str, mesh: Mesh) -> Network:
     step = processes.from_first(lambda: selection.step(named))
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of what read_only implies
     checkpoints = Checkpoints(run / "checkpoints", read_only=True)
-    generator, discriminator = state.network_configs(config)
+    generator, discriminator = architectures.configs(config)
 
     def expected(meta: dict[str, Any]) -> dict[str, Any]:
         program = state.make_program(config, meta["stage"], generator, discriminator)
@@ -125,7 +125,7 @@ def load_from_run(name: str | Path, part: str, mesh: Mesh) -> Network:
         base = bases.load_one(config, network, mesh)
         params = adapters.merge(network, adapters.join(base, params))
     return Network(
-        network.merged,
+        dataclasses.replace(network.merged, decode_weights="auto"),  # rounds in training alone
         params,
         source.resolve(config.student.path),
         config.data.template,

@@ -17,7 +17,7 @@ from gad_jax.data.tokenizer import load_tokenizer
 from gad_jax.models import source
 from gad_jax.settings import options
 from gad_jax.settings.config import Config
-from gad_jax.training import bases, selection, state
+from gad_jax.training import architectures, bases, selection, state
 
 FILE = "origins.json"
 FLAGS = {"student": "--student.path", "discriminator": "--discriminator.path"}
@@ -192,7 +192,7 @@ def _find(part: str, name: str, own: Path) -> Origin:
     if part == "student":
         model = config.student.path
     else:
-        networks = state.network_configs(config)
+        networks = architectures.configs(config)
         if not state.make_program(config, stage, *networks).has_discriminator:
             raise UserError(
                 f"step {step} ({stage}) has no discriminator; name a run of the stages warmup, "

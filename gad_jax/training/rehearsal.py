@@ -14,7 +14,15 @@ from gad_jax.distributed import processes
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.settings import baselines
 from gad_jax.settings.config import Config
-from gad_jax.training import origins, preflight, reading, setup, snapshots, stages, state
+from gad_jax.training import (
+    architectures,
+    origins,
+    preflight,
+    reading,
+    setup,
+    snapshots,
+    stages,
+)
 from gad_jax.training.checkpoint import Checkpoints
 from gad_jax.training.rewards import paying
 from gad_jax.training.trackers import opening
@@ -50,7 +58,7 @@ def rehearse(
         run = Path(config.run_dir)
         snapshots.refuse_untrained(config, _origins(config, run))
         text = reading.read(origins.replaced(config, _origins(config, run)), store=False)
-        networks = state.network_configs(text.config)
+        networks = architectures.configs(text.config)
         spans = stages.spans(text.config, text.rows, networks)
         checkpoints = Checkpoints(scratch / "checkpoints", keep=config.checkpoint.keep)
         preflight.check(text.config, networks, spans, text.chat, mesh, checkpoints)

@@ -24,6 +24,7 @@ from gad_jax.settings.config import CAN_CHANGE, Config
 from gad_jax.settings.operation import Checkpoint
 from gad_jax.training import (
     ahead,
+    architectures,
     bases,
     continuing,
     custom_step,
@@ -180,7 +181,8 @@ def build(config: Config, mesh: Mesh) -> Trainer:
     taken = origins.read(given, directory)
     snapshots.refuse_untrained(given, taken)
     config, chat, data, held_out, _ = reading.read(origins.effective(given, directory))
-    networks = state.network_configs(config)
+    architectures.check_devices(config)
+    networks = architectures.configs(config)
     spans = stages.spans(config, data, networks)
     lines = _take_up(given, data, networks, spans)
     checkpoints = _checkpoints(config)

@@ -5,7 +5,6 @@ there are. It gets a reference if it pays the KL term or is DPO, and a discrimin
 and no earlier stage had one.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -15,121 +14,17 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from gad_jax.base.errors import UserError
 from gad_jax.core.hosted import Hosted
 from gad_jax.core.optimizer import adamw
 from gad_jax.core.program import Program
 from gad_jax.core.rewards import Mix
 from gad_jax.distributed import devices, sharding
 from gad_jax.models import adapters, decoder, source, splitting, weights
-from gad_jax.models.config import DecoderConfig, Lora
+from gad_jax.models.config import DecoderConfig
 from gad_jax.settings import config as settings
 from gad_jax.settings import sections
 from gad_jax.training import bases, randomness
 from gad_jax.types import Params, TrainState
-
-PADDING = 1024
-"""Embeddings of one tokenizer may have so many more rows, for tokens without a text: those of
-Qwen2.5 have 151,936 or 152,064, by size."""
-
-
-def read_network(name: str) -> DecoderConfig:
-    """Returns the shape of the network called `name`, as in `--student.path`."""
-    return weights.read_config(source.resolve(name))
-
-
-def network_configs(
-    config: settings.Config, read: Callable[[str], DecoderConfig] = read_network
-) -> tuple[DecoderConfig, DecoderConfig]:
-    """Returns the configs of generator and discriminator, read from their directories.
-
-    Raises UserError when their vocabularies differ by more than padding: both read the same token
-    ids. Whether their tokenizers agree is for `preflight`.
-    """
-    computing = _computing(config.student)
-    generator = read(config.student.path)
-    generator = dataclasses.replace(generator, **computing)
-    if generator.head != "vocabulary":
-        raise UserError(
-            f"--student.path={config.student.path} is a sequence classifier; name a causal "
-            "language model"
-        )
-    generator = dataclasses.replace(generator, decode_weights=config.rollout.weights)
-    discriminator = read(bases.discriminator_path(config))
-    if abs(discriminator.vocabulary - generator.vocabulary) > PADDING:
-        raise UserError(
-            f"--discriminator.path={config.discriminator.path} has a vocabulary of "
-            f"{discriminator.vocabulary} and the student one of {generator.vocabulary}; both must "
-            "share a tokenizer"
-        )
-    _check_experts(config, generator, discriminator)
-    heads = config.discriminator.heads
-    if heads > 1 and discriminator.head == "score":
-        raise UserError(
-            f"--discriminator.path={config.discriminator.path} has a score head, and "
-            f"--discriminator.heads={heads} start as new ones; name a causal language model, or "
-            "leave out --discriminator.heads"
-        )
-    discriminator = dataclasses.replace(discriminator, head="score", score_heads=heads, **computing)
-    return _with_lora(config, generator), _with_lora(config, discriminator)
-
-
-def _computing(options: sections.Student) -> dict[str, Any]:
-    """Returns the fields of a network's config that say how it is computed."""
-    if options.unroll and devices.platform() == "cpu":
-        raise UserError(
-            "--student.unroll=true puts an update into one graph of a GPU; on a CPU it takes a "
-            "third more memory and saves no time; leave it out"
-        )
-    compute_dtype: str = options.compute_dtype
-    if compute_dtype == "auto":
-        compute_dtype = "float32" if devices.platform() == "cpu" else "bfloat16"
-    return {
-        "compute_dtype": compute_dtype,
-        "matmul": options.matmul,
-        "remat": options.remat,
-        "unroll": options.unroll,
-    }
-
-
-def _check_experts(
-    config: settings.Config, generator: DecoderConfig, discriminator: DecoderConfig
-) -> None:
-    """Raises UserError for rounding that mixtures of experts do not have."""
-    chosen = {
-        "rollout.weights": (config.rollout.weights, (generator,)),
-        "student.matmul": (config.student.matmul, (generator, discriminator)),
-    }
-    for name, (value, networks) in chosen.items():
-        mixture = next((network for network in networks if network.experts), None)
-        if mixture and value != "auto":
-            raise UserError(
-                f"--{name}={value} rounds no experts, which are most of a mixture of family "
-                f"{mixture.family!r}; give --{name}=auto"
-            )
-
-
-def _with_lora(config: settings.Config, network: DecoderConfig) -> DecoderConfig:
-    """Returns the network with the adapters of the settings."""
-    options = config.lora
-    rank = options.rank_of("discriminator" if network.head == "score" else "generator")
-    if not rank:
-        return network
-    dense = [name for name in options.targets if name in ("gate", "up", "down")]
-    if network.experts and dense:
-        raise UserError(
-            f"--lora.targets names {', '.join(dense)}, which are experts in a mixture of family "
-            f"{network.family!r}, and adapters are for attention there; give "
-            "--lora.targets=query,key,value,output"
-        )
-    if network.experts and options.is_quantised:
-        raise UserError(
-            f"--lora.base_dtype={options.base_dtype} quantises no experts, which are most of a "
-            f"mixture of family {network.family!r}; give --lora.base_dtype=bfloat16"
-        )
-    quantisation = options.base_dtype if options.is_quantised else "none"
-    lora = Lora(rank, options.alpha, options.targets)
-    return dataclasses.replace(network, lora=lora, quantisation=quantisation)
 
 
 def make_program(

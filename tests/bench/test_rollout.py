@@ -23,9 +23,19 @@ def test_decode_time_is_what_the_prefill_leaves_or_said_to_be_noise() -> None:
     assert "--response_tokens" in noise
 
 
-def test_it_prints_rates_ratios_and_occupancy(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("weights", ["auto", "bfloat16"])
+def test_it_prints_rates_ratios_and_occupancy(
+    capsys: pytest.CaptureFixture[str], weights: str
+) -> None:
     flags = ["--model=random-tiny", "--uniform=2", "--response_tokens=6", "--responses=6"]
-    flags += ["--slots=2", "--mean=8", "--longest=20", "--repeats=1", "--torch=false"]
+    flags += [
+        "--slots=2",
+        "--mean=8",
+        "--longest=20",
+        "--repeats=1",
+        "--torch=false",
+        f"--weights={weights}",
+    ]
     assert main(["rollout", *flags]) == 0
     out = capsys.readouterr().out
     uniform, twice, tail, occupancy = out.splitlines()

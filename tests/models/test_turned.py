@@ -21,6 +21,21 @@ def test_the_products_are_those_of_the_usual_order(rows: int, outputs: tuple[int
     np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
+@pytest.mark.parametrize("rows", [1, FEW, MANY])
+@pytest.mark.parametrize("outputs", [(24,), (2, 12)])
+def test_a_kernel_in_bfloat16_rounds_x_and_sums_in_float32(
+    rows: int, outputs: tuple[int, ...]
+) -> None:
+    x = jax.random.normal(jax.random.key(0), (rows, 16))
+    kernel = jax.random.normal(jax.random.key(1), (*outputs, 16)).astype(jnp.bfloat16)
+    found = turned.product(x, kernel, *(None for _ in outputs))
+    assert found.shape == (rows, *outputs)
+    assert found.dtype == jnp.float32
+    rounded = np.asarray(x.astype(jnp.bfloat16), float)
+    wanted = np.einsum("nd,...d->n...", rounded, np.asarray(kernel, float))
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
 @pytest.mark.parametrize(("rows", "first"), [(FEW, "kernel"), (MANY, "x")])
 def test_the_kernel_comes_first_for_few_rows_alone(rows: int, first: str) -> None:
     """XLA keeps the order: what is compiled has the kernel's outputs, or the rows, first."""

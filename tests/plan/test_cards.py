@@ -13,7 +13,7 @@ from gad_jax.plan import cards, estimate, workload
 from gad_jax.plan import networks as shapes
 from gad_jax.plan.report import Plan
 from gad_jax.settings import options
-from gad_jax.training import footprint, state
+from gad_jax.training import architectures, footprint
 from tests.plan.test_report import plan_of, program
 
 FLAGS = ("--config=tiny", "--stage=gad", "--data.max_prompt_tokens=64")
@@ -24,7 +24,7 @@ def run() -> tuple:
     """The tiny run's settings on one device, its networks and a step's lengths."""
     settings = options.read(main.PlanCommand, FLAGS, program="plan", description="")
     with devices.compiling_for("gpu"):
-        networks = state.network_configs(settings)
+        networks = architectures.configs(settings)
         lengths = workload.LognormalLengths(20.0, 20.0)
         work = workload.draw(settings, lengths, targets.parse("h100:1x1"))
     return cards.on_one(settings), networks, work
@@ -134,7 +134,7 @@ def test_the_presets_for_one_card_fit_it_by_estimate(preset: str, card: str) -> 
     assert settings.stages == ("warmup", "gad")
     mesh = make_mesh(devices=jax.devices()[:1])
     with devices.compiling_for("gpu"):
-        networks = state.network_configs(settings, shapes.read)
+        networks = architectures.configs(settings, shapes.read)
         work = workload.draw(
             settings, workload.LognormalLengths(150.0, 385.0), targets.parse("h100:1x1")
         )

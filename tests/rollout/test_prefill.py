@@ -79,6 +79,41 @@ def test_rounded_weights_decode_as_their_floats_do(llama: Model, sampled: Rollou
     assert 0.25 < sizes[0] / sizes[1] < 0.27
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_weights_in_bfloat16_decode_in_the_compute_dtype(models: Any, family: str) -> None:
+    """Kernels and head take half the bytes; the samples are those of nearly the same policy."""
+    model: Model = models(family)
+    config = dataclasses.replace(model.config, decode_weights="bfloat16")
+    with jax.set_mesh(model.mesh):
+        copy, whole = (prefill.decode_copy(c, model.params) for c in (config, model.config))
+        key = jax.random.fold_in(jax.random.key(1), 0)
+        given = (model.params, PROMPTS, np.arange(4), key, SAMPLING, model.mesh)
+        found = engine.generate(config, *given, copy)
+    read = [sum(x.nbytes for x in jax.tree.leaves(ring.read_by_step(c))) for c in (copy, whole)]
+    assert 0.5 < read[0] / read[1] < 0.52  # norms and biases stay
+    kept = {x.dtype.name for x in jax.tree.leaves((copy.rest, copy.layers[0]["attention_norm"]))}
+    assert kept == {"float32"}
+    assert ring.head(copy).shape == ring.head(whole).shape
+    forced = model.forced(PROMPTS, found)
+    flat = zip(found.tokens.reshape(12, -1), found.logprobs.reshape(12, -1), strict=True)
+    for row, (tokens, logprobs) in zip(forced, flat, strict=True):
+        expected = jax.device_get(jax.nn.log_softmax(row / 0.8))
+        differences = np.abs(logprobs - expected[np.arange(len(tokens)), tokens])
+        assert 100 * SAME < differences.max() < 0.1
+
+
+@pytest.mark.usefixtures("one_device")
+def test_adapters_on_a_base_decode_in_bfloat16() -> None:
+    config, params = on_a_base("none")
+    half = dataclasses.replace(config, decode_weights="bfloat16")
+    copy, merged = (
+        prefill.decode_copy(half, params),
+        prefill.decode_copy(half.merged, adapters.merge(config, params)),
+    )
+    jax.tree.map(np.testing.assert_array_equal, copy, merged)
+    assert {ring.head(copy).dtype.name, copy.layers[0]["down"]["turned"].dtype.name} == {"bfloat16"}
+
+
 def test_adapters_are_merged_before_weights_are_rounded(llama: Model) -> None:
     config = dataclasses.replace(
         llama.config, lora=Lora(2, 4.0, ("query", "down")), decode_weights="int8"

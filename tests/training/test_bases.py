@@ -18,9 +18,8 @@ from gad_jax.export import __main__ as export
 from gad_jax.models import adapters, decoder, source, weights
 from gad_jax.settings import options
 from gad_jax.settings.config import Config
-from gad_jax.training import bases, digest, finishing, loading, setup, state
+from gad_jax.training import architectures, bases, digest, finishing, loading, setup, state
 from gad_jax.types import Segments
-from tests.models import networks
 from tests.training.runs import rows, run, settings
 
 pytest_plugins = ["tests.hub_fixtures"]
@@ -203,7 +202,7 @@ def test_either_network_alone_may_have_adapters(tmp_path):
     for ranks, has in {(4, 0): (True, False), (0, 4): (False, True)}.items():
         flags = f"--lora.rank={ranks[0]}", f"--lora.discriminator_rank={ranks[1]}"
         config = settings(tmp_path, *flags, "--student.path=random-tiny")
-        both = state.network_configs(config)
+        both = architectures.configs(config)
         assert tuple(each.lora is not None for each in both) == has
         with jax.set_mesh(mesh := make_mesh()):
             frozen = bases.load(config, both, mesh)
@@ -221,25 +220,3 @@ def test_a_run_is_no_base(whole, tmp_path):
     setup.claim(config)
     with pytest.raises(UserError, match=r"--student\.path=\S+ is a run, whose checkpoints come"):
         run(config)
-
-
-def test_adapters_of_experts_are_refused_by_name(tmp_path):
-    mixture = networks.write(tmp_path / "model", networks.NETWORKS["qwen3-moe"])
-    config = settings(tmp_path / "run", "--lora.rank=2", f"--student.path={mixture}")
-    with pytest.raises(UserError, match=r"gate, up, down.*--lora\.targets=query,key,value,output"):
-        state.network_configs(config)
-
-
-def test_matmuls_of_experts_are_not_rounded(tmp_path):
-    mixture = networks.write(tmp_path / "model", networks.NETWORKS["qwen3-moe"])
-    flags = "--student.matmul=float8", f"--student.path={mixture}"
-    with pytest.raises(UserError, match=r"rounds no experts.*'qwen3_moe'.*--student\.matmul=auto"):
-        state.network_configs(settings(tmp_path / "run", *flags))
-
-
-def test_experts_are_not_quantised(tmp_path):
-    mixture = networks.write(tmp_path / "model", networks.NETWORKS["qwen3-moe"])
-    flags = "--lora.rank=2", "--lora.targets=query", "--lora.base_dtype=int8"
-    config = settings(tmp_path / "run", *flags, f"--student.path={mixture}")
-    with pytest.raises(UserError, match=r"quantises no experts.*--lora\.base_dtype=bfloat16"):
-        state.network_configs(config)

@@ -7,7 +7,7 @@ import pytest
 from gad_jax.base.errors import UserError
 from gad_jax.settings import options
 from gad_jax.settings.config import Config
-from gad_jax.training import continuing, reading, setup, stages, state
+from gad_jax.training import architectures, continuing, reading, setup, stages
 from tests.training.runs import rows, run, settings, start
 
 SHORT = ("--checkpoint.every=1",)
@@ -109,7 +109,7 @@ def spans(tmp_path_factory):
 
     def make(*flags):
         config = settings("unused", *bundled, *flags)
-        return stages.spans(config, data, state.network_configs(config))
+        return stages.spans(config, data, architectures.configs(config))
 
     return make
 

@@ -15,7 +15,7 @@ from gad_jax.settings import options
 from gad_jax.settings.config import Config
 from gad_jax.settings.optimizer import Optimizer
 from gad_jax.settings.reward import Reward
-from gad_jax.training import bases, footprint, state
+from gad_jax.training import architectures, bases, footprint, state
 from gad_jax.training.footprint import Lengths
 from gad_jax.training.rewards import models
 
@@ -28,7 +28,7 @@ LENGTHS = Lengths(np.full(8, 30), np.full((8, 3), 20))
 def run() -> tuple:
     """The settings and the networks of the tiny run."""
     config = options.read(Config, FLAGS, program="train", description="")
-    return config, state.network_configs(config)
+    return config, architectures.configs(config)
 
 
 def test_the_state_and_the_decode_copy_are_those_of_the_run(run) -> None:
@@ -52,7 +52,7 @@ def test_the_state_and_the_decode_copy_are_those_of_the_run(run) -> None:
 def test_a_rounded_decode_copy_is_counted_and_evaluation_has_another(run) -> None:
     flags = (*FLAGS, "--rollout.weights=int8")
     config = options.read(Config, flags, program="train", description="")
-    networks = state.network_configs(config)
+    networks = architectures.configs(config)
     mesh = make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
         copy = jax.eval_shape(
@@ -172,7 +172,7 @@ def test_what_the_backward_pass_keeps_depends_on_remat(run) -> None:
 def test_a_frozen_base_is_counted_once_and_has_no_gradients(run, dtype: str) -> None:
     flags = (*FLAGS, "--lora.rank=2", f"--lora.base_dtype={dtype}")
     config = options.read(Config, flags, program="train", description="")
-    networks = state.network_configs(config)
+    networks = architectures.configs(config)
     mesh = make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
         frozen = bases.abstract(config, networks, mesh).generator

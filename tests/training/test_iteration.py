@@ -37,6 +37,7 @@ ABLATIONS = {
         "--mesh.replica=2",
     ],
     "rounded sampling": ["--stage=gad", "--rollout.weights=int8"],
+    "rounded sampling, half": ["--stage=gad", "--rollout.weights=bfloat16"],
     "rounded updates": ["--stage=gad", "--student.matmul=float8"],
     # What compiles every program anew goes together.
     "cross-entropy discriminator, bfloat16, micro-batches": [

@@ -11,7 +11,7 @@ from gad_jax.distributed.mesh import make_mesh
 from gad_jax.settings import options
 from gad_jax.settings.config import Config
 from gad_jax.settings.operation import Evaluation
-from gad_jax.training import footprint, levers, state
+from gad_jax.training import architectures, footprint, levers, state
 from gad_jax.training.footprint import Lengths
 
 LENGTHS = Lengths(np.full(8, 30), np.full((8, 3), 20))
@@ -22,7 +22,7 @@ def run() -> tuple:
     """The settings of the tiny run, with much to lower; its networks, a mesh, and lengths."""
     flags = ("--config=tiny", "--stage=gad", "--student.remat=none", "--rollout.slots=64")
     config = options.read(Config, flags, program="train", description="")
-    return config, state.network_configs(config), make_mesh(devices=jax.devices()[:1]), LENGTHS
+    return config, architectures.configs(config), make_mesh(devices=jax.devices()[:1]), LENGTHS
 
 
 def test_what_fits_is_left_alone(run) -> None:
@@ -65,7 +65,7 @@ def test_the_settings_found_are_those_of_a_run(run) -> None:
         program="train",
         description="",
     )
-    both = state.network_configs(again)
+    both = architectures.configs(again)
     assert footprint.largest(again, both, *others).total == found.need.total <= room
     assert config.batch.prompts == again.batch.prompts
 

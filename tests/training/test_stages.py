@@ -7,11 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from gad_jax.base.errors import UserError
 from gad_jax.core.optimizer import Schedule
 from gad_jax.data.pipeline import Prepared
 from gad_jax.distributed.mesh import make_mesh
-from gad_jax.training import reading, stages, state
+from gad_jax.training import architectures, reading, stages, state
 from gad_jax.types import Params
 from tests.core.builders import GAD, identical, start
 from tests.training.runs import settings
@@ -28,7 +27,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 
 def spans(data: Prepared, *flags: str) -> tuple[stages.Span, ...]:
     config = settings("unused", *BUNDLED, *flags)
-    return stages.spans(config, data, state.network_configs(config))
+    return stages.spans(config, data, architectures.configs(config))
 
 
 def test_stages_follow_each_other(data: Prepared) -> None:
@@ -92,11 +91,3 @@ def test_a_stage_begins_with_fresh_moments_or_with_those_of_the_stage_before() -
     fresh = state.begin_stage(used, watched, mesh, dict)
     for moments in (fresh.generator_optimizer, kept.discriminator_optimizer):
         identical(moments, jax.tree.map(np.zeros_like, moments))
-
-
-def test_layers_are_listed_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = settings("unused", "--student.unroll=true")
-    with pytest.raises(UserError, match=r"--student.unroll=true .* on a CPU .*; leave it out"):
-        state.network_configs(config)
-    monkeypatch.setattr(state.devices, "platform", lambda: "gpu")
-    assert all(network.unroll for network in state.network_configs(config))

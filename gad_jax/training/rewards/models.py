@@ -22,7 +22,7 @@ from gad_jax.models import adapters, checksums, decoder, source, weights
 from gad_jax.models.config import DecoderConfig
 from gad_jax.settings.config import Config
 from gad_jax.settings.reward import MODEL
-from gad_jax.training import loading, selection, state
+from gad_jax.training import architectures, loading, selection
 from gad_jax.types import PackedRows, Params
 
 Networks = Mapping[str, DecoderConfig]
@@ -32,11 +32,11 @@ NONE: Networks = {}
 
 
 def networks(
-    config: Config, dtype: str, read: Callable[[str], DecoderConfig] = state.read_network
+    config: Config, dtype: str, read: Callable[[str], DecoderConfig] = architectures.read
 ) -> Networks:
     """Returns the reward models of a run, to be computed in `dtype`. No weights are read.
 
-    `read` is as for `state.network_configs`. Raises UserError for what is no reward model.
+    `read` is as for `architectures.configs`. Raises UserError for what is no reward model.
     """
     found = {}
     for term in config.reward.terms:
@@ -52,7 +52,7 @@ def networks(
 def _network(path: str, read: Callable[[str], DecoderConfig]) -> DecoderConfig:
     if selection.means_run(path):
         run = selection.parse(path).run
-        judge = state.network_configs(loading.settings_of(run), read)[1]
+        judge = architectures.configs(loading.settings_of(run), read)[1]
         return dataclasses.replace(judge.merged, score_heads=1)  # the mean of its heads
     network = read(path)
     if network.head != "score":
@@ -109,7 +109,7 @@ def _load(
         narrow = partial(_narrow, jnp.dtype(dtype))
         params = jax.tree_util.tree_map_with_path(narrow, taken.params)
     else:
-        network = _network(path, state.read_network)
+        network = _network(path, architectures.read)
         directory = source.resolve(path)
         _check(path, directory, network, config, chat)
         identity = processes.from_first(partial(checksums.identity, directory))

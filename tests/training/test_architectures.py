@@ -1,0 +1,87 @@
+"""The networks that settings describe: what does not go together, or has no use on the devices."""
+
+from pathlib import Path
+
+import jax
+import pytest
+
+from gad_jax.base.errors import UserError
+from gad_jax.distributed.mesh import make_mesh
+from gad_jax.training import architectures, loading, setup
+from tests.models import networks
+from tests.training.runs import run, settings
+
+LISTED = "--student.unroll=true"
+HALVED = "--rollout.weights=bfloat16"
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs are compiled for a GPU, as far as this module knows."""
+    monkeypatch.setattr(architectures.devices, "platform", lambda: "gpu")
+
+
+def test_layers_are_listed_on_a_gpu_only() -> None:
+    with pytest.raises(UserError, match=r"--student.unroll=true .* on a CPU .*; leave it out"):
+        architectures.check_devices(settings("unused", LISTED))
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_a_gpu_lists_layers() -> None:
+    config = settings("unused", LISTED)
+    architectures.check_devices(config)
+    assert all(network.unroll for network in architectures.configs(config))
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_a_decode_copy_in_bfloat16_is_for_cpus() -> None:
+    with pytest.raises(UserError, match=r"weights=bfloat16 is for CPUs.*; leave it out"):
+        architectures.check_devices(settings("unused", HALVED))
+
+
+def test_a_decode_copy_in_bfloat16_rounds_float32() -> None:
+    architectures.check_devices(settings("unused", HALVED))
+    config = settings("unused", HALVED, "--student.compute_dtype=bfloat16")
+    with pytest.raises(UserError, match=r"rounds nothing that --student.compute_dtype=bfloat16"):
+        architectures.check_devices(config)
+
+
+@pytest.mark.parametrize("flag", [LISTED, HALVED])
+def test_a_run_of_other_devices_is_read(tmp_path: Path, flag: str) -> None:
+    """It cannot be trained here, but evaluated and exported."""
+    setup.claim(settings(tmp_path, "--stage=seqkd", "--seqkd.steps=1", "--data.heldout="))
+    run(settings(tmp_path, "--stage=seqkd", "--seqkd.steps=1", "--data.heldout="))
+    written = tmp_path / "config.yaml"
+    section, _, value = flag.removeprefix("--").partition(".")
+    key, _, value = value.partition("=")
+    text = written.read_text("utf-8")
+    changed = text.replace(f"  {key}: ", f"  {key}: {value}  # ", 1)
+    assert changed != text, section
+    written.write_text(changed, "utf-8")
+    mesh = make_mesh(devices=jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        network = loading.load_from_run(tmp_path, "generator", mesh)
+    assert network.origin is not None
+    assert network.config.decode_weights == "auto"  # only samples of training are rounded
+
+
+def test_adapters_of_experts_are_refused_by_name(tmp_path):
+    mixture = networks.write(tmp_path / "model", networks.NETWORKS["qwen3-moe"])
+    config = settings(tmp_path / "run", "--lora.rank=2", f"--student.path={mixture}")
+    with pytest.raises(UserError, match=r"gate, up, down.*--lora\.targets=query,key,value,output"):
+        architectures.configs(config)
+
+
+def test_matmuls_of_experts_are_not_rounded(tmp_path):
+    mixture = networks.write(tmp_path / "model", networks.NETWORKS["qwen3-moe"])
+    flags = "--student.matmul=float8", f"--student.path={mixture}"
+    with pytest.raises(UserError, match=r"rounds no experts.*'qwen3_moe'.*--student\.matmul=auto"):
+        architectures.configs(settings(tmp_path / "run", *flags))
+
+
+def test_experts_are_not_quantised(tmp_path):
+    mixture = networks.write(tmp_path / "model", networks.NETWORKS["qwen3-moe"])
+    flags = "--lora.rank=2", "--lora.targets=query", "--lora.base_dtype=int8"
+    config = settings(tmp_path / "run", *flags, f"--student.path={mixture}")
+    with pytest.raises(UserError, match=r"quantises no experts.*--lora\.base_dtype=bfloat16"):
+        architectures.configs(config)
