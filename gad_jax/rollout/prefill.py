@@ -132,7 +132,7 @@ def is_shared(config: DecoderConfig, path: str, leaf: Any) -> bool:
     mesh = jax.sharding.get_abstract_mesh()
     axes = sharding.parameter_axes(path)
     whole = mesh.empty or mesh.shape["fsdp"] == 1 or sharding.gathered_axes(*axes) == axes
-    return whole and leaf.dtype == _dtype(config, path, leaf)
+    return whole and leaf.dtype == decode_dtype(config, path, leaf)
 
 
 def shared(config: DecoderConfig, params: Params) -> list[Any]:
@@ -171,15 +171,16 @@ def _copied(config: DecoderConfig, above: str, path: Any, leaf: Array) -> Array:
     """Returns a parameter of all layers, of one or of none as decoding reads it."""
     name = above + sharding.path_name(path)
     axes = sharding.parameter_axes(name)[-leaf.ndim :]
-    return sharding.gather(leaf.astype(_dtype(config, name, leaf)), *axes)
+    return sharding.gather(leaf.astype(decode_dtype(config, name, leaf)), *axes)
 
 
-def _dtype(config: DecoderConfig, name: str, leaf: Any) -> Any:
+def decode_dtype(config: DecoderConfig, name: str, leaf: Any) -> jnp.dtype:
+    """Returns the dtype in which decoding reads the parameter of this path."""
     # norms are computed in float32, so their scales stay float32
     stays = sharding.parameter_axes(name)[-1] == "scale" or quantised.is_part(name)
     if stays:
-        return leaf.dtype
-    halved = _in_half(config) and name.endswith("/kernel")
+        return jnp.dtype(leaf.dtype)
+    halved = _in_half(config) and name.endswith(("/kernel", "/turned"))
     return jnp.dtype("bfloat16" if halved else config.compute_dtype)
 
 

@@ -20,7 +20,7 @@ from gad_jax.core import layout, updates
 from gad_jax.core.program import Program
 from gad_jax.distributed import devices, sharding
 from gad_jax.distributed.mesh import data_shards
-from gad_jax.models import costs, decoder, quantised
+from gad_jax.models import costs, decoder
 from gad_jax.models.config import DecoderConfig
 from gad_jax.rollout import memory, prefill
 from gad_jax.settings import baselines
@@ -191,22 +191,26 @@ def base_bytes(config: Config, networks: Networks, mesh: Mesh) -> int:
 
 
 def copy_bytes(network: DecoderConfig, mesh: Mesh, base: Params | None = None) -> int:
-    """Returns the bytes of the decode copy: in the compute dtype or quantised, split over tensor
+    """Returns the bytes of the decode copy: in the compute dtype or rounded, split over tensor
     alone. Adapters are merged into a float one. A network without adapters that ties its head has a
-    second copy of the embedding; one with adapters has what it shares with its base there."""
+    second copy of the embedding, rounded as kernels are; one with adapters has what it shares with
+    its base there, and a rounded head."""
     params = sharding.placed(decoder.abstract(network.decoding), mesh)
 
     def one(path: Any, leaf: Any) -> int:
-        kept = quantised.is_part(sharding.path_name(path))
-        size = jnp.dtype(leaf.dtype if kept else network.compute_dtype).itemsize
+        size = prefill.decode_dtype(network, sharding.path_name(path), leaf).itemsize
         split = "tensor" in jax.tree.leaves(tuple(leaf.sharding.spec))
         return math.prod(leaf.shape) * size // (mesh.shape["tensor"] if split else 1)
 
     found = jax.tree_util.tree_map_with_path(one, params)
     copied = sum(jax.tree.leaves(found))
-    if base is not None:
-        return copied - devices.device_bytes(prefill.shared(network, base))
-    return copied + (found["embedding"] if network.tied else 0)
+    head = found["embedding"] if network.tied else 0
+    if network.decode_weights == "bfloat16":
+        head = head * 2 // jnp.dtype(network.compute_dtype).itemsize
+    elif base is not None:
+        head = 0
+    shared = 0 if base is None else devices.device_bytes(prefill.shared(network, base))
+    return copied + head - shared
 
 
 def _update_bytes(config: Config, program: Program, mesh: Mesh, lengths: Lengths) -> int:

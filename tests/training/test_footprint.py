@@ -49,8 +49,9 @@ def test_the_state_and_the_decode_copy_are_those_of_the_run(run) -> None:
     )
 
 
-def test_a_rounded_decode_copy_is_counted_and_evaluation_has_another(run) -> None:
-    flags = (*FLAGS, "--rollout.weights=int8")
+@pytest.mark.parametrize("weights", ["int8", "bfloat16"])
+def test_a_rounded_decode_copy_is_counted_and_evaluation_has_another(run, weights: str) -> None:
+    flags = (*FLAGS, f"--rollout.weights={weights}")
     config = options.read(Config, flags, program="train", description="")
     networks = architectures.configs(config)
     mesh = make_mesh(devices=jax.devices()[:1])
