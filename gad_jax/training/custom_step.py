@@ -1,13 +1,12 @@
 """A step that is a function of the user's: finding it, calling it, checking what it returns."""
 
-import traceback
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 
 from gad_jax.base import shortage
-from gad_jax.base.errors import UserError, first_line
+from gad_jax.base.errors import UserError
 from gad_jax.core.program import Program
 from gad_jax.settings.config import Config
 from gad_jax.training.rewards import functions
@@ -39,12 +38,9 @@ class CustomStep:
         except Exception as error:
             if shortage.what_ran_out(error) is not None:
                 raise
-            files = {str(path) for path in self._files}
-            frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename in files]
-            line = f" in line {frames[-1].lineno}" if frames else ""
             raise UserError(
-                f"{self.given} raised {first_line(error, with_class=True)}{line}; correct it, and "
-                f"{functions.RESUMES}"
+                f"{self.given} raised {functions.where_raised(error, self._files)}; "
+                f"correct it, and {functions.RESUMES}"
             ) from error
         if not (isinstance(returned, tuple) and len(returned) == 2):
             raise UserError(self._wrong("it did not return two things"))

@@ -66,12 +66,9 @@ class Function:
         return self._checked(call, rows)
 
     def _failed(self, error: BaseException, place: str) -> str:
-        frames = traceback.extract_tb(error.__traceback__)
-        ours = {str(path) for path in self.files}
-        line = next((f" in line {f.lineno}" for f in reversed(frames) if f.filename in ours), "")
         return (
-            f"{_FLAG}={self.source} raised {first_line(error, with_class=True)}{line}, for "
-            f"{place}; correct it, and {RESUMES}"
+            f"{_FLAG}={self.source} raised {where_raised(error, self.files)}, for {place}; "
+            f"correct it, and {RESUMES}"
         )
 
     def _checked(self, call: "_Call", rows: Sequence[Row]) -> list[float]:
@@ -220,13 +217,9 @@ def _execute(given: str, load: Callable[[], Any], path: Path) -> Any:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        line = next(
-            (f" in line {f.lineno}" for f in reversed(frames) if f.filename == str(path)), ""
-        )
         raise UserError(
-            f"{given} could not be loaded: {first_line(error, with_class=True)}{line}; "
-            "correct it, or name another one"
+            f"{given} could not be loaded: {where_raised(error, [path])}; correct it, or name "
+            "another one"
         ) from error
 
 
@@ -250,6 +243,14 @@ def _identity(files: Sequence[Path], place: str) -> str:
     """Returns a sha256 of a function's file; the module's name where there is none."""
     contents = [path.read_bytes() for path in files]
     return sha256(b"".join(contents)).hexdigest() if contents else place
+
+
+def where_raised(error: BaseException, files: Sequence[Path]) -> str:
+    """Returns an error's class and first line, and the last line of the user's files in it."""
+    names = {str(path) for path in files}
+    frames = reversed(traceback.extract_tb(error.__traceback__))
+    line = next((f" in line {f.lineno}" for f in frames if f.filename in names), "")
+    return first_line(error, with_class=True) + line
 
 
 def as_before(before: str, now: str) -> str:
