@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gad_jax.base import exits
@@ -24,7 +23,7 @@ from gad_jax.distributed import ceilings, devices
 from gad_jax.distributed.ceilings import Ceilings
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.models import costs, source
-from gad_jax.rollout import engine, prefill, ring
+from gad_jax.rollout import engine, memory, prefill, ring
 from gad_jax.rollout.queue import make_queue
 from gad_jax.settings import sections
 from gad_jax.settings.config import Config
@@ -58,16 +57,16 @@ def run(chosen: "RolloutBench") -> int:
         others.append(peers.transformers(source.resolve(chosen.model)))
     with jax.set_mesh(mesh):
         network = loading.load_student(chosen.model, mesh)
+        options = Config(rollout=sections.Rollout(weights=chosen.weights))
+        architectures.check_devices(options)
+        architectures.check_experts(options, network.config, network.config)
+        config = dataclasses.replace(network.config, decode_weights=chosen.weights)
+        network = dataclasses.replace(network, config=config)
         longest = max(
             chosen.response_tokens if chosen.sizes else 0, chosen.longest if chosen.responses else 0
         )
         flags = "--prompt_tokens with --response_tokens and --longest"
         limits.check(network.config, chosen.model, chosen.prompt_tokens + longest, flags)
-        rollout = sections.Rollout(weights=chosen.weights)
-        architectures.check_devices(Config(rollout=rollout))
-        network = dataclasses.replace(
-            network, config=dataclasses.replace(network.config, decode_weights=chosen.weights)
-        )
         half = chosen.weights == "bfloat16"
         best = ceilings.measure("bfloat16" if half else network.config.compute_dtype)
         sampler = _Sampler(chosen, network, mesh)
@@ -216,8 +215,7 @@ class _Sampler:
             every = costs.layer_weights(config, config.experts.count)
             weights -= itemsize * (every - costs.layer_weights(config, visited))
         positions = slots * sum(ring.layer_positions(config, prompt + steps // 2))
-        cached = jnp.dtype(config.compute_dtype).itemsize
-        cache = 2 * config.kv_heads * config.head_width * cached * positions
+        cache = memory.token_bytes(config) // config.layers * positions
         flops = costs.forward_flops(config, costs.Work(slots, positions, slots))
         return steps * max((weights + cache) / best.bytes_per_second, flops / best.flops_per_second)
 

@@ -35,10 +35,11 @@ def flops_per_second(dtype: str = "float32", seconds: float = 1.0) -> float:
 
 def matmul(dtype: str) -> tuple[Callable[[], jax.Array], float]:
     """Returns a function that computes a large matmul, and the FLOPs of a call."""
-    size = 2048 if jax.default_backend() == "cpu" else 8192
+    on_cpu = jax.default_backend() == "cpu"
+    size = 2048 if on_cpu else 8192
     square = jax.random.normal(jax.random.key(0), (size, size), dtype)
     # A CPU has matmuls of bfloat16 that sum in float32, if any.
-    kind = jnp.float32 if jax.default_backend() == "cpu" else None
+    kind = jnp.float32 if on_cpu else None
     multiply = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=kind))
     return lambda: multiply(square), 2.0 * size**3
 

@@ -46,7 +46,7 @@ def configs(
             f"{discriminator.vocabulary} and the student one of {generator.vocabulary}; both must "
             "share a tokenizer"
         )
-    _check_experts(config, generator, discriminator)
+    check_experts(config, generator, discriminator)
     heads = config.discriminator.heads
     if heads > 1 and discriminator.head == "score":
         raise UserError(
@@ -96,7 +96,7 @@ def _computing(options: sections.Student) -> dict[str, Any]:
     }
 
 
-def _check_experts(
+def check_experts(
     config: settings.Config, generator: DecoderConfig, discriminator: DecoderConfig
 ) -> None:
     """Raises UserError for rounding that mixtures of experts do not have."""

@@ -1,12 +1,14 @@
 """The rollout benchmark on a tiny network; its schedule is the greedy one."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gad_jax.bench import rollout
 from gad_jax.bench.__main__ import main
+from tests.models import networks
 
 
 def test_a_free_slot_takes_the_next_response() -> None:
@@ -47,3 +49,10 @@ def test_it_prints_rates_ratios_and_occupancy(
     assert re.search(r"over 2 slots: [\d,]+ tokens/s, [\d.]+ times static batches of 2", tail)
     steps, ideal = re.search(r"(\d+) steps \((\d+)\)", occupancy).groups()  # pyright: ignore
     assert steps == ideal
+
+
+def test_weights_of_a_mixture_are_not_said_to_be_rounded(refused, tmp_path: Path) -> None:
+    mixture = networks.write(tmp_path / "model", networks.NETWORKS["qwen3-moe"])
+    lengths = ("--prompt_tokens=4", "--response_tokens=4", "--longest=4", "--torch=false")
+    sentence = refused(main, "rollout", f"--model={mixture}", *lengths, "--weights=bfloat16")
+    assert "rollout.weights=bfloat16 rounds no experts" in sentence
