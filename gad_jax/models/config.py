@@ -197,6 +197,11 @@ class DecoderConfig:
         return dataclasses.replace(self, lora=None, quantisation="none", matmul="auto")
 
     @property
+    def unrounded(self) -> "DecoderConfig":
+        """The same network, whose decode copy is not rounded: that is for a run's own samples."""
+        return dataclasses.replace(self, decode_weights="auto")
+
+    @property
     def decoding(self) -> "DecoderConfig":
         """The network as it decodes: adapters are merged, unless the base is quantised. Kernels of
         floats are joined, and turned on a CPU."""

@@ -63,8 +63,12 @@ def replaced(directory: Path) -> Iterator[Path]:
     for remains in (staging, before):
         shutil.rmtree(remains, ignore_errors=True)
     staging.mkdir(parents=True)
-    yield staging
-    checksums.write(staging)
+    try:
+        yield staging
+        checksums.write(staging)
+    except OSError as error:
+        error.filename = error.filename or str(staging)  # a failed write names no file
+        raise
     for path in staging.rglob("*"):
         if path.is_file():
             path.chmod(0o644)  # safetensors makes files that only their owner can read

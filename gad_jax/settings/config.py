@@ -245,7 +245,8 @@ class Config(Checked):
     @property
     def stages(self) -> tuple[str, ...]:
         """The stages to run, in order."""
-        return ("warmup", "gad") if self.stage == "all" else tuple(self.stage.split(","))
+        named = "warmup,gad" if self.stage == "all" else self.stage
+        return tuple(name.strip() for name in named.split(","))
 
     def uses_discriminator(self, stage: str) -> bool:
         """Returns whether a stage scores responses with the discriminator, or trains it."""

@@ -52,7 +52,7 @@ class Evaluations:
         self.directory = Path(config.run_dir) / "evaluations"
         self.chat, self.mesh, self.tracker = chat, mesh, tracker
         # what is evaluated is what is trained and exported, not a rounded copy
-        self.network = dataclasses.replace(network, decode_weights="auto")
+        self.network = network.unrounded
 
     def make(
         self, label: str, step: int, generator: Params, keep_going: Callable[[], bool]

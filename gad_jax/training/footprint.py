@@ -138,8 +138,7 @@ def decoders(
     if longest := config.longest_evaluated:
         asked = np.resize(prompts, config.evaluated_at_once)
         batch = memory.DecodeBatch(asked, 1, config.evaluation_tokens, longest, slots)
-        plain = dataclasses.replace(generator, decode_weights="auto")
-        found.append(("evaluation", plain, batch))
+        found.append(("evaluation", generator.unrounded, batch))
     return found
 
 

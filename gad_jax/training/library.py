@@ -10,7 +10,6 @@ call takes. Settings are the flags of the commands. Errors that a user can mend 
 """
 
 import contextlib
-import dataclasses
 import json
 import os
 import tempfile
@@ -249,7 +248,7 @@ class Run:
     def student(self) -> Student:
         """Returns the student as it is now; a copy, which later steps do not change."""
         trainer, student = self.trainer, object.__new__(Student)
-        network = dataclasses.replace(trainer.networks[0], decode_weights="auto")
+        network = trainer.networks[0].unrounded
         with self._active():
             params = adapters.merge(network, trainer.generator)
             params = jax.tree.map(jnp.copy, params)  # the next step donates its own

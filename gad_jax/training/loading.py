@@ -125,7 +125,7 @@ def load_from_run(name: str | Path, part: str, mesh: Mesh) -> Network:
         base = bases.load_one(config, network, mesh)
         params = adapters.merge(network, adapters.join(base, params))
     return Network(
-        dataclasses.replace(network.merged, decode_weights="auto"),  # rounds in training alone
+        network.merged.unrounded,
         params,
         source.resolve(config.student.path),
         config.data.template,

@@ -84,6 +84,7 @@ def test_default_is_the_papers(path: str, value: Any) -> None:
 def test_all_stages_are_warmup_then_gad() -> None:
     assert Config().stages == ("warmup", "gad")
     assert Config(stage="seqkd,gad").stages == ("seqkd", "gad")
+    assert Config(stage="seqkd, gad").stages == ("seqkd", "gad")
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,12 @@ def in_directory(directory: Path, split: str) -> list[Path]:
         for folder in (directory / split, directory / "data"):
             if folder.is_dir():
                 return in_directory(folder, split)
+        splits = sorted({path.parent.name for path in directory.glob("*/*") if _is_data(path)})
+        if splits:
+            raise UserError(
+                f"{directory}: no split {split!r} in this directory; name one that it has: "
+                f"{', '.join(f'{directory}:{one}' for one in splits)}"
+            )
         raise UserError(f"{directory}: no {', '.join(SUFFIXES)} file in this directory; add one")
     splits = [match and match[1] for match in (_SPLIT.match(path.name) for path in paths)]
     if not any(splits):

@@ -59,3 +59,15 @@ def test_a_repository_that_was_cloned(tmp_path: Path) -> None:
     write(tmp_path / "data" / "test-00000-of-00001.jsonl", "test")
     assert sources.read(tmp_path)[0].responses == ("train",)
     assert sources.read(f"{tmp_path}:test")[0].responses == ("test",)
+
+
+def test_a_directory_of_splits(tmp_path: Path) -> None:
+    """As `DatasetDict.save_to_disk` and downloads write it."""
+    for split in ("train", "test"):
+        write(tmp_path / split / "data-00000-of-00001.jsonl", split)
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    assert [row.responses for row in sources.read(tmp_path)] == [("train",)]
+    assert [row.responses for row in sources.read(f"{tmp_path}:test")] == [("test",)]
+    message = f"no split 'validation' .*; name one that it has: {tmp_path}:test, {tmp_path}:train"
+    with pytest.raises(UserError, match=message):
+        sources.read(f"{tmp_path}:validation")
