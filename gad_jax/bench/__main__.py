@@ -22,7 +22,7 @@ class UpdateBench:
     steps: int = option(5, "steps to time, after two that are not", "steps")
     remat: Literal["full", "dots", "none"] = option("dots", "as --student.remat")
     unroll: bool = option(False, "as --student.unroll")
-    matmul: Literal["auto", "float8"] = option("auto", "as --student.matmul")
+    matmul: Literal["auto", "bfloat16", "float8"] = option("auto", "as --student.matmul")
     torch: bool = option(True, "also time a torch step, if torch is installed")
 
     def __post_init__(self) -> None:

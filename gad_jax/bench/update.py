@@ -149,7 +149,7 @@ def ours(chosen: "UpdateBench", directory: Path) -> Ours:
 def torch_step(chosen: "UpdateBench", directory: Path) -> Callable[[], None] | None:
     """Returns the same step in transformers on torch; None without torch.
 
-    Where JAX computes in bfloat16, torch does so by its automatic mixed precision.
+    Where JAX computes in bfloat16, or rounds to it, torch does so by its automatic mixed precision.
     """
     try:
         import torch  # pyright: ignore[reportMissingImports]
@@ -165,7 +165,7 @@ def torch_step(chosen: "UpdateBench", directory: Path) -> Callable[[], None] | N
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
     shape = (chosen.rows, chosen.row_tokens)
     ids = torch.randint(0, model.config.vocab_size, shape, device=device)
-    half = torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16")
+    half = torch.autocast(device, torch.bfloat16, enabled="bfloat16" in (dtype, chosen.matmul))
 
     def step() -> None:
         optimizer.zero_grad()

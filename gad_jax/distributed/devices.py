@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,6 +21,9 @@ from gad_jax.base.cache import program_dir
 from gad_jax.base.errors import UserError
 from gad_jax.distributed.chips import FLOAT8
 from gad_jax.distributed.sharding import MESH_AXES
+
+_BFLOAT16 = {"amx_bf16", "avx512_bf16", "bf16"}
+"""Flags of processors in /proc/cpuinfo; the last one is Arm's."""
 
 
 def put(tree: Any, mesh: Mesh, *logical: str | None) -> Any:
@@ -116,6 +120,16 @@ def require_float8(name: str, platform: str, capability: tuple[int, ...]) -> Non
 def require_float8_here() -> None:
     """Does `require_float8` for this process's first device."""
     require_float8(jax.local_devices()[0].device_kind, platform(), capability())
+
+
+def cpu_multiplies_bfloat16(described: Path = Path("/proc/cpuinfo")) -> bool:
+    """Returns whether this machine's processor has instructions that multiply bfloat16; True also
+    where the system does not say."""
+    try:
+        words = described.read_text(encoding="utf-8", errors="replace").split()
+    except OSError:
+        return True
+    return not _BFLOAT16.isdisjoint(words)
 
 
 def capability() -> tuple[int, ...]:

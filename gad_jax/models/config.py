@@ -171,8 +171,9 @@ class DecoderConfig:
     """Score heads on the same hidden state: a discriminator in training may have several."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of matmuls and activations; parameters, norms, softmax and scores are float32."""
-    matmul: Literal["auto", "float8"] = "auto"
-    """Operands of the layers' matmuls: in the compute dtype, or rounded to 8 bits (`float8.py`)."""
+    matmul: Literal["auto", "bfloat16", "float8"] = "auto"
+    """Operands of the layers' matmuls: in the compute dtype, or rounded. In bfloat16, which is for
+    CPUs, those of the head are rounded too (`bfloat16.py`, `float8.py`)."""
     remat: Literal["full", "dots", "none"] = "full"
     """What the backward pass computes again: everything, all but matmuls, or nothing."""
     unroll: bool = False

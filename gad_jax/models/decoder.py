@@ -24,7 +24,7 @@ from jax.sharding import AbstractMesh
 from jaxtyping import Array, Float, Int
 
 from gad_jax.distributed import sharding
-from gad_jax.models import attention
+from gad_jax.models import attention, bfloat16
 from gad_jax.models.config import DecoderConfig, LayerKind
 from gad_jax.models.layers import Block, Linear, Norm, initial_weights, remat, unflatten
 from gad_jax.models.rope import Rotation, rotation
@@ -211,8 +211,9 @@ def head_axes(config: DecoderConfig) -> tuple[str, str]:
 
 
 def head_kernel(config: DecoderConfig, head: Float[Array, "*head"]) -> Float[Array, "*head"]:
-    """Returns `head` as `project` takes it: in the compute dtype, its FSDP shards gathered."""
-    return sharding.gather(head.astype(config.compute_dtype), *head_axes(config))
+    """Returns `head` as `project` takes it: in its matmul's dtype, its FSDP shards gathered."""
+    dtype = "bfloat16" if config.matmul == "bfloat16" else config.compute_dtype
+    return sharding.gather(head.astype(dtype), *head_axes(config))
 
 
 def project(
@@ -229,17 +230,22 @@ def products(
 
     bfloat16 rounds a log-probability by about 0.01; float32 would double the bytes of a chunk.
     """
+    out = sharding.spec("batch", "vocabulary")
+    if config.matmul == "bfloat16":
+        return bfloat16.matmul(x, kernel, out, config.tied)
     # A tied head is the embedding [V D]; naming its axes costs no transposed copy.
     subscripts = "nd,vd->nv" if config.tied else "nd,dv->nv"
-    return jnp.einsum(subscripts, x, kernel, out_sharding=sharding.spec("batch", "vocabulary"))
+    return jnp.einsum(subscripts, x, kernel, out_sharding=out)
 
 
 def kernel_gradient(
     config: DecoderConfig, x: Float[Array, "n D"], slopes: Float[Array, "n V"]
 ) -> Float[Array, "*head"]:
     """Returns the gradient of `head_kernel` in float32, from that of the `products`."""
-    subscripts = "nv,nd->vd" if config.tied else "nv,nd->dv"
     out = sharding.spec(*sharding.gathered_axes(*head_axes(config)))
+    if config.matmul == "bfloat16":
+        return bfloat16.outer(*((slopes, x) if config.tied else (x, slopes)), out)
+    subscripts = "nv,nd->vd" if config.tied else "nv,nd->dv"
     return jnp.einsum(subscripts, slopes, x, preferred_element_type=jnp.float32, out_sharding=out)
 
 

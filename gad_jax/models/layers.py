@@ -21,7 +21,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from gad_jax.distributed import sharding
-from gad_jax.models import attention, float8, joined, quantised, turned
+from gad_jax.models import attention, bfloat16, float8, joined, quantised, turned
 from gad_jax.models.config import DecoderConfig, Lora
 from gad_jax.models.experts import Mixture
 from gad_jax.models.rope import Rotation, rotate
@@ -63,7 +63,7 @@ class Linear(nnx.Module):
 
     The kernel's FSDP shards are gathered where it is used, in the dtype of x: half the bytes in
     bfloat16. One that is quantised ("int8", "nf4") is gathered as it is stored. With `matmul` of
-    "float8" the operands of its matmuls are rounded to 8 bits, those of an adapter are not.
+    "bfloat16" or "float8" the operands of its matmuls are rounded, those of an adapter are not.
     """
 
     def __init__(
@@ -101,6 +101,8 @@ class Linear(nnx.Module):
             y = turned.product(x, kernel, split)
         elif self.matmul == "float8":
             y = float8.matmul(x, self._kernel(x.dtype), out)
+        elif self.matmul == "bfloat16":
+            y = bfloat16.matmul(x, self._kernel(x.dtype), out)
         else:
             y = jnp.einsum("nd,df->nf", x, self._kernel(x.dtype), out_sharding=out)
         if self.lora:

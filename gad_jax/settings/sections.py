@@ -34,10 +34,11 @@ class Student(Checked):
     compute_dtype: Literal["auto", "float32", "bfloat16"] = option(
         "auto", "dtype of activations and matmuls; auto: bfloat16, on a CPU float32"
     )
-    matmul: Literal["auto", "float8"] = option(
+    matmul: Literal["auto", "bfloat16", "float8"] = option(
         "auto",
-        "operands of the layers' matmuls in updates; auto: in compute_dtype, float8: rounded to 8 "
-        "bits (GPUs of compute capability 8.9 or later; a CPU computes the same, slowly)",
+        "operands of the layers' matmuls in updates; auto: in compute_dtype, bfloat16: rounded "
+        "(CPUs with AMX or AVX512-BF16), float8: rounded to 8 bits (GPUs of compute capability 8.9 "
+        "or later; a CPU computes the same, slowly)",
     )
     remat: Literal["full", "dots", "none"] = option(
         "full",

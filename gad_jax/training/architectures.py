@@ -69,18 +69,34 @@ def check_devices(config: settings.Config) -> None:
             "--student.unroll=true puts an update into one graph of a GPU; on a CPU it takes a "
             "third more memory and saves no time; leave it out"
         )
-    if config.rollout.weights != "bfloat16":
-        return
-    if not on_cpu:
-        raise UserError(
-            "--rollout.weights=bfloat16 is for CPUs; a GPU or TPU decodes in "
-            "--student.compute_dtype, which is bfloat16 there; leave it out"
-        )
-    if config.student.compute_dtype == "bfloat16":
-        raise UserError(
-            "--rollout.weights=bfloat16 rounds nothing that --student.compute_dtype=bfloat16 has "
-            "left in float32; leave one of them out"
-        )
+    for flag in _in_bfloat16(config):
+        if not on_cpu:
+            raise UserError(
+                f"{flag} is for CPUs; a GPU or TPU computes in --student.compute_dtype, which is "
+                "bfloat16 there; leave it out"
+            )
+        if config.student.compute_dtype == "bfloat16":
+            raise UserError(
+                f"{flag} rounds nothing that --student.compute_dtype=bfloat16 has left in float32; "
+                "leave one of them out"
+            )
+
+
+def warnings(config: settings.Config) -> list[str]:
+    """Returns a sentence on what is to make a run faster, and may make it slower here."""
+    flags = " and ".join(_in_bfloat16(config))
+    if not flags or devices.cpu_multiplies_bfloat16():
+        return []
+    return [
+        f"warning: {flags} may take longer on this processor, which has no instructions for "
+        "bfloat16 (amx_bf16 or avx512_bf16); compare with python -m gad_jax.bench"
+    ]
+
+
+def _in_bfloat16(config: settings.Config) -> list[str]:
+    """Returns the flags that round what a CPU computes in float32."""
+    chosen = {"rollout.weights": config.rollout.weights, "student.matmul": config.student.matmul}
+    return [f"--{name}=bfloat16" for name, value in chosen.items() if value == "bfloat16"]
 
 
 def _computing(options: sections.Student) -> dict[str, Any]:

@@ -184,7 +184,7 @@ def build(config: Config, mesh: Mesh) -> Trainer:
     architectures.check_devices(config)
     networks = architectures.configs(config)
     spans = stages.spans(config, data, networks)
-    lines = _take_up(given, data, networks, spans)
+    lines = [*_take_up(given, data, networks, spans), *architectures.warnings(config)]
     checkpoints = _checkpoints(config)
     preflight.check(_counted(config, held_out), networks, spans, chat, mesh, checkpoints)
     paid = paying.identities(rewards, config, networks[0].compute_dtype, chat, mesh)

@@ -1,5 +1,7 @@
 """Arrays from the host to the devices and back, and compiles that are counted."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -89,6 +91,24 @@ def test_devices_without_matmuls_of_8_bit_floats_are_refused(
         return
     with pytest.raises(UserError, match=refused):
         devices.require_float8("a card", platform, capability)
+
+
+@pytest.mark.parametrize(
+    ("flags", "has"),
+    [
+        ("flags\t\t: fpu sse2 avx2 avx512f avx512_bf16", True),
+        ("flags\t\t: fpu avx512f amx_bf16 amx_tile", True),
+        ("Features\t: fp asimd bf16", True),
+        ("flags\t\t: fpu sse2 avx2 fma", False),
+    ],
+)
+def test_instructions_for_bfloat16(tmp_path: Path, flags: str, has: bool) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{flags}\nbugs\t\t:\n")
+    assert devices.cpu_multiplies_bfloat16(tmp_path / "cpuinfo") == has
+
+
+def test_a_system_that_does_not_say_is_not_warned(tmp_path: Path) -> None:
+    assert devices.cpu_multiplies_bfloat16(tmp_path / "cpuinfo")
 
 
 def test_a_cpu_has_no_compute_capability() -> None:

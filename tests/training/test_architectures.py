@@ -14,6 +14,7 @@ from tests.training.runs import run, settings
 
 LISTED = "--student.unroll=true"
 HALVED = "--rollout.weights=bfloat16"
+ROUNDED = "--student.matmul=bfloat16"
 
 
 @pytest.fixture
@@ -35,19 +36,32 @@ def test_a_gpu_lists_layers() -> None:
 
 
 @pytest.mark.usefixtures("on_a_gpu")
-def test_a_decode_copy_in_bfloat16_is_for_cpus() -> None:
-    with pytest.raises(UserError, match=r"weights=bfloat16 is for CPUs.*; leave it out"):
-        architectures.check_devices(settings("unused", HALVED))
+@pytest.mark.parametrize("flag", [HALVED, ROUNDED])
+def test_bfloat16_next_to_float32_is_for_cpus(flag: str) -> None:
+    with pytest.raises(UserError, match=rf"{flag} is for CPUs.*; leave it out"):
+        architectures.check_devices(settings("unused", flag))
 
 
-def test_a_decode_copy_in_bfloat16_rounds_float32() -> None:
-    architectures.check_devices(settings("unused", HALVED))
-    config = settings("unused", HALVED, "--student.compute_dtype=bfloat16")
-    with pytest.raises(UserError, match=r"rounds nothing that --student.compute_dtype=bfloat16"):
+@pytest.mark.parametrize("flag", [HALVED, ROUNDED])
+def test_bfloat16_rounds_float32(flag: str) -> None:
+    architectures.check_devices(settings("unused", flag))
+    config = settings("unused", flag, "--student.compute_dtype=bfloat16")
+    said = rf"{flag} rounds nothing that --student.compute_dtype=bfloat16"
+    with pytest.raises(UserError, match=said):
         architectures.check_devices(config)
 
 
-@pytest.mark.parametrize("flag", [LISTED, HALVED])
+def test_a_processor_without_bfloat16_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settings("unused", HALVED, ROUNDED)
+    monkeypatch.setattr(architectures.devices, "cpu_multiplies_bfloat16", lambda: False)
+    (said,) = architectures.warnings(config)
+    assert said.startswith(f"warning: {HALVED} and {ROUNDED} may take longer on this processor")
+    assert not architectures.warnings(settings("unused"))
+    monkeypatch.setattr(architectures.devices, "cpu_multiplies_bfloat16", lambda: True)
+    assert not architectures.warnings(config)
+
+
+@pytest.mark.parametrize("flag", [LISTED, HALVED, ROUNDED])
 def test_a_run_of_other_devices_is_read(tmp_path: Path, flag: str) -> None:
     """It cannot be trained here, but evaluated and exported."""
     flags = "--stage=seqkd", "--seqkd.steps=1", "--data.heldout="
