@@ -5,7 +5,8 @@
 
 Both train SmolLM2-135M-Instruct in float32 on 8 prompts of the bundled set × 4 samples × at most 64
 new tokens, at temperature 0.8, with one optimizer step. Further flags go to our run, as
-`--student.remat=full`. Run one after the other on an idle machine, and compare medians.
+`--student.remat=full`; TRL takes `--bf16` alone, for automatic mixed precision. Run one after the
+other on an idle machine, and compare medians.
 """
 
 import argparse
@@ -94,7 +95,7 @@ def trl(steps: int, more: list[str]) -> list[float]:
             temperature=0.8,
             learning_rate=1e-6,
             max_steps=steps,
-            bf16=False,
+            bf16="--bf16" in more,
             use_cpu=True,
             report_to=[],
             save_strategy="no",

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -63,7 +64,7 @@ class Linear(nnx.Module):
 
     The kernel's FSDP shards are gathered where it is used, in the dtype of x: half the bytes in
     bfloat16. One that is quantised ("int8", "nf4") is gathered as it is stored. With `matmul` of
-    "bfloat16" or "float8" the operands of its matmuls are rounded, those of an adapter are not.
+    "bfloat16" the operands of all matmuls are rounded, with "float8" all but those of an adapter.
     """
 
     def __init__(
@@ -101,18 +102,23 @@ class Linear(nnx.Module):
             y = turned.product(x, kernel, split)
         elif self.matmul == "float8":
             y = float8.matmul(x, self._kernel(x.dtype), out)
-        elif self.matmul == "bfloat16":
-            y = bfloat16.matmul(x, self._kernel(x.dtype), out)
         else:
-            y = jnp.einsum("nd,df->nf", x, self._kernel(x.dtype), out_sharding=out)
+            y = self._product(x, self._kernel(x.dtype), out)
         if self.lora:
             a = sharding.gather(self.lora_a[...].astype(x.dtype), self.input, None)
             b = sharding.gather(self.lora_b[...].astype(x.dtype), None, self.output)
-            narrow = jnp.einsum("nd,dr->nr", x, a, out_sharding=sharding.spec("batch", None))
-            narrow = narrow * jnp.asarray(self.lora.scale, x.dtype)
-            y = y + jnp.einsum("nr,rf->nf", narrow, b, out_sharding=out)
+            narrow = self._product(x, a, sharding.spec("batch", None))
+            y = y + self._product(narrow * jnp.asarray(self.lora.scale, x.dtype), b, out)
         y = checkpoint_name(y, PROJECTION)
         return y + self.bias[...].astype(x.dtype) if self.has_bias else y
+
+    def _product(
+        self, x: Float[Array, "n in"], kernel: Float[Array, "in out"], out: P | None
+    ) -> Float[Array, "n out"]:
+        """Returns x @ kernel, where no operand is rounded to 8 bits."""
+        if self.matmul == "bfloat16":
+            return bfloat16.matmul(x, kernel, out)
+        return jnp.einsum("nd,df->nf", x, kernel, out_sharding=out)
 
     def _kernel(self, dtype: DTypeLike) -> Float[Array, "in out"]:
         if isinstance(self.kernel, quantised.Quantised):
