@@ -40,12 +40,13 @@ def matmul(
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _matmul(x: Array, kernel: Array, out: P | None, is_turned: bool) -> Array:
     """`matmul` with its own gradient."""
-    return _product("nd,fd->nf" if is_turned else "nd,df->nf", x, kernel, x.dtype, out)
+    return _forward(x, kernel, out, is_turned)[0]
 
 
 def _forward(x: Array, kernel: Array, out: P | None, is_turned: bool) -> tuple[Array, Any]:
+    y = _product("nd,fd->nf" if is_turned else "nd,df->nf", x, kernel, x.dtype, out)
     # The kernel is kept as it came: it is there anyway, and a rounded one would be one more.
-    return _matmul(x, kernel, out, is_turned), (x.astype(jnp.bfloat16), kernel)
+    return y, (x.astype(jnp.bfloat16), kernel)
 
 
 def _backward(

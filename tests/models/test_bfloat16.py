@@ -105,6 +105,19 @@ def test_matmuls_of_layers_and_head_take_bfloat16() -> None:
     assert {dot for dot in dots if "bf16" in dot} == {("bf16", "bf16", "f32")}
 
 
+def test_a_backward_pass_computes_no_matmul_again_that_is_saved() -> None:
+    counts = []
+    for matmul in ("auto", "bfloat16"):
+        config, params = whole_network()
+        config = dataclasses.replace(config, remat="dots", matmul=matmul)
+
+        def loss(params: Params, config: DecoderConfig = config) -> jax.Array:
+            return jnp.sum(decoder.hidden(config, params, *rows())[0] ** 2)
+
+        counts.append(jax.jit(jax.grad(loss)).lower(params).as_text().count("dot_general"))
+    assert counts[0] == counts[1]
+
+
 def test_logits_move_and_sampling_computes_as_before() -> None:
     config, params = whole_network()
     before, after = logits(config, params), logits(in_bfloat16(config), params)
