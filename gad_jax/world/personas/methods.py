@@ -41,6 +41,7 @@ def _gad(says: str, *flags: str) -> Method:
 METHODS = {
     START: Method("start"),
     "seqkd": Method("SeqKD", ("--stage=seqkd",)),
+    "seqkd_shorter": Method("SeqKD, 1 epoch", ("--stage=seqkd", "--seqkd.epochs=1")),
     "seqkd_longer": Method("SeqKD, 3 ×", ("--stage=seqkd", "--seqkd.epochs=9")),
     "gad": _gad("GAD"),
     "gad_replay": _gad("GAD, replay 0.5", "--discriminator.replay_share=0.5"),
@@ -56,8 +57,9 @@ METHODS = {
         "SFT on best of 8 by D", ("--stage=seqkd", "--seqkd.epochs=1"), start="seqkd", chosen=True
     ),
 }
-"""Each trains for three epochs of the teacher's rows, except the longer SeqKD (nine) and rejection
-sampling, which adds one epoch on the student's own best answers."""
+"""Each trains for three epochs of the teacher's rows, except the shorter SeqKD (one, as GAD's
+warm-up), the longer one (nine) and rejection sampling, which adds one epoch on the student's own
+best answers."""
 
 
 class Entry(NamedTuple):
