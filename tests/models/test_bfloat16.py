@@ -9,15 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gad_jax.core import steps
 from gad_jax.distributed import devices
-from gad_jax.distributed.mesh import make_mesh
 from gad_jax.models import adapters, bfloat16, decoder
 from gad_jax.models.config import DecoderConfig
 from gad_jax.types import Params
-from tests.core import builders
 from tests.models.test_adapters import learnt, logits, network
-from tests.models.test_float8 import rows, wanted
+from tests.models.test_float8 import assert_a_mesh_agrees, rows, wanted
 
 SHAPES = {"wide to narrow": (48, 64, 16), "narrow to wide": (48, 16, 64), "odd": (47, 64, 16)}
 """Rows, inputs and outputs. The first one's gradient is computed the other way round, and the last
@@ -145,28 +142,4 @@ def test_adapters_learn_on_a_base_whose_matmuls_are_rounded() -> None:
 
 @pytest.mark.parametrize("micro_batches", [1, 2])
 def test_a_step_on_a_mesh_computes_what_one_device_does(micro_batches: int) -> None:
-    program = dataclasses.replace(
-        builders.MESH_GAD,
-        generator=in_bfloat16(builders.MESH_GAD.generator),
-        discriminator=in_bfloat16(builders.MESH_GAD.discriminator),
-    )
-
-    def step(mesh: jax.sharding.Mesh | None) -> builders.Outcome:
-        texts = builders.texts()
-        batch = [builders.rows(texts, which, micro_batches, mesh) for which in ("pairs", "samples")]
-        state, metrics = steps.gad_step(program, builders.start(program, mesh), *batch)
-        return builders.host((state, metrics))
-
-    alone = step(None)
-    mesh = make_mesh(2, 2, 2, jax.devices()[:8])
-    with jax.set_mesh(mesh):
-        divided = step(mesh)
-    # Sums in another order are rounded to other numbers here and there.
-    for name in ("generator/loss", "discriminator/loss"):
-        np.testing.assert_allclose(divided.metrics[name], alone.metrics[name], rtol=2e-3, atol=1e-4)
-    for found, exact in zip(builders.gradients(divided), builders.gradients(alone), strict=True):
-        both = [
-            np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
-            for tree in (found, exact)
-        ]
-        assert np.linalg.norm(both[0] - both[1]) < 0.01 * np.linalg.norm(both[1])
+    assert_a_mesh_agrees("bfloat16", micro_batches, loss=2e-3, gradient=0.01)

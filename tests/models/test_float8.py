@@ -207,12 +207,13 @@ def test_adapters_learn_on_a_base_whose_matmuls_are_rounded() -> None:
         assert 0 < np.linalg.norm(found - wanted) < 0.3 * np.linalg.norm(wanted)
 
 
-@pytest.mark.parametrize("micro_batches", [1, 2])
-def test_a_step_on_a_mesh_computes_what_one_device_does(micro_batches: int) -> None:
+def assert_a_mesh_agrees(matmul: Any, micro_batches: int, loss: float, gradient: float) -> None:
+    """A GAD step on eight devices computes what one does, within these relative errors: sums in
+    another order are rounded to other numbers here and there."""
+    both = (builders.MESH_GAD.generator, builders.MESH_GAD.discriminator)
+    generator, discriminator = (dataclasses.replace(one, matmul=matmul) for one in both)
     program = dataclasses.replace(
-        builders.MESH_GAD,
-        generator=in_float8(builders.MESH_GAD.generator),
-        discriminator=in_float8(builders.MESH_GAD.discriminator),
+        builders.MESH_GAD, generator=generator, discriminator=discriminator
     )
 
     def step(mesh: jax.sharding.Mesh | None) -> builders.Outcome:
@@ -225,12 +226,17 @@ def test_a_step_on_a_mesh_computes_what_one_device_does(micro_batches: int) -> N
     mesh = make_mesh(2, 2, 2, jax.devices()[:8])
     with jax.set_mesh(mesh):
         divided = step(mesh)
-    # Sums in another order are rounded to other codes here and there.
     for name in ("generator/loss", "discriminator/loss"):
-        np.testing.assert_allclose(divided.metrics[name], alone.metrics[name], rtol=0.02, atol=1e-3)
-    for found, wanted in zip(builders.gradients(divided), builders.gradients(alone), strict=True):
-        both = [
-            np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
-            for tree in (found, wanted)
-        ]
-        assert np.linalg.norm(both[0] - both[1]) < 0.1 * np.linalg.norm(both[1])
+        np.testing.assert_allclose(
+            divided.metrics[name], alone.metrics[name], rtol=loss, atol=loss / 20
+        )
+    for trees in zip(builders.gradients(divided), builders.gradients(alone), strict=True):
+        found, wanted = (
+            np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]) for tree in trees
+        )
+        assert np.linalg.norm(found - wanted) < gradient * np.linalg.norm(wanted)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_a_step_on_a_mesh_computes_what_one_device_does(micro_batches: int) -> None:
+    assert_a_mesh_agrees("float8", micro_batches, loss=0.02, gradient=0.1)
