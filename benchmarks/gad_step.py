@@ -119,6 +119,8 @@ if __name__ == "__main__":
     parser.add_argument("side", choices=("ours", "trl"))
     parser.add_argument("--steps", type=int, default=6)
     chosen, more = parser.parse_known_args()
+    if chosen.side == "trl" and {*more} - {"--bf16"}:
+        parser.error(f"trl takes --bf16 alone, and this is {' '.join(more)}")
     measured = {"ours": ours, "trl": trl}[chosen.side](chosen.steps, more)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     assert measured, "every step compiled something; give more --steps"

@@ -5,6 +5,7 @@ A parameter's path gives its logical axes (`PARAMETER_AXES`), a logical axis giv
 all-gathers are written in the program, and a mistake fails when a function is traced.
 """
 
+import math
 import re
 from typing import Any
 
@@ -102,6 +103,18 @@ def spec(*logical: str | None) -> P | None:
 def mesh_spec(*logical: str | None) -> P:
     """Returns the PartitionSpec of these logical axes."""
     return P(*(MESH_AXES[axis] for axis in logical))
+
+
+def spec_of(x: jax.Array) -> P | None:
+    """Returns the PartitionSpec that an array has, or None where no mesh is set, as `spec` does."""
+    return None if jax.sharding.get_abstract_mesh().empty else jax.typeof(x).sharding.spec
+
+
+def parts(x: jax.Array, axes: slice = slice(None)) -> int:
+    """Returns into how many parts an array is split along these axes of it."""
+    layout = jax.typeof(x).sharding
+    names = jax.tree.leaves(tuple(layout.spec)[axes])  # an axis has no name, one, or several
+    return math.prod(layout.mesh.shape[name] for name in names)
 
 
 def reshard(x: jax.Array, *logical: str | None) -> jax.Array:

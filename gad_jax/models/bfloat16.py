@@ -12,7 +12,6 @@ of the first operand. For others it widens both operands. So dW has to be writte
 when it runs. Barriers around the matmuls keep it from that.
 """
 
-import math
 from functools import partial
 from typing import Any
 
@@ -21,6 +20,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+from gad_jax.distributed import sharding
 
 
 def matmul(
@@ -55,9 +56,9 @@ def _backward(
     del out
     x, kernel = residuals
     subscripts = "nf,fd->nd" if is_turned else "nf,df->nd"
-    of_x = _product(subscripts, slopes, kernel, slopes.dtype, _spec(x))
+    of_x = _product(subscripts, slopes, kernel, slopes.dtype, sharding.spec_of(x))
     both = (slopes, x) if is_turned else (x, slopes)
-    return of_x, outer(*both, _spec(kernel)).astype(kernel.dtype)
+    return of_x, outer(*both, sharding.spec_of(kernel)).astype(kernel.dtype)
 
 
 _matmul.defvjp(_forward, _backward)
@@ -79,20 +80,14 @@ def outer(
 
 
 def _outer(left: Array, right: Array, out: P | None) -> Array:
-    if _rows_on_a_device(left) % 2:
+    if left.shape[0] // sharding.parts(left, slice(1)) % 2:  # of the rows on a device
         return _product("na,nb->ab", left, right, jnp.float32, out)
     # Only with two summed axes XLA transposes bfloat16; with one it widens both operands.
     return _product("npa,npb->ab", _paired(left), _paired(right), jnp.float32, out)
 
 
-def _rows_on_a_device(x: Array) -> int:
-    layout = jax.typeof(x).sharding
-    axes = jax.tree.leaves(tuple(layout.spec)[:1])  # none, one, or several
-    return x.shape[0] // math.prod(layout.mesh.shape[axis] for axis in axes)
-
-
 def _paired(x: Float[Array, "n a"]) -> Float[Array, "n/2 2 a"]:
-    spec = _spec(x)
+    spec = sharding.spec_of(x)
     out = None if spec is None else P(spec[0], None, spec[1])
     return x.reshape(x.shape[0] // 2, 2, x.shape[1], out_sharding=out)
 
@@ -101,8 +96,3 @@ def _product(subscripts: str, x: Array, y: Array, dtype: DTypeLike, out: P | Non
     rounded = jax.lax.optimization_barrier((x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)))
     product = jnp.einsum(subscripts, *rounded, preferred_element_type=jnp.float32, out_sharding=out)
     return jax.lax.optimization_barrier(product).astype(dtype)
-
-
-def _spec(x: Array) -> P | None:
-    """Returns how an array is laid out over the mesh; None without one."""
-    return None if jax.sharding.get_abstract_mesh().empty else jax.typeof(x).sharding.spec

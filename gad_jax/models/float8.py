@@ -27,6 +27,8 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from gad_jax.distributed import sharding
+
 _FORWARD, _GRADIENT = jnp.float8_e4m3fn, jnp.float8_e5m2
 _TOP = 0.987
 """Where the largest magnitude goes, of that of the dtype. Not 1: it has few bits itself, so others
@@ -70,8 +72,8 @@ def _backward(out: P | None, codes: tuple[_Codes, _Codes], slopes: Array) -> tup
     # As in flax and Transformer Engine: gradients are summed with all bits of float32.
     exact = partial(_product, dtype=slopes.dtype, precision=jax.lax.Precision.HIGHEST)
     return (
-        exact("nf,df->nd", above, right, out=_spec(left.codes)),
-        exact("nd,nf->df", left, above, out=_spec(right.codes)),
+        exact("nf,df->nd", above, right, out=sharding.spec_of(left.codes)),
+        exact("nd,nf->df", left, above, out=sharding.spec_of(right.codes)),
     )
 
 
@@ -103,8 +105,3 @@ def _product(
         out_sharding=out,
     )
     return (product.astype(jnp.float32) * left.scale * right.scale).astype(dtype)
-
-
-def _spec(x: Array) -> P | None:
-    """Returns how an array is laid out over the mesh; None without one."""
-    return None if jax.sharding.get_abstract_mesh().empty else jax.typeof(x).sharding.spec

@@ -64,7 +64,7 @@ def _logprobs_and_entropy(logits: Array, tokens: Array) -> tuple[tuple[Array, Ar
     shifted = wide - top
     weights = jnp.exp(shifted)
     terms = (weights, weights * shifted)
-    platform, whole = devices.platform(), _on_one_device(wide)
+    platform, whole = devices.platform(), sharding.parts(wide) == 1
     if platform == "cpu" and whole:
         total, weighted = _sums(*terms)
     else:
@@ -100,13 +100,6 @@ def _sums(*terms: Float[Array, "*n V"]) -> Sequence[Float[Array, "*n"]]:
 
     sums = jax.lax.reduce(parts, [0.0] * len(parts), add, [len(lead)])
     return [jnp.sum(x, axis=-1) for x in sums]
-
-
-def _on_one_device(x: Array) -> bool:
-    """Returns whether no axis is split over several devices."""
-    layout = jax.typeof(x).sharding
-    names = jax.tree.leaves(tuple(layout.spec))  # an axis has no name, one, or several
-    return all(layout.mesh.shape[name] == 1 for name in names)
 
 
 def _logprobs_and_entropy_gradient(

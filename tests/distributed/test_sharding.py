@@ -99,6 +99,19 @@ def test_without_a_mesh_there_is_nothing_to_decide() -> None:
     assert sharding.spec("batch", None) is None
     assert sharding.reshard(x, "batch") is x
     assert sharding.gather(x, "embed") is x
+    assert sharding.spec_of(x) is None
+    assert sharding.parts(x) == 1
+
+
+def test_how_an_array_is_laid_out() -> None:
+    mesh = make_mesh(2, 2, 2)
+    layout = P(("replica", "fsdp"), None, "tensor")
+    with jax.set_mesh(mesh):
+        x = jax.device_put(np.zeros((8, 3, 4)), NamedSharding(mesh, layout))
+        assert sharding.spec_of(x) == layout
+        assert sharding.parts(x) == 8
+        found = [sharding.parts(x, slice(axis, axis + 1)) for axis in range(3)]
+    assert found == [4, 1, 2]
 
 
 def test_gather_undoes_fsdp_alone() -> None:

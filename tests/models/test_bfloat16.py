@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from gad_jax.distributed import devices
-from gad_jax.models import adapters, bfloat16, decoder
+from gad_jax.models import bfloat16, decoder
 from gad_jax.models.config import DecoderConfig
 from gad_jax.types import Params
-from tests.models.test_adapters import learnt, logits, network
-from tests.models.test_float8 import assert_a_mesh_agrees, rows, wanted
+from tests.models.test_adapters import logits, network
+from tests.models.test_float8 import assert_a_mesh_agrees, assert_adapters_learn, rows, wanted
 
 SHAPES = {"wide to narrow": (48, 64, 16), "narrow to wide": (48, 16, 64), "odd": (47, 64, 16)}
 """Rows, inputs and outputs. The first one's gradient is computed the other way round, and the last
@@ -125,19 +125,7 @@ def test_logits_move_and_sampling_computes_as_before() -> None:
 
 
 def test_adapters_learn_on_a_base_whose_matmuls_are_rounded() -> None:
-    config, params = network("qwen2-window")
-    base, trained = adapters.split(config, jax.tree.map(jnp.asarray, learnt(params)))
-
-    def gradient(config: DecoderConfig) -> Params:
-        def loss(trained: Params) -> jax.Array:
-            return jnp.mean(decoder.logits(config, adapters.join(base, trained), *rows()) ** 2)
-
-        return jax.jit(jax.grad(loss))(trained)
-
-    plain, rounded = gradient(config), gradient(in_bfloat16(config))
-    for exact, found in zip(jax.tree.leaves(plain), jax.tree.leaves(rounded), strict=True):
-        assert found.dtype == exact.dtype
-        assert 0 < np.linalg.norm(found - exact) < 0.03 * np.linalg.norm(exact)
+    assert_adapters_learn("bfloat16", error=0.03)
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2])
