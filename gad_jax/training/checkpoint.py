@@ -80,8 +80,7 @@ class Checkpoints:
             read_only=read_only,
         )
         handlers: Any = {
-            # zstd writes 6 times slower, saves 8 % of the disk and needs up to one more copy.
-            "state": ocp.PyTreeCheckpointHandler(use_compression=False),
+            "state": records.state_handler(),
             records.HOST: ocp.PyTreeCheckpointHandler(use_compression=False),
             "meta": records.RecordHandler(),
         }

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
@@ -26,6 +27,9 @@ FORMAT = 2
 HOST = "host"
 """The item of a step with arrays that every process holds on its host, and their digests in the
 record; a step without any has neither."""
+
+LEAST_PART_BYTES = 2**20
+"""Of a replicated array, what a replica writes has at least this size."""
 
 Meta = dict[str, Any]
 """What a run stores with its arrays, as JSON."""
@@ -59,6 +63,19 @@ def items(
     arrays = {"state": leaves} | ({HOST: host} if host else {})
     saved = {name: ocp.args.PyTreeSave(tree) for name, tree in arrays.items()}
     return {**saved, "meta": RecordSave(make)}
+
+
+def state_handler() -> ocp.PyTreeCheckpointHandler:
+    """Returns what writes a step's arrays; where they are replicated, each replica writes a part.
+
+    An array of which a part would have less than `LEAST_PART_BYTES` is written by one replica. To
+    take a part, a device runs a program that is compiled for the array's shape, and for small
+    arrays such as norms a run's first save would take several times as long.
+    """
+    arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=LEAST_PART_BYTES)
+    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+    # zstd writes 6 times slower, saves 8 % of the disk and needs up to one more copy.
+    return ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=registry)
 
 
 class RecordHandler(ocp.JsonCheckpointHandler):

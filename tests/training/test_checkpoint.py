@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gad_jax.base.errors import StorageError, UserError
+from gad_jax.distributed import devices
 from gad_jax.training import digest, records
 from gad_jax.training.checkpoint import Checkpoints
 from tests.training.checkpoint_states import abstract, host, make_mesh, make_params, make_state
@@ -72,6 +73,23 @@ def test_restores_on_another_mesh(tmp_path: Path, mesh: Mesh, shape: tuple[int, 
     assert host(restored) == host(state)
     assert abstract(restored) == target
     assert digest.digests(restored) == digest.digests(state)
+    checkpoints.close()
+
+
+def test_large_arrays_are_written_by_all_their_replicas(tmp_path: Path, mesh: Mesh) -> None:
+    replicated = NamedSharding(mesh, P())
+    small = {
+        f"scale{width}": jax.device_put(np.ones((width, 8), np.float32), replicated)
+        for width in range(8, 80, 8)
+    }
+    large = np.arange(8 * records.LEAST_PART_BYTES // 4, dtype=np.float32).reshape(8, -1)
+    checkpoints, compiled = Checkpoints(tmp_path), devices.CompileCounter()
+    checkpoints.save(1, small, {})
+    assert compiled.count == 0  # to take a part of an array is a program
+    state = small | {"kernel": jax.device_put(large, replicated)}
+    checkpoints.save(2, state, {})
+    assert compiled.count > 0
+    assert host(checkpoints.restore(lambda _: abstract(state)).state) == host(state)
     checkpoints.close()
 
 
