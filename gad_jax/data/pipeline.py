@@ -11,12 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from jaxtyping import Int64
 
 from gad_jax.base.errors import UserError
 from gad_jax.data import teacher_thoughts
 from gad_jax.data.chat import Chat
-from gad_jax.data.ragged import Ragged, Tokens
+from gad_jax.data.ragged import Groups, Ragged, Tokens
 from gad_jax.data.sources.rows import Row, Rows
 
 _ENCODED_AT_ONCE = 1024  # rows per tokenizer call, which bounds the memory of its lists
@@ -89,8 +88,8 @@ class Prepared:
     stats: Stats
     fingerprint: str
     _prompts: Ragged
-    _responses: Ragged
-    _first_response: Int64[np.ndarray, " _"]
+    _responses: Groups
+    _rejected: Groups
     _chat: str
     parts: tuple[tuple[int, float], ...] = ()
 
@@ -103,7 +102,11 @@ class Prepared:
 
     def responses(self, index: int) -> list[Tokens]:
         """Returns the tokens of each of a row's teacher responses."""
-        return [self._responses[n] for n in range(*self._first_response[index : index + 2])]
+        return self._responses[index]
+
+    def rejected(self, index: int) -> list[Tokens]:
+        """Returns the tokens of each of a row's rejected answers."""
+        return self._rejected[index]
 
     def select(self, which: Sequence[int]) -> "Prepared":
         """Returns the rows of these numbers, which must be one or more, in this order.
@@ -111,19 +114,16 @@ class Prepared:
         What was skipped and dropped before is in the statistics of the whole set alone.
         """
         rows = tuple(self.rows[index] for index in which)
-        places = [n for index in which for n in range(*self._first_response[index : index + 2])]
-        prompts, responses = (
-            self._prompts.take(np.asarray(which)),
-            self._responses.take(np.asarray(places)),
-        )
+        places = np.asarray(which, np.int64)
+        prompts, responses = self._prompts.take(places), self._responses.take(places)
         return Prepared(
             name=self.name,
             rows=rows,
-            stats=Stats.of(rows, prompts, responses),
+            stats=Stats.of(rows, prompts, responses.sequences),
             fingerprint=_fingerprint(rows, self._chat),
             _prompts=prompts,
             _responses=responses,
-            _first_response=_first_responses(rows),
+            _rejected=self._rejected.take(places),
             _chat=self._chat,
         )
 
@@ -146,7 +146,7 @@ class Encoded:
     rejected: Ragged = field(default_factory=lambda: Ragged.of([]))
 
     def limited(self, max_prompt_tokens: int, max_response_tokens: int) -> Prepared:
-        """Returns the rows whose prompts fit, with their responses cut at the limit.
+        """Returns the rows whose prompts fit, with their answers cut at the limit.
 
         Raises UserError when no row remains.
         """
@@ -158,25 +158,27 @@ class Encoded:
                 f"{f' ({self.refused} refused by the chat template)' if self.refused else ''}; "
                 "raise --data.max_prompt_tokens"
             )
-        kept = tuple(row for row, fit in zip(self.rows, fits, strict=True) if fit)
-        of_kept = np.repeat(fits, [len(row.responses) for row in self.rows])
-        whole = self.responses.take(of_kept)
-        prompts, responses = self.prompts.take(fits), whole.cut(max_response_tokens)
+        places = np.flatnonzero(fits)
+        kept = tuple(self.rows[index] for index in places)
+        prompts = self.prompts.take(places)
+        whole = Groups.of(self.responses, [len(row.responses) for row in self.rows]).take(places)
+        rejected = Groups.of(self.rejected, [len(row.rejected) for row in self.rows]).take(places)
+        responses = whole.cut(max_response_tokens)
         return Prepared(
             name=self.source.name,
             rows=kept,
             stats=replace(
-                Stats.of(kept, prompts, responses),
+                Stats.of(kept, prompts, responses.sequences),
                 skipped=_skipped(self.source, self.refused),
                 dropped_long=len(self.rows) - len(kept),
-                cut_responses=int(np.sum(whole.lengths > max_response_tokens)),
+                cut_responses=int(np.sum(whole.sequences.lengths > max_response_tokens)),
                 unfinished=self.source.unfinished,
                 thoughts=self.thoughts,
             ),
             fingerprint=_fingerprint(kept, self._chat),
             _prompts=prompts,
             _responses=responses,
-            _first_response=_first_responses(kept),
+            _rejected=rejected.cut(max_response_tokens),
             _chat=self._chat,
         )
 
@@ -237,12 +239,12 @@ def mix(files: Sequence[Prepared], weights: Sequence[float]) -> Prepared:
     rows = tuple(row for file in files for row in file.rows)
     digest = hashlib.sha256(json.dumps([[f.fingerprint for f in files], [*weights]]).encode())
     prompts = Ragged.joined([file._prompts for file in files])
-    responses = Ragged.joined([file._responses for file in files])
+    responses = Groups.joined([file._responses for file in files])
     return Prepared(
         name=",".join(file.name for file in files),
         rows=rows,
         stats=replace(
-            Stats.of(rows, prompts, responses),
+            Stats.of(rows, prompts, responses.sequences),
             skipped=dict(sum((Counter(file.stats.skipped) for file in files), Counter())),
             dropped_long=sum(file.stats.dropped_long for file in files),
             cut_responses=sum(file.stats.cut_responses for file in files),
@@ -252,7 +254,7 @@ def mix(files: Sequence[Prepared], weights: Sequence[float]) -> Prepared:
         fingerprint=digest.hexdigest(),
         _prompts=prompts,
         _responses=responses,
-        _first_response=_first_responses(rows),
+        _rejected=Groups.joined([file._rejected for file in files]),
         _chat=files[0]._chat,
         parts=tuple(zip(map(len, files), weights, strict=True)) if weights else (),
     )
@@ -262,10 +264,6 @@ def _skipped(rows: Rows, refused: int) -> dict[str, int]:
     """Returns how many rows were skipped for which reason."""
     refusals = {"the chat template refuses the conversation": refused} if refused else {}
     return rows.skipped | refusals
-
-
-def _first_responses(rows: Sequence[Row]) -> Int64[np.ndarray, " _"]:
-    return np.cumsum([0, *(len(row.responses) for row in rows)], dtype=np.int64)
 
 
 def _check_share(rows: Rows, skipped: dict[str, int], limit: float) -> None:

@@ -1,4 +1,4 @@
-"""Sequences of tokens of different lengths in one array.
+"""Sequences of tokens of different lengths in one array, alone and in groups.
 
 An array per sequence would take several times the memory.
 """
@@ -60,3 +60,44 @@ class Ragged:
     def cut(self, limit: int) -> "Ragged":
         """Returns the first `limit` tokens of each sequence."""
         return replace(self, ends=np.minimum(self.ends, self.starts + limit))
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """Groups of sequences, such as the responses to each prompt.
+
+    Number i has the sequences from `bounds[i]` to `bounds[i + 1]`.
+    """
+
+    sequences: Ragged
+    bounds: Int64[np.ndarray, " _"]
+
+    @classmethod
+    def of(cls, sequences: Ragged, sizes: Sequence[int] | Int64[np.ndarray, " _"]) -> "Groups":
+        """Returns the sequences in groups of these sizes, in order."""
+        return cls(sequences, np.cumsum([0, *sizes], dtype=np.int64))
+
+    @classmethod
+    def joined(cls, parts: Sequence["Groups"]) -> "Groups":
+        """Returns the groups of all parts, in order."""
+        sizes = np.concatenate([part.sizes for part in parts])
+        return cls.of(Ragged.joined([part.sequences for part in parts]), sizes)
+
+    def __getitem__(self, index: int) -> list[Tokens]:
+        return [self.sequences[n] for n in range(*self.bounds[index : index + 2])]
+
+    @property
+    def sizes(self) -> Int64[np.ndarray, " _"]:
+        """The number of sequences in each group."""
+        return np.diff(self.bounds)
+
+    def take(self, which: Int64[np.ndarray, " _"]) -> "Groups":
+        """Returns the groups of these numbers."""
+        taken = self.of(self.sequences, self.sizes[which])
+        moved = self.bounds[which] - taken.bounds[:-1]  # of each group, from where it was
+        places = np.arange(taken.bounds[-1]) + np.repeat(moved, taken.sizes)
+        return replace(taken, sequences=self.sequences.take(places))
+
+    def cut(self, limit: int) -> "Groups":
+        """Returns the groups with the first `limit` tokens of each sequence."""
+        return replace(self, sequences=self.sequences.cut(limit))

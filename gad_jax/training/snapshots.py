@@ -22,7 +22,6 @@ import numpy as np
 from gad_jax.base import exits, files
 from gad_jax.base.errors import StorageError, UserError
 from gad_jax.core import packing, preference
-from gad_jax.data.chat import Chat
 from gad_jax.data.pipeline import Prepared
 from gad_jax.data.ragged import Ragged, Tokens
 from gad_jax.distributed import processes
@@ -87,16 +86,14 @@ class Answers:
 class Given:
     """The rejected answers of the rows, one to each: where a row has several, a step draws one."""
 
-    def __init__(self, data: Prepared, chat: Chat, limit: int, seed: int) -> None:
-        self._data, self._chat, self._limit, self._seed = data, chat, limit, seed
+    def __init__(self, data: Prepared, seed: int) -> None:
+        self._data, self._seed = data, seed
 
     def of(self, rows: np.ndarray, step: int) -> list[list[Tokens]]:
-        """Returns the answer to each row, cut at the limit as a teacher's is."""
+        """Returns the answer to each row."""
         draw = randomness.rejected_choice(self._seed, step)
-        choices = [self._data.rows[int(row)].rejected for row in rows]
-        texts = [texts[draw.integers(len(texts))] for texts in choices]
-        encoded = self._chat.encode_responses(texts)
-        return [[np.asarray(tokens[: self._limit], np.int32)] for tokens in encoded]
+        choices = [self._data.rejected(int(row)) for row in rows]
+        return [[answers[draw.integers(len(answers))]] for answers in choices]
 
     def metrics(self, rows: np.ndarray) -> dict[str, float]:
         """Returns nothing: no one has scored them."""
@@ -128,7 +125,7 @@ class Snapshots:
         """
         samples = baselines.snapshot_samples(self._config, span.stage)
         if not samples:
-            return self._given() if span.stage == "dpo" else None
+            return Given(self._data, self._config.seed) if span.stage == "dpo" else None
         wanted = _parts(span)
         identity = self._identity(span, samples)
         place = self._directory / span.stage
@@ -160,11 +157,6 @@ class Snapshots:
         parts = [part for part in found if part is not None]
         say(_summary(span.stage, parts))
         return Answers(parts)
-
-    def _given(self) -> Given:
-        config = self._config
-        limit = config.rollout.max_new_tokens
-        return Given(self._data, self._iteration.chat, limit, config.seed)
 
     def _identity(self, span: Span, samples: int) -> str:
         """Returns what the answers follow from, next to the weights, as text."""

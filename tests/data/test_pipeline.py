@@ -7,8 +7,9 @@ import pytest
 from gad_jax.base.errors import UserError
 from gad_jax.data import sources
 from gad_jax.data.chat import Chat
-from gad_jax.data.pipeline import prepare
+from gad_jax.data.pipeline import mix, prepare
 from tests.data.rows import LIMITS, rows_of, user
+
 
 # --- prepare ------------------------------------------------------------------------------------
 
@@ -36,6 +37,26 @@ def test_fifty_rows_with_one_of_each_trouble(chat, tmp_path):
     assert [row.id for row in prepared.rows if row.id.endswith((":11", ":21", ":31"))] == []
     for part in ("47 rows", "1 dropped for a long prompt", "1 skipped (not JSON)"):
         assert part in str(prepared.stats)
+
+
+def test_rejected_answers_stay_with_their_rows(chat):
+    rows = rows_of(*((f"q {'long ' * n}", "a") for n in range(3)))
+    answers = (("bad",), ("no", "worse than that"), ("so",))
+    kept = [
+        dataclasses.replace(row, rejected=each)
+        for row, each in zip(rows.rows, answers, strict=True)
+    ]
+    rows = dataclasses.replace(rows, rows=tuple(kept))
+    longest = len(chat.encode_prompt(kept[1].messages))
+    prepared = prepare(rows, chat, max_prompt_tokens=longest, max_response_tokens=2)
+
+    def texts(prepared, index):
+        return [chat.encode_response(text)[:2] for text in prepared.rows[index].rejected]
+
+    for found in (prepared, prepared.select([1]), mix([prepared, prepared.select([1, 0])], [])):
+        for index in range(len(found)):
+            assert [one.tolist() for one in found.rejected(index)] == texts(found, index)
+    assert [len(prepared.rejected(n)) for n in range(2)] == [1, 2]
 
 
 def test_limits_are_inclusive(chat):

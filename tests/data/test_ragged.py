@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from gad_jax.data.ragged import Ragged
+from gad_jax.data.ragged import Groups, Ragged
 
 SEQUENCES = [[1, 2, 3], [], [4], [5, 6]]
 
@@ -34,3 +34,20 @@ def test_taking_and_cutting_copy_no_tokens():
     some = ragged.take(np.array([True, False, False, True])).cut(1)
     assert lists(some) == [[1], [5]]
     assert some.flat is ragged.flat
+
+
+def test_groups_are_taken_joined_and_cut():
+    groups = Groups.of(Ragged.of(SEQUENCES), [2, 0, 1, 1])
+
+    def nested(groups):
+        return [[one.tolist() for one in groups[n]] for n in range(len(groups.sizes))]
+
+    assert nested(groups) == [[[1, 2, 3], []], [], [[4]], [[5, 6]]]
+    taken = groups.take(np.array([3, 1, 0, 3]))
+    assert nested(taken) == [[[5, 6]], [], [[1, 2, 3], []], [[5, 6]]]
+    assert nested(taken.cut(1)) == [[[5]], [], [[1], []], [[5]]]
+    assert nested(Groups.joined([taken.cut(2), groups.take(np.array([2]))])) == [
+        *([[5, 6]], [], [[1, 2], []], [[5, 6]]),
+        [[4]],
+    ]
+    assert nested(groups.take(np.array([], np.int64))) == []

@@ -9,6 +9,8 @@ import pytest
 
 from gad_jax.base import exits
 from gad_jax.base.errors import StorageError, UserError
+from gad_jax.data.pipeline import prepare
+from gad_jax.data.sources.rows import Row, Rows
 from gad_jax.distributed.mesh import make_mesh
 from gad_jax.settings import baselines
 from gad_jax.training import origins, rehearsal, snapshots
@@ -98,6 +100,32 @@ def test_a_run_that_stops_anywhere_ends_as_if_it_had_not(whole, tmp_path):
         for place in (tmp_path, directory)
     )
     assert ours == theirs
+
+
+def test_a_step_draws_one_of_a_rows_rejected_answers(whole):
+    chat, answers = whole[0].iteration.chat, ("no", "well, I do not know")
+    kept = tuple(
+        Row(
+            ({"role": "user", "content": "Why?"},),
+            ("because",),
+            f"r:{n}",
+            rejected=(*answers, str(n)),
+        )
+        for n in range(6)
+    )
+    prepared = prepare(Rows("r", kept, {}), chat, max_prompt_tokens=64, max_response_tokens=3)
+    given, numbers = snapshots.Given(prepared, seed=3), np.array([5, 0, 3])
+
+    def drawn(step):
+        return [answer.tolist() for (answer,) in given.of(numbers, step)]
+
+    assert drawn(4) == drawn(4)
+    seen = {tuple(tokens) for step in range(30) for tokens in drawn(step)}
+    # cut where a teacher's answer would be
+    assert seen == {
+        tuple(chat.encode_response(text)[:3]) for text in (*answers, *map(str, numbers))
+    }
+    assert given.metrics(numbers) == {}
 
 
 def test_a_stage_that_becomes_longer_adds_parts_at_the_end(whole):
