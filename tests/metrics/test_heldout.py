@@ -39,15 +39,14 @@ class Parrot(Responder):
 def rows(count: int) -> Prepared:
     """Returns rows whose teacher says 'no N!' in six tokens."""
     found = object.__new__(Prepared)
-    teacher: Any = [np.arange(6, dtype=np.int32)] * count
+    teacher = np.arange(6, dtype=np.int32)
     for name, value in {
         "rows": tuple(
             Row(({"role": "user", "content": f"q{n}"},), (f"no {n}!",), f"{n}")
             for n in range(count)
         ),
-        "_prompts": teacher,
-        "_responses": teacher,
-        "_first_response": np.arange(count + 1),
+        "_prompts": [teacher] * count,
+        "_responses": [[teacher]] * count,
     }.items():
         object.__setattr__(found, name, value)
     return found
