@@ -10,7 +10,6 @@ from gad_jax.data.chat import Chat
 from gad_jax.data.pipeline import mix, prepare
 from tests.data.rows import LIMITS, rows_of, user
 
-
 # --- prepare ------------------------------------------------------------------------------------
 
 

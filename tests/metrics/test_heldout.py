@@ -1,7 +1,6 @@
 """What an evaluation holds, and what makes it the best of a run."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pytest
