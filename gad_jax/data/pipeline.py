@@ -160,7 +160,7 @@ class Encoded:
             )
         places = np.flatnonzero(fits)
         kept = tuple(self.rows[index] for index in places)
-        prompts = self.prompts.take(places)
+        prompts = self.prompts.take(fits)
         whole = Groups.of(self.responses, [len(row.responses) for row in self.rows]).take(places)
         rejected = Groups.of(self.rejected, [len(row.rejected) for row in self.rows]).take(places)
         responses = whole.cut(max_response_tokens)

@@ -93,10 +93,10 @@ class Groups:
 
     def take(self, which: Int64[np.ndarray, " _"]) -> "Groups":
         """Returns the groups of these numbers."""
-        taken = self.of(self.sequences, self.sizes[which])
-        moved = self.bounds[which] - taken.bounds[:-1]  # of each group, from where it was
-        places = np.arange(taken.bounds[-1]) + np.repeat(moved, taken.sizes)
-        return replace(taken, sequences=self.sequences.take(places))
+        sizes = self.sizes[which]
+        moved = self.bounds[which] - (np.cumsum(sizes) - sizes)  # from where each group will be
+        places = np.arange(sizes.sum()) + np.repeat(moved, sizes)
+        return self.of(self.sequences.take(places), sizes)
 
     def cut(self, limit: int) -> "Groups":
         """Returns the groups with the first `limit` tokens of each sequence."""
